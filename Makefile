@@ -1,0 +1,50 @@
+# Any Python from 3.11 on, such as `make PYTHON=python3.13 test`; it only creates the environment.
+PYTHON ?= python3
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test test-slow lint format demo dist clean
+
+help: ## List the targets.
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
+		while IFS='|' read -r name text; do printf '%-10s %s\n' "$$name" "$$text"; done
+
+venv: $(INSTALLED) ## Create the virtual environment in .venv and install everything, pinned.
+
+# One pip command for everything: with torch pinned by the constraints from the start, no dependency
+# can pull in another build of it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11; pass another: make PYTHON=python3.13" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+test: $(INSTALLED) ## Run the tests and doctests that are not slow.
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-slow: $(INSTALLED) ## Run the slow tests.
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+lint: $(INSTALLED) ## Check style, format and types.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## Format the code and fix what can be fixed.
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+demo: $(INSTALLED) ## Record a small model, compile a larger one, sweep the rates of both.
+	$(BIN)/flerm-fx demo
+
+dist: $(INSTALLED) ## Build the source distribution and the wheel in dist/.
+	$(BIN)/python -m hatchling build
+
+clean: ## Remove what the other targets made.
+	rm -rf $(VENV) dist build demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,53 @@
+"""Function-space learning rates as a torch.fx compiler pass.
+
+Record a small model, compile a large one, and train it at the small one's learning rate:
+
+    with flerm_fx.record(small, optimizer, inputs, targets) as recorder:
+        train(small, optimizer)
+    model = flerm_fx.compile(large, recorder.profile)
+
+After Milsom, Anson, Aitchison, *Function-Space Learning Rates*, ICML 2025, arXiv 2502.17405.
+"""
+
+from flerm_fx.assignment import Assignment
+from flerm_fx.compiler import Check, CompiledModel, compile
+from flerm_fx.errors import (
+    CaptureError,
+    CaptureWarning,
+    DivergenceError,
+    EstimateError,
+    FlermError,
+    InputError,
+    MatchError,
+    OptimizerError,
+    ProfileError,
+)
+from flerm_fx.frontier import instrument
+from flerm_fx.probe.estimate import Estimate
+from flerm_fx.probe.measure import measure
+from flerm_fx.profile import BaseProfile
+from flerm_fx.record import Recorder, record
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Assignment",
+    "BaseProfile",
+    "CaptureError",
+    "CaptureWarning",
+    "Check",
+    "CompiledModel",
+    "DivergenceError",
+    "Estimate",
+    "EstimateError",
+    "FlermError",
+    "InputError",
+    "MatchError",
+    "OptimizerError",
+    "ProfileError",
+    "Recorder",
+    "compile",
+    "instrument",
+    "measure",
+    "record",
+]

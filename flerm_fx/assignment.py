@@ -1,0 +1,38 @@
+"""What the compiler decided for one parameter."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from flerm_fx.probe.estimate import Estimate
+
+Status = Literal["matched", "unresolved", "unused"]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    r"""One parameter's multiplier and where it comes from: a row of the dump.
+
+    .. math:: m_l = \frac{\sum_b \mathrm{share}_{b \to l}\, \mathrm{FSLR}_b}{\mathrm{FSLR}_l}
+
+    Attributes:
+        parameter: name of the target's parameter.
+        node: name of its ``get_attr`` node in the captured graph; empty on the eager path.
+        op: the operation it enters first, such as ``"aten.linear"``.
+        shape: its shape.
+        base: the base parameters it answers to, each with the share of mass taken from it.
+        base_fslr: the FSLR to be met, ``sum(share * FSLR)`` over ``base``.
+        target: FSLR measured on the target for a unit update.
+        multiplier: the learning-rate multiplier m_l.
+        status: ``"matched"``; ``"unresolved"`` where an FSLR is zero or within its noise, and the
+            multiplier is 1; ``"unused"`` where the output does not depend on the parameter.
+    """
+
+    parameter: str
+    node: str
+    op: str
+    shape: tuple[int, ...]
+    base: tuple[tuple[str, float], ...]
+    base_fslr: float
+    target: Estimate
+    multiplier: float
+    status: Status

@@ -1,0 +1,465 @@
+"""Capture: a model and sample inputs become an annotated ``torch.fx`` graph."""
+
+import functools
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx._pytree import tree_flatten_spec
+from torch.utils import _pytree as pytree
+
+from flerm_fx.errors import CaptureError, CaptureWarning, FlermError, InputError
+from flerm_fx.functionalize import functionalize, is_functional
+from flerm_fx.inputs import Inputs, OutputFn, batch_size, call_arguments, select_output
+from flerm_fx.probed_as import PROBED_AS
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A model as a graph, ready for passes; or, where it does not export, as a function.
+
+    Attributes:
+        model: the model itself; the graphs share its parameters and buffers.
+        parameters: its trainable parameters by canonical name, in the order in which the forward
+            pass reaches them (unused ones last). Tied parameters have one entry, under the first
+            of their names.
+        aliases: every name of a trainable parameter, with its canonical name.
+        graph_module: the graph, called like the model; None on the eager path.
+        probe_module: the same graph without mutation, from the flat inputs to the one output
+            tensor whose change is measured; None on the eager path.
+        in_spec: how arguments flatten to the graph's placeholders; None on the eager path.
+        output_fn: picks the output tensor.
+        training: the mode at capture, which the graph has baked in.
+        reason: why there is no graph; empty if there is one.
+    """
+
+    model: nn.Module
+    parameters: dict[str, nn.Parameter]
+    aliases: dict[str, str]
+    graph_module: fx.GraphModule | None
+    probe_module: fx.GraphModule | None
+    in_spec: pytree.TreeSpec | None
+    output_fn: OutputFn | None
+    training: bool
+    reason: str = ""
+    modules: dict[str, str] = field(default_factory=dict)
+
+    def apply(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+        """The output tensor f(inputs) with some parameters replaced; no buffer is changed."""
+        args, kwargs = call_arguments(inputs)
+        state = {**cloned_buffers(self.model), **parameters}
+        output = torch.func.functional_call(self.model, state, args, kwargs)
+        return select_output(output, self.output_fn)
+
+    def flat(self, inputs: Inputs) -> list[Any]:
+        """The arguments of ``probe_module`` for these inputs."""
+        assert self.in_spec is not None
+        return tree_flatten_spec(call_arguments(inputs), self.in_spec)
+
+
+def capture(
+    model: nn.Module,
+    inputs: Inputs,
+    output_fn: OutputFn | None = None,
+    *,
+    dynamic_batch: bool = True,
+) -> Capture:
+    """Capture ``model`` in its present mode as a graph of ATen operations.
+
+    The graph comes from ``torch.export`` with a dynamic batch. Every ``get_attr`` of a trainable
+    parameter carries ``node.meta["parameter"]``, its canonical name. Regions without gradient
+    (``torch.no_grad()`` in the model) are inlined behind ``detach``; assertions are dropped. The
+    model's weights, buffers, gradients, mode and the random state are left as they were.
+
+    Args:
+        model: any module; trainable is what ``requires_grad``.
+        inputs: a tensor, a tuple of arguments or a dict of keyword arguments, batch first.
+        output_fn: picks the output tensor (see :func:`flerm_fx.inputs.select_output`).
+        dynamic_batch: whether the graph is to serve other batch sizes.
+
+    Warns:
+        CaptureWarning: the model does not export; the eager path is taken, and the message names
+            the construct in the way.
+
+    Raises:
+        InputError: unusable inputs or output, no trainable parameter, or a parameter that is not
+            registered.
+        CaptureError: the model cannot be run on ``inputs`` at all.
+
+    Example::
+
+        >>> captured = capture(nn.Linear(3, 2), torch.zeros(4, 3))
+        >>> list(captured.parameters)
+        ['weight', 'bias']
+    """
+    if dynamic_batch:
+        batch_size(inputs)
+    names = _canonical_names(model)
+    if not names:
+        raise InputError("the model has no trainable parameter (none with requires_grad=True)")
+    _check_registered(model)
+    with untouched(model):
+        # An eager run first, so that a model that is simply wrong fails with its own error.
+        try:
+            with torch.no_grad():
+                args, kwargs = call_arguments(inputs)
+                entries = _execution_order(model, args, kwargs, names, output_fn)
+        except FlermError:
+            raise
+        except Exception as error:
+            raise CaptureError(
+                f"the model cannot be run on the inputs: {type(error).__name__}: {error}"
+            ) from error
+        reason = ""
+        exported: _Exported = (None, None, None)
+        try:
+            exported = _export(model, args, kwargs, names, output_fn, dynamic_batch)
+        except Exception as error:  # whatever tracing the user's code may raise
+            reason = _construct(error)
+            warnings.warn(
+                f"{type(model).__name__} does not export to a graph, so it is measured eagerly, "
+                f"which is slower: {reason}",
+                CaptureWarning,
+                stacklevel=2,
+            )
+        graph_module, probe_module, in_spec = exported
+        order = list(entries) if graph_module is None else _graph_order(graph_module.graph)
+    trainable = {names[id(p)]: p for p in model.parameters() if p.requires_grad}
+    order = [
+        *dict.fromkeys(order),
+        *(name for name in trainable if name not in set(order)),
+    ]
+    return Capture(
+        model=model,
+        parameters={name: trainable[name] for name in order},
+        aliases={
+            alias: names[id(p)]
+            for alias, p in model.named_parameters(remove_duplicate=False)
+            if p.requires_grad
+        },
+        graph_module=graph_module,
+        probe_module=probe_module,
+        in_spec=in_spec,
+        output_fn=output_fn,
+        training=model.training,
+        reason=reason,
+        modules=entries,
+    )
+
+
+def cloned_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of a module's buffers, for a run that may update them."""
+    return {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+
+
+RngState = tuple[Tensor, list[Tensor]]
+
+
+def rng_state() -> RngState:
+    """Random state of the CPU, and of every CUDA device if CUDA is in use."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    return torch.get_rng_state(), cuda
+
+
+def set_rng_state(state: RngState) -> None:
+    """Go back to a state that :func:`rng_state` returned."""
+    cpu, cuda = state
+    torch.set_rng_state(cpu)
+    if cuda:
+        torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Put back the random state on leaving."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put back the random state, each module's mode and every buffer on leaving."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    with preserved_rng():
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            with torch.no_grad():
+                for module, name, buffer, value in buffers:
+                    module._buffers[name] = buffer
+                    if not torch.equal(buffer, value):
+                        buffer.copy_(value)
+
+
+def _canonical_names(model: nn.Module) -> dict[int, str]:
+    """Canonical name of each trainable parameter, by object identity."""
+    return {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _check_registered(model: nn.Module) -> None:
+    registered = {id(p) for p in model.parameters()}
+    for path, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute in ("_parameters", "_modules", "_buffers"):
+                continue
+            for leaf in pytree.tree_leaves(value):
+                if isinstance(leaf, nn.Parameter) and id(leaf) not in registered:
+                    where = f"{path}.{attribute}" if path else attribute
+                    raise InputError(
+                        f"{where} holds a Parameter of shape {tuple(leaf.shape)} that is not "
+                        "registered, so neither an optimizer nor a graph sees it; keep it in an "
+                        "nn.ParameterList or nn.ParameterDict, or assign it as an attribute"
+                    )
+
+
+def _execution_order(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    names: dict[int, str],
+    output_fn: OutputFn | None,
+) -> dict[str, str]:
+    """Run once; trainable parameters as modules are entered, with the kind of their module."""
+    reached: dict[str, str] = {}
+
+    def entered(module: nn.Module, *_: Any) -> None:
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) in names:
+                reached.setdefault(names[id(parameter)], type(module).__name__)
+
+    handles = [module.register_forward_pre_hook(entered) for module in model.modules()]
+    try:
+        output = torch.func.functional_call(model, cloned_buffers(model), args, kwargs)
+        select_output(output, output_fn)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return reached
+
+
+_Exported = tuple[fx.GraphModule, fx.GraphModule, pytree.TreeSpec] | tuple[None, None, None]
+
+
+def _export(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    names: dict[int, str],
+    output_fn: OutputFn | None,
+    dynamic_batch: bool,
+) -> tuple[fx.GraphModule, fx.GraphModule, pytree.TreeSpec]:
+    wrapper = _WithSelectedOutput(model, output_fn)
+    shapes: Any = None
+    if dynamic_batch:
+        shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                shapes[leaf] = {0: torch.export.Dim.DYNAMIC}
+    with _quiet():
+        program = torch.export.export(wrapper, args, kwargs, strict=False, dynamic_shapes=shapes)
+        full = _clean(program.module(check_guards=False), model, names)
+        probe = _output_only(full)
+        if not functionalize(probe.graph):
+            functional = program.run_decompositions({}).module(check_guards=False)
+            probe = _output_only(_clean(functional, model, names))
+            if not is_functional(probe.graph):
+                raise RuntimeError("an in-place operation could not be made functional")
+    in_spec = _without_selected_output(full)
+    probe.graph.eliminate_dead_code(
+        is_impure_node=lambda node: node.op in ("placeholder", "output") or "parameter" in node.meta
+    )
+    probe.graph.set_codegen(fx.graph.CodeGen())
+    for graph_module in (full, probe):
+        graph_module.graph.lint()
+        graph_module.recompile()
+    return full, probe, in_spec
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch.export's own deprecations and failure logs from the user."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+class _WithSelectedOutput(nn.Module):
+    """The model, returning its output and the one tensor of it that is measured."""
+
+    def __init__(self, model: nn.Module, output_fn: OutputFn | None) -> None:
+        super().__init__()
+        self.model = model
+
+        @functools.wraps(model.forward)  # so that placeholders get the model's argument names
+        def forward(*args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
+            output = model(*args, **kwargs)
+            return output, select_output(output, output_fn)
+
+        self.forward = forward
+        self.training = model.training
+
+
+_ASSERTIONS = (
+    "_assert_tensor_metadata",
+    "_assert_scalar",
+    "_assert_async",
+    "sym_constrain_range",
+    "sym_constrain_range_for_size",
+)
+
+
+def _clean(exported: fx.GraphModule, model: nn.Module, names: dict[int, str]) -> fx.GraphModule:
+    """A plain graph module with the model's own attribute names and annotated parameters."""
+    graph = exported.graph
+    _inline_no_grad(exported)
+    root: dict[str, Any] = {}
+    first: dict[str, fx.Node] = {}
+    for node in list(graph.nodes):
+        target = getattr(node.target, "_schema", None)
+        if (
+            target is not None
+            and target.name.split("::")[-1] in _ASSERTIONS
+            or node.op == "call_module"
+            and node.target == "_guards_fn"
+        ):
+            graph.erase_node(node)
+        elif node.op in ("get_attr", "call_module"):
+            value = _attribute(exported, node.target)
+            node.target = node.target.removeprefix("model.")
+            if isinstance(value, nn.Parameter) and id(value) in names:
+                name = names[id(value)]
+                if name in first:  # a tied parameter's other name
+                    node.replace_all_uses_with(first[name])
+                    graph.erase_node(node)
+                    continue
+                node.target = name
+                node.meta = {
+                    **node.meta,
+                    "parameter": name,
+                    "shape": tuple(value.shape),
+                }
+                first[name] = node
+            elif not node.users:
+                graph.erase_node(node)
+                continue
+            node._rename(node.target.replace(".", "_"))
+            root[node.target] = value
+    clean = fx.GraphModule(root, graph, class_name=type(model).__name__)
+    clean.train(model.training)
+    return clean
+
+
+def _attribute(module: nn.Module, target: str) -> Any:
+    return functools.reduce(getattr, target.split("."), module)
+
+
+def _inline_no_grad(graph_module: fx.GraphModule) -> None:
+    """Replace ``wrap_with_set_grad_enabled(flag, submodule, …)`` by the submodule's nodes."""
+    graph = graph_module.graph
+    wrapped = torch.ops.higher_order.wrap_with_set_grad_enabled
+    while regions := list(graph.find_nodes(op="call_function", target=wrapped)):
+        for region in regions:
+            enabled, submodule, *operands = region.args
+            body = _attribute(graph_module, submodule.target).graph
+            values = dict(zip(body.find_nodes(op="placeholder"), operands, strict=True))
+            with graph.inserting_before(region):
+                outputs: Any = graph.graph_copy(body, values)
+                if not enabled:
+                    outputs = pytree.tree_map_only(fx.Node, _detached, outputs)
+            for item in list(region.users):
+                item.replace_all_uses_with(outputs[item.args[1]])
+                graph.erase_node(item)
+            graph.erase_node(region)
+            if not submodule.users:
+                graph.erase_node(submodule)
+
+
+def _detached(node: fx.Node) -> fx.Node:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return node
+    detached = node.graph.call_function(torch.ops.aten.detach.default, (node,))
+    detached.meta = dict(node.meta)
+    return detached
+
+
+def _returned(output: fx.Node) -> tuple[Any, ...]:
+    (returned,) = output.args
+    assert isinstance(returned, tuple)
+    return returned
+
+
+def _output_only(full: fx.GraphModule) -> fx.GraphModule:
+    """A copy of the graph that returns the selected output tensor alone."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in full.graph.nodes:
+        if node.op == "output":
+            *_, selected = _returned(node)
+            graph.output(copies[selected])
+        else:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+            copies[node].target = PROBED_AS.get(node.target, node.target)
+    return fx.GraphModule(full, graph, class_name="Probe")
+
+
+def _without_selected_output(full: fx.GraphModule) -> pytree.TreeSpec:
+    """Make the graph return what the model returns; its input specification."""
+    output = full.graph.output_node()
+    output.args = (tuple(_returned(output)[:-1]),)
+    codegen = full.graph._codegen
+    assert isinstance(codegen, fx.graph._PyTreeCodeGen)
+    info = codegen.pytree_info
+    assert info.out_spec is not None
+    full.graph.set_codegen(fx.graph._PyTreeCodeGen(info._replace(out_spec=info.out_spec.child(0))))
+    return info.in_spec
+
+
+def _graph_order(graph: fx.Graph) -> list[str]:
+    """Canonical names of the used parameters, in order of first use."""
+    return [
+        argument.meta["parameter"]
+        for node in graph.nodes
+        if node.op != "get_attr"
+        for argument in node.all_input_nodes
+        if "parameter" in argument.meta
+    ]
+
+
+def _construct(error: Exception) -> str:
+    """The construct that export stopped at: the error and the user's line that raised it."""
+    summary = str(error).strip().splitlines()
+    message = f"{type(error).__name__}: {summary[0] if summary else ''}"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "/torch/" not in frame.filename.replace("\\", "/")
+        and frame.filename != __file__
+        and not frame.filename.startswith("<")
+    ]
+    if frames:
+        frame = frames[-1]
+        message += f" ({frame.filename}:{frame.lineno}: {frame.line})"
+    return message

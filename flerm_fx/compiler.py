@@ -1,0 +1,449 @@
+"""The matching compiler: a large model and a base profile become multipliers, and a model."""
+
+import copy
+import math
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.optim import Optimizer
+
+from flerm_fx.align import Match, align
+from flerm_fx.assignment import Assignment
+from flerm_fx.capture import Capture, capture
+from flerm_fx.dump import Format, dump
+from flerm_fx.emit.scaled import ScaledModel
+from flerm_fx.errors import FlermError, InputError, OptimizerError
+from flerm_fx.inputs import (
+    Inputs,
+    OutputFn,
+    call_arguments,
+    detached,
+    device_of,
+    probe_pool,
+    to_device,
+)
+from flerm_fx.loss import Loss, LossFunction, resolve
+from flerm_fx.parameter_graph import capture_graph
+from flerm_fx.probe.estimate import Estimate
+from flerm_fx.probe.planner import Method
+from flerm_fx.profile import BaseProfile
+from flerm_fx.scale import is_scale
+from flerm_fx.start import MODEL_LOSS, StartProcedure, copied, measure_start
+from flerm_fx.update_rule import UpdateRule, group_settings, node_scale
+
+Emit = Literal["graph", "param_groups"]
+Mapped = Mapping[str, str] | Callable[[str], str | None]
+
+NOISE = 2.0
+"""An FSLR below this many standard errors is not told from zero."""
+
+ROUNDING = 64.0
+"""An FSLR below this many machine epsilons of the model's largest is rounding: the tangent of an
+attention key's bias, which softmax does not see, is some epsilons of its query's."""
+
+CHECK_ERRORS = 4.0
+"""Standard errors that :meth:`CompiledModel.check` allows: with hundreds of parameters, 3 would
+fail a right one now and then, 4 does once in 16,000."""
+
+CHECK_RTOL = 1e-3
+"""Relative difference that :meth:`CompiledModel.check` allows beyond the standard errors."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One parameter's FSLR, measured again on the compiled model.
+
+    Attributes:
+        parameter: its name.
+        expected: the base FSLR that it was to meet.
+        measured: the FSLR of its unit update in the compiled model.
+        tolerance: the difference allowed for sampling errors and rounding.
+        passed: whether they agree; True for parameters that were not matched.
+    """
+
+    parameter: str
+    expected: float
+    measured: Estimate
+    tolerance: float
+    passed: bool
+
+
+def compile(
+    model: nn.Module,
+    base_profile: BaseProfile,
+    *,
+    inputs: Inputs | list[Inputs] | None = None,
+    targets: Any = None,
+    loss_fn: LossFunction | str | None = None,
+    optimizer: Optimizer | type[Optimizer] | Callable[..., Optimizer] | None = None,
+    output_fn: OutputFn | None = None,
+    emit: Emit = "graph",
+    mapping: Mapped | None = None,
+    rounds: int = 1,
+    method: Method = "auto",
+    rtol: float = 0.05,
+    donate: bool = False,
+) -> "CompiledModel":
+    r"""Give each parameter of a model the multiplier at which it learns as the base's does.
+
+    .. math:: m_l = \frac{\sum_b \mathrm{share}_{b \to l}\, \mathrm{FSLR}_b}{\mathrm{FSLR}_l}
+
+    Both sides are FSLRs of unit updates at the start of training, measured by the same procedure
+    (Milsom et al. 2025, section 4); which base parameters b a parameter answers to follows from
+    the structure of the two graphs, with the mass of repeated blocks conserved. A parameter whose
+    FSLR is zero or within its noise on either side keeps a multiplier of 1.
+
+    Args:
+        model: the target, at its initial weights and in the mode in which it will train. It is
+            left as it was, unless ``donate``.
+        base_profile: recorded by :func:`flerm_fx.record` on the base model.
+        inputs, targets: probe pool for this model; the profile's own if None.
+        loss_fn: needed if the profile's loss is not in ``torch.nn.functional``.
+        optimizer: needed if the profile's is not in ``torch.optim``: an optimizer, its class, or a
+            function from parameter groups to one.
+        output_fn: picks the output tensor (default ``.logits``, else the first floating tensor).
+        emit: ``"graph"`` for a copy of the model with scale nodes, trained by one optimizer group;
+            ``"param_groups"`` to train ``model`` itself with :meth:`CompiledModel.param_groups`.
+        mapping: target name to base name, as a dict or a function, where structure cannot decide.
+        rounds: how often the start is measured again with the multipliers just found; it makes a
+            difference only for a profile recorded with ``settle`` above 0.
+        method, rtol: as for :func:`flerm_fx.measure`.
+        donate: take the parameters from ``model`` instead of copying them, and leave it unusable.
+
+    Returns:
+        A :class:`CompiledModel`, called and trained like ``model``.
+
+    Raises:
+        MatchError: parameters that structure cannot match; the message names each.
+        InputError: unusable inputs or options.
+        OptimizerError: a loss or optimizer that the profile cannot name.
+        EstimateError, DivergenceError: as for :func:`flerm_fx.record`.
+
+    Example::
+
+        >>> import flerm_fx
+        >>> def mlp(width):
+        ...     torch.manual_seed(0)
+        ...     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+        >>> small, large = mlp(8), mlp(64)
+        >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
+        >>> optimizer = torch.optim.Adam(small.parameters(), lr=1e-3)
+        >>> profile = flerm_fx.record(small, optimizer, x, y).profile
+        >>> compiled = flerm_fx.compile(large, profile, method="exact")
+        >>> bool(torch.allclose(compiled(x), large(x), atol=1e-6))
+        True
+        >>> all(check.passed for check in compiled.check())
+        True
+    """
+    if emit not in ("graph", "param_groups"):
+        raise InputError(f"unknown emit {emit!r}; expected 'graph' or 'param_groups'")
+    if not isinstance(rounds, int) or rounds < 1:
+        raise InputError(f"rounds must be a whole number of at least 1, got {rounds}")
+    if donate and emit != "graph":
+        raise InputError("donate=True goes with emit='graph', which takes the parameters over")
+    procedure = _procedure(
+        base_profile, inputs, targets, loss_fn, optimizer, output_fn, method, rtol
+    )
+    probe_inputs = to_device(procedure.pool[0][0], device_of(model))
+    twin = copied(model)
+    captured = capture(twin, probe_inputs, output_fn)
+    matches = align(base_profile.graph, capture_graph(captured), mapping)
+    assignments: tuple[Assignment, ...] = ()
+    multipliers: dict[str, float] | None = None
+    # Without settling steps, multipliers do not move the weights that are measured at.
+    for _ in range(rounds if procedure.settle else 1):
+        start = measure_start(captured, procedure, multipliers)
+        assignments = _assign(captured, base_profile, matches, start)
+        multipliers = {a.parameter: a.multiplier for a in assignments}
+    assert multipliers is not None
+    scales = {}
+    if emit == "graph":
+        scales = {name: node_scale(procedure.rule, m) for name, m in multipliers.items()}
+    if emit == "param_groups":
+        skeleton = model
+    elif donate:
+        skeleton = _donated(model)
+    else:
+        skeleton = twin
+    compiled = CompiledModel(model, skeleton, scales, matches, assignments, procedure, probe_inputs)
+    if skeleton is twin:
+        compiled.adopt(captured.graph_module, *call_arguments(probe_inputs))
+    return compiled
+
+
+class CompiledModel(ScaledModel):
+    """A model with its multipliers, and how they were found; made by :func:`compile`.
+
+    Call it, train it and save it like the model it was made from. With ``emit="graph"`` its
+    parameters are the stored weights w = θ / s of the scale nodes: train them with one optimizer
+    group at the base's learning rate.
+
+    Attributes:
+        multipliers: learning-rate multiplier m_l of each trainable parameter.
+        matches: the base parameters that each answers to, with shares.
+        assignments: all that was found of each parameter, in execution order.
+        scales: factor s_l = m_l^(1/(1+p)) of each scale node, p the optimizer's degree; empty for
+            ``emit="param_groups"``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        skeleton: nn.Module,
+        scales: Mapping[str, float],
+        matches: Mapping[str, Match],
+        assignments: tuple[Assignment, ...],
+        procedure: StartProcedure,
+        probe_inputs: Inputs,
+    ) -> None:
+        super().__init__(skeleton, scales)
+        self.matches = dict(matches)
+        self.assignments = assignments
+        self.procedure = procedure
+        self._probe_inputs = probe_inputs
+        self._model = weakref.ref(model)
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """Learning-rate multiplier of each trainable parameter, in execution order."""
+        return {a.parameter: a.multiplier for a in self.assignments}
+
+    @property
+    def graph_module(self) -> fx.GraphModule | None:
+        """The graph for the probe's shape of input in the present mode; None on the eager path.
+
+        Scale nodes carry ``meta["parameter"]``, ``"shape"``, ``"multiplier"``, ``"base"``,
+        ``"base_fslr"`` and ``"fslr"``.
+        """
+        return self.graph_for(*call_arguments(to_device(self._probe_inputs, device_of(self))))
+
+    def annotate(self, graph_module: fx.GraphModule) -> None:
+        """Write each parameter's assignment to its scale node."""
+        rows = {a.parameter: a for a in self.assignments}
+        for node in graph_module.graph.nodes:
+            if is_scale(node):
+                row = rows[node.meta["parameter"]]
+                node.meta.update(
+                    multiplier=row.multiplier,
+                    base=row.base,
+                    base_fslr=row.base_fslr,
+                    fslr=row.target,
+                )
+
+    def param_groups(self, lr: float, weight_decay: float | None = None) -> list[dict[str, Any]]:
+        """Parameter groups that train the *original* model as the scale nodes train this one.
+
+        Parameters with equal multipliers share a group; each group has ``lr * m``, and weight
+        decay and eps changed so that the training is the same (see
+        :func:`flerm_fx.update_rule.group_settings`). Nothing in the model changes.
+
+        Args:
+            lr: the base's learning rate.
+            weight_decay: as for the base; None for the recorded optimizer's own.
+
+        Raises:
+            InputError: the original model is gone (donated or deleted), or a learning rate that is
+                not above 0.
+
+        Example: ``optimizer = torch.optim.AdamW(compiled.param_groups(lr=1e-3), lr=1e-3)``
+        """
+        if not (isinstance(lr, (int, float)) and math.isfinite(lr) and lr > 0):
+            raise InputError(f"lr must be a finite number above 0, got {lr!r}")
+        model = self._model()
+        if model is None or _is_donated(model):
+            raise InputError(
+                "the model that was compiled is gone (donated or deleted), so it has no "
+                "parameters to group; keep it, or train the compiled model itself"
+            )
+        groups: dict[float, dict[str, Any]] = {}
+        multipliers = self.multipliers
+        for name, parameter in model.named_parameters():
+            if name not in multipliers:
+                continue
+            m = multipliers[name]
+            if m not in groups:
+                settings = group_settings(self.procedure.rule, lr, m, weight_decay)
+                groups[m] = {"params": [], **settings}
+            groups[m]["params"].append(parameter)
+        return list(groups.values())
+
+    def fold(self) -> nn.Module:
+        """A plain model of the original class with the scales multiplied into its weights."""
+        return self.plain()
+
+    def dump(self, format: Format = "table", path: str | Path | None = None) -> str:
+        """What was decided for each parameter, in execution order, as text.
+
+        Args:
+            format: ``"table"``, ``"json"``, ``"dot"`` (the parameter graph) or ``"code"`` (the
+                graph's code, annotated).
+            path: also write it there.
+        """
+        return dump(self.assignments, self.graph_module, format, path)
+
+    def check(self) -> tuple[Check, ...]:
+        r"""Measure the FSLRs again on the compiled model and compare them with the base's.
+
+        The start is repeated on a copy of what was emitted, with one optimizer group for a graph
+        and the parameter groups otherwise, and with other random draws. A parameter passes if
+
+        .. math:: |\mathrm{FSLR}_l - \mathrm{FSLR}_{base}| \le
+                  4 \sqrt{\sigma_l^2 + (m_l \sigma_{l,compile})^2} + 10^{-3}\,\mathrm{FSLR}_{base}.
+        """
+        emitted: nn.Module | None = self.graph_module if self.scales else None
+        if emitted is not None:
+            twin = copied(emitted)
+        else:
+            twin = copied(self)
+        for name, parameter in twin.named_parameters():
+            # A graph module makes buffers of what it holds; what was frozen stays frozen.
+            parameter.requires_grad_(name in self.multipliers)
+        multipliers = None if self.scales else self.multipliers
+        captured = capture(twin, self._probe_inputs, self.procedure.output_fn)
+        again = replace(self.procedure, seed=self.procedure.seed + 1_000_003)
+        measured = measure_start(captured, again, multipliers)
+        return tuple(self._check(a, measured[a.parameter]) for a in self.assignments)
+
+    def _check(self, row: Assignment, unit: Estimate) -> Check:
+        # Through scale nodes the unit update of w already moves θ by m; in groups it does not.
+        factor = 1.0 if self.scales else row.multiplier
+        measured = replace(unit, value=unit.value * factor, stderr=unit.stderr * factor)
+        errors = math.hypot(measured.stderr, row.multiplier * row.target.stderr)
+        tolerance = CHECK_ERRORS * errors + CHECK_RTOL * row.base_fslr
+        passed = row.status != "matched" or abs(measured.value - row.base_fslr) <= tolerance
+        return Check(row.parameter, row.base_fslr, measured, tolerance, passed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A weak reference neither copies nor pickles; a copy has no original model.
+        return {**super().__getstate__(), "_model": _gone}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledModel":
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__ = copy.deepcopy(self.__getstate__(), memo)
+        return twin
+
+
+def _gone() -> None:
+    """What a dead weak reference returns."""
+
+
+def _procedure(
+    profile: BaseProfile,
+    inputs: Inputs | list[Inputs] | None,
+    targets: Any,
+    loss_fn: LossFunction | str | None,
+    optimizer: Optimizer | type[Optimizer] | Callable[..., Optimizer] | None,
+    output_fn: OutputFn | None,
+    method: Method,
+    rtol: float,
+) -> StartProcedure:
+    if inputs is None and targets is not None:
+        raise InputError("targets were given without inputs; pass both, or neither")
+    pool = profile.pool if inputs is None else detached(probe_pool(inputs, targets))
+    loss: Loss | None
+    if loss_fn is not None:
+        loss = resolve(loss_fn, pool[0][1])
+    elif profile.loss == MODEL_LOSS:
+        loss = None
+    else:
+        loss = Loss.from_name(profile.loss)
+    rule = profile.optimizer if optimizer is None else UpdateRule.of(optimizer)
+    if rule.name is None and rule.factory is None:
+        raise OptimizerError(
+            f"the profile was recorded with {rule.source or 'an optimizer'}, which is not in "
+            "torch.optim; pass optimizer=... to flerm_fx.compile"
+        )
+    return StartProcedure(
+        rule=rule,
+        learning_rate=profile.learning_rate,
+        settle=profile.settle,
+        loss=loss,
+        pool=pool,
+        output_fn=output_fn,
+        method=method,
+        rtol=rtol,
+        seed=profile.seed,
+    )
+
+
+def _assign(
+    captured: Capture,
+    profile: BaseProfile,
+    matches: Mapping[str, Match],
+    start: Mapping[str, Estimate],
+) -> tuple[Assignment, ...]:
+    """Multipliers from the two sides' FSLRs."""
+    nodes = {
+        node.meta["parameter"]: node
+        for node in (captured.graph_module.graph.nodes if captured.graph_module else ())
+        if "parameter" in node.meta
+    }
+    base_resolved = _resolved(profile.start, captured)
+    target_resolved = _resolved(start, captured)
+    rows = []
+    for name, parameter in captured.parameters.items():
+        node = nodes.get(name)
+        used = node is None or bool(node.users)
+        base = matches[name].base
+        wanted = sum(share * profile.start[b].value for b, share in base)
+        resolved = name in target_resolved and any(b in base_resolved for b, _ in base)
+        target = start[name]
+        rows.append(
+            Assignment(
+                parameter=name,
+                node=node.name if node is not None else "",
+                op=_first_op(node),
+                shape=tuple(parameter.shape),
+                base=base,
+                base_fslr=wanted,
+                target=target,
+                multiplier=wanted / target.value if resolved else 1.0,
+                status="matched" if resolved else "unresolved" if used else "unused",
+            )
+        )
+    return tuple(rows)
+
+
+def _resolved(estimates: Mapping[str, Estimate], captured: Capture) -> set[str]:
+    """Parameters whose FSLR is above its noise and above rounding."""
+    dtype = next(iter(captured.parameters.values())).dtype
+    largest = max(e.value for e in estimates.values())
+    floor = ROUNDING * torch.finfo(dtype).eps * largest
+    return {n for n, e in estimates.items() if e.value > max(NOISE * e.stderr, floor)}
+
+
+def _first_op(node: fx.Node | None) -> str:
+    if node is None or not node.users:
+        return ""
+    target = next(iter(node.users)).target
+    packet = getattr(target, "overloadpacket", target)
+    return str(packet) if hasattr(target, "overloadpacket") else getattr(packet, "__name__", "")
+
+
+def _donated(model: nn.Module) -> nn.Module:
+    """The model's structure with its own parameters and buffers; the model is left without."""
+    held: list[Tensor] = [*model.parameters(), *model.buffers()]
+    skeleton: nn.Module = copy.deepcopy(model, {id(tensor): tensor for tensor in held})
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        raise FlermError(
+            "this model gave its parameters to flerm_fx.compile(..., donate=True); call the "
+            "compiled model instead"
+        )
+
+    for module in model.modules():
+        module._parameters.clear()
+        module._buffers.clear()
+    model.forward = forward  # type: ignore[method-assign]
+    model._flerm_fx_donated = True  # type: ignore[assignment]
+    return skeleton
+
+
+def _is_donated(model: nn.Module) -> bool:
+    return getattr(model, "_flerm_fx_donated", False) is True

@@ -1,0 +1,39 @@
+"""The results as JSON."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from flerm_fx.demo.optimum import Curve, find_optimum, measure_transfer
+from flerm_fx.demo.settings import Settings
+
+
+def to_results(curves: Sequence[Curve], verdict: str, settings: Settings, seconds: float) -> str:
+    """Settings, curves, optima and transfer (octaves, nats per byte); what is not finite is null.
+
+    ``curves`` are the small model's, standard training's and the compiled one's, in this order.
+    """
+    small, standard, compiled = curves
+    document = {
+        "format": "flerm_fx.demo",
+        "version": 1,
+        "verdict": verdict,
+        "settings": asdict(settings) | {"out": str(settings.out)},
+        "seconds": round(seconds, 1),
+        "curves": [asdict(curve) | {"optimum": asdict(find_optimum(curve))} for curve in curves],
+        "transfer": {
+            "standard": asdict(measure_transfer(small, standard)),
+            "compiled": asdict(measure_transfer(small, compiled)),
+        },
+    }
+    return json.dumps(_finite(document), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

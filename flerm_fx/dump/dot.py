@@ -1,0 +1,134 @@
+"""The parameters and the data flow between them, as a Graphviz picture."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from torch.fx import GraphModule, Node
+
+from flerm_fx.assignment import Assignment
+from flerm_fx.dump.parameter_nodes import parameter_of
+from flerm_fx.dump.table import format_base, format_fslr, format_shape
+
+# The multiplier, either way, at which the colour is full.
+_FULL_COLOUR = 16.0
+_BELOW_ONE, _ONE, _ABOVE_ONE = (0x5B, 0x8F, 0xD9), (0xFF, 0xFF, 0xFF), (0xF2, 0x8E, 0x3C)
+_BORDER = {"matched": "solid", "unresolved": "dashed", "unused": "dotted"}
+
+
+def to_dot(assignments: Sequence[Assignment], graph_module: GraphModule) -> str:
+    """A ``digraph`` in the DOT language; ``dot -Tsvg`` draws it.
+
+    A box is a parameter, blue for a multiplier below 1, white at 1, orange above. An edge says that
+    data flows from one parameter's operation to the next one's. Parameters of one operation follow
+    each other in the order of its arguments (input → weight → bias). A dot is a junction, where an
+    operation joins values from several places.
+    """
+    boxes = [_box(assignment) for assignment in assignments]
+    known = {assignment.parameter for assignment in assignments}
+    flow = _DataFlow(known)
+    for node in graph_module.graph.nodes:
+        flow.visit(node)
+    used = {end for edge in flow.edges for end in edge}
+    lines = [
+        "digraph flerm_fx {",
+        '  rankdir="TB";',
+        f'  label="multiplier: blue below 1, orange above, full colour at {_FULL_COLOUR:.0f}×";',
+        '  node [shape="box", style="filled,rounded", fontname="sans-serif", fontsize="10"];',
+        *(f"  {box};" for box in boxes),
+        *(f"  {text};" for name, text in flow.others.items() if name in used),
+        *(f"  {_quote(tail)} -> {_quote(head)};" for tail, head in flow.edges),
+        "}",
+    ]
+    return "\n".join(lines)
+
+
+class _DataFlow:
+    """Walks the graph in execution order and collects the edges between parameters.
+
+    ``sources`` holds where a node's data comes from: names of parameters, junctions or inputs.
+    ``parameters`` holds what a node that has not met data yet is made of.
+    """
+
+    def __init__(self, known: set[str]) -> None:
+        self.known = known
+        self.sources: dict[Node, tuple[str, ...]] = {}
+        self.parameters: dict[Node, tuple[str, ...]] = {}
+        self.edges: dict[tuple[str, str], None] = {}
+        self.others: dict[str, str] = {}
+
+    def visit(self, node: Node) -> None:
+        name = parameter_of(node)
+        sources = _unique(s for arg in node.all_input_nodes for s in self.sources.get(arg, ()))
+        parameters = _unique(
+            p for arg in node.all_input_nodes for p in self.parameters.get(arg, ())
+        )
+        if name in self.known and name is not None:
+            self.parameters[node] = (name,)
+        elif node.op == "placeholder":
+            self.sources[node] = (self._other(f"input:{node.target}", f"{node.target}", "ellipse"),)
+        elif node.op == "output":
+            self._connect((*sources, *parameters), self._other("output:", "output", "ellipse"))
+        elif sources:
+            if len(sources) > 1:
+                op = getattr(node.target, "__name__", str(node.target))
+                sources = (self._connect(sources, self._other(f"at:{node.name}", op, "point")),)
+            for parameter in parameters:
+                sources = (self._connect(sources, parameter),)
+            self.sources[node] = sources
+        else:
+            self.parameters[node] = parameters
+
+    def _connect(self, sources: tuple[str, ...], head: str) -> str:
+        for source in sources:
+            self.edges[source, head] = None
+        return head
+
+    def _other(self, key: str, label: str, shape: str) -> str:
+        style = f'shape="{shape}", style="filled", fillcolor="#d0d0d0"'
+        text = f'tooltip={_quote(label)}, width="0.08"' if shape == "point" else ""
+        text = text or f"label={_quote(label)}"
+        self.others[key] = f"{_quote(key)} [{text}, {style}]"
+        return key
+
+
+def multiplier_colour(multiplier: float) -> str:
+    """``#rrggbb`` on a scale of octaves, from blue through white at 1 to orange.
+
+    >>> multiplier_colour(1.0), multiplier_colour(16.0), multiplier_colour(1 / 64)
+    ('#ffffff', '#f28e3c', '#5b8fd9')
+    """
+    if not multiplier > 0 or math.isinf(multiplier):
+        return "#d0d0d0"
+    octaves = math.log2(multiplier) / math.log2(_FULL_COLOUR)
+    end = _ABOVE_ONE if octaves > 0 else _BELOW_ONE
+    weight = min(abs(octaves), 1.0)
+    return "#" + "".join(
+        f"{round(one + weight * (full - one)):02x}" for one, full in zip(_ONE, end, strict=True)
+    )
+
+
+def _box(assignment: Assignment) -> str:
+    op = assignment.op.removeprefix("aten.")
+    label = "\n".join(
+        [
+            assignment.parameter,
+            f"{op} {format_shape(assignment.shape)}",
+            f"FSLR {format_fslr(assignment)}",
+            f"multiplier {assignment.multiplier:.4g}",
+            f"base {format_base(assignment.base)}",
+        ]
+    )
+    style = f"filled,rounded,{_BORDER[assignment.status]}"
+    return (
+        f"{_quote(assignment.parameter)} [label={_quote(label)}, style={_quote(style)}, "
+        f"fillcolor={_quote(multiplier_colour(assignment.multiplier))}]"
+    )
+
+
+def _quote(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def _unique(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))

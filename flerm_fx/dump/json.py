@@ -1,0 +1,67 @@
+"""The assignments as JSON, for programs to read.
+
+The schema, which a later version only adds to while ``version`` stays 1::
+
+    {"format": "flerm_fx.dump", "version": 1,
+     "parameters": [                      # in execution order
+       {"parameter": str,                 # name in the target
+        "node": str,                      # get_attr node in the graph; "" for an eager model
+        "op": str,                        # the operation it enters first, "aten.linear"
+        "shape": [int, ...],
+        "base": [{"parameter": str, "share": number}, ...],
+        "base_fslr": number | null,       # sum of share * FSLR over base
+        "target": {"value": number | null, "stderr": number | null,
+                   "method": str, "samples": int, "note": str},
+        "multiplier": number | null,
+        "status": "matched" | "unresolved" | "unused"}, ...]}
+
+A number that is not finite, which JSON cannot hold, is null.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from flerm_fx.assignment import Assignment
+
+VERSION = 1
+
+
+def to_json(assignments: Sequence[Assignment]) -> str:
+    r"""The assignments in the schema above.
+
+    >>> to_json([]).replace("\n", "")
+    '{  "format": "flerm_fx.dump",  "version": 1,  "parameters": []}'
+    """
+    document = {
+        "format": "flerm_fx.dump",
+        "version": VERSION,
+        "parameters": [_parameter(assignment) for assignment in assignments],
+    }
+    return json.dumps(document, indent=2, allow_nan=False)
+
+
+def _parameter(assignment: Assignment) -> dict[str, Any]:
+    target = assignment.target
+    return {
+        "parameter": assignment.parameter,
+        "node": assignment.node,
+        "op": assignment.op,
+        "shape": list(assignment.shape),
+        "base": [{"parameter": name, "share": _finite(share)} for name, share in assignment.base],
+        "base_fslr": _finite(assignment.base_fslr),
+        "target": {
+            "value": _finite(target.value),
+            "stderr": _finite(target.stderr),
+            "method": target.method,
+            "samples": target.samples,
+            "note": target.note,
+        },
+        "multiplier": _finite(assignment.multiplier),
+        "status": assignment.status,
+    }
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

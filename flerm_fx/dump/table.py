@@ -1,0 +1,128 @@
+"""The assignments as aligned text."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from flerm_fx.assignment import Assignment
+
+_HEADER = (
+    "parameter",
+    "node",
+    "op",
+    "shape",
+    "base",
+    "base FSLR",
+    "target FSLR",
+    "multiplier",
+    "status",
+)
+_ENDING = "'…' is the ending of the parameter's own name"
+_NUMERIC = frozenset({"base FSLR", "target FSLR", "multiplier"})
+
+
+def to_table(assignments: Sequence[Assignment]) -> str:
+    """One line a parameter in execution order, between a header and a summary.
+
+    Names are printed once: ``=`` is a node or base parameter called like the parameter itself, and
+    ``…`` at the end of a base parameter stands for the ending of the parameter's own name. Of
+    several base parameters the one with the largest share is named, the others are counted. The
+    JSON format has everything.
+
+    >>> print(to_table([]))
+    parameter  node  op  shape  base  base FSLR  target FSLR  multiplier  status
+    ---------  ----  --  -----  ----  ---------  -----------  ----------  ------
+    0 parameters.
+    """
+    rows = [_HEADER, *(_row(assignment) for assignment in assignments)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
+    lines = [_line(row, widths) for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join([*lines, summary(assignments)])
+
+
+def summary(assignments: Sequence[Assignment]) -> str:
+    """Counts by status, the range of the matched multipliers, and what the shorthands mean."""
+    count = len(assignments)
+    text = f"{count} parameter{'' if count == 1 else 's'}"
+    if not assignments:
+        return text + "."
+    statuses = Counter(assignment.status for assignment in assignments)
+    text += ": " + ", ".join(f"{number} {status}" for status, number in statuses.items())
+    matched = [a.multiplier for a in assignments if a.status == "matched"]
+    if matched:
+        text += f"; multipliers {min(matched):.4g} to {max(matched):.4g}"
+    names = [name for a in assignments for name in (_node(a), _base(a))]
+    shorthands = []
+    if any("=" in name for name in names):
+        shorthands.append("'=' is the parameter's own name")
+    if any("…" in name for name in names):
+        shorthands.append("'…' the ending of it" if shorthands else _ENDING)
+    return text + (f".\n{', '.join(shorthands)}." if shorthands else ".")
+
+
+def format_shape(shape: Sequence[int]) -> str:
+    """``2×3``; a scalar is ``()``."""
+    return "×".join(str(size) for size in shape) or "()"
+
+
+def format_fslr(assignment: Assignment) -> str:
+    """The target's FSLR ± its standard error."""
+    return f"{assignment.target.value:.4g} ± {assignment.target.stderr:.2g}"
+
+
+def format_base(base: Sequence[tuple[str, float]]) -> str:
+    """The base parameter with the largest share, its share if not the whole, and how many others.
+
+    >>> format_base([("a", 0.5), ("b", 1.0), ("c", 0.25)])
+    'b +2 more'
+    >>> format_base([("a", 0.5)])
+    'a ×0.5'
+    """
+    if not base:
+        return "-"
+    name, share = max(base, key=lambda part: part[1])
+    text = name if share == 1.0 else f"{name} ×{share:.3g}"
+    return text + (f" +{len(base) - 1} more" if len(base) > 1 else "")
+
+
+def _row(assignment: Assignment) -> tuple[str, ...]:
+    return (
+        assignment.parameter,
+        _node(assignment),
+        assignment.op.removeprefix("aten.") or "-",
+        format_shape(assignment.shape),
+        _base(assignment),
+        f"{assignment.base_fslr:.4g}",
+        format_fslr(assignment),
+        f"{assignment.multiplier:.4g}",
+        assignment.status,
+    )
+
+
+def _node(assignment: Assignment) -> str:
+    own = assignment.parameter.replace(".", "_")  # what the exporter calls it
+    return "=" if assignment.node == own else assignment.node or "-"
+
+
+def _base(assignment: Assignment) -> str:
+    own = assignment.parameter
+    return format_base([(_without_ending(name, own), share) for name, share in assignment.base])
+
+
+def _without_ending(name: str, own: str) -> str:
+    """``blocks.0.…`` for ``blocks.0.up.weight`` where the parameter is ``blocks.3.up.weight``."""
+    if name == own:
+        return "="
+    parts, own_parts = name.split("."), own.split(".")
+    same = 0
+    while same < min(len(parts), len(own_parts)) and parts[-1 - same] == own_parts[-1 - same]:
+        same += 1
+    return ".".join([*parts[: len(parts) - same], "…"]) if same else name
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    cells = [
+        cell.rjust(width) if title in _NUMERIC else cell.ljust(width)
+        for cell, width, title in zip(row, widths, _HEADER, strict=True)
+    ]
+    return "  ".join(cells).rstrip()

@@ -1,0 +1,46 @@
+"""What flerm_fx raises and warns.
+
+Every exception derives from :class:`FlermError`, so ``except flerm_fx.FlermError`` catches all of
+them, and nothing else. Messages name the parameter or file, what was expected, what came, and what
+to do next.
+"""
+
+
+class FlermError(Exception):
+    """Base class of every error that flerm_fx raises.
+
+    >>> issubclass(MatchError, FlermError)
+    True
+    """
+
+
+class InputError(FlermError, ValueError):
+    """Inputs, targets, updates or an option that the call cannot work with."""
+
+
+class CaptureError(FlermError):
+    """A model that could be run neither as a graph nor eagerly."""
+
+
+class EstimateError(FlermError):
+    """A NaN or infinite update, loss or FSLR."""
+
+
+class OptimizerError(FlermError):
+    """An optimizer, or a loss, that cannot be recorded or built again."""
+
+
+class DivergenceError(FlermError):
+    """The simulated steps of the start left the finite numbers."""
+
+
+class MatchError(FlermError):
+    """Target parameters without a counterpart in the base profile."""
+
+
+class ProfileError(FlermError):
+    """A profile file that is truncated, of another version, or not a profile."""
+
+
+class CaptureWarning(UserWarning):
+    """The model does not export to a graph, so flerm_fx runs it eagerly instead."""

@@ -1,0 +1,305 @@
+"""Probe nodes at the parameter frontier of a captured graph.
+
+Nodes that depend on parameters but not on data form the *parameter region*; a node that reads data
+and at least one value of the region is on the *frontier*. Only there does a parameter's update
+enter the data flow, as the tangent of one operation.
+"""
+
+import functools
+import operator
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.utils import _pytree as pytree
+
+from flerm_fx.capture import capture
+from flerm_fx.errors import FlermError, InputError
+from flerm_fx.functionalize import is_functional
+from flerm_fx.inputs import Inputs, OutputFn
+from flerm_fx.scale import ScaleNodes, parameter_nodes
+
+
+def jvp(
+    op: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    tangents: Mapping[int, Tensor],
+) -> Any:
+    r"""Tangent of one operation, with every other argument held constant.
+
+    .. math:: \dot y = \partial_\theta\, \mathrm{op}(x, \theta) \, \dot\theta
+
+    Args:
+        op: the operation.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        tangents: tangent of each varying argument, by its position among the flattened arguments.
+
+    Returns:
+        The tangent, shaped like the operation's output.
+
+    >>> linear = torch.ops.aten.linear.default
+    >>> x, w = torch.ones(1, 2), torch.zeros(3, 2)
+    >>> jvp(linear, (x, w), {}, {1: torch.ones(3, 2)})
+    tensor([[2., 2., 2.]])
+    """
+    leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+    leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    positions = sorted(tangents)
+
+    def local(*primals: Tensor) -> Any:
+        filled = list(leaves)
+        for position, primal in zip(positions, primals, strict=True):
+            filled[position] = primal
+        filled_args, filled_kwargs = pytree.tree_unflatten(filled, spec)
+        return op(*filled_args, **filled_kwargs)
+
+    primals = tuple(_unexpanded(leaves[position]) for position in positions)
+    directions = tuple(
+        tangents[position].to(primal.dtype)
+        for position, primal in zip(positions, primals, strict=True)
+    )
+    _load_forward_mode()
+    try:
+        return torch.func.jvp(local, primals, directions)[1]
+    except NotImplementedError:
+        return _jvp_by_two_vjps(local, primals, directions)
+
+
+@functools.cache
+def _load_forward_mode() -> None:
+    """Let torch load its forward-mode rules, which it does at the first jvp with a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.zeros(1),))
+
+
+def _unexpanded(primal: Tensor) -> Tensor:
+    """The tensor with memory of its own for each element, which dual numbers need."""
+    return primal.contiguous() if 0 in primal.stride() else primal
+
+
+def _jvp_target(node: fx.Node) -> Callable[..., Any]:
+    assert callable(node.target)
+    return jvp_of(node.target)
+
+
+@functools.cache
+def jvp_of(op: Callable[..., Any]) -> Callable[..., Any]:
+    """:func:`jvp` of one operation, as a function named after it, for a graph to call.
+
+    >>> jvp_of(torch.ops.aten.linear.default).__name__
+    'linear_jvp'
+    """
+
+    def of_op(*args: Any, tangents: Mapping[int, Tensor], **kwargs: Any) -> Any:
+        return jvp(op, args, kwargs, tangents)
+
+    packet = getattr(op, "overloadpacket", op)
+    of_op.__name__ = of_op.__qualname__ = f"{packet.__name__}_jvp"
+    return of_op
+
+
+def _jvp_by_two_vjps(
+    function: Callable[..., Any],
+    primals: tuple[Tensor, ...],
+    directions: tuple[Tensor, ...],
+) -> Any:
+    """The tangent of an operation without a forward-mode rule: v ↦ vᵀJ is linear, with adjoint J."""
+    pair: Any = torch.func.vjp(function, *primals)
+    output, pullback = pair
+    zeros = pytree.tree_map(torch.zeros_like, output)
+    pair = torch.func.vjp(pullback, zeros)
+    return pair[1](directions)[0]
+
+
+def probe(value: Any, tangent: Any, epsilon: Tensor, index: int) -> Any:
+    r"""The probed value :math:`y + \varepsilon_l \dot y_l`, with :math:`\dot y_l` held constant.
+
+    At :math:`\varepsilon = 0` it is ``value``; its derivative in :math:`\varepsilon_l` is the
+    tangent that parameter l's unit update gives this operation.
+
+    >>> probe(torch.ones(2), torch.full((2,), 3.0), torch.tensor([0.0, 0.5]), 1)
+    tensor([2.5000, 2.5000])
+    """
+
+    def one(y: Any, dy: Any) -> Any:
+        if not (isinstance(y, Tensor) and y.is_floating_point()):
+            return y
+        return y + epsilon[index].to(y.dtype) * dy.detach()
+
+    return pytree.tree_map(one, value, tangent)
+
+
+def data_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes that depend on the graph's inputs, the batch size included."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(n in found for n in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def unit_update_name(parameter: str) -> str:
+    """Buffer of an instrumented graph that holds a parameter's unit update.
+
+    >>> unit_update_name("blocks.0.weight")
+    'unit_update_blocks_0_weight'
+    """
+    return "unit_update_" + parameter.replace(".", "_")
+
+
+class ProbeNodes(PassBase):
+    r"""Instrument a captured graph with JVP probes at its parameter frontier.
+
+    The graph gets a first input ``epsilon``, one number for each parameter, and computes
+
+    .. math:: f(x; \theta + \textstyle\sum_l \varepsilon_l u_l)
+
+    to first order in :math:`\varepsilon`, so that
+    :math:`\partial f / \partial \varepsilon_l = J_l u_l`, the change of the function for the unit
+    update of parameter l. The unit updates are buffers of the module (see
+    :func:`unit_update_name`), zero until set.
+
+    Args:
+        parameters: the parameters to probe, in the order of ``epsilon``.
+
+    Raises:
+        InputError: a parameter that the graph does not have.
+    """
+
+    def __init__(self, parameters: Sequence[str]) -> None:
+        super().__init__()
+        self.parameters = tuple(parameters)
+
+    def requires(self, graph_module: fx.GraphModule) -> None:
+        """The graph mutates nothing and holds every parameter."""
+        if not is_functional(graph_module.graph):
+            raise FlermError("the graph has in-place operations; probe the functional graph")
+        unknown = sorted(set(self.parameters) - set(parameter_nodes(graph_module.graph)))
+        if unknown:
+            raise InputError(f"the graph has no parameter {', '.join(map(repr, unknown))}")
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Insert tangents in the parameter region and probes on the frontier; recompile."""
+        graph = graph_module.graph
+        data = data_nodes(graph)
+        index = {name: i for i, name in enumerate(self.parameters)}
+        nodes = list(graph.nodes)
+        with graph.inserting_before(nodes[0]):
+            epsilon = graph.placeholder("epsilon")
+        tangents: dict[fx.Node, dict[str, fx.Node]] = {}
+        for node in nodes:
+            name = node.meta.get("parameter")
+            if node.op == "get_attr" and name in index:
+                tangents[node] = {name: self._unit_update(graph_module, node, name)}
+                continue
+            if node.op != "call_function":
+                continue
+            entering = {
+                name: None for source in node.all_input_nodes for name in tangents.get(source, ())
+            }
+            local = {name: self._tangent(node, tangents, name) for name in entering}
+            if node not in data:
+                tangents[node] = local
+            elif local:
+                self._insert_probes(node, local, epsilon, index)
+        graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+        graph_module.recompile()
+        return PassResult(graph_module, True)
+
+    def ensures(self, graph_module: fx.GraphModule) -> None:
+        """The graph is well formed."""
+        graph_module.graph.lint()
+
+    def _unit_update(self, module: fx.GraphModule, node: fx.Node, name: str) -> fx.Node:
+        buffer = unit_update_name(name)
+        parameter = module.get_parameter(str(node.target))
+        module.register_buffer(buffer, torch.zeros_like(parameter.detach()))
+        with node.graph.inserting_after(node):
+            return node.graph.get_attr(buffer)
+
+    def _tangent(
+        self,
+        node: fx.Node,
+        tangents: Mapping[fx.Node, Mapping[str, fx.Node]],
+        name: str,
+    ) -> fx.Node:
+        source = node.args[0] if node.args else None
+        if node.target is operator.getitem and isinstance(source, fx.Node):
+            with node.graph.inserting_after(node):
+                return node.graph.call_function(
+                    operator.getitem, (tangents[source][name], node.args[1])
+                )
+        leaves = pytree.tree_leaves((node.args, dict(node.kwargs)))
+        entering = {
+            position: tangents[leaf][name]
+            for position, leaf in enumerate(leaves)
+            if isinstance(leaf, fx.Node) and name in tangents.get(leaf, ())
+        }
+        with node.graph.inserting_after(node):
+            keywords: dict[str, Any] = {**node.kwargs, "tangents": entering}
+            tangent = node.graph.call_function(_jvp_target(node), node.args, keywords)
+        tangent.meta = {"parameter_probed": name}
+        return tangent
+
+    def _insert_probes(
+        self,
+        node: fx.Node,
+        local: Mapping[str, fx.Node],
+        epsilon: fx.Node,
+        index: Mapping[str, int],
+    ) -> None:
+        probed = node
+        last = next(
+            iter(local.values())
+        )  # each was inserted right after ``node``: the first is last
+        inserted: set[fx.Node] = set(local.values())
+        for name, tangent in local.items():
+            with node.graph.inserting_after(last):
+                probed = node.graph.call_function(probe, (probed, tangent, epsilon, index[name]))
+            probed.meta = {"parameter_probed": name}
+            inserted.add(probed)
+            last = probed
+        node.replace_all_uses_with(probed, delete_user_cb=lambda user: user not in inserted)
+
+
+def instrument(
+    model: torch.nn.Module, inputs: Inputs, output_fn: OutputFn | None = None
+) -> fx.GraphModule:
+    r"""The model's graph with a scale node and a JVP probe for every trainable parameter.
+
+    The graph module takes ``epsilon`` (one number for each parameter) before the model's flattened
+    inputs and returns the one output tensor that is measured. Its code is meant to be read:
+    ``print(instrument(model, inputs).code)``. Unit updates are the buffers
+    ``unit_update_<parameter>``.
+
+    Args:
+        model: any module that exports.
+        inputs: a tensor, a tuple of arguments or a dict of keyword arguments, batch first.
+        output_fn: picks the output tensor.
+
+    Raises:
+        InputError: unusable inputs.
+        FlermError: the model does not export to a graph.
+
+    Example::
+
+        >>> model = torch.nn.Linear(2, 1)
+        >>> gm = instrument(model, torch.zeros(3, 2))
+        >>> _ = gm.unit_update_weight.fill_(1.0)
+        >>> x, zero = torch.ones(3, 2), torch.zeros(2)
+        >>> weight_only = torch.tensor([1.0, 0.0])
+        >>> torch.func.jvp(lambda e: gm(e, x), (zero,), (weight_only,))[1].T
+        tensor([[2., 2., 2.]])
+    """
+    captured = capture(model, inputs, output_fn)
+    if captured.probe_module is None:
+        raise FlermError(f"the model has no graph to instrument: {captured.reason}")
+    ScaleNodes()(captured.probe_module)
+    ProbeNodes(tuple(captured.parameters))(captured.probe_module)
+    return captured.probe_module

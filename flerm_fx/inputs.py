@@ -1,0 +1,177 @@
+"""Model inputs and outputs: how a batch is passed, checked, and read."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from flerm_fx.errors import EstimateError, InputError
+
+Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
+OutputFn = Callable[[Any], Tensor]
+Batch = tuple[Inputs, Any]
+
+
+def call_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments for ``model(*args, **kwargs)``.
+
+    A tensor is the one argument, a tuple the positional arguments, a dict the keyword arguments.
+
+    Raises:
+        InputError: ``inputs`` is of another type.
+
+    >>> call_arguments({"x": 1})
+    ((), {'x': 1})
+    """
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, tuple):
+        return inputs, {}
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    raise InputError(
+        "inputs must be a tensor, a tuple of arguments or a dict of keyword arguments, "
+        f"got {type(inputs).__name__}; wrap a list in tuple(...)"
+    )
+
+
+def batch_size(inputs: Inputs) -> int:
+    """Number of examples N: the first dimension of every tensor in ``inputs``.
+
+    Raises:
+        InputError: no tensor, a tensor without dimensions, tensors of different first dimension,
+            or a single example (a batch dimension of 1 cannot be told from a constant).
+
+    >>> batch_size({"x": torch.zeros(3, 5), "mask": torch.ones(3)})
+    3
+    """
+    leaves = [
+        (pytree.keystr(path) or "inputs", leaf)
+        for path, leaf in pytree.tree_leaves_with_path(inputs)
+        if isinstance(leaf, Tensor)
+    ]
+    if not leaves:
+        raise InputError("inputs hold no tensor; expected at least one, with the batch first")
+    for where, leaf in leaves:
+        if leaf.ndim == 0:
+            raise InputError(
+                f"inputs{where} is a scalar tensor; expected the batch as its first dimension"
+            )
+    sizes = {leaf.shape[0] for _, leaf in leaves}
+    if len(sizes) > 1:
+        shapes = ", ".join(f"{where} {tuple(leaf.shape)}" for where, leaf in leaves)
+        raise InputError(
+            f"inputs have mixed batch sizes: {shapes}; every tensor needs the same first dimension"
+        )
+    (size,) = sizes
+    if size < 2:
+        raise InputError(
+            f"inputs hold a batch of {size}; at least 2 examples are needed, since a batch "
+            "dimension of 1 cannot be told from a constant when the model is captured"
+        )
+    return int(size)
+
+
+def is_floating(value: object) -> bool:
+    """Whether ``value`` is a tensor of real floating-point numbers."""
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def select_output(output: Any, output_fn: OutputFn | None = None) -> Tensor:
+    """The output tensor f whose change an FSLR measures.
+
+    ``output_fn(output)`` if given; else ``output.logits`` (or ``output["logits"]``); else the first
+    floating tensor in ``output``.
+
+    Raises:
+        InputError: there is no floating tensor to be found.
+
+    >>> select_output((torch.tensor([1]), torch.tensor([2.0])))
+    tensor([2.])
+    """
+    if output_fn is not None:
+        chosen = output_fn(output)
+        if not is_floating(chosen):
+            raise InputError(f"output_fn must return a floating tensor, got {_describe(chosen)}")
+        return chosen
+    logits = getattr(output, "logits", None)
+    if logits is None and isinstance(output, Mapping):
+        logits = output.get("logits")
+    if isinstance(logits, Tensor) and logits.is_floating_point():
+        return logits
+    for leaf in pytree.tree_leaves(output):
+        if is_floating(leaf):
+            return leaf  # type: ignore[no-any-return]
+    raise InputError(
+        f"the model returned no floating tensor, got {_describe(output)}; pass "
+        "output_fn=lambda output: ... to pick the tensor whose change is measured"
+    )
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+    return type(value).__name__
+
+
+def probe_pool(inputs: Inputs | Sequence[Inputs], targets: Any = None) -> tuple[Batch, ...]:
+    """The probe pool as ``(inputs, targets)`` batches, from one batch or a list of them.
+
+    Raises:
+        InputError: an empty pool, lists of different lengths, or a batch that
+            :func:`batch_size` refuses.
+
+    >>> len(probe_pool([torch.zeros(2, 3), torch.ones(2, 3)], [torch.zeros(2), torch.ones(2)]))
+    2
+    """
+    if isinstance(inputs, list):
+        if not inputs:
+            raise InputError("the list of inputs is empty; pass at least one batch")
+        if targets is None:
+            targets = [None] * len(inputs)
+        if not isinstance(targets, (list, tuple)) or len(targets) != len(inputs):
+            got = len(targets) if isinstance(targets, (list, tuple)) else type(targets).__name__
+            raise InputError(
+                f"inputs is a list of {len(inputs)} batches, so targets must be a list of as many "
+                f"(or None), got {got}"
+            )
+        pool = tuple(zip(inputs, targets, strict=True))
+    else:
+        pool = ((inputs, targets),)
+    for batch_inputs, batch_targets in pool:
+        size = batch_size(batch_inputs)
+        if isinstance(batch_targets, Tensor) and (
+            batch_targets.ndim == 0 or batch_targets.shape[0] % size
+        ):
+            raise InputError(
+                f"targets of shape {tuple(batch_targets.shape)} do not go with a batch of {size} "
+                "examples; expected the batch as their first dimension"
+            )
+    return pool
+
+
+def detached(value: Any) -> Any:
+    """A copy of a pytree in which every tensor is a detached clone."""
+    return pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), value)
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """A pytree with every tensor on ``device``."""
+    return pytree.tree_map_only(Tensor, lambda t: t.to(device), value)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Device of the model's first parameter (the CPU if it has none)."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def check_finite(name: str, value: Tensor, what: str) -> None:
+    """Raise an EstimateError that names the parameter if ``value`` holds NaN or infinity."""
+    if not bool(torch.isfinite(value).all()):
+        bad = int((~torch.isfinite(value)).sum())
+        raise EstimateError(
+            f"the {what} of parameter {name!r} has {bad} NaN or infinite of {value.numel()} "
+            "entries; expected finite numbers: check the loss and the learning rate at this step"
+        )

@@ -1,0 +1,85 @@
+"""Does the model couple the examples of a batch?"""
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx
+
+from flerm_fx.capture import (
+    Capture,
+    cloned_buffers,
+    preserved_rng,
+    rng_state,
+    set_rng_state,
+)
+from flerm_fx.inputs import Inputs
+from flerm_fx.probe.sampled import examples_of
+
+TOLERANCE = 1e-3
+"""Relative difference above which outputs alone and in the batch are not the same function: far
+above the rounding of float32 kernels at other batch sizes, far below what BatchNorm mixes in."""
+
+
+def coupling(
+    captured: Capture,
+    parameters: Mapping[str, Tensor],
+    inputs: Inputs,
+) -> str:
+    """Why examples cannot be treated one by one; empty if they can.
+
+    Runs the model on the batch and on each example by itself (all at once through ``vmap``, with
+    the same random draws) and compares the outputs. What fails to batch counts as coupled.
+    """
+    parameters = {name: value.detach() for name, value in parameters.items()}
+    with (
+        torch.no_grad(),
+        preserved_rng(),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # "no batching rule": slower, not wrong
+        state = rng_state()
+        together = captured.apply(parameters, inputs)
+        set_rng_state(state)
+        try:
+            alone = _one_by_one(captured, parameters, inputs)
+        except Exception as error:  # an operation may refuse vmap, or a batch of 1, in any way
+            return f"examples cannot be run one by one: {_first_line(error)}"
+    if alone.shape != together.shape:
+        return "the output's shape depends on the batch"
+    scale = together.abs().max().clamp_min(torch.finfo(together.dtype).tiny)
+    difference = float((alone - together).abs().max() / scale)
+    tolerance = max(TOLERANCE, 16 * torch.finfo(together.dtype).eps)
+    if not difference <= tolerance:
+        return f"examples influence each other (outputs differ by {difference:.1e} when run alone)"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def _one_by_one(captured: Capture, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+    module = captured.probe_module
+    if module is None:
+        return torch.cat([captured.apply(parameters, one) for one in examples_of(inputs)])
+    return _vmapped(captured, module, parameters, inputs)
+
+
+def _vmapped(
+    captured: Capture,
+    module: fx.GraphModule,
+    parameters: Mapping[str, Tensor],
+    inputs: Inputs,
+) -> Tensor:
+    state = {**cloned_buffers(module), **parameters}
+    flat = captured.flat(inputs)
+    batched = [0 if isinstance(value, Tensor) else None for value in flat]
+
+    def one(*arguments: object) -> Tensor:
+        whole = [value.unsqueeze(0) if isinstance(value, Tensor) else value for value in arguments]
+        output = torch.func.functional_call(module, state, tuple(whole))
+        return output.squeeze(0)  # type: ignore[no-any-return]
+
+    return torch.func.vmap(one, in_dims=tuple(batched), randomness="different")(*flat)

@@ -1,0 +1,90 @@
+"""``flerm_fx.measure``: FSLRs of given updates, with no training loop around."""
+
+import difflib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from flerm_fx.capture import capture, untouched
+from flerm_fx.errors import InputError
+from flerm_fx.inputs import Inputs, OutputFn
+from flerm_fx.probe.estimate import Estimate
+from flerm_fx.probe.planner import Method
+from flerm_fx.probe.prober import Prober
+
+
+def measure(
+    model: nn.Module,
+    updates: Mapping[str, Tensor],
+    inputs: Inputs,
+    *,
+    method: Method = "auto",
+    rtol: float = 0.05,
+    output_fn: OutputFn | None = None,
+    samples: int | None = None,
+    generator: torch.Generator | None = None,
+) -> dict[str, Estimate]:
+    r"""How much each parameter's update changes the model's function.
+
+    .. math:: \mathrm{FSLR}_l = \sqrt{\tfrac{1}{NK} \sum_n \lVert J_{n,l}\, \Delta\theta_l \rVert^2}
+
+    for N examples and K output coordinates, to first order at the present weights (Milsom et al.
+    2025, section 3). It is linear in the update: divide updates by the learning rate for the FSLR
+    of the unit update.
+
+    Args:
+        model: any module; measured in its present mode, and left exactly as it was.
+        updates: :math:`\Delta\theta` of each parameter to measure, by name, shaped like it.
+        inputs: probe inputs: a tensor, a tuple or a dict of keyword arguments, batch first.
+        method: ``"exact"``, ``"sampled"`` (one random cotangent per example), the paper's
+            ``"full_cov"``, ``"iid"`` or ``"kronecker"``; ``"auto"`` takes the cheapest of the
+            first two that reaches ``rtol``.
+        rtol: relative standard error to reach.
+        output_fn: picks the output tensor (default ``.logits``, else the first floating tensor).
+        samples: draws per example (``"sampled"``) or passes (the paper's, 40 by default).
+        generator: source of random cotangents; a fixed seed if None, so that calls repeat.
+
+    Returns:
+        An :class:`~flerm_fx.probe.estimate.Estimate` for each update, in units of the output.
+
+    Raises:
+        InputError: an update for no trainable parameter or of another shape; unusable inputs.
+        EstimateError: a NaN or infinite update or FSLR.
+
+    Example::
+
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> x = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+        >>> measure(model, {"weight": torch.ones(1, 2)}, x, method="exact")["weight"].value
+        4.949747...
+    """
+    captured = capture(model, inputs, output_fn)
+    canonical: dict[str, Tensor] = {}
+    for name, update in updates.items():
+        if name not in captured.aliases:
+            near = difflib.get_close_matches(name, captured.aliases, n=3, cutoff=0.0)
+            raise InputError(
+                f"updates name {name!r}, which is no trainable parameter of the model; "
+                f"nearest: {', '.join(near)}"
+            )
+        expected = tuple(captured.parameters[captured.aliases[name]].shape)
+        if tuple(update.shape) != expected:
+            raise InputError(
+                f"the update of parameter {name!r} has shape {tuple(update.shape)}, "
+                f"expected {expected}"
+            )
+        if captured.aliases[name] in canonical:
+            raise InputError(f"updates name the tied parameter {name!r} twice; pass it once")
+        canonical[captured.aliases[name]] = update
+    with untouched(model):
+        found = Prober(captured).estimate(
+            dict(captured.parameters),
+            canonical,
+            inputs,
+            method=method,
+            rtol=rtol,
+            samples=samples,
+            generator=generator,
+        )
+    return {name: found[captured.aliases[name]] for name in updates}

@@ -1,0 +1,74 @@
+"""Which method reaches the tolerance for the least work."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Method = Literal["auto", "exact", "sampled", "full_cov", "iid", "kronecker"]
+METHODS = ("auto", "exact", "sampled", "full_cov", "iid", "kronecker")
+
+EXACT_PER_PARAMETER = 2.7
+"""Forward passes per tangent of the exact method: 142 for GPT-2's 52 tensors (docs/design.md)."""
+
+SAMPLED_BASE, SAMPLED_PER_DRAW = 6.0, 2.0
+"""Forward passes of the sampled method: 8 for one draw, 27 for ten, on a 30-tensor transformer
+(docs/design.md)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A method and how many draws it takes.
+
+    Attributes:
+        method: ``"exact"`` or ``"sampled"``.
+        draws: cotangents per example; 0 for ``"exact"``.
+        all_coordinates: take the K unit cotangents, which makes the sampled method exact.
+        cost: predicted work in forward passes.
+    """
+
+    method: Literal["exact", "sampled"]
+    draws: int = 0
+    all_coordinates: bool = False
+    cost: float = 0.0
+
+
+def exact_cost(parameters: int) -> float:
+    """Forward passes that the exact method takes for L parameters."""
+    return 1.0 + EXACT_PER_PARAMETER * parameters
+
+
+def sampled_cost(draws: int) -> float:
+    """Forward passes that m draws take."""
+    return SAMPLED_BASE + SAMPLED_PER_DRAW * draws
+
+
+def draws_needed(rtol: float, examples: int, coordinates: int) -> int:
+    r"""Draws m at which the FSLR's relative standard error is ``rtol``.
+
+    .. math:: \tfrac12 \sqrt{r(K, m) / N} = \mathrm{rtol}, \quad r = \frac{2 (K - m)}{m (K + 2)}
+
+    gives :math:`m = 2K / (2 + c (K + 2))` with :math:`c = 4 N \mathrm{rtol}^2`, if all examples
+    change equally; at most K, where nothing is left to sample.
+
+    >>> draws_needed(0.05, examples=20, coordinates=10_000)
+    10
+    """
+    c = 4.0 * examples * rtol**2
+    return max(1, min(coordinates, math.ceil(2 * coordinates / (2 + c * (coordinates + 2)))))
+
+
+def plan(*, rtol: float, parameters: int, examples: int, coordinates: int, coupled: bool) -> Plan:
+    """The cheapest of exact forward, exact reverse and sampled that reaches ``rtol``.
+
+    >>> plan(rtol=0.05, parameters=12, examples=256, coordinates=10, coupled=False).method
+    'sampled'
+    """
+    if coupled:
+        examples, coordinates = 1, examples * coordinates
+    draws = draws_needed(rtol, examples, coordinates)
+    candidates = [
+        Plan("exact", cost=exact_cost(parameters)),
+        Plan("sampled", coordinates, all_coordinates=True, cost=sampled_cost(coordinates)),
+        Plan("sampled", draws, cost=sampled_cost(draws)),
+    ]
+    return min(candidates, key=lambda p: p.cost)

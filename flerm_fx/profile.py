@@ -1,0 +1,620 @@
+"""The base profile: what was recorded on the small model, and the one file that holds it."""
+
+import contextlib
+import importlib.metadata
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import networkx as nx
+import safetensors
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from flerm_fx.errors import FlermError, InputError, ProfileError
+from flerm_fx.inputs import Batch
+from flerm_fx.parameter_graph import from_json, to_json
+from flerm_fx.probe.estimate import Estimate
+from flerm_fx.update_rule import UpdateRule
+
+FORMAT = 1
+_KEY = "flerm_fx"  # the header's key in the file's safetensors metadata
+_RECORD_AGAIN = "record the base model again with flerm_fx.record"
+
+PathLike = str | os.PathLike[str]
+
+
+def _versions() -> dict[str, str | int]:
+    try:
+        version = importlib.metadata.version("flerm_fx")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        version = "source"
+    return {"format": FORMAT, "flerm_fx": version, "torch": str(torch.__version__)}
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """FSLRs of the run's own updates, every so many steps.
+
+    Attributes:
+        steps: the S steps that were measured, ascending, counted from 0.
+        learning_rates: the learning rate at each step.
+        fslrs: for each parameter, one estimate a step, per unit of learning rate.
+
+    Raises:
+        ProfileError: if the lengths differ, steps do not ascend, or a number is not finite.
+
+    >>> trajectory = Trajectory((0,), (0.1,), {"weight": (Estimate(2.0, 0.0, "exact", 0),)})
+    >>> len(trajectory), trajectory.at(0)["weight"].value
+    (1, 2.0)
+    """
+
+    steps: tuple[int, ...] = ()
+    learning_rates: tuple[float, ...] = ()
+    fslrs: Mapping[str, tuple[Estimate, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.learning_rates) != len(self.steps):
+            raise ProfileError(
+                f"the trajectory has {len(self.steps)} steps, but {len(self.learning_rates)} "
+                "learning rates"
+            )
+        ascending = all(a < b for a, b in zip(self.steps, self.steps[1:], strict=False))
+        if not ascending or any(step < 0 for step in self.steps):
+            raise ProfileError(f"the trajectory's steps {self.steps} do not ascend from 0")
+        for step, rate in zip(self.steps, self.learning_rates, strict=True):
+            if not (math.isfinite(rate) and rate >= 0):
+                raise ProfileError(f"learning rate {rate} at step {step} is no finite number >= 0")
+        for name, estimates in self.fslrs.items():
+            if len(estimates) != len(self.steps):
+                raise ProfileError(
+                    f"the trajectory has {len(self.steps)} steps, but {len(estimates)} FSLRs of "
+                    f"{name!r}"
+                )
+            for step, estimate in zip(self.steps, estimates, strict=True):
+                _check_estimate(estimate, f"FSLR of {name!r} at step {step}")
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def at(self, step: int) -> dict[str, Estimate]:
+        """The FSLRs at a recorded step.
+
+        Raises:
+            InputError: if that step was not recorded.
+        """
+        if step not in self.steps:
+            raise InputError(f"step {step} was not recorded; the trajectory has {self.steps}")
+        index = self.steps.index(step)
+        return {name: estimates[index] for name, estimates in self.fslrs.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class BaseProfile:
+    """Function-space learning rates of the base model, and how to measure them again elsewhere.
+
+    Attributes:
+        parameters: names of the trainable parameters, in execution order.
+        shapes: their shapes.
+        start: their FSLRs at the start of training, per unit of learning rate.
+        trajectory: their FSLRs during the recorded run.
+        graph: the parameter graph.
+        optimizer: the update rule of the recorded run.
+        learning_rate: learning rate of the run when recording began.
+        settle: simulated steps before the start was measured.
+        loss: name in ``torch.nn.functional``; ``None`` for a loss that the caller passed.
+        method: estimator asked for, such as ``"auto"``.
+        rtol: relative error asked of it.
+        seed: seed of its random draws.
+        pool: the probe pool, ``(inputs, targets)`` batches; FSLRs are measured on the first.
+        training: whether the model was in training mode.
+        versions: of the file format, flerm_fx and torch.
+
+    Raises:
+        ProfileError: if the fields contradict one another, or a number is not finite.
+        InputError: if the pool holds something a file cannot.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> graph = nx.DiGraph()
+    >>> graph.add_node("weight")
+    >>> profile = BaseProfile(
+    ...     parameters=("weight",),
+    ...     shapes={"weight": (2, 3)},
+    ...     start={"weight": Estimate(0.5, 0.0, "exact", 0)},
+    ...     trajectory=Trajectory(),
+    ...     graph=graph,
+    ...     optimizer=UpdateRule.from_name("AdamW"),
+    ...     learning_rate=0.01,
+    ...     settle=0,
+    ...     loss="mse_loss",
+    ...     method="auto",
+    ...     rtol=0.05,
+    ...     seed=0,
+    ...     pool=((torch.zeros(4, 3), torch.zeros(4, 2)),),
+    ...     training=True,
+    ... )
+    >>> with TemporaryDirectory() as folder:
+    ...     profile.save(Path(folder) / "base.safetensors")
+    ...     BaseProfile.load(Path(folder) / "base.safetensors").start["weight"].value
+    0.5
+    """
+
+    parameters: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    start: Mapping[str, Estimate]
+    trajectory: Trajectory
+    graph: nx.DiGraph
+    optimizer: UpdateRule
+    learning_rate: float
+    settle: int
+    loss: str | None
+    method: str
+    rtol: float
+    seed: int
+    pool: tuple[Batch, ...]
+    training: bool
+    versions: Mapping[str, str | int] = field(default_factory=_versions)
+
+    def __post_init__(self) -> None:
+        for name, kind in _TYPES.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise ProfileError(f"{name} is {value!r}, a {type(value).__name__}")
+        for name, least in (("learning_rate", 0.0), ("rtol", 0.0), ("settle", -1)):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > least):
+                raise ProfileError(f"{name} is {value!r}, out of range")
+        if not self.parameters or len(set(self.parameters)) != len(self.parameters):
+            raise ProfileError(f"parameters {self.parameters} are none, or named twice")
+        described: list[tuple[str, Mapping[str, Any]]] = [
+            ("shapes", self.shapes),
+            ("start", self.start),
+        ]
+        if self.trajectory.steps:
+            described.append(("trajectory", self.trajectory.fslrs))
+        for what, mapping in described:
+            if mapping.keys() != set(self.parameters):
+                odd = sorted(mapping.keys() ^ set(self.parameters))
+                raise ProfileError(f"{what} and parameters differ in {', '.join(map(repr, odd))}")
+        for name, estimate in self.start.items():
+            _check_estimate(estimate, f"FSLR of {name!r} at the start")
+        for node, attributes in self.graph.nodes(data=True):
+            if not attributes.get("junction") and node not in self.shapes:
+                raise ProfileError(f"the parameter graph has {node!r}, which is no parameter")
+        if not self.pool:
+            raise ProfileError("the probe pool is empty; expected at least one batch")
+        for index, batch in enumerate(self.pool):
+            _pack(batch, f"pool[{index}]", [])
+
+    def save(self, path: PathLike) -> None:
+        """Write the profile to one ``.safetensors`` file, whole or not at all.
+
+        The file is written under a temporary name beside ``path``, flushed to the disk and renamed,
+        so that whatever interrupts it, a file already at ``path`` stays as it was.
+
+        Raises:
+            ProfileError: if the file cannot be written.
+        """
+        tensors: list[Tensor] = []
+        kinds: list[list[str]] = []
+        header = {
+            **{name: getattr(self, name) for name in _TYPES},
+            "parameters": [[name, list(self.shapes[name])] for name in self.parameters],
+            "versions": dict(self.versions),
+            "graph": to_json(self.graph),
+            "optimizer": self.optimizer.spec(),
+            "pool": [
+                _pack(batch, f"pool[{index}]", tensors) for index, batch in enumerate(self.pool)
+            ],
+            "steps": list(self.trajectory.steps),
+            "kinds": kinds,
+        }
+        start = [[self.start[name] for name in self.parameters]]
+        course = [
+            [self.trajectory.fslrs[name][step] for name in self.parameters]
+            for step in range(len(self.trajectory))
+        ]
+        named = {
+            **_estimate_tensors("start", start, len(self.parameters), kinds),
+            **_estimate_tensors("trajectory", course, len(self.parameters), kinds),
+            "trajectory.learning_rates": torch.tensor(
+                self.trajectory.learning_rates, dtype=torch.float64, device="cpu"
+            ),
+            # Cloned one by one: a file has no tensors that share memory.
+            **{
+                f"pool.{index}": tensor.detach().to("cpu", copy=True).contiguous()
+                for index, tensor in enumerate(tensors)
+            },
+        }
+        try:
+            content = serialize(named, {_KEY: json.dumps(header)})
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ProfileError(f"{path}: the profile cannot be serialized: {error}") from error
+        try:
+            _write_whole(Path(path), content)
+        except OSError as error:
+            raise ProfileError(
+                f"{path}: the profile was not saved ({error.strerror or error}); nothing that was "
+                "there has changed. Save it to another path, or make room and save it again"
+            ) from error
+
+    @classmethod
+    def load(cls, path: PathLike) -> "BaseProfile":
+        """Read a profile and check all of it. Nothing in the file is run.
+
+        Raises:
+            ProfileError: if the file is missing, truncated, no profile, of another format, or
+                contradicts itself.
+        """
+        metadata, tensors = _read(Path(path))
+        try:
+            if _KEY not in metadata:
+                raise ProfileError(
+                    "a safetensors file without a flerm_fx header; expected a base profile, as "
+                    "recorder.profile.save writes (is it a model's checkpoint?)"
+                )
+            header = json.loads(metadata[_KEY])
+            versions = header["versions"]
+            if versions["format"] != FORMAT:
+                raise ProfileError(
+                    f"profile format {versions['format']!r}, written by flerm_fx "
+                    f"{versions.get('flerm_fx')}; this flerm_fx {_versions()['flerm_fx']} reads "
+                    f"format {FORMAT}: install the version that wrote it, or {_RECORD_AGAIN}"
+                )
+            return cls._unpack(header, tensors)
+        except FlermError as error:
+            raise ProfileError(f"{path}: {error}") from error
+        except _INCONSISTENT as error:
+            raise ProfileError(
+                f"{path}: the header is damaged ({type(error).__name__}: {error}); copy the file "
+                f"again, or {_RECORD_AGAIN}"
+            ) from error
+
+    @classmethod
+    def _unpack(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "BaseProfile":
+        shapes = {str(name): tuple(int(n) for n in shape) for name, shape in header["parameters"]}
+        names = tuple(str(name) for name, _ in header["parameters"])
+        steps = tuple(int(step) for step in header["steps"])
+        kinds = [(str(method), str(note)) for method, note in header["kinds"]]
+        [start] = _estimates("start", tensors, 1, len(names), kinds)
+        course = _estimates("trajectory", tensors, len(steps), len(names), kinds)
+        rates = _tensor(tensors, "trajectory.learning_rates", (len(steps),), torch.float64)
+        trajectory = Trajectory(
+            steps,
+            tuple(rates.tolist()),
+            {name: tuple(row[index] for row in course) for index, name in enumerate(names)},
+        )
+        return cls(
+            parameters=names,
+            shapes=shapes,
+            start=dict(zip(names, start, strict=True)),
+            trajectory=trajectory,
+            graph=from_json(header["graph"]),
+            optimizer=UpdateRule.from_spec(header["optimizer"]),
+            pool=tuple(_batch(packed, tensors) for packed in header["pool"]),
+            versions=dict(header["versions"]),
+            **{name: header[name] for name in _TYPES},
+        )
+
+    @classmethod
+    def mean(cls, profiles: Sequence["BaseProfile"]) -> "BaseProfile":
+        r"""The profile of several recordings of one base model, one for each seed.
+
+        FSLRs combine as the geometric mean,
+
+        .. math:: \mathrm{FSLR}_l = \exp \frac1n \sum_{i=1}^n \log \mathrm{FSLR}_{l,i},
+
+        because they enter multipliers as ratios: the multipliers of the mean are then the geometric
+        mean of the seeds' multipliers, whichever side of the ratio the base is on. A parameter
+        whose FSLR is 0 under some seed has no logarithm there, and takes the arithmetic mean.
+
+        The standard error is that of a mean over seeds, from the spread of the n values, which
+        contains each one's own error, and not less than those alone would give:
+        :math:`\max(s^2 / n,\ \sum_i \sigma_i^2 / n^2)^{1/2}`, in logarithms (relative errors) for
+        the geometric mean. One profile comes back as it is. Pool and seed are the first one's.
+
+        Raises:
+            InputError: if there is no profile, or two differ in parameters, shapes, parameter
+                graph, steps or any setting other than the seed.
+        """
+        profiles = tuple(profiles)
+        if not profiles:
+            raise InputError("BaseProfile.mean takes at least one profile; got none")
+        first, *others = profiles
+        for index, other in enumerate(others, start=1):
+            _check_same(first, other, index)
+        if not others:
+            return first
+        trajectories = [profile.trajectory for profile in profiles]
+        course = {
+            name: tuple(
+                _mean([trajectory.fslrs[name][step] for trajectory in trajectories])
+                for step in range(len(first.trajectory))
+            )
+            for name in first.trajectory.fslrs
+        }
+        return replace(
+            first,
+            start={
+                name: _mean([profile.start[name] for profile in profiles])
+                for name in first.parameters
+            },
+            trajectory=replace(first.trajectory, fslrs=course),
+            versions=_versions(),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"BaseProfile({len(self.parameters)} parameters, {self.optimizer.source} at lr "
+            f"{self.learning_rate:g}, settle {self.settle}, loss {self.loss or 'of the caller'}, "
+            f"trajectory of {len(self.trajectory)} steps)"
+        )
+
+
+# Fields that the header holds as they are, with their types.
+_TYPES: dict[str, Any] = {
+    "learning_rate": int | float,
+    "settle": int,
+    "loss": str | None,
+    "method": str,
+    "rtol": int | float,
+    "seed": int,
+    "training": bool,
+}
+
+# What reading a damaged or hostile header can raise.
+_INCONSISTENT = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    nx.NetworkXException,
+)
+
+
+def _check_estimate(estimate: Estimate, what: str) -> None:
+    for number in (estimate.value, estimate.stderr):
+        if not (math.isfinite(number) and number >= 0):
+            raise ProfileError(
+                f"{what} is {estimate.value} ± {estimate.stderr}; expected finite numbers >= 0"
+            )
+
+
+def _check_same(first: BaseProfile, other: BaseProfile, index: int) -> None:
+    """Whether two profiles record one model under one setting, seeds apart."""
+
+    def settings(profile: BaseProfile) -> Iterator[tuple[str, Any]]:
+        yield "optimizer", profile.optimizer.source
+        yield "optimizer settings", profile.optimizer.spec()["settings"]
+        for name in profile.parameters:
+            yield f"the shape of {name!r}", profile.shapes[name]
+        for name in _TYPES:
+            if name != "seed":
+                yield name, getattr(profile, name)
+        yield "trajectory steps", profile.trajectory.steps
+        yield "trajectory learning rates", profile.trajectory.learning_rates
+
+    hint = "a mean takes recordings of one model with equal settings, seeds apart"
+    if first.parameters != other.parameters:
+        names = sorted(set(first.parameters) ^ set(other.parameters))
+        where = ", ".join(map(repr, names[:5])) or "their execution order"
+        raise InputError(f"profiles 0 and {index} differ in parameters, in {where}; {hint}")
+    for (what, expected), (_, came) in zip(settings(first), settings(other), strict=True):
+        if came != expected:
+            raise InputError(
+                f"profiles 0 and {index} differ in {what}: {expected!r} and {came!r}; {hint}"
+            )
+    if not nx.utils.graphs_equal(first.graph, other.graph):
+        odd = sorted(
+            {str(item) for item in first.graph.nodes(data=True)}
+            ^ {str(item) for item in other.graph.nodes(data=True)}
+        )
+        where = f"node {odd[0]}" if odd else "their edges"
+        raise InputError(f"profiles 0 and {index} differ in parameter graph, at {where}; {hint}")
+
+
+def _mean(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean over seeds with its standard error: see :meth:`BaseProfile.mean`."""
+    n = len(estimates)
+    geometric = all(estimate.value > 0 for estimate in estimates)
+    if geometric:
+        values = [math.log(estimate.value) for estimate in estimates]
+        errors = [estimate.relative_error for estimate in estimates]
+    else:
+        values = [estimate.value for estimate in estimates]
+        errors = [estimate.stderr for estimate in estimates]
+    center = sum(values) / n
+    spread = sum((value - center) ** 2 for value in values) / (n - 1) / n
+    own = sum(error**2 for error in errors) / n**2
+    error = math.sqrt(max(spread, own))
+    methods = dict.fromkeys(estimate.method for estimate in estimates)
+    notes = dict.fromkeys(estimate.note for estimate in estimates if estimate.note)
+    value = math.exp(center) if geometric else center
+    return Estimate(
+        value=value,
+        stderr=value * error if geometric else error,
+        method="+".join(methods),
+        samples=sum(estimate.samples for estimate in estimates),
+        note="; ".join([f"mean of {n} profiles", *notes]),
+    )
+
+
+# Estimates as tensors: (rows, L) values with the method and note of each as an index into a list.
+
+
+def _estimate_tensors(
+    prefix: str, rows: list[list[Estimate]], width: int, kinds: list[list[str]]
+) -> dict[str, Tensor]:
+    def table(read: Callable[[Estimate], Any], dtype: torch.dtype) -> Tensor:
+        values = [[read(estimate) for estimate in row] for row in rows]
+        return torch.tensor(values, dtype=dtype, device="cpu").reshape(len(rows), width)
+
+    def kind(estimate: Estimate) -> int:
+        key = [estimate.method, estimate.note]
+        if key not in kinds:
+            kinds.append(key)
+        return kinds.index(key)
+
+    return {
+        f"{prefix}.fslr": table(lambda estimate: estimate.value, torch.float64),
+        f"{prefix}.stderr": table(lambda estimate: estimate.stderr, torch.float64),
+        f"{prefix}.samples": table(lambda estimate: estimate.samples, torch.int64),
+        f"{prefix}.kind": table(kind, torch.int64),
+    }
+
+
+def _estimates(
+    prefix: str,
+    tensors: Mapping[str, Tensor],
+    rows: int,
+    width: int,
+    kinds: Sequence[tuple[str, str]],
+) -> list[list[Estimate]]:
+    def table(name: str, dtype: torch.dtype) -> list[Any]:
+        values: list[Any] = _tensor(tensors, f"{prefix}.{name}", (rows, width), dtype).tolist()
+        return values
+
+    columns = zip(
+        table("fslr", torch.float64),
+        table("stderr", torch.float64),
+        table("samples", torch.int64),
+        table("kind", torch.int64),
+        strict=True,
+    )
+    found = []
+    for row in columns:
+        estimates = []
+        for value, stderr, samples, kind in zip(*row, strict=True):
+            if not 0 <= kind < len(kinds):
+                raise ProfileError(f"tensor '{prefix}.kind' has {kind}, of {len(kinds)} kinds")
+            method, note = kinds[kind]
+            estimates.append(Estimate(value, stderr, method, samples, note))
+        found.append(estimates)
+    return found
+
+
+def _tensor(
+    tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    if name not in tensors:
+        raise ProfileError(f"tensor {name!r} is missing; expected shape {shape}")
+    tensor = tensors[name]
+    if tensor.shape != shape or tensor.dtype != dtype:
+        raise ProfileError(
+            f"tensor {name!r} has shape {tuple(tensor.shape)} and {tensor.dtype}; expected {shape} "
+            f"and {dtype}"
+        )
+    return tensor
+
+
+# The probe pool as JSON with its tensors put aside.
+
+
+def _pack(value: Any, where: str, tensors: list[Tensor]) -> dict[str, Any]:
+    """``value`` as JSON, its tensors appended to ``tensors`` and named by their index there."""
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_nested or value.is_meta:
+            _refuse(value, f"a {value.layout} tensor on {value.device}", where)
+        tensors.append(value)
+        return {"tensor": len(tensors) - 1}
+    if isinstance(value, tuple | list):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        items = [_pack(item, f"{where}[{index}]", tensors) for index, item in enumerate(value)]
+        return {kind: items}
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                _refuse(key, f"a key of type {type(key).__name__}", where)
+        return {
+            "dict": {key: _pack(item, f"{where}[{key!r}]", tensors) for key, item in value.items()}
+        }
+    if value is None or type(value) in (bool, int, float, str):
+        return {"value": value}
+    _refuse(value, type(value).__name__, where)
+
+
+def _refuse(value: Any, what: str, where: str) -> NoReturn:
+    raise InputError(
+        f"{where} of the probe pool is {what}; a profile holds dense tensors, tuples, lists, "
+        "dicts with string keys, numbers, strings and None"
+    )
+
+
+def _unpack(packed: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    [(kind, value)] = packed.items()
+    if kind == "tensor":
+        name = f"pool.{int(value)}"
+        if name not in tensors:
+            raise ProfileError(f"tensor {name!r} is missing")
+        return tensors[name]
+    if kind == "tuple":
+        return tuple(_unpack(item, tensors) for item in value)
+    if kind == "list":
+        return [_unpack(item, tensors) for item in value]
+    if kind == "dict":
+        return {key: _unpack(item, tensors) for key, item in value.items()}
+    if kind == "value":
+        return value
+    raise ValueError(f"pool item of kind {kind!r}")
+
+
+def _batch(packed: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Batch:
+    batch = _unpack(packed, tensors)
+    if not isinstance(batch, tuple) or len(batch) != 2:
+        raise ValueError("a batch of the pool is no (inputs, targets)")
+    inputs, targets = batch
+    if not isinstance(inputs, Tensor | tuple | dict):
+        raise ValueError(f"inputs of the pool are a {type(inputs).__name__}")
+    return inputs, targets
+
+
+# The file.
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Replace the file by one with this content; on any failure leave it, and nothing else."""
+    path = path.resolve()  # rename beside what a link points to, not over the link
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "no such file"
+        raise ProfileError(
+            f"{path}: {what}; expected a base profile that recorder.profile.save wrote"
+        )
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            # Cloned: what comes is a view of the file, which may be replaced.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return file.metadata() or {}, tensors
+    except OSError as error:
+        raise ProfileError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except SafetensorError as error:
+        truncated = any(sign in str(error) for sign in ("incomplete", "too small", "header length"))
+        what = "a truncated file" if truncated else "not a safetensors file"
+        raise ProfileError(
+            f"{path}: {what}; expected a base profile that recorder.profile.save wrote ({error}). "
+            f"Copy the file again, or {_RECORD_AGAIN}"
+        ) from error

@@ -1,0 +1,245 @@
+"""The start: FSLRs at the beginning of training, measured by a procedure that repeats anywhere."""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flerm_fx.capture import Capture, untouched
+from flerm_fx.errors import DivergenceError, EstimateError, InputError
+from flerm_fx.inputs import (
+    Batch,
+    OutputFn,
+    call_arguments,
+    check_finite,
+    device_of,
+    select_output,
+    to_device,
+)
+from flerm_fx.loss import Loss
+from flerm_fx.probe.estimate import Estimate
+from flerm_fx.probe.planner import Method
+from flerm_fx.probe.prober import Prober
+from flerm_fx.update_rule import UpdateRule, group_settings
+
+MODEL_LOSS = "output.loss"
+"""Name of the loss that a model returns itself."""
+
+AVERAGED_STEPS = 4
+"""FSLRs after settling are averaged over this many last steps (fewer if fewer were taken)."""
+
+
+@dataclass(frozen=True)
+class StartProcedure:
+    """How a start is measured: the same for the base model and for every target.
+
+    Attributes:
+        rule: the optimizer's update rule; weight decay is left out, as multipliers leave it alone.
+        learning_rate: of the settling steps.
+        settle: simulated steps before the measured one; 0 measures the first step.
+        loss: loss function; None takes the ``.loss`` of the model's output.
+        pool: ``(inputs, targets)`` batches. FSLRs are measured on the first; steps are taken on
+            the others in turn, or on the first where there is only one.
+        output_fn: picks the output tensor.
+        method, rtol: as for :func:`flerm_fx.measure`.
+        seed: of dropout in the simulated steps and of the random cotangents.
+    """
+
+    rule: UpdateRule
+    learning_rate: float
+    settle: int
+    loss: Loss | None
+    pool: tuple[Batch, ...]
+    output_fn: OutputFn | None
+    method: Method
+    rtol: float
+    seed: int
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy of a model, without gradients.
+
+    Raises:
+        InputError: the model cannot be copied.
+    """
+    try:
+        twin = copy.deepcopy(model)
+    except Exception as error:
+        raise InputError(
+            f"the model cannot be copied, which simulating its start needs: {error}; attributes "
+            "that hold tensors with a history should be buffers or detached"
+        ) from error
+    twin.zero_grad(set_to_none=True)
+    return twin
+
+
+def batch_loss(
+    model: nn.Module, batch: Batch, loss: Loss | None, output_fn: OutputFn | None
+) -> Tensor:
+    """Loss of one batch.
+
+    Raises:
+        InputError: no targets, no loss function, and no ``.loss`` in the output.
+    """
+    inputs, targets = batch
+    args, kwargs = call_arguments(inputs)
+    output = model(*args, **kwargs)
+    if loss is not None:
+        return loss(select_output(output, output_fn), targets)
+    own = getattr(output, "loss", None)
+    if not isinstance(own, Tensor):
+        raise InputError(
+            "there are no targets to take a loss of, and the model returns no .loss: pass "
+            "targets=... (and loss_fn=... unless cross entropy or mean squared error is meant)"
+        )
+    return own
+
+
+def measure_start(
+    captured: Capture,
+    procedure: StartProcedure,
+    multipliers: Mapping[str, float] | None = None,
+) -> dict[str, Estimate]:
+    r"""FSLRs of the unit update after ``settle`` steps of the optimizer's own rule.
+
+    .. math:: u_l = \frac{\Delta\theta_l}{m_l\, \mathrm{lr}}
+
+    The steps are taken on ``captured.model`` itself, a copy that the caller owns, and undone:
+    weights, buffers, mode and random state end as they were.
+
+    Args:
+        captured: the model, captured.
+        procedure: what to do.
+        multipliers: learning-rate multiplier m_l of each parameter while settling; 1 if None.
+
+    Returns:
+        An estimate for every trainable parameter, averaged over the last few steps.
+
+    Raises:
+        DivergenceError: a loss or update is NaN or infinite after the first step.
+        EstimateError: so it is at the first step.
+    """
+    model, parameters = captured.model, captured.parameters
+    weights = {name: p.detach().clone() for name, p in parameters.items()}
+    device = device_of(model)
+    pool = to_device(procedure.pool, device)
+    prober = Prober(captured)
+    rates = {
+        name: group_settings(
+            procedure.rule,
+            procedure.learning_rate,
+            (multipliers or {}).get(name, 1.0),
+            0.0,
+        )
+        for name in parameters
+    }
+    measured: list[dict[str, Estimate]] = []
+    with untouched(model), torch.enable_grad():
+        torch.manual_seed(procedure.seed)
+        try:
+            optimizer = procedure.rule.build(
+                _grouped(parameters, rates), procedure.learning_rate, weight_decay=0.0
+            )
+            for step in range(procedure.settle + 1):
+                batch = pool[0] if len(pool) == 1 else pool[1 + step % (len(pool) - 1)]
+                before = {name: p.detach().clone() for name, p in parameters.items()}
+                _step(model, optimizer, parameters, batch, procedure, step)
+                if step > procedure.settle - AVERAGED_STEPS:
+                    updates = {
+                        name: (p.detach() - before[name]) / rates[name]["lr"]
+                        for name, p in parameters.items()
+                    }
+                    measured.append(_estimate(prober, before, updates, pool[0], procedure, step))
+        finally:
+            model.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for name, p in parameters.items():
+                    p.copy_(weights[name])
+    return {name: _mean([estimates[name] for estimates in measured]) for name in parameters}
+
+
+def _grouped(
+    parameters: Mapping[str, nn.Parameter], rates: Mapping[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Parameter groups, one for each distinct set of settings."""
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in parameters.items():
+        settings = {**rates[name]}
+        group = groups.setdefault(repr(sorted(settings.items())), {"params": [], **settings})
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def _step(
+    model: nn.Module,
+    optimizer: Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    batch: Batch,
+    procedure: StartProcedure,
+    step: int,
+) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss = batch_loss(model, batch, procedure.loss, procedure.output_fn)
+    if not math.isfinite(loss.item()):
+        _fail(f"the loss is {loss.item()}", procedure, step)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for name, parameter in parameters.items():
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+            _fail(
+                f"the gradient of parameter {name!r} is NaN or infinite",
+                procedure,
+                step,
+            )
+    optimizer.step()
+
+
+def _fail(what: str, procedure: StartProcedure, step: int) -> None:
+    if step == 0:
+        raise EstimateError(
+            f"{what} on the first batch of the probe pool; expected finite numbers: check the "
+            "model, its initialisation and the batch"
+        )
+    raise DivergenceError(
+        f"{what} at step {step} of {procedure.settle} settling steps at learning rate "
+        f"{procedure.learning_rate:g}: the start diverges; use a lower learning rate or a "
+        "smaller settle"
+    )
+
+
+def _estimate(
+    prober: Prober,
+    parameters: Mapping[str, Tensor],
+    updates: Mapping[str, Tensor],
+    probe: Batch,
+    procedure: StartProcedure,
+    step: int,
+) -> dict[str, Estimate]:
+    for name, update in updates.items():
+        check_finite(name, update, "update")
+    generator = torch.Generator().manual_seed(procedure.seed + step)
+    return prober.estimate(
+        parameters,
+        updates,
+        probe[0],
+        method=procedure.method,
+        rtol=procedure.rtol,
+        generator=generator,
+    )
+
+
+def _mean(estimates: list[Estimate]) -> Estimate:
+    """Mean of a parameter's FSLRs over steps, their errors independent."""
+    if len(estimates) == 1:
+        return estimates[0]
+    return Estimate(
+        value=sum(e.value for e in estimates) / len(estimates),
+        stderr=math.sqrt(sum(e.stderr**2 for e in estimates)) / len(estimates),
+        method=estimates[-1].method,
+        samples=sum(e.samples for e in estimates),
+        note=estimates[-1].note,
+    )

@@ -1,0 +1,554 @@
+"""An optimizer's update rule without its parameters, and how it answers to a change of scale.
+
+A scale node stores the weight ``w`` of ``theta = s * w``. The optimizer then sees the gradient
+``s * g`` and the weight ``theta / s``, and its step moves ``theta`` by ``s`` times what it moves
+``w``. What that does to training depends on the rule alone and is measured here on a small matrix,
+never looked up by the rule's name:
+
+.. math:: s\\,\\Delta(s g, \\theta / s) = s^{1+p}\\,\\Delta(g, \\theta)
+
+defines the degree p, so a learning-rate multiplier m is a scale node of ``s = m ** (1 / (1 + p))``
+(0 for Adam, sign descent and Muon; 1 for SGD and momentum).
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, TypeGuard
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from flerm_fx.errors import OptimizerError
+
+# They choose an implementation or a device, not a rule: a profile recorded with a fused or
+# capturable optimizer on a GPU must build the same rule on a CPU.
+_IMPLEMENTATION = frozenset({"foreach", "fused", "capturable", "differentiable"})
+
+_REFUSED = {
+    torch.optim.LBFGS: "its step needs a closure that evaluates the loss again",
+    torch.optim.SparseAdam: "it takes sparse gradients only",
+}
+
+_PASS_OPTIMIZER = (
+    "pass optimizer=… to flerm_fx.compile: an optimizer, its class, or a function from parameter "
+    "groups to one"
+)
+
+Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
+Decay = Literal["coupled", "decoupled", "absolute"]
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """An optimizer's rule and settings, without its parameters, state and learning rate.
+
+    Attributes:
+        name: the class's name in ``torch.optim``; ``None`` for a rule from elsewhere.
+        settings: keyword arguments of the constructor except ``lr`` and those that choose an
+            implementation (``foreach``, ``fused``, ``capturable``, ``differentiable``).
+        factory: the class, or function from parameter groups to an optimizer, that builds a rule
+            which ``torch.optim`` does not have; ``None`` for one that it has.
+        source: the class's full name, for messages.
+
+    >>> rule = UpdateRule.of(torch.optim.AdamW([torch.zeros(2)], lr=0.1, betas=(0.9, 0.95)))
+    >>> rule.name, rule.settings["betas"]
+    ('AdamW', (0.9, 0.95))
+    >>> rule.build([torch.zeros(3)], lr=0.02, weight_decay=0.0).param_groups[0]["lr"]
+    0.02
+    """
+
+    name: str | None
+    settings: Mapping[str, Any]
+    factory: Callable[..., Optimizer] | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        plain = {key: _plain(value) for key, value in self.settings.items()}
+        object.__setattr__(self, "settings", plain)
+        if not self.source:
+            object.__setattr__(self, "source", f"torch.optim.{self.name}" if self.name else "")
+
+    @classmethod
+    def of(
+        cls,
+        optimizer: "Optimizer | type[Optimizer] | Callable[..., Optimizer] | UpdateRule",
+    ) -> "UpdateRule":
+        """The rule of an optimizer, of an optimizer class, or of what a function builds.
+
+        A function takes parameter groups (a list of dicts with ``"params"`` and ``"lr"``) and
+        returns an optimizer; it is called once here, on a small matrix, to see what it builds.
+
+        Raises:
+            OptimizerError: for LBFGS and SparseAdam, for groups that disagree on a setting other
+                than the learning rate and the weight decay, and for anything that is no optimizer.
+        """
+        if isinstance(optimizer, UpdateRule):
+            return optimizer
+        if _is_optimizer_class(optimizer):
+            return cls._from_class(optimizer, _constructor_defaults(optimizer))
+        if isinstance(optimizer, Optimizer):
+            return cls._from_class(type(optimizer), _group_settings_of(optimizer))
+        if not callable(optimizer):
+            raise OptimizerError(
+                f"expected a torch optimizer, its class, or a function from parameter groups to "
+                f"one; got {type(optimizer).__name__}"
+            )
+        factory: Callable[..., Optimizer] = optimizer
+        with torch.random.fork_rng(devices=[]):
+            built = factory([{"params": [_matrix(0)], "lr": 1e-3}])
+        if not isinstance(built, Optimizer):
+            raise OptimizerError(
+                f"the optimizer function returned {type(built).__name__}, not a "
+                "torch.optim.Optimizer; it takes a list of parameter groups"
+            )
+        rule = cls._from_class(type(built), _group_settings_of(built))
+        return cls(None, rule.settings, factory, rule.source)
+
+    @classmethod
+    def _from_class(cls, kind: type[Optimizer], settings: Mapping[str, Any]) -> "UpdateRule":
+        _refuse(kind)
+        accepted = _constructor_parameters(kind).keys() - _IMPLEMENTATION - {"params", "lr"}
+        kept = {key: value for key, value in settings.items() if key in accepted}
+        if getattr(torch.optim, kind.__name__, None) is kind:
+            return cls(kind.__name__, kept)
+        return cls(None, kept, kind, f"{kind.__module__}.{kind.__qualname__}")
+
+    @classmethod
+    def from_name(cls, name: str | None, settings: Mapping[str, Any] | None = None) -> "UpdateRule":
+        """The rule called ``name`` in ``torch.optim``, and nowhere else.
+
+        Raises:
+            OptimizerError: if ``torch.optim`` has no optimizer of that name, or not with these
+                settings.
+
+        >>> optimizer = UpdateRule.from_name("SGD", {"momentum": 0.9}).build([torch.zeros(1)], 0.1)
+        >>> type(optimizer).__name__, optimizer.param_groups[0]["momentum"]
+        ('SGD', 0.9)
+        """
+        kind = _torch_optimizer(name)
+        unknown = sorted((settings or {}).keys() - _constructor_parameters(kind).keys())
+        if unknown:
+            raise OptimizerError(
+                f"torch.optim.{name} of torch {torch.__version__} has no setting "
+                f"{', '.join(map(repr, unknown))}; {_PASS_OPTIMIZER}"
+            )
+        return cls._from_class(kind, {**_constructor_defaults(kind), **(settings or {})})
+
+    def build(self, params: Params, lr: float, *, weight_decay: float | None = None) -> Optimizer:
+        """A fresh optimizer of this rule over parameters or parameter groups.
+
+        ``lr`` and ``weight_decay`` are defaults: what a group states itself wins, as in torch.
+        ``weight_decay`` is left out where the rule has none; ``None`` keeps the rule's own.
+
+        Raises:
+            OptimizerError: if the rule is in neither ``torch.optim`` nor ``factory``, or does not
+                take these parameters (Muon takes matrices only).
+        """
+        defaults: dict[str, Any] = {"lr": lr}
+        if weight_decay is not None and "weight_decay" in self.settings:
+            defaults["weight_decay"] = weight_decay
+        kind = (
+            self.factory if self.factory is not None else _torch_optimizer(self.name, self.source)
+        )
+        try:
+            groups = [{**group} for group in _groups(params)]
+            if _is_optimizer_class(kind):
+                accepted = _constructor_parameters(kind)
+                keywords = {**self.settings, **defaults}
+                keywords = {
+                    key: keywords[key] for key in keywords if key != "lr" or key in accepted
+                }
+                if "lr" not in accepted:
+                    groups = [{"lr": lr, **group} for group in groups]
+                return kind(groups, **keywords)
+            return _build_with(kind, [{**defaults, **group} for group in groups])
+        except (TypeError, ValueError) as error:
+            raise OptimizerError(
+                f"{self.source} cannot be built with settings {dict(self.settings)} for these "
+                f"parameters: {error}"
+            ) from error
+
+    def spec(self) -> dict[str, Any]:
+        """Name, source and settings as JSON-able values; :meth:`from_spec` reads it back."""
+        settings = {key: value for key, value in self.settings.items() if _is_json(value)}
+        return {"name": self.name, "source": self.source, "settings": settings}
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> "UpdateRule":
+        """The rule that :meth:`spec` described.
+
+        A rule that ``torch.optim`` does not have raises only when it is built, so that a profile
+        can be read where its optimizer is missing and another is passed instead.
+        """
+        name, settings, source = spec["name"], spec["settings"], spec["source"]
+        if not (name is None or isinstance(name, str)) or not isinstance(source, str):
+            raise TypeError(f"optimizer name {name!r} or source {source!r} is not text")
+        if not isinstance(settings, dict):
+            raise TypeError(f"optimizer settings are a {type(settings).__name__}, not a mapping")
+        try:
+            return cls.from_name(name, settings)
+        except OptimizerError:
+            return cls(name, settings, None, source)
+
+    @cached_property
+    def _response(self) -> "_Response":
+        return _measure(self)
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
+        return f"UpdateRule({self.source}: {settings})"
+
+
+@dataclass(frozen=True)
+class _Response:
+    """How a rule answers to a change of scale: see the module's docstring.
+
+    ``powers[h]`` is the power of s by which setting h of a parameter group must be multiplied so
+    that it does to theta what the unchanged setting does to w. ``decays[h]`` says how a decay acts.
+    """
+
+    degree: float
+    powers: Mapping[str, int]
+    decays: Mapping[str, Decay]
+
+
+def degree(rule: UpdateRule) -> float:
+    r"""The degree p of a rule in the gradient, measured.
+
+    .. math:: p = \log_2 \frac{\lVert\Delta(2g, \theta/2)\rVert}{\lVert\Delta(g, \theta)\rVert}
+
+    after 16 steps on gradients of constant scale, large beside any ``eps``, without weight decay;
+    snapped to an integer when within 0.01. The weights are halved as the gradient doubles, which
+    is what a scale node of 2 does: a rule whose steps do not look at the weights cannot tell, and
+    one whose steps are in proportion to them (Adafactor, LAMB) has p = -1, where no scale node
+    changes its rate.
+
+    Raises:
+        OptimizerError: if the rule takes no step, or a step of NaN or infinity, on the matrix.
+
+    >>> degree(UpdateRule.from_name("Adam")), degree(UpdateRule.from_name("SGD"))
+    (0.0, 1.0)
+    """
+    return rule._response.degree
+
+
+def node_scale(rule: UpdateRule, multiplier: float) -> float:
+    """The scale s of the node that does what the learning-rate multiplier m does.
+
+    ``s = m ** (1 / (1 + p))``, with p the rule's :func:`degree`.
+
+    Raises:
+        OptimizerError: for a multiplier other than 1 under a rule whose steps are in proportion to
+            the weights (p = -1): a scale node leaves its training unchanged.
+
+    >>> node_scale(UpdateRule.from_name("SGD"), 4.0)
+    2.0
+    """
+    if multiplier == 1.0:
+        return 1.0
+    p = degree(rule)
+    if not _has_node_scale(p):
+        raise OptimizerError(
+            f"{rule.source} steps in proportion to the weights, so scale nodes cannot change its "
+            f"learning rates (asked for a multiplier of {multiplier:g}): use "
+            "compiled.param_groups(lr) on the model instead"
+        )
+    return float(multiplier ** (1.0 / (1.0 + p)))
+
+
+def group_settings(
+    rule: UpdateRule, lr: float, multiplier: float, weight_decay: float | None = None
+) -> dict[str, Any]:
+    r"""Settings of a parameter group that trains ``theta`` as a scale node trains ``theta / s``.
+
+    With :math:`s = m^{1/(1+p)}` the learning rate is :math:`m \cdot \mathrm{lr}`, and
+
+    - decoupled weight decay (AdamW, Muon) is divided by m, so that the decay of a step,
+      :math:`\mathrm{lr}\cdot\mathrm{decay}`, is what it was;
+    - decay in the gradient (SGD, Adam) is divided by :math:`s^2`: the rule on w sees
+      :math:`s g + \lambda w = s\,(g + \lambda s^{-2} \theta)`;
+    - decay that the learning rate does not enter is left alone;
+    - ``eps`` is multiplied by the power of s that the rule was measured to need: -1 where it is
+      added to the size of a gradient, :math:`s g / (s|g| + \epsilon) = g / (|g| + \epsilon/s)`.
+
+    Which kind a rule has is measured. The two trainings agree to rounding, except where no setting
+    of a group can make them: Adadelta (its ``eps`` is a gradient's square and a step's square at
+    once; it is left alone), RAdam's first steps (of degree 1 before they are of degree 0),
+    Adagrad's ``initial_accumulator_value`` if not 0 (read from the constructor, not the group),
+    and rules whose steps are in proportion to the weights (see :func:`node_scale`).
+
+    Args:
+        rule: the update rule.
+        lr: learning rate before the multiplier.
+        multiplier: m, positive.
+        weight_decay: decay before the multiplier; ``None`` for the rule's own.
+
+    Returns:
+        ``lr`` and, where the rule has them, ``weight_decay``, ``eps`` and other settings to change.
+
+    >>> group_settings(UpdateRule.from_name("AdamW", {"weight_decay": 0.1}), 0.01, 4.0)
+    {'lr': 0.04, 'weight_decay': 0.025, 'eps': 2.5e-09}
+    """
+    settings: dict[str, Any] = {"lr": lr * multiplier}
+    response = rule._response
+    p = response.degree
+    scale = multiplier ** (1.0 / (1.0 + p)) if _has_node_scale(p) else 1.0
+    decay_factor = {
+        "coupled": scale**-2.0,
+        "decoupled": 1.0 / multiplier,
+        "absolute": 1.0,
+    }
+    for name, kind in response.decays.items():
+        value = rule.settings[name]
+        if name == "weight_decay" and weight_decay is not None:
+            value = weight_decay
+        settings[name] = value * decay_factor[kind]
+    for name, power in response.powers.items():
+        settings[name] = _times(rule.settings[name], scale**power)
+    return settings
+
+
+def _has_node_scale(p: float) -> bool:
+    # 1 / (1 + p) beyond 20 would turn a multiplier of 2 into a scale of a million.
+    return p > -0.95
+
+
+# Measuring a rule. Powers of two throughout: multiplying by them is exact in binary floating point,
+# so that equal trainings agree to the last bits even through Muon's bfloat16 iteration.
+
+_STEPS = 16  # past RAdam's first five steps, which are of another degree
+_LR = 2.0**-10
+# Gradients beside which an eps of 1 is small: eps scales by its own power and is no part of p.
+_LARGE = 2.0**10
+_DECAYS = ("weight_decay", "lambd")
+_TOLERANCE = 1e-6
+
+
+def _measure(rule: UpdateRule) -> _Response:
+    gradients = torch.stack([_matrix(1 + step) for step in range(_STEPS)])
+    weight = _matrix(0).detach()
+    with torch.random.fork_rng(devices=[]):
+        large = _LARGE * gradients
+        unit = _last_update(rule, large, weight).norm().item()
+        doubled = _last_update(rule, 2 * large, weight / 2).norm().item()
+        if not (math.isfinite(unit) and math.isfinite(doubled) and unit > 0 and doubled > 0):
+            raise OptimizerError(
+                f"{rule.source} moved a random matrix by {unit:g}, and by {doubled:g} with twice "
+                f"the gradient, after {_STEPS} steps at lr {_LR:g}; expected finite steps other "
+                "than zero"
+            )
+        p = math.log2(doubled / unit)
+        if abs(p - round(p)) < 1e-2:
+            p = float(round(p))
+        powers = {}
+        # A large eps, so that it matters beside gradients of size 1 and beside their norm; step
+        # bounds around the learning rate, so that they bind.
+        for name, probe in (("eps", 64.0), ("step_sizes", (64 * _LR, 128 * _LR))):
+            value = rule.settings.get(name)
+            if isinstance(value, tuple) if isinstance(probe, tuple) else _is_number(value):
+                power = _power(rule, gradients, weight, p, name, probe)
+                if power:
+                    powers[name] = power
+        decays = {
+            name: _decay(rule, gradients, weight, name)
+            for name in _DECAYS
+            if _is_number(rule.settings.get(name))
+        }
+    return _Response(p, powers, decays)
+
+
+def _power(
+    rule: UpdateRule, gradients: Tensor, weight: Tensor, p: float, name: str, probe: Any
+) -> int:
+    """The power of s with which a setting makes group and scale node agree; 0 if none does."""
+    if not _has_node_scale(p):
+        return 0
+    scale = 4.0
+    node = scale * _last_update(rule, scale * gradients, weight / scale, {name: probe})
+    lr = _LR * scale ** (1.0 + p)
+    for power in (0, -1, -2, 1):
+        group = {name: _times(probe, scale**power)}
+        update = _last_update(rule, gradients, weight, group, lr=lr)
+        if (update - node).norm() <= _TOLERANCE * node.norm():
+            return power
+    return 0
+
+
+def _decay(rule: UpdateRule, gradients: Tensor, weight: Tensor, name: str) -> Decay:
+    """How a decay acts, from what it adds to one step: ``-lr * decay * theta`` if decoupled."""
+    value = 0.125
+    added = _last_update(rule, gradients, weight, decay={name: value}) - _last_update(
+        rule, gradients, weight
+    )
+    # Coupled decay may pass for decoupled where p = 1; both are divided by m = s**2 there.
+    kinds: tuple[tuple[Decay, float], ...] = (
+        ("decoupled", _LR * value),
+        ("absolute", value),
+    )
+    for kind, rate in kinds:
+        if (added + rate * weight).norm() <= 1e-3 * rate * weight.norm():
+            return kind
+    return "coupled"
+
+
+def _last_update(
+    rule: UpdateRule,
+    gradients: Tensor,
+    weight: Tensor,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    lr: float = _LR,
+    decay: Mapping[str, float] | None = None,
+) -> Tensor:
+    """The step from ``weight`` on the last of the gradients, after steps on the others.
+
+    Decay acts in the last step only: before it, it would change the state, and with it the step.
+    """
+    parameter = torch.nn.Parameter(weight.clone())
+    off = {name: 0.0 for name in _DECAYS if name in rule.settings}
+    group = {"params": [parameter], **off, **(settings or {})}
+    optimizer = rule.build([group], lr)
+    for gradient in gradients[:-1]:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    for built in optimizer.param_groups:
+        built.update(decay or {})
+    with torch.no_grad():
+        parameter.copy_(weight)
+    parameter.grad = gradients[-1].clone()
+    optimizer.step()
+    return parameter.detach() - weight
+
+
+def _matrix(seed: int) -> Tensor:
+    """A random 6 x 4 matrix: two-dimensional and not square, so that Muon takes it."""
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    values = torch.randn(6, 4, generator=generator, dtype=torch.float64, device="cpu")
+    return values.requires_grad_(seed == 0)
+
+
+# Optimizer classes and their settings.
+
+
+def _torch_optimizer(name: str | None, source: str = "") -> type[Optimizer]:
+    kind = getattr(torch.optim, name, None) if name is not None else None
+    if not (isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer):
+        what = f"optimizer {name!r}" if name is not None else source or "an unnamed optimizer"
+        raise OptimizerError(f"{what} is not in torch.optim; {_PASS_OPTIMIZER}")
+    _refuse(kind)
+    return kind
+
+
+def _refuse(kind: type[Optimizer]) -> None:
+    for refused, reason in _REFUSED.items():
+        if issubclass(kind, refused):
+            raise OptimizerError(
+                f"{kind.__name__} has no update rule that flerm_fx can repeat: {reason}; use an "
+                "optimizer that steps on dense gradients, such as AdamW, SGD or Muon"
+            )
+
+
+def _constructor_parameters(kind: type) -> dict[str, inspect.Parameter]:
+    """Named parameters of a constructor, and of those that its ``**kwargs`` go on to."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in kind.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+        for parameter in parameters:
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                found.setdefault(parameter.name, parameter)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return found
+
+
+def _constructor_defaults(kind: type) -> dict[str, Any]:
+    return {
+        key: parameter.default
+        for key, parameter in _constructor_parameters(kind).items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+
+
+def _is_optimizer_class(value: object) -> TypeGuard[type[Optimizer]]:
+    return isinstance(value, type) and issubclass(value, Optimizer)
+
+
+def _group_settings_of(optimizer: Optimizer) -> dict[str, Any]:
+    """The settings that an optimizer's groups share, its defaults standing in for weight decay."""
+    settings: dict[str, Any] = {}
+    for key, default in optimizer.defaults.items():
+        values = [_plain(group.get(key, default)) for group in optimizer.param_groups]
+        if all(value == values[0] for value in values):
+            settings[key] = values[0]
+        elif key in _IMPLEMENTATION | {"lr", "weight_decay"}:
+            settings[key] = default
+        else:
+            listed = ", ".join(dict.fromkeys(repr(value) for value in values))
+            raise OptimizerError(
+                f"the parameter groups of {type(optimizer).__name__} disagree on {key!r} "
+                f"({listed}), so they are not one update rule; give every group the same {key!r} "
+                "(learning rates and weight decay may differ)"
+            )
+    return settings
+
+
+def _groups(params: Params) -> list[dict[str, Any]]:
+    items: list[Any] = list(params)
+    if not items:
+        raise ValueError("there are none")
+    if items and all(isinstance(item, dict) for item in items):
+        return items
+    return [{"params": items}]
+
+
+def _build_with(factory: Callable[..., Optimizer], groups: list[dict[str, Any]]) -> Optimizer:
+    """Call a user's factory, and hold it to the learning rate and settings of the groups."""
+    asked = {}
+    for group in groups:
+        group["params"] = list(group["params"])
+        settings = {key: value for key, value in group.items() if key != "params"}
+        for item in group["params"]:
+            asked[id(item[1] if isinstance(item, tuple) else item)] = settings
+    optimizer = factory(groups)
+    for built in optimizer.param_groups:
+        wanted = [asked.get(id(parameter), {}) for parameter in built["params"]]
+        if any(settings != wanted[0] for settings in wanted):
+            raise OptimizerError(
+                f"the optimizer function put parameters of different groups into one "
+                f"{type(optimizer).__name__} group; it must keep the groups that it is given"
+            )
+        built.update(wanted[0] if wanted else {})
+    return optimizer
+
+
+def _plain(value: Any) -> Any:
+    """Tensors of one element as numbers, and lists, which is what JSON gives back, as tuples."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item) for item in value)
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _times(value: Any, factor: float) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_times(item, factor) for item in value)
+    return value * factor
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(_is_json(item) for item in value)
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
+    return value is None or isinstance(value, bool | int | float | str)

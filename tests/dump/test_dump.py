@@ -1,0 +1,422 @@
+"""The dump: every format says what the assignments say, and can be read by its own readers."""
+
+import ast
+import json
+import math
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pydot
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from flerm_fx.assignment import Assignment
+from flerm_fx.capture import capture
+from flerm_fx.dump import dump
+from flerm_fx.dump.dot import multiplier_colour
+from flerm_fx.dump.table import format_base
+from flerm_fx.errors import InputError
+from flerm_fx.probe.estimate import Estimate
+from flerm_fx.scale import ScaleNodes
+
+
+class Mixer(nn.Module):
+    """A residual block with an embedding, a norm, a tied output and a parameter that is unused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 4)
+        self.position = nn.Parameter(torch.randn(5, 4))
+        self.norm = nn.LayerNorm(4)
+        self.query = nn.Linear(4, 4)
+        self.key = nn.Linear(4, 4, bias=False)
+        self.head = nn.Linear(4, 11, bias=False)
+        self.head.weight = self.embed.weight
+        self.spare = nn.Parameter(torch.zeros(2))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens) + self.position
+        y = self.norm(x)
+        scores = torch.matmul(self.query(y), self.key(y).transpose(1, 2))
+        output: Tensor = self.head(x + torch.matmul(scores.tanh(), y))
+        return output
+
+
+def assignments_for(model: nn.Module, graph_module: GraphModule | None) -> list[Assignment]:
+    """Invented, distinct numbers for every parameter, in the order of the graph."""
+    nodes = {
+        node.meta["parameter"]: node.name
+        for node in (graph_module.graph.nodes if graph_module else ())
+        if node.op == "get_attr" and "parameter" in node.meta
+    }
+    return [
+        Assignment(
+            parameter=name,
+            node=nodes.get(name, ""),
+            op="aten.linear",
+            shape=tuple(parameter.shape),
+            base=((name, 1.0),),
+            base_fslr=2.0 + i,
+            target=Estimate(1.0 + i, 0.01, "sampled", 4),
+            multiplier=(2.0 + i) / (1.0 + i),
+            status="unused" if name == "spare" else "matched",
+        )
+        for i, (name, parameter) in enumerate(model.named_parameters())
+    ]
+
+
+@pytest.fixture(scope="module")
+def mixer() -> tuple[list[Assignment], GraphModule]:
+    model = Mixer()
+    plain = capture(model, torch.zeros(3, 5, dtype=torch.long)).graph_module
+    assert plain is not None
+    result = ScaleNodes({"query.weight": 2.0})(plain)
+    assert result is not None
+    scaled = result.graph_module
+    return assignments_for(model, scaled), scaled
+
+
+def one(**changes: Any) -> Assignment:
+    values: dict[str, Any] = {
+        "parameter": "up.weight",
+        "node": "up_weight",
+        "op": "aten.linear",
+        "shape": (8, 4),
+        "base": (("up.weight", 1.0),),
+        "base_fslr": 3.0,
+        "target": Estimate(1.5, 0.05, "sampled", 8),
+        "multiplier": 2.0,
+        "status": "matched",
+    }
+    return Assignment(**{**values, **changes})
+
+
+# --- table
+
+
+def test_table_lists_parameters_in_order_with_every_number() -> None:
+    bias = one(parameter="up.bias", node="up_bias", shape=(8,), base=(("down.bias", 0.5),))
+    lines = dump([one(), bias], None).split("\n")
+    assert lines[0].split()[:5] == ["parameter", "node", "op", "shape", "base"]
+    assert lines[2].split() == [
+        "up.weight",
+        "=",
+        "linear",
+        "8×4",
+        "=",
+        "3",
+        "1.5",
+        "±",
+        "0.05",
+        "2",
+        "matched",
+    ]
+    assert lines[3].split() == [
+        "up.bias",
+        "=",
+        "linear",
+        "8",
+        "down.…",
+        "×0.5",
+        "3",
+        "1.5",
+        "±",
+        "0.05",
+        "2",
+        "matched",
+    ]
+    assert lines[4] == "2 parameters: 2 matched; multipliers 2 to 2."
+    assert lines[5] == "'=' is the parameter's own name, '…' the ending of it."
+
+
+def test_table_columns_line_up() -> None:
+    rows = [
+        one(),
+        one(parameter="a", node="p_a", base=(("b", 0.25), ("c", 1.0)), multiplier=0.01234567),
+    ]
+    lines = dump(rows, None).split("\n")
+    for title in ("node", "op", "shape", "base", "status"):
+        start = lines[0].index(title)
+        assert all(line[start - 2 : start] == "  " and line[start] != " " for line in lines[:4])
+
+
+def test_table_shortens_long_base_lists_with_a_count() -> None:
+    base = tuple((f"blocks.{i}.up.weight", 0.25) for i in range(12))
+    row = dump([one(base=base)], None).split("\n")[2]
+    assert "  blocks.0.… ×0.25 +11 more  " in row
+
+
+def test_table_prints_names_that_have_nothing_in_common_whole() -> None:
+    row = dump([one(base=(("mlp.kernel", 1.0),), node="p_up")], None).split("\n")[2]
+    assert "  p_up  " in row
+    assert "  mlp.kernel  " in row
+
+
+def test_table_of_the_eager_path_has_no_nodes() -> None:
+    assert dump([one(node="")], None).split("\n")[2].split()[:3] == ["up.weight", "-", "linear"]
+
+
+def test_table_of_a_nested_transformer_fits_140_columns() -> None:
+    name = "model.blocks.11.attention.projection.weight"
+    row = one(parameter=name, node=name.replace(".", "_"), base=((name.replace("11", "3"), 0.5),))
+    lines = dump([row], None).split("\n")
+    assert max(map(len, lines)) <= 140
+    assert name in lines[2]
+
+
+def test_table_says_what_is_unresolved_and_unused() -> None:
+    rows = [
+        one(status="unresolved", multiplier=1.0),
+        one(status="unused", base=(), multiplier=1.0, op="", target=Estimate(0, 0, "exact", 0)),
+    ]
+    text = dump(rows, None)
+    assert text.split("\n")[-2] == "2 parameters: 1 unresolved, 1 unused."
+    assert text.split("\n")[3].split() == [
+        "up.weight",
+        "=",
+        "-",
+        "8×4",
+        "-",
+        "3",
+        "0",
+        "±",
+        "0",
+        "1",
+        "unused",
+    ]
+
+
+def test_base_without_parts_is_a_dash() -> None:
+    assert format_base(()) == "-"
+
+
+# --- json
+
+
+def test_json_holds_every_field() -> None:
+    document = json.loads(dump([one()], None, "json"))
+    assert document == {
+        "format": "flerm_fx.dump",
+        "version": 1,
+        "parameters": [
+            {
+                "parameter": "up.weight",
+                "node": "up_weight",
+                "op": "aten.linear",
+                "shape": [8, 4],
+                "base": [{"parameter": "up.weight", "share": 1.0}],
+                "base_fslr": 3.0,
+                "target": {
+                    "value": 1.5,
+                    "stderr": 0.05,
+                    "method": "sampled",
+                    "samples": 8,
+                    "note": "",
+                },
+                "multiplier": 2.0,
+                "status": "matched",
+            }
+        ],
+    }
+
+
+def test_json_has_null_for_what_is_not_finite() -> None:
+    row = one(base_fslr=math.inf, target=Estimate(math.nan, math.nan, "exact", 0))
+    text = dump([row], None, "json")
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    (parameter,) = json.loads(text)["parameters"]
+    assert parameter["base_fslr"] is None
+    assert parameter["target"]["value"] is None
+    assert parameter["target"]["stderr"] is None
+
+
+# --- code
+
+
+def test_code_is_valid_python_and_runs_the_same_statements(
+    mixer: tuple[list[Assignment], GraphModule],
+) -> None:
+    assignments, graph_module = mixer
+    annotated = ast.parse(dump(assignments, graph_module, "code"))
+    assert ast.dump(annotated) == ast.dump(ast.parse(graph_module.code))
+
+
+def test_code_annotates_every_read_and_every_scale_node(
+    mixer: tuple[list[Assignment], GraphModule],
+) -> None:
+    assignments, graph_module = mixer
+    lines = dump(assignments, graph_module, "code").split("\n")
+    for assignment in assignments:
+        comment = (
+            f"  # {assignment.parameter} {'×'.join(map(str, assignment.shape))}, "
+            f"FSLR {assignment.target.value:.4g} ± 0.01, "
+            f"multiplier {assignment.multiplier:.4g}, base {assignment.parameter}"
+        )
+        annotated = [line for line in lines if comment in line]
+        # A tied parameter may be read in several places; each has its scale node.
+        assert len(annotated) >= 2
+        assert len(annotated) % 2 == 0
+        assert any(line.lstrip().startswith(f"{assignment.node} = ") for line in annotated)
+        assert any("scale(" in line for line in annotated)
+
+
+def test_code_names_the_module_of_what_follows(
+    mixer: tuple[list[Assignment], GraphModule],
+) -> None:
+    code = dump(*mixer, "code")
+    for path, op in [
+        ("embed: Embedding", "embedding"),
+        ("norm: LayerNorm", "layer_norm"),
+        ("query: Linear", "linear"),
+    ]:
+        assert re.search(
+            rf"\n    # (model\.)?{path}\n    \w+ = torch.ops.aten.{op}.default\(", code
+        )
+
+
+def test_code_of_a_graph_without_scale_nodes() -> None:
+    model = nn.Linear(3, 2)
+    graph_module = capture(model, torch.zeros(4, 3)).graph_module
+    text = dump(assignments_for(model, graph_module), graph_module, "code")
+    ast.parse(text)
+    assert "weight = self.weight  # weight 2×3, FSLR 1 ± 0.01, multiplier 2, base weight" in text
+
+
+def test_code_marks_what_is_not_matched(mixer: tuple[list[Assignment], GraphModule]) -> None:
+    assignments, graph_module = mixer
+    text = dump(assignments, graph_module, "code")
+    assert "base spare, unused" in text
+
+
+# --- dot
+
+
+def parse_dot(text: str) -> tuple[dict[str, dict[str, str]], set[tuple[str, str]]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pydot's own, about pyparsing
+        graphs = pydot.graph_from_dot_data(text)
+    assert graphs is not None
+    assert len(graphs) == 1
+    nodes = {
+        node.get_name().strip('"'): {k: str(v).strip('"') for k, v in node.get_attributes().items()}
+        for node in graphs[0].get_nodes()
+        if node.get_name() not in ("node", "edge", "graph")
+    }
+    edges = {
+        (str(edge.get_source()).strip('"'), str(edge.get_destination()).strip('"'))
+        for edge in graphs[0].get_edges()
+    }
+    return nodes, edges
+
+
+def test_dot_has_a_coloured_box_for_every_parameter(
+    mixer: tuple[list[Assignment], GraphModule],
+) -> None:
+    assignments, graph_module = mixer
+    nodes, _ = parse_dot(dump(assignments, graph_module, "dot"))
+    for assignment in assignments:
+        box = nodes[assignment.parameter]
+        assert box["fillcolor"] == multiplier_colour(assignment.multiplier)
+        assert f"multiplier {assignment.multiplier:.4g}" in box["label"]
+        assert ("dotted" in box["style"]) == (assignment.status == "unused")
+
+
+def test_dot_edges_are_the_data_flow(mixer: tuple[list[Assignment], GraphModule]) -> None:
+    nodes, edges = parse_dot(dump(*mixer, "dot"))
+    assert edges == {
+        ("input:tokens", "embed.weight"),
+        ("embed.weight", "position"),
+        ("position", "norm.weight"),
+        ("norm.weight", "norm.bias"),
+        ("norm.bias", "query.weight"),
+        ("query.weight", "query.bias"),
+        ("norm.bias", "key.weight"),
+        ("query.bias", "at:matmul"),
+        ("key.weight", "at:matmul"),
+        ("at:matmul", "at:matmul_1"),
+        ("norm.bias", "at:matmul_1"),
+        ("at:matmul_1", "at:add_1"),
+        ("position", "at:add_1"),
+        ("at:add_1", "embed.weight"),  # tied: the head
+        ("embed.weight", "output:"),
+    }
+    points = {name for name, node in nodes.items() if node.get("shape") == "point"}
+    assert points == {"at:matmul", "at:matmul_1", "at:add_1"}
+
+
+def test_dot_edges_grow_linearly_with_depth() -> None:
+    class Residual(nn.Module):
+        def __init__(self, depth: int) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(depth))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = x + layer(x).relu()
+            return x
+
+    def edges(depth: int) -> int:
+        model = Residual(depth)
+        graph_module = capture(model, torch.zeros(2, 3)).graph_module
+        text = dump(assignments_for(model, graph_module), graph_module, "dot")
+        return len(parse_dot(text)[1])
+
+    assert edges(6) - edges(4) == edges(4) - edges(2)
+
+
+def test_dot_quotes_what_needs_it() -> None:
+    model = nn.Linear(3, 2)
+    graph_module = capture(model, torch.zeros(4, 3)).graph_module
+    rows = [one(parameter="weight", base=(('odd "name" \\', 1.0),))]
+    nodes, _ = parse_dot(dump(rows, graph_module, "dot"))
+    assert set(nodes) == {"weight", "input:input", "output:"}
+
+
+@pytest.mark.parametrize(
+    ("multiplier", "colour"),
+    [
+        (1.0, "#ffffff"),
+        (1e9, "#f28e3c"),
+        (1e-9, "#5b8fd9"),
+        (0.0, "#d0d0d0"),
+        (math.nan, "#d0d0d0"),
+    ],
+)
+def test_multiplier_colour(multiplier: float, colour: str) -> None:
+    assert multiplier_colour(multiplier) == colour
+
+
+# --- the call
+
+
+@pytest.mark.parametrize("format", ["code", "dot"])
+def test_formats_that_need_a_graph_say_so(format: Any) -> None:
+    with pytest.raises(InputError, match=f"format '{format}' draws the captured graph.*eagerly"):
+        dump([one()], None, format)
+
+
+def test_unknown_format_names_the_known_ones() -> None:
+    with pytest.raises(InputError, match="one of 'table', 'json', 'dot', 'code', and not 'svg'"):
+        dump([one()], None, "svg")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("as_path", [str, Path])
+def test_text_is_written_to_a_path_and_returned(
+    tmp_path: Path, as_path: Callable[[Path], str | Path]
+) -> None:
+    file = tmp_path / "dump.txt"
+    text = dump([one()], None, path=as_path(file))
+    assert file.read_text(encoding="utf-8") == text + "\n"
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing" / "dump.txt"):
+        with pytest.raises(InputError, match="cannot write to") as raised:
+            dump([one()], None, path=path)
+        assert repr(str(path)) in str(raised.value)

@@ -1,0 +1,119 @@
+"""The sampled FSLR: unbiased, with the standard error that it states."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import flerm_fx
+from flerm_fx.capture import capture
+from flerm_fx.probe.cotangent import orthonormal, relative_variance
+from flerm_fx.probe.prober import Prober
+from tests.cases import CASES, DataDependent, features, make, random_updates
+
+SEEDS = 200
+
+
+@pytest.mark.parametrize("name,draws", [("mlp", 1), ("resmlp", 2), ("pre-norm", 1), ("tied", 3)])
+def test_unbiased_with_the_standard_error_it_reports(name: str, draws: int) -> None:
+    model, inputs = make(name)
+    updates = random_updates(model)
+    prober = Prober(capture(model, inputs))
+    parameters = dict(prober.captured.parameters)
+    exact = prober.estimate(parameters, updates, inputs, method="exact")
+    runs = [
+        prober.estimate(
+            parameters,
+            updates,
+            inputs,
+            method="sampled",
+            samples=draws,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for seed in range(SEEDS)
+    ]
+    # Over all parameters, so that the sampling error of a variance (1 / sqrt(2 * 200) = 5 % for
+    # each, more for its heavy tail) averages out against the 20 % that is asked.
+    ratios = []
+    for parameter, truth in exact.items():
+        if truth.value < 1e-6:
+            continue
+        squares = torch.tensor([run[parameter].value ** 2 for run in runs], dtype=torch.float64)
+        error = squares.std().item() / math.sqrt(SEEDS)
+        assert abs(squares.mean().item() - truth.value**2) <= 3 * error, parameter
+        # d(v²) = 2 v dv
+        stated = torch.tensor([(2 * r[parameter].value * r[parameter].stderr) ** 2 for r in runs])
+        ratios.append(squares.std().item() / stated.mean().sqrt().item())
+    assert torch.tensor(ratios).mean().item() == pytest.approx(1.0, abs=0.2)
+    assert max(ratios) < 1.35 and min(ratios) > 0.65
+
+
+@pytest.mark.parametrize("name", ["mlp", "writes"])
+def test_as_many_draws_as_coordinates_are_exact(name: str) -> None:
+    model, inputs = make(name)
+    updates = random_updates(model)
+    exact = flerm_fx.measure(model, updates, inputs, method="exact")
+    coordinates = model(inputs)[0].numel()
+    full = flerm_fx.measure(model, updates, inputs, method="sampled", samples=coordinates)
+    for parameter, truth in exact.items():
+        assert full[parameter].value == pytest.approx(truth.value, rel=1e-5)
+        assert full[parameter].stderr == 0.0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_auto_reaches_its_tolerance_on_every_case(name: str) -> None:
+    model, inputs = make(name)
+    updates = random_updates(model)
+    exact = flerm_fx.measure(model, updates, inputs, method="exact")
+    auto = flerm_fx.measure(model, updates, inputs, rtol=0.1)
+    for parameter, truth in exact.items():
+        estimate = auto[parameter]
+        assert estimate.relative_error <= 0.1
+        rounding = 1e-6 * max(e.value for e in exact.values())  # of values that are really 0
+        assert abs(estimate.value - truth.value) <= 4.5 * estimate.relative_error * truth.value + rounding
+
+
+def test_batchnorm_in_training_mode_is_found_to_couple_examples() -> None:
+    model, inputs = make("convnet")
+    updates = random_updates(model)
+    exact = flerm_fx.measure(model, updates, inputs, method="exact")
+    coupled = flerm_fx.measure(model, updates, inputs, method="sampled", samples=40)
+    for parameter, estimate in coupled.items():
+        assert "examples influence each other" in estimate.note
+        assert abs(estimate.value - exact[parameter].value) <= 4.5 * estimate.stderr
+    model.eval()
+    assert flerm_fx.measure(model, updates, inputs, method="sampled")["first.weight"].note == ""
+
+
+def test_dropout_does_not_couple_examples() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 2))
+    found = flerm_fx.measure(model, random_updates(model), features(8, 4), method="sampled")
+    assert {estimate.note for estimate in found.values()} == {""}
+
+
+def test_the_eager_path_samples_the_same_quantity() -> None:
+    torch.manual_seed(0)
+    model, x = DataDependent(), features(6, 4)
+    updates = random_updates(model)
+    with pytest.warns(flerm_fx.CaptureWarning):
+        exact = flerm_fx.measure(model, updates, x, method="exact")
+    with pytest.warns(flerm_fx.CaptureWarning):
+        found = flerm_fx.measure(model, updates, x, method="sampled", samples=2)
+    for name, estimate in found.items():
+        assert abs(estimate.value - exact[name].value) <= 4.5 * estimate.stderr
+        assert "h.sum() > 1e9" in estimate.note
+
+
+@pytest.mark.parametrize("coordinates,draws", [(5, 1), (5, 3), (40, 8)])
+def test_the_variance_of_orthonormal_draws(coordinates: int, draws: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    trials = 20_000
+    q = orthonormal(trials, coordinates, draws, generator)
+    a = torch.linspace(0.1, 3.0, coordinates)  # any vector: the variance does not depend on it
+    v = (q @ a).square().mean(1) * coordinates / a.square().sum()
+    assert v.mean().item() == pytest.approx(1.0, abs=4 * v.std().item() / math.sqrt(trials))
+    expected = relative_variance(coordinates, draws)
+    spread = (v - 1).square()
+    error = spread.std().item() / math.sqrt(trials)
+    assert spread.mean().item() == pytest.approx(expected, abs=4 * error)

@@ -1,0 +1,562 @@
+"""The base profile: its file, what damages it, and the mean over seeds."""
+
+import builtins
+import errno
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+from flerm_fx.errors import InputError, OptimizerError, ProfileError
+from flerm_fx.probe.estimate import Estimate
+from flerm_fx.profile import FORMAT, BaseProfile, Trajectory
+from flerm_fx.update_rule import UpdateRule
+
+NAMES = ("body.weight", "body.bias", "head.weight")
+SHAPES = {"body.weight": (4, 3), "body.bias": (4,), "head.weight": (2, 4)}
+
+
+def parameter_graph() -> nx.DiGraph:
+    graph = nx.DiGraph(complete=True)
+    slots = {"body.weight": ("weight", 2), "body.bias": ("bias", 1), "head.weight": ("weight", 2)}
+    for order, (name, (slot, rank)) in enumerate(slots.items()):
+        graph.add_node(
+            name,
+            op="aten.linear",
+            slot=slot,
+            rank=rank,
+            kind="Linear",
+            order=order,
+            uses=1,
+            path=name.rpartition(".")[0],
+        )
+    graph.add_edge("body.weight", "head.weight")
+    graph.add_edge("body.bias", "head.weight")
+    return graph
+
+
+def estimates(scale: float = 1.0, *, stderr: float = 0.0) -> dict[str, Estimate]:
+    return {
+        "body.weight": Estimate(scale * 0.1, stderr, "exact", 0),
+        "body.bias": Estimate(scale * math.pi, stderr, "sampled", 16, "batch-coupled examples"),
+        "head.weight": Estimate(scale * 3.0, stderr, "sampled", 16),
+    }
+
+
+def trajectory(scale: float = 1.0) -> Trajectory:
+    first, second = estimates(scale), estimates(2 * scale)
+    return Trajectory((0, 100), (0.1, 0.05), {name: (first[name], second[name]) for name in NAMES})
+
+
+def profile(**changes: Any) -> BaseProfile:
+    values: dict[str, Any] = {
+        "parameters": NAMES,
+        "shapes": SHAPES,
+        "start": estimates(),
+        "trajectory": trajectory(),
+        "graph": parameter_graph(),
+        "optimizer": UpdateRule.from_name("AdamW", {"betas": (0.9, 0.95)}),
+        "learning_rate": 10**-1.75,
+        "settle": 10,
+        "loss": "cross_entropy",
+        "method": "auto",
+        "rtol": 0.05,
+        "seed": 2**63 + 1,
+        "pool": ((torch.randn(5, 3), torch.arange(5) % 2),),
+        "training": True,
+    }
+    return BaseProfile(**(values | changes))
+
+
+def same(left: Any, right: Any) -> bool:
+    """Equal nested inputs, of equal types and dtypes."""
+    if isinstance(left, torch.Tensor):
+        return isinstance(right, torch.Tensor) and left.dtype == right.dtype and left.equal(right)
+    if isinstance(left, tuple | list):
+        return type(left) is type(right) and all(map(same, left, right))
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    return type(left) is type(right) and left == right
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "base.safetensors"
+
+
+def test_round_trip(path: Path) -> None:
+    saved = profile()
+    saved.save(path)
+    read = BaseProfile.load(str(path))
+    for name in ("parameters", "shapes", "start", "optimizer", "learning_rate", "settle", "loss"):
+        assert getattr(read, name) == getattr(saved, name)
+    for name in ("method", "rtol", "seed", "training", "versions"):
+        assert getattr(read, name) == getattr(saved, name)
+    assert tuple(read.start) == NAMES
+    assert vars(read.trajectory) == vars(saved.trajectory)
+    assert nx.utils.graphs_equal(read.graph, saved.graph)
+    assert same(read.pool, saved.pool)
+    assert os.listdir(path.parent) == [path.name]
+    read.save(path)
+    assert same(BaseProfile.load(path).pool, saved.pool)
+
+
+def test_round_trip_without_trajectory_or_targets(path: Path) -> None:
+    saved = profile(trajectory=Trajectory(), pool=((torch.randn(2, 3), None),), loss=None)
+    saved.save(path)
+    read = BaseProfile.load(path)
+    assert len(read.trajectory) == 0
+    assert read.loss is None
+    assert same(read.pool, saved.pool)
+
+
+def test_round_trip_of_every_kind_of_input(path: Path) -> None:
+    shared = torch.randn(6, 4)
+    inputs = {
+        "ids": torch.arange(12, dtype=torch.int32).reshape(6, 2),
+        "mask": torch.tensor([True, False] * 3),
+        "hidden": shared,
+        "again": shared,
+        "part": shared.t()[1:3].t(),
+        "half": torch.randn(6, 2).bfloat16(),
+        "bytes": torch.arange(6, dtype=torch.uint8),
+        "minus": torch.tensor([-math.inf] * 6),
+        "empty": torch.zeros(6, 0),
+        "learned": torch.nn.Parameter(torch.randn(6)),
+        "nested": [shared[0:6], {"a.b": shared, "a": {"b": None}}, (True, 1, 1.5, "text", None)],
+        "use_cache": False,
+    }
+    pool = ((inputs, shared), ((shared, 3), None), (shared, {"y": shared.double()}))
+    saved = profile(pool=pool)
+    saved.save(path)
+    read = BaseProfile.load(path)
+    assert same(read.pool, saved.pool)
+    loaded = read.pool[0][0]
+    assert isinstance(loaded, dict)
+    loaded["hidden"].zero_()
+    assert not loaded["again"].equal(loaded["hidden"])
+    assert not loaded["learned"].requires_grad
+
+
+def test_load_does_not_hold_on_to_the_file(path: Path) -> None:
+    saved = profile()
+    saved.save(path)
+    read = BaseProfile.load(path)
+    path.write_bytes(b"")
+    assert same(read.pool, saved.pool)
+
+
+def test_pool_with_what_no_file_holds() -> None:
+    with pytest.raises(InputError, match=r"pool\[0\]\[0\]\['cache'\] of the probe pool is object"):
+        profile(pool=(({"x": torch.zeros(2), "cache": object()}, None),))
+    with pytest.raises(InputError, match=r"pool\[1\]\[0\] of the probe pool is a torch.sparse_coo"):
+        profile(pool=((torch.zeros(2), None), (torch.eye(2).to_sparse(), None)))
+    with pytest.raises(InputError, match=r"pool\[0\]\[0\] of the probe pool is a key of type int"):
+        profile(pool=(({1: torch.zeros(2)}, None),))
+
+
+def test_repr_is_short() -> None:
+    assert repr(profile()) == (
+        "BaseProfile(3 parameters, torch.optim.AdamW at lr 0.0177828, settle 10, loss "
+        "cross_entropy, trajectory of 2 steps)"
+    )
+
+
+def test_trajectory_at_a_step() -> None:
+    assert trajectory().at(100) == estimates(2.0)
+    with pytest.raises(
+        InputError, match=r"step 50 was not recorded; the trajectory has \(0, 100\)"
+    ):
+        trajectory().at(50)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((0, 1), (0.1,), {}), "2 steps, but 1 learning rates"),
+        (((1, 0), (0.1, 0.1), {}), r"steps \(1, 0\) do not ascend"),
+        (((0,), (math.nan,), {}), "learning rate nan at step 0"),
+        (((0,), (0.1,), {"w": ()}), "1 steps, but 0 FSLRs of 'w'"),
+        (((7,), (0.1,), {"w": (Estimate(math.inf, 0, "exact", 0),)}), "FSLR of 'w' at step 7 is i"),
+    ],
+)
+def test_trajectory_that_contradicts_itself(arguments: Any, message: str) -> None:
+    with pytest.raises(ProfileError, match=message):
+        Trajectory(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parameters": ()}, "are none, or named twice"),
+        ({"parameters": (*NAMES, "body.bias")}, "are none, or named twice"),
+        ({"shapes": {"body.weight": (4, 3)}}, "shapes and parameters differ in 'body.bias', 'hea"),
+        ({"start": estimates() | {"x": Estimate(1, 0, "exact", 0)}}, "start and parameters .* 'x'"),
+        ({"start": estimates(math.nan)}, "FSLR of 'body.weight' at the start is nan ± 0"),
+        ({"start": estimates(stderr=math.inf)}, "FSLR of 'body.weight' at the start is 0.1 ± inf"),
+        ({"start": estimates(-1.0)}, "is -0.1 ± 0.0; expected finite numbers >= 0"),
+        ({"trajectory": Trajectory((0,), (0.1,), {})}, "trajectory and parameters differ in"),
+        ({"graph": nx.DiGraph([("body.weight", "odd")])}, "graph has 'odd', which is no parameter"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0, out of range"),
+        ({"learning_rate": math.inf}, "learning_rate is inf, out of range"),
+        ({"settle": -1}, "settle is -1, out of range"),
+        ({"settle": True}, "settle is True, a bool"),
+        ({"training": 1}, "training is 1, a int"),
+        ({"loss": 3}, "loss is 3, a int"),
+        ({"pool": ()}, "probe pool is empty"),
+    ],
+)
+def test_profile_that_contradicts_itself(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ProfileError, match=message):
+        profile(**changes)
+
+
+# Files that are no profile.
+
+
+def fails(path: Path, message: str) -> None:
+    with pytest.raises(ProfileError, match=f"^{re.escape(str(path))}: {message}"):
+        BaseProfile.load(path)
+
+
+def test_missing_file_and_folder(path: Path) -> None:
+    fails(path, "no such file; expected a base profile that recorder.profile.save wrote")
+    fails(path.parent, "a folder; expected a base profile")
+
+
+@pytest.mark.parametrize("length", [0, 4, 60, -1])
+def test_truncated_file(path: Path, length: int) -> None:
+    profile().save(path)
+    path.write_bytes(path.read_bytes()[:length])
+    fails(path, "a truncated file; .* Copy the file again, or record the base model again")
+
+
+@pytest.mark.parametrize("content", [b"\x80\x04\x95pickle" * 9, b"step,fslr\n0,0.1\n" * 9])
+def test_other_file(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    fails(path, "not a safetensors file; expected a base profile")
+
+
+def test_checkpoint_of_a_model(path: Path) -> None:
+    for metadata in (None, {"format": "pt"}):
+        safetensors.torch.save_file({"weight": torch.zeros(2)}, path, metadata)
+        fails(path, "a safetensors file without a flerm_fx header.*a model's checkpoint")
+
+
+def rewrite(path: Path, header: Any = None, tensors: Any = None) -> None:
+    """Save a profile, then let two functions edit its header and tensors in place."""
+    profile().save(path)
+    with safetensors.safe_open(path, "pt") as file:
+        held = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        text = json.loads(file.metadata()["flerm_fx"])
+    for edit, value in ((header, text), (tensors, held)):
+        if edit is not None:
+            edit(value)
+    safetensors.torch.save_file(held, path, {"flerm_fx": json.dumps(text)})
+
+
+def test_rewrite_alone_damages_nothing(path: Path) -> None:
+    rewrite(path)
+    assert BaseProfile.load(path).parameters == NAMES
+
+
+def test_file_of_another_format(path: Path) -> None:
+    rewrite(path, lambda header: header["versions"].update(format=FORMAT + 1, flerm_fx="9.1"))
+    fails(
+        path, rf"profile format {FORMAT + 1}, written by flerm_fx 9.1; .* reads format {FORMAT}: "
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["start.fslr", "start.kind", "trajectory.stderr", "trajectory.learning_rates", "pool.1"]
+)
+def test_missing_tensor(path: Path, name: str) -> None:
+    rewrite(path, tensors=lambda tensors: tensors.pop(name))
+    fails(path, f"tensor '{name}' is missing")
+
+
+def test_tensor_of_another_shape_or_dtype(path: Path) -> None:
+    rewrite(path, tensors=lambda tensors: tensors.update({"start.fslr": torch.zeros(1, 4)}))
+    fails(
+        path, r"tensor 'start.fslr' has shape \(1, 4\) and torch.float32; expected \(1, 3\) and t"
+    )
+    rewrite(path, tensors=lambda tensors: tensors.update({"start.fslr": torch.zeros(1, 3)}))
+    fails(path, r"tensor 'start.fslr' has shape \(1, 3\) and torch.float32; .* torch.float64")
+
+
+@pytest.mark.parametrize("name", ["start.fslr", "start.stderr"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_numbers_that_are_not_finite(path: Path, name: str, value: float) -> None:
+    rewrite(path, tensors=lambda tensors: tensors[name][0, 1].fill_(value))
+    fails(path, "FSLR of 'body.bias' at the start is .*; expected finite numbers >= 0")
+
+
+def test_kind_out_of_range(path: Path) -> None:
+    rewrite(path, tensors=lambda tensors: tensors["start.kind"].fill_(9))
+    fails(path, "tensor 'start.kind' has 9, of 3 kinds")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda header: header.pop("graph"), r"the header is damaged \(KeyError: 'graph'\)"),
+        (lambda header: header.pop("versions"), r"the header is damaged \(KeyError"),
+        (lambda header: header.update(versions=3), r"the header is damaged \(TypeError"),
+        (lambda header: header.update(parameters=3), r"the header is damaged \(TypeError"),
+        (lambda header: header.update(pool=[{"pickle": "x"}]), r".* pool item of kind 'pickle'"),
+        (lambda header: header.update(pool=[{"value": 1}]), r".*no \(inputs, targets\)"),
+        (lambda header: header.update(optimizer={}), r"the header is damaged \(KeyError: 'name'"),
+        (lambda header: header["optimizer"].update(name=3), r".*optimizer name 3 .* not text"),
+        (lambda header: header["optimizer"].update(settings=3), r".*settings are a int"),
+        (lambda header: header.update(training="yes"), "training is 'yes', a str"),
+        (
+            lambda header: header.update(learning_rate=math.nan),
+            "learning_rate is nan, out of range",
+        ),
+        (lambda header: header.update(steps=[0]), r"tensor 'trajectory.fslr' has shape \(2, 3\)"),
+        (lambda header: header["parameters"].pop(), r"tensor 'start.fslr' has shape \(1, 3\)"),
+        (
+            lambda header: header["parameters"][0].__setitem__(0, "x"),
+            "the parameter graph has 'bod",
+        ),
+    ],
+)
+def test_header_that_contradicts_itself(path: Path, edit: Any, message: str) -> None:
+    rewrite(path, header=edit)
+    fails(path, message)
+
+
+def test_header_that_is_no_json(path: Path) -> None:
+    for text in ("{", "[]", "3"):
+        safetensors.torch.save_file({"x": torch.zeros(1)}, path, {"flerm_fx": text})
+        fails(path, "the header is damaged")
+
+
+def test_optimizer_that_this_torch_lacks_can_be_read_and_says_how_to_pass_it(path: Path) -> None:
+    rewrite(path, lambda header: header["optimizer"].update(name="Lion"))
+    read = BaseProfile.load(path)
+    with pytest.raises(OptimizerError, match="'Lion' is not in torch.optim; pass optimizer=…"):
+        read.optimizer.build([torch.zeros(2)], 0.1)
+
+
+# Saving, interrupted.
+
+
+class FullDisk:
+    """A file that takes the first bytes and then raises."""
+
+    def __init__(self, file: Any, error: BaseException) -> None:
+        self.file, self.error = file, error
+
+    def __enter__(self) -> "FullDisk":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, content: bytes) -> int:
+        self.file.write(content[:100])
+        self.file.flush()
+        raise self.error
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException) -> None:
+    def raising(*_: object) -> None:
+        raise error
+
+    if where == "write":
+        opened = Path.open
+        monkeypatch.setattr(Path, "open", lambda self, *mode: FullDisk(opened(self, *mode), error))
+    else:
+        monkeypatch.setattr(os, where, raising)
+
+
+@pytest.fixture(params=["write", "fsync", "replace"])
+def where(request: pytest.FixtureRequest) -> Iterator[str]:
+    yield request.param
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_full_disk_leaves_what_was_there(
+    path: Path, where: str, old: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if old:
+        profile(settle=7).save(path)
+    before = path.read_bytes() if old else None
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patch:
+        interrupt(patch, where, error)
+        with pytest.raises(ProfileError, match=r"base.safetensors: .* \(No space left on device\)"):
+            profile().save(path)
+    assert os.listdir(path.parent) == ([path.name] if old else [])
+    if old:
+        assert path.read_bytes() == before
+        assert BaseProfile.load(path).settle == 7
+
+
+def test_interrupt_leaves_what_was_there(
+    path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile(settle=7).save(path)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        interrupt(patch, where, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            profile().save(path)
+    assert os.listdir(path.parent) == [path.name]
+    assert path.read_bytes() == before
+
+
+def test_save_where_there_is_no_folder_or_only_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match=r"was not saved \(No such file or directory\)"):
+        profile().save(tmp_path / "none" / "base.safetensors")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ProfileError, match=r"folder: the profile was not saved \(Is a directory\)"):
+        profile().save(tmp_path / "folder")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_save_through_a_link_keeps_the_link(tmp_path: Path) -> None:
+    link, target = tmp_path / "link", tmp_path / "target"
+    link.symlink_to(target)
+    profile().save(link)
+    assert link.is_symlink()
+    assert BaseProfile.load(target).parameters == NAMES
+
+
+def test_load_runs_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile().save(path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the file was unpickled or run")
+
+    monkeypatch.setattr("pickle.loads", refuse)
+    monkeypatch.setattr("pickle.load", refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    monkeypatch.setattr(builtins, "eval", refuse)
+    assert BaseProfile.load(path).parameters == NAMES
+
+
+# The mean over seeds.
+
+
+def test_mean_of_one_profile_is_that_profile() -> None:
+    one = profile()
+    assert BaseProfile.mean([one]) is one
+
+
+def test_mean_is_geometric_so_multipliers_average() -> None:
+    profiles = [
+        profile(start=estimates(scale), trajectory=trajectory(scale), seed=index)
+        for index, scale in enumerate((1.0, 2.0, 8.0))
+    ]
+    mean = BaseProfile.mean(profiles)
+    geometric = 16.0 ** (1 / 3)
+    for name, one in estimates().items():
+        assert mean.start[name].value == pytest.approx(geometric * one.value)
+        assert mean.trajectory.at(100)[name].value == pytest.approx(2 * geometric * one.value)
+        multipliers = [3.0 / each.start[name].value for each in profiles]
+        averaged = math.exp(sum(map(math.log, multipliers)) / 3)
+        assert 3.0 / mean.start[name].value == pytest.approx(averaged)
+    assert mean.start["body.bias"].samples == 48
+    assert mean.start["body.bias"].note == "mean of 3 profiles; batch-coupled examples"
+    assert mean.start["body.bias"].method == "sampled"
+    assert mean.seed == 0
+
+
+def test_standard_error_of_the_mean_is_the_spread_over_seeds() -> None:
+    scales = torch.randn(64, generator=torch.Generator().manual_seed(0)).mul(0.1).exp()
+    mean = BaseProfile.mean([profile(start=estimates(scale)) for scale in scales.tolist()])
+    expected = scales.log().std().item() / 8
+    assert mean.start["head.weight"].relative_error == pytest.approx(expected)
+
+
+def test_standard_error_of_the_mean_is_not_less_than_each_one_s_own() -> None:
+    mean = BaseProfile.mean([profile(start=estimates(stderr=0.3))] * 4)
+    # Equal values spread by nothing, and four errors of 0.3 average to one of 0.15.
+    for name in NAMES:
+        assert mean.start[name].stderr == pytest.approx(0.15)
+
+
+def test_mean_with_a_zero_is_arithmetic() -> None:
+    dead = estimates() | {"body.bias": Estimate(0.0, 0.0, "exact", 0)}
+    mean = BaseProfile.mean([profile(), profile(start=dead)]).start
+    assert mean["body.bias"].value == pytest.approx(math.pi / 2)
+    assert mean["body.bias"].stderr == pytest.approx(math.pi / 2)
+    assert mean["body.bias"].method == "sampled+exact"
+    both = BaseProfile.mean([profile(start=dead)] * 2).start["body.bias"]
+    assert (both.value, both.stderr) == (0.0, 0.0)
+
+
+def test_mean_can_be_saved(path: Path) -> None:
+    mean = BaseProfile.mean([profile(), profile(start=estimates(2.0))])
+    mean.save(path)
+    assert BaseProfile.load(path).start == mean.start
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.5}, r"differ in learning_rate: 0.0177\d* and 0.5"),
+        ({"settle": 0}, "differ in settle: 10 and 0"),
+        ({"loss": None}, "differ in loss: 'cross_entropy' and None"),
+        ({"optimizer": UpdateRule.from_name("SGD")}, "differ in optimizer: '.*AdamW' and '.*SGD'"),
+        (
+            {"optimizer": UpdateRule.from_name("AdamW")},
+            r"differ in optimizer settings: .*\(0.9, 0.95\).*\(0.9, 0.999\).*",
+        ),
+        (
+            {"shapes": SHAPES | {"body.bias": (8,)}},
+            r"differ in the shape of 'body.bias': \(4,\) and \(8,\)",
+        ),
+        ({"trajectory": Trajectory()}, r"differ in trajectory steps: \(0, 100\) and \(\)"),
+        ({"training": False}, "differ in training: True and False"),
+    ],
+)
+def test_mean_of_profiles_that_differ(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"profiles 0 and 2 {message}; a mean takes"):
+        BaseProfile.mean([profile(), profile(), profile(**changes)])
+
+
+def test_mean_of_profiles_with_other_graphs() -> None:
+    other = parameter_graph()
+    other.remove_edge("body.bias", "head.weight")
+    with pytest.raises(
+        InputError, match="profiles 0 and 1 differ in parameter graph, at their edg"
+    ):
+        BaseProfile.mean([profile(), profile(graph=other)])
+    other = parameter_graph()
+    other.nodes["body.bias"]["op"] = "aten.add"
+    with pytest.raises(InputError, match="differ in parameter graph, at node .*body.bias"):
+        BaseProfile.mean([profile(), profile(graph=other)])
+
+
+def test_mean_of_profiles_with_other_parameters() -> None:
+    swapped = ("body.bias", "body.weight", "head.weight")
+    with pytest.raises(InputError, match="differ in parameters, in their execution order"):
+        BaseProfile.mean([profile(), replace(profile(), parameters=swapped)])
+    one = BaseProfile.mean([profile(graph=nx.DiGraph())])
+    fewer = replace(
+        one,
+        parameters=("body.bias",),
+        shapes={"body.bias": (4,)},
+        start={"body.bias": one.start["body.bias"]},
+        trajectory=Trajectory(),
+    )
+    with pytest.raises(InputError, match="in 'body.weight', 'head.weight'; a mean takes"):
+        BaseProfile.mean([one, fewer])
+
+
+def test_mean_of_no_profiles() -> None:
+    with pytest.raises(InputError, match="at least one profile; got none"):
+        BaseProfile.mean([])
