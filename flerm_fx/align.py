@@ -1,5 +1,6 @@
 """Alignment: which base parameters each target parameter answers to, found from structure."""
 
+import bisect
 import heapq
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -30,9 +31,7 @@ class Match:
     base: tuple[tuple[str, float], ...]
 
 
-def align(
-    base: nx.DiGraph, target: nx.DiGraph, mapping: Mapped | None = None
-) -> dict[str, Match]:
+def align(base: nx.DiGraph, target: nx.DiGraph, mapping: Mapped | None = None) -> dict[str, Match]:
     r"""Match the parameters of two parameter graphs by structure.
 
     Equal graphs (whatever the widths, initialisation, names, wrapping or order of registration)
@@ -130,25 +129,28 @@ def _by_structure(base: nx.DiGraph, target: nx.DiGraph, given: Mapping[str, str]
     graphs = base, target
     if not (base.graph.get("complete", True) and target.graph.get("complete", True)):
         graphs = _as_chain(base), _as_chain(target)
-    b = _without(graphs[0], set(given.values()))
-    t = _without(graphs[1], set(given))
-    # Kinds first: they tell an RMSNorm's weight from another factor, but classes get renamed.
-    # Runs without a fork last: beside residual blocks, two norms in a row are no repeated block.
     first: tuple[_Quotient, _Quotient] | None = None
-    for kinds in (True, False):
-        pairs = _isomorphism(b, t, kinds)
-        if pairs is not None:
-            return {
-                name: {other: Fraction(1)}
-                for other, name in pairs.items()
-                if not t.nodes[other].get("junction")
-            }
-        for bare in (False, True):
-            quotients = _quotients(b, t, kinds, bare)
-            first = first or quotients
-            pairs = _isomorphism(quotients[0].graph, quotients[1].graph, kinds)
+    # What the mapping takes away leaves its operation behind if both sides have it, and a gap to
+    # close if only one has.
+    for close in ("nothing", "stream", "sources") if given else ("nothing",):
+        b = _without(graphs[0], set(given.values()), close)
+        t = _without(graphs[1], set(given), close)
+        # Kinds first: they tell an RMSNorm's weight from another factor, but classes get renamed.
+        for kinds in (True, False):
+            pairs = _isomorphism(b, t, kinds)
             if pairs is not None:
-                return _shared(*quotients, pairs)
+                return {
+                    name: {other: Fraction(1)}
+                    for other, name in pairs.items()
+                    if not t.nodes[other].get("junction")
+                }
+            # Runs without a fork last: beside residual blocks, two norms are no repeated block.
+            for bare in (False, True):
+                quotients = _quotients(b, t, kinds, bare)
+                first = first or quotients
+                pairs = _isomorphism(quotients[0].graph, quotients[1].graph, kinds)
+                if pairs is not None:
+                    return _shared(*quotients, pairs)
     assert first is not None
     raise _unmatched(base, target, given, *first)
 
@@ -161,25 +163,36 @@ def _as_chain(pg: nx.DiGraph) -> nx.DiGraph:
     return chain((name, a["kind"], a["slot"], a["rank"]) for name, a in used)
 
 
-def _without(pg: nx.DiGraph, names: set[str]) -> nx.DiGraph:
-    """The graph without some parameters, the unused ones, and junctions where nothing meets now."""
+def _without(pg: nx.DiGraph, names: set[str], close: str) -> nx.DiGraph:
+    """The graph without some parameters and the unused ones.
+
+    ``close="stream"`` also takes out the junctions that they leave with a single operand on data,
+    ``"sources"`` those that they leave without operands as well.
+    """
     rest = pg.copy()
     for node in list(pg):
-        if not pg.nodes[node].get("junction"):
-            if node in names or not pg.nodes[node]["op"]:
+        attributes = pg.nodes[node]
+        if not attributes.get("junction"):
+            if node in names or not attributes["op"]:
                 rest.remove_node(node)
             continue
         operands = list(rest.pred[node])
-        if len(operands) > 1 or len(operands) == pg.in_degree(node):
+        if len(operands) == pg.in_degree(node):
             continue
         if not operands:
-            rest.remove_node(node)
-        elif rest.nodes[operands[0]].get("junction") and rest.nodes[operands[0]].get("data", True):
-            for reader, attributes in rest.adj[node].items():
+            if close == "sources" or not attributes.get("data", True):
+                rest.remove_node(node)
+        elif len(operands) == 1 and close != "nothing" and _on_data(rest, operands[0]):
+            for reader, edge in rest.adj[node].items():
                 if not rest.has_edge(operands[0], reader):
-                    rest.add_edge(operands[0], reader, **attributes)
+                    rest.add_edge(operands[0], reader, **edge)
             rest.remove_node(node)
     return rest
+
+
+def _on_data(pg: nx.DiGraph, node: str) -> bool:
+    attributes = pg.nodes[node]
+    return bool(attributes.get("junction") and attributes.get("data", True))
 
 
 # Equal graphs: colours and an isomorphism.
@@ -387,8 +400,7 @@ class _Folding:
             self.items[head] = self._fold(head, chains[head])
 
     def _on_data(self, node: str) -> bool:
-        attributes = self.pg.nodes[node]
-        return bool(attributes.get("junction") and attributes.get("data", True))
+        return _on_data(self.pg, node)
 
     # Chains
 
@@ -538,9 +550,7 @@ class _Folding:
             start = end + 1
         return None
 
-    def _phase(
-        self, items: list[_Item], start: int, period: int, copies: int, spare: int
-    ) -> int:
+    def _phase(self, items: list[_Item], start: int, period: int, copies: int, spare: int) -> int:
         """Where the first copy starts, if a run leaves ``spare`` items over."""
         body = [item.label for item in items[start : start + period]]
         rotations = [tuple(body[k:] + body[:k]) for k in range(period)]
@@ -787,20 +797,21 @@ def _unmatched(
     ]
     odd_base = [name for name in parameters(base) if name in set(odd[0])]
     odd_target = [name for name in parameters(target) if name in set(odd[1])]
-    near_base, near_target = _Nearest(base), _Nearest(target)
     lines = [
         f"structure leaves {_count(len(odd_target), 'target parameter')} and "
         f"{_count(len(odd_base), 'base parameter')} without a counterpart:"
     ]
-    for name in odd_target:
-        lines.append(
-            f"  target {_described(target, name)}; nearest in the base: "
-            f"{near_base(target, name)}"
-        )
-    for name in odd_base:
-        lines.append(
-            f"  base {_described(base, name)}; nearest in the target: {near_target(base, name)}"
-        )
+    for side, other, pg, names, near in (
+        ("target", "base", target, odd_target, _Nearest(base)),
+        ("base", "target", base, odd_base, _Nearest(target)),
+    ):
+        number = len(parameters(pg))
+        for name in names:
+            position = (pg.nodes[name]["order"] + 0.5) / number
+            lines.append(
+                f"  {side} {_described(pg, name)}; nearest in the {other}: "
+                f"{near(pg, name, position)}"
+            )
     example = odd_target[0] if odd_target else "target name"
     lines.append(
         f"Settle it with mapping={{{example!r}: 'base name', ...}}, from target names to base "
@@ -851,19 +862,19 @@ def _left_over(base: nx.DiGraph, target: nx.DiGraph) -> tuple[set[str], set[str]
 
 
 def _unpaired(names: list[list[str]], labels: list[dict[str, int]]) -> list[list[str]]:
-    """What remains when those of equal label are paired off in order."""
-    numbers = [Counter(label[v] for v in side) for side, label in zip(names, labels, strict=True)]
-    common = numbers[0] & numbers[1]
-    rest: list[list[str]] = []
+    """What remains when those of equal label are paired off, from both ends: blocks are inside."""
+    alike: list[dict[int, list[str]]] = []
     for side, label in zip(names, labels, strict=True):
-        budget = common.copy()
-        rest.append([])
+        alike.append(defaultdict(list))
         for v in side:
-            if budget[label[v]]:
-                budget[label[v]] -= 1
-            else:
-                rest[-1].append(v)
-    return rest
+            alike[-1][label[v]].append(v)
+    rest: list[set[str]] = []
+    for mine, theirs in (alike, reversed(alike)):
+        rest.append(set())
+        for key, found in mine.items():
+            common = min(len(found), len(theirs.get(key, ())))
+            rest[-1].update(found[(common + 1) // 2 : len(found) - common // 2])
+    return [[v for v in side if v in left] for side, left in zip(names, rest, strict=True)]
 
 
 _SIGNATURE = ("op", "slot", "rank", "kind")
@@ -879,22 +890,26 @@ class _Nearest:
             signature = tuple(pg.nodes[name][key] for key in _SIGNATURE)
             self.groups[signature].append(((index + 0.5) / len(names), name))
 
-    def __call__(self, pg: nx.DiGraph, name: str, number: int = 3) -> str:
+    def __call__(self, pg: nx.DiGraph, name: str, position: float, number: int = 3) -> str:
         signature = tuple(pg.nodes[name][key] for key in _SIGNATURE)
-        position = (pg.nodes[name]["order"] + 0.5) / len(parameters(pg))
-        ranked = sorted(
-            self.groups,
-            key=lambda other: -sum(a == b for a, b in zip(signature, other, strict=True)),
+
+        def nearby(group: list[tuple[float, str]]) -> list[tuple[float, str]]:
+            index = bisect.bisect(group, (position, ""))
+            return group[max(index - number, 0) : index + number]
+
+        nearest = heapq.nsmallest(
+            number,
+            (
+                (_differences(signature, other), abs(place - position), place, found)
+                for other, group in self.groups.items()
+                for place, found in nearby(group)
+            ),
         )
-        found: list[str] = []
-        for group in ranked:
-            nearest = heapq.nsmallest(
-                number - len(found), self.groups[group], key=lambda item: abs(item[0] - position)
-            )
-            found += [repr(other) for _, other in nearest]
-            if len(found) == number:
-                break
-        return ", ".join(found) or "none"
+        return ", ".join(repr(other) for *_, other in nearest) or "none"
+
+
+def _differences(one: tuple[object, ...], other: tuple[object, ...]) -> int:
+    return sum(a != b for a, b in zip(one, other, strict=True))
 
 
 def _described(pg: nx.DiGraph, name: str) -> str:

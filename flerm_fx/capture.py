@@ -337,12 +337,11 @@ def _clean(exported: fx.GraphModule, model: nn.Module, names: dict[int, str]) ->
     root: dict[str, Any] = {}
     first: dict[str, fx.Node] = {}
     for node in list(graph.nodes):
+        if "nn_module_stack" in node.meta:
+            node.meta["nn_module_stack"] = _own_stack(node.meta["nn_module_stack"])
         target = getattr(node.target, "_schema", None)
-        if (
-            target is not None
-            and target.name.split("::")[-1] in _ASSERTIONS
-            or node.op == "call_module"
-            and node.target == "_guards_fn"
+        if (target is not None and target.name.split("::")[-1] in _ASSERTIONS) or (
+            node.op == "call_module" and node.target == "_guards_fn"
         ):
             graph.erase_node(node)
         elif node.op in ("get_attr", "call_module"):
@@ -369,6 +368,15 @@ def _clean(exported: fx.GraphModule, model: nn.Module, names: dict[int, str]) ->
     clean = fx.GraphModule(root, graph, class_name=type(model).__name__)
     clean.train(model.training)
     return clean
+
+
+def _own_stack(stack: Mapping[str, tuple[str, Any]]) -> dict[str, tuple[str, Any]]:
+    """The module stack without the wrapper around the model."""
+    return {
+        key: (path.removeprefix("model").removeprefix("."), kind)
+        for key, (path, kind) in stack.items()
+        if path
+    }
 
 
 def _attribute(module: nn.Module, target: str) -> Any:

@@ -102,7 +102,8 @@ def compile(
         model: the target, at its initial weights and in the mode in which it will train. It is
             left as it was, unless ``donate``.
         base_profile: recorded by :func:`flerm_fx.record` on the base model.
-        inputs, targets: probe pool for this model; the profile's own if None.
+        inputs: probe pool for this model; the profile's own if None.
+        targets: the targets that go with ``inputs``.
         loss_fn: needed if the profile's loss is not in ``torch.nn.functional``.
         optimizer: needed if the profile's is not in ``torch.optim``: an optimizer, its class, or a
             function from parameter groups to one.
@@ -112,7 +113,8 @@ def compile(
         mapping: target name to base name, as a dict or a function, where structure cannot decide.
         rounds: how often the start is measured again with the multipliers just found; it makes a
             difference only for a profile recorded with ``settle`` above 0.
-        method, rtol: as for :func:`flerm_fx.measure`.
+        method: as for :func:`flerm_fx.measure`.
+        rtol: as for :func:`flerm_fx.measure`.
         donate: take the parameters from ``model`` instead of copying them, and leave it unusable.
 
     Returns:
@@ -170,7 +172,8 @@ def compile(
         skeleton = _donated(model)
     else:
         skeleton = twin
-    compiled = CompiledModel(model, skeleton, scales, matches, assignments, procedure, probe_inputs)
+    kept = None if donate else model
+    compiled = CompiledModel(kept, skeleton, scales, matches, assignments, procedure, probe_inputs)
     if skeleton is twin:
         compiled.adopt(captured.graph_module, *call_arguments(probe_inputs))
     return compiled
@@ -193,7 +196,7 @@ class CompiledModel(ScaledModel):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | None,
         skeleton: nn.Module,
         scales: Mapping[str, float],
         matches: Mapping[str, Match],
@@ -206,7 +209,7 @@ class CompiledModel(ScaledModel):
         self.assignments = assignments
         self.procedure = procedure
         self._probe_inputs = probe_inputs
-        self._model = weakref.ref(model)
+        self._model = _gone if model is None else weakref.ref(model)
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -255,7 +258,7 @@ class CompiledModel(ScaledModel):
         if not (isinstance(lr, (int, float)) and math.isfinite(lr) and lr > 0):
             raise InputError(f"lr must be a finite number above 0, got {lr!r}")
         model = self._model()
-        if model is None or _is_donated(model):
+        if model is None:
             raise InputError(
                 "the model that was compiled is gone (donated or deleted), so it has no "
                 "parameters to group; keep it, or train the compiled model itself"
@@ -440,10 +443,5 @@ def _donated(model: nn.Module) -> nn.Module:
     for module in model.modules():
         module._parameters.clear()
         module._buffers.clear()
-    model.forward = forward  # type: ignore[method-assign]
-    model._flerm_fx_donated = True  # type: ignore[assignment]
+    model.forward = forward
     return skeleton
-
-
-def _is_donated(model: nn.Module) -> bool:
-    return getattr(model, "_flerm_fx_donated", False) is True

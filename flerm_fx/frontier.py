@@ -109,7 +109,7 @@ def _jvp_by_two_vjps(
     primals: tuple[Tensor, ...],
     directions: tuple[Tensor, ...],
 ) -> Any:
-    """The tangent of an operation without a forward-mode rule: v ↦ vᵀJ is linear, with adjoint J."""
+    """The tangent where there is no forward-mode rule: v ↦ vᵀJ is linear, and its adjoint is J."""
     pair: Any = torch.func.vjp(function, *primals)
     output, pullback = pair
     zeros = pytree.tree_map(torch.zeros_like, output)

@@ -541,7 +541,7 @@ def _pack(value: Any, where: str, tensors: list[Tensor]) -> dict[str, Any]:
         }
     if value is None or type(value) in (bool, int, float, str):
         return {"value": value}
-    _refuse(value, type(value).__name__, where)
+    return _refuse(value, type(value).__name__, where)
 
 
 def _refuse(value: Any, what: str, where: str) -> NoReturn:

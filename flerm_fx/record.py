@@ -64,7 +64,8 @@ def record(
         output_fn: picks the output tensor (default ``.logits``, else the first floating tensor).
         every: steps between measurements of the trajectory.
         settle: simulated steps before the start is measured; 0 is the paper's first step.
-        method, rtol: as for :func:`flerm_fx.measure`.
+        method: as for :func:`flerm_fx.measure`.
+        rtol: as for :func:`flerm_fx.measure`.
         generator: its seed becomes the profile's; 0 if None.
 
     Returns:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +69,9 @@ def copied(model: nn.Module) -> nn.Module:
         InputError: the model cannot be copied.
     """
     try:
-        twin = copy.deepcopy(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, for a graph module
+            twin = copy.deepcopy(model)
     except Exception as error:
         raise InputError(
             f"the model cannot be copied, which simulating its start needs: {error}; attributes "

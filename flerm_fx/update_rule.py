@@ -1,11 +1,11 @@
-"""An optimizer's update rule without its parameters, and how it answers to a change of scale.
+r"""An optimizer's update rule without its parameters, and how it answers to a change of scale.
 
 A scale node stores the weight ``w`` of ``theta = s * w``. The optimizer then sees the gradient
 ``s * g`` and the weight ``theta / s``, and its step moves ``theta`` by ``s`` times what it moves
 ``w``. What that does to training depends on the rule alone and is measured here on a small matrix,
 never looked up by the rule's name:
 
-.. math:: s\\,\\Delta(s g, \\theta / s) = s^{1+p}\\,\\Delta(g, \\theta)
+.. math:: s\,\Delta(s g, \theta / s) = s^{1+p}\,\Delta(g, \theta)
 
 defines the degree p, so a learning-rate multiplier m is a scale node of ``s = m ** (1 / (1 + p))``
 (0 for Adam, sign descent and Muon; 1 for SGD and momentum).

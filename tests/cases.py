@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from models.convnet import ConvNet
 from models.resmlp import ResMLP
 from models.transformer import Transformer
-from torch import Tensor, nn
 
 
 class Oddity(nn.Module):

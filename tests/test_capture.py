@@ -106,7 +106,7 @@ def test_the_eager_order_is_that_of_execution_not_of_registration() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", flerm_fx.CaptureWarning)
         captured = capture(Swapped(), features(4, 4))
-    assert list(captured.parameters)[0] == "second.weight"
+    assert next(iter(captured.parameters)) == "second.weight"
 
 
 def test_a_model_with_nothing_to_train_is_refused() -> None:

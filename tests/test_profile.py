@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -382,8 +381,8 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException)
 
 
 @pytest.fixture(params=["write", "fsync", "replace"])
-def where(request: pytest.FixtureRequest) -> Iterator[str]:
-    yield request.param
+def where(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.mark.parametrize("old", [True, False])

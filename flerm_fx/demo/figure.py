@@ -53,6 +53,15 @@ def draw(curves: Sequence[Curve], title: str, ink: str = "black") -> Figure:
                 r for r, loss in zip(curve.rates, curve.losses, strict=True) if math.isnan(loss)
             ]
             axes.plot(diverged, [top + margin] * len(diverged), "x", color=colour)
+            for rate in diverged[:1]:
+                axes.annotate(
+                    "diverged ",
+                    (rate, top + margin),
+                    color=colour,
+                    fontsize=9,
+                    horizontalalignment="right",
+                    verticalalignment="center",
+                )
             if math.isfinite(optimum.loss):
                 axes.plot(2.0**optimum.log2_rate, optimum.loss, "*", color=colour, markersize=15)
                 axes.axvline(2.0**optimum.log2_rate, color=colour, linestyle=":", linewidth=1)

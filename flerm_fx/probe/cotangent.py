@@ -5,7 +5,7 @@ For a vector a of K numbers and m rows q of a random orthogonal matrix (uniform 
 .. math:: v = \tfrac{1}{m} \sum_{i=1}^{m} (q_i \cdot a)^2, \qquad E\,v = \lVert a \rVert^2 / K,
 
 since each :math:`q_i` is uniform on the unit sphere. The projection on m random orthonormal rows
-has :math:`\sum (q_i \cdot a)^2 / \lVert a \rVert^2 \sim \mathrm{Beta}(m/2, (K-m)/2)`, whatever a is,
+has :math:`\sum (q_i \cdot a)^2 / \lVert a \rVert^2 \sim \mathrm{Beta}(m/2, (K-m)/2)`, for any a,
 so the relative variance of v is known:
 
 .. math:: r(K, m) = \frac{2 (K - m)}{m (K + 2)},

@@ -1,5 +1,6 @@
 """Exact FSLRs against closed forms and against a loop of ``torch.func.jvp``."""
 
+import itertools
 import math
 import warnings
 
@@ -60,7 +61,7 @@ def test_linear_layer_has_the_closed_form() -> None:
 def test_deep_linear_network_has_the_closed_form() -> None:
     torch.manual_seed(0)
     sizes = (5, 7, 6, 4, 3)
-    layers = [nn.Linear(i, o, bias=False) for i, o in zip(sizes, sizes[1:], strict=False)]
+    layers = [nn.Linear(i, o, bias=False) for i, o in itertools.pairwise(sizes)]
     model, x = nn.Sequential(*layers), features(11, 5)
     updates = random_updates(model)
     found = flerm_fx.measure(model, updates, x, method="exact")

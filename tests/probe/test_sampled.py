@@ -71,7 +71,10 @@ def test_auto_reaches_its_tolerance_on_every_case(name: str) -> None:
         estimate = auto[parameter]
         assert estimate.relative_error <= 0.1
         rounding = 1e-6 * max(e.value for e in exact.values())  # of values that are really 0
-        assert abs(estimate.value - truth.value) <= 4.5 * estimate.relative_error * truth.value + rounding
+        assert (
+            abs(estimate.value - truth.value)
+            <= 4.5 * estimate.relative_error * truth.value + rounding
+        )
 
 
 def test_batchnorm_in_training_mode_is_found_to_couple_examples() -> None:

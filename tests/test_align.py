@@ -1,0 +1,569 @@
+import itertools
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import networkx as nx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
+
+from flerm_fx.align import Match, align
+from flerm_fx.capture import capture
+from flerm_fx.errors import MatchError
+from flerm_fx.parameter_graph import (
+    capture_graph,
+    chain,
+    from_json,
+    parameter_graph,
+    parameters,
+    to_json,
+)
+from models.convnet import ConvNet
+from models.resmlp import ResMLP
+from models.transformer import Transformer
+from tests.cases import features, tokens
+
+DEPTHS = [(2, 2), (2, 4), (2, 8), (4, 2), (2, 3), (1, 4), (3, 1), (5, 3)]
+ATEN = torch.ops.aten
+
+
+def assert_conserved(matches: dict[str, Match], base: nx.DiGraph) -> None:
+    """Every used base parameter gives all its mass away, and no more."""
+    given_away: Counter[str] = Counter()
+    for match in matches.values():
+        for name, share in match.base:
+            assert share > 0
+            given_away[name] += share  # type: ignore[assignment]
+    used = {name for name in parameters(base) if base.nodes[name]["op"]}
+    assert given_away.keys() == used
+    assert all(abs(mass - 1) < 1e-9 for mass in given_away.values())
+
+
+def overlap(i: int, n: int, j: int, m: int) -> float:
+    return max(0.0, n * (min((i + 1) / n, (j + 1) / m) - max(i / n, j / m)))
+
+
+def assert_in_place(base: nx.DiGraph, target: nx.DiGraph, block: str = r"blocks\.(\d+)\.") -> None:
+    """Each parameter answers to its own role: outside of blocks by itself, in them by overlap."""
+    matches = align(base, target)
+    assert list(matches) == parameters(target)
+    assert_conserved(matches, base)
+    n, m = (
+        1 + max(int(found[1]) for name in parameters(pg) if (found := re.search(block, name)))
+        for pg in (base, target)
+    )
+    for name, match in matches.items():
+        found = re.search(block, name)
+        if found is None:
+            assert match == Match(name, ((name, 1.0),))
+            continue
+        shares = {
+            name[: found.start(1)] + str(i) + name[found.end(1) :]: overlap(i, n, int(found[1]), m)
+            for i in range(n)
+        }
+        assert dict(match.base) == pytest.approx({k: s for k, s in shares.items() if s > 1e-12})
+
+
+# Graphs written by hand, so that many can be tried in little time.
+
+
+class Net:
+    """Writes a captured graph; ``rename`` and ``shuffle`` disguise it."""
+
+    def __init__(self, rename: Callable[[str], str] = str) -> None:
+        self.graph = fx.Graph()
+        self.rename = rename
+        self.input = self.graph.placeholder("x")
+
+    def weight(self, name: str, rank: int, module: str) -> fx.Node:
+        name = self.rename(name)
+        node = next(
+            (n for n in self.graph.find_nodes(op="get_attr") if n.meta["parameter"] == name), None
+        )
+        if node is None:
+            node = self.graph.create_node("get_attr", name)
+            node.meta = {"parameter": name, "val": torch.empty((1,) * rank)}
+        return node
+
+    def call(self, op: Any, *args: Any, name: str = "", module: str = "Block") -> fx.Node:
+        node = self.graph.call_function(op, args)
+        path = self.rename(f"{name}.weight").rpartition(".")[0]
+        node.meta["nn_module_stack"] = {"m": (path, f"torch.nn.{module}")}
+        return node
+
+    def layer(self, kind: str, x: fx.Node, name: str) -> fx.Node:
+        if kind == "linear":
+            w, b = self.weight(f"{name}.weight", 2, ""), self.weight(f"{name}.bias", 1, "")
+            return self.call(ATEN.linear.default, x, w, b, name=name, module="Linear")
+        if kind == "norm":
+            w, b = self.weight(f"{name}.weight", 1, ""), self.weight(f"{name}.bias", 1, "")
+            return self.call(ATEN.layer_norm.default, x, [4], w, b, name=name, module="LayerNorm")
+        if kind == "attention":
+            q, k, v = (
+                self.call(
+                    ATEN.linear.default,
+                    x,
+                    self.weight(f"{name}.{role}.weight", 2, ""),
+                    name=f"{name}.{role}",
+                    module="Linear",
+                )
+                for role in "qkv"
+            )
+            mixed = self.call(ATEN.scaled_dot_product_attention.default, q, k, v)
+            return self.layer("linear", mixed, f"{name}.o")
+        if kind == "factor":
+            return self.call(ATEN.mul.Tensor, x, self.weight(f"{name}.factor", 1, ""), name=name)
+        assert kind == "gated"
+        gate, up = (self.layer("linear", x, f"{name}.{role}") for role in ("gate", "up"))
+        gate = self.call(ATEN.silu.default, gate)
+        return self.layer("linear", self.call(ATEN.mul.Tensor, gate, up), f"{name}.down")
+
+    def residual(self, kinds: list[str], x: fx.Node, name: str) -> fx.Node:
+        h = x
+        for index, kind in enumerate(kinds):
+            h = self.layer(kind, h, f"{name}.{index}")
+        return self.call(ATEN.add.Tensor, x, h)
+
+    def finish(self, x: fx.Node, shuffle: random.Random | None = None) -> nx.DiGraph:
+        self.graph.output((x,))
+        if shuffle is not None:  # the order of registration
+            weights = list(self.graph.find_nodes(op="get_attr"))
+            shuffle.shuffle(weights)
+            for node in weights:
+                self.input.append(node)
+        return parameter_graph(self.graph)
+
+
+Body = list[list[str]]
+
+
+def network(
+    body: Body,
+    depth: int,
+    *,
+    post: bool = False,
+    norms: tuple[bool, bool] = (False, True),
+    rename: Callable[[str], str] = str,
+    shuffle: random.Random | None = None,
+) -> nx.DiGraph:
+    """Embedding, norm, blocks of residual branches (with a norm after each), norm, head."""
+    net = Net(rename)
+    x = net.layer("linear", net.input, "embed")
+    x = net.layer("norm", x, "first") if norms[0] else x
+    for index, branch in itertools.product(range(depth), range(len(body))):
+        x = net.residual(body[branch], x, f"blocks.{index}.{branch}")
+        x = net.layer("norm", x, f"blocks.{index}.{branch}.norm") if post else x
+    x = net.layer("norm", x, "last") if norms[1] else x
+    return net.finish(net.layer("linear", x, "head"), shuffle)
+
+
+kinds = st.sampled_from(["linear", "norm", "attention", "factor", "gated"])
+branches = st.lists(kinds, min_size=1, max_size=4)
+# Branches that differ, so that the blocks are not repeats of something smaller.
+bodies = st.lists(branches, min_size=1, max_size=3, unique_by=lambda b: tuple(dict.fromkeys(b)))
+small = st.integers(1, 7)
+booleans = st.booleans()
+
+
+@settings(max_examples=60, deadline=None)
+@given(bodies, small, small, booleans, st.tuples(booleans, booleans))
+def test_random_blocks(body: Body, n: int, m: int, post: bool, norms: tuple[bool, bool]) -> None:
+    base, target = (network(body, depth, post=post, norms=norms) for depth in (n, m))
+    assert_in_place(base, target)
+
+
+@settings(max_examples=40, deadline=None)
+@given(bodies, small, small, booleans, st.tuples(booleans, booleans), st.randoms())
+def test_names_wrapping_and_registration_change_nothing(
+    body: Body, n: int, m: int, post: bool, norms: tuple[bool, bool], rng: random.Random
+) -> None:
+    secret: dict[str, str] = {}
+
+    def flat(name: str) -> str:
+        return secret.setdefault(name, f"p{len(secret)}")
+
+    base = network(body, n, post=post, norms=norms)
+    plain = align(base, network(body, m, post=post, norms=norms))
+    wrapped = align(base, network(body, m, post=post, norms=norms, rename="module.".__add__))
+    assert {f"module.{name}": match.base for name, match in plain.items()} == {
+        name: match.base for name, match in wrapped.items()
+    }
+    other = align(base, network(body, m, post=post, norms=norms, rename=flat, shuffle=rng))
+    assert {flat(name): match.base for name, match in plain.items()} == {
+        name: match.base for name, match in other.items()
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from(["linear", "norm", "factor"]), min_size=1, max_size=3), small, small
+)
+def test_random_plain_chains(body: list[str], n: int, m: int) -> None:
+    graphs = []
+    for depth in (n, m):
+        net = Net()
+        x = net.layer("linear", net.input, "embed")
+        for index, (at, kind) in itertools.product(range(depth), enumerate(body)):
+            x = net.layer(kind, x, f"blocks.{index}.{at}")
+        graphs.append(net.finish(net.layer("linear", x, "head")))
+    base, target = graphs
+    if len(set(body)) == len(body):
+        assert_in_place(base, target)
+    else:
+        matches = align(base, target)
+        assert_conserved(matches, base)
+        assert matches["embed.weight"].base == (("embed.weight", 1.0),)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(small, min_size=1, max_size=4), st.data())
+def test_stages(base_counts: list[int], data: Any) -> None:
+    counts = [base_counts, [data.draw(small) for _ in base_counts]]
+
+    def stages(numbers: list[int]) -> nx.DiGraph:
+        net = Net()
+        x = net.layer("linear", net.input, "embed")
+        for stage, number in enumerate(numbers):
+            x = net.layer("norm", net.layer("linear", x, f"s{stage}.down"), f"s{stage}.norm")
+            for index in range(number):
+                x = net.residual(["factor", "linear"], x, f"s{stage}.blocks.{index}")
+        return net.finish(net.layer("factor", x, "head"))
+
+    base, target = (stages(numbers) for numbers in counts)
+    matches = align(base, target)
+    assert_conserved(matches, base)
+    for name, match in matches.items():
+        assert {re.sub(r"blocks\.\d+", "", other) for other, _ in match.base} == {
+            re.sub(r"blocks\.\d+", "", name)
+        }
+
+
+def test_alternating_blocks_and_inner_repeats() -> None:
+    def alternating(periods: int, inner: int) -> nx.DiGraph:
+        net = Net()
+        x = net.layer("linear", net.input, "embed")
+        for index in range(periods):
+            for local in range(inner):
+                x = net.residual(["norm", "attention"], x, f"blocks.{index}.local.{local}")
+            x = net.residual(["norm", "gated"], x, f"blocks.{index}.global")
+        return net.finish(net.layer("linear", x, "head"))
+
+    assert_in_place(alternating(2, 3), alternating(4, 3))
+    matches = align(alternating(2, 1), alternating(2, 3))
+    name = "blocks.1.local.{}.0.weight"
+    assert matches[name.format(2)].base == ((name.format(0), pytest.approx(1 / 3)),)
+    matches = align(alternating(1, 2), alternating(4, 3))
+    assert dict(matches["blocks.3.local.1.0.weight"].base) == pytest.approx(
+        {"blocks.0.local.0.0.weight": 1 / 12, "blocks.0.local.1.0.weight": 1 / 12}
+    )
+
+
+def test_encoder_and_decoder_of_other_depths() -> None:
+    def translator(encoder: int, decoder: int) -> nx.DiGraph:
+        net = Net()
+        x = net.layer("linear", net.input, "source")
+        for index in range(encoder):
+            x = net.residual(["norm", "attention"], x, f"encoder.{index}.attention")
+            x = net.residual(["norm", "linear", "linear"], x, f"encoder.{index}.mlp")
+        source = net.layer("norm", x, "encoder_norm")
+        x = net.layer("linear", net.input, "embed")
+        for index in range(decoder):
+            name = f"decoder.{index}"
+            x = net.residual(["norm", "attention"], x, f"{name}.attention")
+            h = net.layer("norm", x, f"{name}.cross.norm")
+            q = net.layer("linear", h, f"{name}.cross.q")
+            k, v = (net.layer("linear", source, f"{name}.cross.{role}") for role in "kv")
+            h = net.call(ATEN.scaled_dot_product_attention.default, q, k, v)
+            x = net.call(ATEN.add.Tensor, x, net.layer("linear", h, f"{name}.cross.o"))
+            x = net.residual(["norm", "linear", "linear"], x, f"{name}.mlp")
+        return net.finish(net.layer("linear", net.layer("norm", x, "norm"), "head"))
+
+    for n, m in DEPTHS:
+        base, target = translator(n, 2), translator(m, 2)
+        assert_in_place(base, target, block=r"encoder\.(\d+)\.")
+        base, target = translator(2, n), translator(2, m)
+        assert_in_place(base, target, block=r"decoder\.(\d+)\.")
+    assert_conserved(align(translator(1, 3), translator(4, 2)), translator(1, 3))
+
+
+def test_parameter_shared_by_all_blocks() -> None:
+    def shared(depth: int) -> nx.DiGraph:
+        net = Net()
+        x = net.layer("linear", net.input, "embed")
+        for index in range(depth):
+            h = net.layer("norm", x, f"blocks.{index}.norm")
+            x = net.call(ATEN.add.Tensor, x, net.layer("linear", h, "shared"))
+        return net.finish(net.layer("linear", x, "head"))
+
+    for n, m in DEPTHS:
+        assert_in_place(shared(n), shared(m))
+
+
+def test_which_norm_belongs_to_the_blocks() -> None:
+    """``embed (linear norm)* linear head``: only modules tell, and without them, the beginning."""
+
+    def layers(depth: int, cut: int, flat: bool) -> nx.DiGraph:
+        net = Net(rename=(lambda name: name.replace(".", "_") + ".weight") if flat else str)
+        kinds = ["linear", "norm"]
+        x = net.layer("factor", net.input, "embed")
+        for position in range(cut, cut + 2 * depth):
+            x = net.layer(kinds[position % 2], x, f"blocks.{(position - cut) // 2}.{position % 2}")
+        x = net.layer(kinds[cut % 2], x, "last")
+        return net.finish(net.layer("factor", x, "head"))
+
+    for cut in (0, 1):
+        for n, m in DEPTHS:
+            if min(n, m) > 1 or n == m:
+                assert_in_place(layers(n, cut, False), layers(m, cut, False))
+        assert_conserved(align(layers(2, cut, True), layers(3, cut, False)), layers(2, cut, True))
+
+
+# The models of the project, and others, as exported.
+
+
+def captured(model: nn.Module, inputs: Any) -> nx.DiGraph:
+    return capture_graph(capture(model, inputs))
+
+
+def transformer(**options: Any) -> nx.DiGraph:
+    options = {"vocab": 17, "width": 16, "heads": 2, "context": 8, "affine": True, **options}
+    return captured(Transformer(**options), tokens())
+
+
+@pytest.mark.parametrize("norm", ["pre", "post", "post-pre-residual"])
+@pytest.mark.parametrize("options", [{}, {"affine": False, "tied": True}])
+def test_transformers(norm: str, options: dict[str, Any]) -> None:
+    graphs = {
+        depth: transformer(norm=norm, depth=depth, width=16 * depth, **options)
+        for depth in (1, 2, 3, 4, 8)
+    }
+    for n, m in DEPTHS:
+        if n in graphs:
+            assert_in_place(graphs[n], graphs[m])
+
+
+def test_resmlp_in_width_depth_and_block_size() -> None:
+    def resmlp(**options: Any) -> nx.DiGraph:
+        return captured(ResMLP(in_features=12, out_features=5, width=8, **options), features(4, 12))
+
+    base = resmlp(depth=2, block_size=2)
+    assert_in_place(base, resmlp(depth=2, block_size=2, width_multiplier=3, init_scale=2.0))
+    assert_in_place(base, resmlp(depth=3, block_size=2))
+    assert_in_place(base, resmlp(depth=1, block_size=2))
+    matches = align(base, resmlp(depth=4, block_size=4))
+    assert_conserved(matches, base)
+    (answer,) = matches["blocks.3.layers.1.weight"].base
+    assert answer == ("blocks.1.layers.0.weight", pytest.approx(1 / 4))
+
+
+def test_convnet_of_another_width() -> None:
+    base = captured(ConvNet(), features(5, 3, 16, 16))
+    target = captured(ConvNet(width_multiplier=2), features(5, 3, 16, 16))
+    assert {name: match.base for name, match in align(base, target).items()} == {
+        name: ((name, 1.0),) for name in parameters(target)
+    }
+
+
+class Attention(nn.Module):
+    """Separate projections, registered and executed in the order of ``roles``."""
+
+    def __init__(self, roles: str, width: int = 8) -> None:
+        super().__init__()
+        self.roles = roles
+        for role in roles:
+            setattr(self, role, nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = {role: getattr(self, role)(x) for role in self.roles}
+        return nn.functional.scaled_dot_product_attention(y["q"], y["k"], y["v"])
+
+
+def test_roles_are_told_by_structure_in_any_order() -> None:
+    def stack(roles: str, depth: int) -> nx.DiGraph:
+        blocks = nn.ModuleDict({"blocks": nn.Sequential(*(Attention(roles) for _ in range(depth)))})
+        return captured(nn.Sequential(nn.Linear(8, 8), blocks["blocks"]), features(2, 3, 8))
+
+    for roles, depth in (("vqk", 2), ("kvq", 4), ("kvq", 1)):
+        matches = align(stack("qkv", 2), stack(roles, depth))
+        for name, match in matches.items():
+            last = name.split(".")[-2:]
+            assert {tuple(other.split(".")[-2:]) for other, _ in match.base} == {tuple(last)}
+
+
+def test_symmetric_branches_pair_as_a_whole() -> None:
+    def twins(order: list[int]) -> nx.DiGraph:
+        net = Net()
+        x = net.layer("linear", net.input, "embed")
+        first = [net.layer("linear", x, f"{i}.first") for i in (0, 1)]
+        second = {i: net.layer("linear", first[i], f"{i}.second") for i in order}
+        return net.finish(net.call(ATEN.maximum.default, second[0], second[1]))
+
+    matches = align(twins([0, 1]), twins([1, 0]))
+    assert all(match.base == ((name, 1.0),) for name, match in matches.items())
+
+
+def test_eager_and_exported_models_match() -> None:
+    def eager(depth: int) -> nx.DiGraph:
+        entries = []
+        for name in ["tokens", *(f"blocks.{i}" for i in range(depth)), "norm", "logits"]:
+            kind = {"tokens": "Embedding", "norm": "LayerNorm"}.get(name, "Linear")
+            parts = (
+                [
+                    *[("norms.0", "LayerNorm"), ("qkv", "Linear"), ("out", "Linear")],
+                    *[("norms.1", "LayerNorm"), ("mlp.up", "Linear"), ("mlp.down", "Linear")],
+                ]
+                if "blocks" in name
+                else [("", kind)]
+            )
+            for part, what in parts:
+                module = f"{name}.{part}".rstrip(".")
+                entries.append((f"{module}.weight", what, "weight", 1 if "Norm" in what else 2))
+        return chain(entries)
+
+    for n, m in DEPTHS:
+        assert_in_place(eager(n), eager(m))
+    model = transformer(depth=2)
+    used = [(name, model.nodes[name]) for name in parameters(model)]
+    base = chain((name, a["kind"], a["slot"], a["rank"]) for name, a in used)
+    assert_in_place(base, model)
+    assert_in_place(base, transformer(depth=4))
+
+
+def test_profile_keeps_what_matching_needs() -> None:
+    base, target = network([["norm", "attention"]], 2), network([["norm", "attention"]], 3)
+    assert align(from_json(to_json(base)), target) == align(base, target)
+
+
+def test_unused_parameter_answers_to_nothing() -> None:
+    net = Net()
+    net.weight("unused", 1, "")
+    x = net.layer("linear", net.input, "fc")
+    matches = align(network([["linear"]], 1), network([["linear"]], 1))
+    assert len(matches) == 8
+    matches = align(pg := net.finish(x), pg)
+    assert matches["unused"] == Match("unused", ())
+
+
+# What does not match.
+
+
+def with_extra(extra: bool, depth: int = 2) -> nx.DiGraph:
+    net = Net()
+    x = net.layer("linear", net.input, "embed")
+    for index in range(depth):
+        x = net.residual(["norm", "linear"], x, f"blocks.{index}")
+        x = net.layer("factor", x, f"blocks.{index}.gain") if extra else x
+    return net.finish(net.layer("linear", x, "head"))
+
+
+def test_error_names_every_unmatched_parameter_and_the_nearest() -> None:
+    with pytest.raises(MatchError) as error:
+        align(with_extra(False), with_extra(True, depth=3))
+    message = str(error.value)
+    assert "structure leaves 3 target parameters and 0 base parameters" in message
+    for index in range(3):
+        assert f"target 'blocks.{index}.gain.factor' (aten.mul other, rank 1 in Block)" in message
+    assert len(re.findall(r"nearest in the base: '.+', '.+', '.+'\n", message)) == 3
+    assert "mapping={'blocks.0.gain.factor': 'base name', ...}" in message
+    with pytest.raises(MatchError) as error:
+        align(with_extra(True), with_extra(False))
+    assert "base 'blocks.1.gain.factor' (aten.mul other, rank 1 in Block)" in str(error.value)
+
+
+def test_error_for_other_connections() -> None:
+    def wired(parallel: bool) -> nx.DiGraph:
+        net = Net()
+        x = net.layer("linear", net.input, "embed")
+        a = net.layer("linear", x, "a")
+        b = net.layer("linear", x if parallel else a, "b")
+        return net.finish(net.layer("linear", net.call(ATEN.add.Tensor, a, b), "head"))
+
+    with pytest.raises(MatchError, match=r"4 target parameters.*\n.*target 'embed.weight'"):
+        align(wired(False), wired(True))
+
+
+def test_no_block_in_the_base() -> None:
+    with pytest.raises(MatchError, match=r"'blocks\.4\.1\.bias'"):
+        align(with_extra(False, 0), with_extra(False, 5))
+
+
+def test_mapping_settles_it() -> None:
+    base, target = with_extra(True), with_extra(False)
+    names = {name: name for name in parameters(target)}
+    matches = align(base, target, names)
+    assert all(match.base == ((name, 1.0),) for name, match in matches.items())
+    # Two swapped by hand, the rest by structure.
+    base, target = with_extra(False, 2), with_extra(False, 4)
+    matches = align(base, target, {"embed.weight": "embed.bias", "embed.bias": "embed.weight"})
+    assert matches["embed.weight"].base == (("embed.bias", 1.0),)
+    assert matches["blocks.3.0.weight"].base == (("blocks.1.0.weight", 0.5),)
+    assert_conserved(matches, base)
+
+
+def test_mapping_as_a_function_splits_equally() -> None:
+    base, target = with_extra(False, 1), with_extra(True, 3)
+
+    def mapping(name: str) -> str | None:
+        return re.sub(r"blocks\.\d", "blocks.0", name).replace("gain.factor", "0.weight")
+
+    matches = align(base, target, mapping)
+    assert matches["blocks.2.1.weight"].base == (("blocks.0.1.weight", pytest.approx(1 / 3)),)
+    assert matches["blocks.2.gain.factor"].base == (("blocks.0.0.weight", pytest.approx(1 / 6)),)
+    assert_conserved(matches, base)
+    assert align(base, with_extra(False, 1), lambda name: None)["head.bias"].base == (
+        ("head.bias", 1.0),
+    )
+
+
+def test_mapping_of_a_part_that_only_one_side_has() -> None:
+    base, target = with_extra(True, 1), with_extra(True, 1)
+    target.nodes["blocks.0.gain.factor"]["rank"] = 3
+    with pytest.raises(MatchError, match=r"target 'blocks\.0\.gain\.factor'.*rank 3"):
+        align(base, target)
+    name = "blocks.0.gain.factor"
+    assert align(base, target, {name: name})["head.bias"].base == (("head.bias", 1.0),)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"nothing": "embed.bias"}, "target parameter 'nothing'"),
+        ({"embed.bias": "nothing"}, r"base parameter 'nothing' \(for 'embed.bias'\)"),
+        ({"embed.bias": 3}, r"base parameter 3 \(for 'embed.bias'\)"),
+    ],
+)
+def test_mapping_of_unknown_names(mapping: Any, message: str) -> None:
+    with pytest.raises(MatchError, match=f"mapping names {message}"):
+        align(with_extra(False), with_extra(False), mapping)
+
+
+def test_five_thousand_parameters_in_seconds() -> None:
+    body = [["norm", "attention"], ["norm", "gated"]]
+    graphs = [bulk(body, depth) for depth in (170, 340)]
+    assert len(parameters(graphs[1])) > 5000
+    started = time.process_time()
+    assert_conserved(align(graphs[0], graphs[1]), graphs[0])
+    assert_conserved(align(graphs[1], graphs[1]), graphs[1])
+    assert time.process_time() - started < 60  # some 5 s on an idle core
+
+
+def bulk(body: Body, depth: int) -> nx.DiGraph:
+    """As :func:`network`, without looking for weights that are there already."""
+
+    class Bulk(Net):
+        def weight(self, name: str, rank: int, module: str) -> fx.Node:
+            node = self.graph.create_node("get_attr", name)
+            node.meta = {"parameter": name, "val": torch.empty((1,) * rank)}
+            return node
+
+    net = Bulk()
+    x = net.layer("linear", net.input, "embed")
+    for index, branch in itertools.product(range(depth), range(len(body))):
+        x = net.residual(body[branch], x, f"blocks.{index}.{branch}")
+    return net.finish(net.layer("linear", x, "head"))

@@ -1,0 +1,391 @@
+"""The compiler: multipliers of 1 on the base, matched FSLRs elsewhere, one trajectory."""
+
+import copy
+import json
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import flerm_fx
+from models.resmlp import ResMLP
+from models.transformer import Transformer
+from tests.cases import CASES, DataDependent, features, make, tokens
+from tests.test_record import target_for
+
+
+def profile_of(
+    model: nn.Module, x: Any, y: Any, lr: float = 1e-3, **options: Any
+) -> flerm_fx.BaseProfile:
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    return flerm_fx.record(model, optimizer, x, y, **options).profile
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "linear"])
+def test_the_base_compiled_against_itself_has_multipliers_of_1(name: str) -> None:
+    model, x = make(name)
+    y = target_for(model, x)
+    compiled = flerm_fx.compile(model, profile_of(model, x, y))
+    for parameter, multiplier in compiled.multipliers.items():
+        assert multiplier == pytest.approx(1.0, abs=1e-3), parameter
+
+
+@pytest.mark.parametrize("settle,rounds", [(0, 3), (3, 1), (5, 3)])
+def test_so_it_has_for_any_settle_and_rounds(settle: int, rounds: int) -> None:
+    torch.manual_seed(0)
+    model = Transformer(vocab=17, width=16, depth=1, heads=2, context=8, dropout=0.1)
+    x = [tokens(), tokens(4), tokens(5)]
+    y = [target_for(model, batch) for batch in x]
+    profile = profile_of(model, x, y, settle=settle)
+    compiled = flerm_fx.compile(model, profile, rounds=rounds)
+    assert max(abs(m - 1) for m in compiled.multipliers.values()) < 1e-3
+
+
+def wide_pair(norm: Any = "pre") -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    small = Transformer(vocab=17, width=16, depth=2, heads=2, context=8, norm=norm)
+    large = Transformer(vocab=17, width=48, depth=2, heads=2, context=8, norm=norm)
+    return small, large, tokens(), tokens(6, 8).roll(1, 1)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post", "post-pre-residual"])
+def test_a_wider_model_meets_the_bases_fslrs(norm: str) -> None:
+    small, large, x, y = wide_pair(norm)
+    compiled = flerm_fx.compile(large, profile_of(small, x, y))
+    for row in compiled.assignments:
+        if row.status == "matched":
+            assert row.base == ((row.parameter, 1.0),)
+    checks = compiled.check()
+    assert all(check.passed for check in checks)
+    # The check is no tautology: it fails when the multipliers are wrong.
+    wrong = flerm_fx.CompiledModel(
+        large,
+        compiled.fold(),
+        {name: 2 * s for name, s in compiled.scales.items()},
+        compiled.matches,
+        compiled.assignments,
+        compiled.procedure,
+        x,
+    )
+    assert not any(
+        c.passed
+        for c, a in zip(wrong.check(), wrong.assignments, strict=True)
+        if a.status == "matched"
+    )
+
+
+@pytest.mark.parametrize("emit", ["graph", "param_groups"])
+@pytest.mark.parametrize("rule", [torch.optim.Adam, torch.optim.SGD])
+def test_check_passes_for_both_emitters_and_degrees(rule: Any, emit: Any) -> None:
+    torch.manual_seed(0)
+    small, large = ResMLP(12, 5, 8, 2), ResMLP(12, 5, 32, 2)
+    x, y = features(9, 12), torch.arange(9) % 5
+    profile = flerm_fx.record(
+        small, rule(small.parameters(), lr=0.01), x, y, method="exact"
+    ).profile
+    compiled = flerm_fx.compile(large, profile, emit=emit, method="exact")
+    checks = compiled.check()
+    assert all(check.passed for check in checks), [c for c in checks if not c.passed]
+
+
+def test_depth_conserves_the_mass_of_every_base_parameter() -> None:
+    x, y = features(9, 12), torch.arange(9) % 5
+    for n, m in ((2, 4), (2, 3), (4, 2), (1, 3), (3, 1)):
+        torch.manual_seed(0)
+        profile = profile_of(ResMLP(12, 5, 8, n), x, y, method="exact")
+        compiled = flerm_fx.compile(ResMLP(12, 5, 8, m), profile, method="exact")
+        given: dict[str, float] = {}
+        for row in compiled.assignments:
+            for base, share in row.base:
+                given[base] = given.get(base, 0.0) + share
+        assert given == pytest.approx(dict.fromkeys(profile.parameters, 1.0), abs=1e-9)
+        assert all(check.passed for check in compiled.check())
+
+
+def test_names_and_wrapping_do_not_matter() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.anything = inner
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.anything(tokens)  # type: ignore[no-any-return]
+
+    small, large, x, y = wide_pair()
+    profile = profile_of(small, x, y)
+    plain = flerm_fx.compile(large, profile)
+    wrapped = flerm_fx.compile(Wrapped(large), profile)
+    assert wrapped.multipliers == {f"anything.{n}": m for n, m in plain.multipliers.items()}
+
+
+OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "Adam": (torch.optim.Adam, {"lr": 1e-3}),
+    "Adam with coupled decay": (torch.optim.Adam, {"lr": 1e-3, "weight_decay": 0.1}),
+    "AdamW": (torch.optim.AdamW, {"lr": 1e-3, "weight_decay": 0.1}),
+    "SGD": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}),
+    "SGD with decay": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}),
+    "RMSprop": (torch.optim.RMSprop, {"lr": 1e-3}),
+    "Adagrad": (torch.optim.Adagrad, {"lr": 1e-2}),
+    "Adamax": (torch.optim.Adamax, {"lr": 1e-3}),
+    "Muon": (torch.optim.Muon, {"lr": 1e-3, "weight_decay": 0.1}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_graph_and_parameter_groups_train_alike(name: str) -> None:
+    kind, settings = OPTIMIZERS[name]
+    bias = name != "Muon"  # Muon takes matrices only
+
+    def mlp(width: int) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Linear(6, width, bias=bias), nn.Tanh(), nn.Linear(width, 3, bias=bias)
+        ).double()
+
+    small, large = mlp(8), mlp(32)
+    x, y = features(12, 6).double(), torch.arange(12) % 3
+    optimizer = kind(small.parameters(), **settings)
+    profile = flerm_fx.record(small, optimizer, x, y, method="exact").profile
+    compiled = flerm_fx.compile(large, profile, method="exact")
+    assert max(abs(m - 1) for m in compiled.multipliers.values()) > 0.05
+    by_graph = kind(compiled.parameters(), **settings)
+    by_groups = kind(compiled.param_groups(settings["lr"]), **settings)
+    for _ in range(20):
+        for module, stepper in ((compiled, by_graph), (large, by_groups)):
+            stepper.zero_grad()
+            nn.functional.cross_entropy(module(x), y).backward()
+            stepper.step()
+    moved = dict(mlp(32).named_parameters())
+    for parameter, effective in compiled.fold().named_parameters():
+        other = large.get_parameter(parameter)
+        assert not torch.allclose(other, moved[parameter], rtol=1e-3)
+        # Muon iterates in bfloat16: a scale that is no power of two rounds its 8 bits otherwise
+        tolerance = 5e-3 if name == "Muon" else 1e-4
+        assert (effective - other).norm() <= tolerance * other.norm(), parameter
+
+
+def test_weight_decay_of_param_groups_is_the_bases() -> None:
+    small, large, x, y = wide_pair()
+    optimizer = torch.optim.AdamW(small.parameters(), lr=1e-3, weight_decay=0.1)
+    profile = flerm_fx.record(small, optimizer, x, y).profile
+    compiled = flerm_fx.compile(large, profile)
+    for groups, decay in (
+        (compiled.param_groups(2e-3), 0.1),
+        (compiled.param_groups(2e-3, 0.3), 0.3),
+    ):
+        assert sum(len(group["params"]) for group in groups) == len(compiled.multipliers)
+        for group in groups:
+            assert group["lr"] * group["weight_decay"] == pytest.approx(2e-3 * decay)
+
+
+def test_fold_gives_a_plain_model_and_the_original_keys() -> None:
+    small, large, x, y = wide_pair()
+    compiled = flerm_fx.compile(large, profile_of(small, x, y))
+    optimizer = torch.optim.Adam(compiled.parameters(), lr=1e-3)
+    nn.functional.cross_entropy(compiled(x).flatten(0, 1), y.flatten()).backward()
+    optimizer.step()
+    folded = compiled.fold()
+    assert type(folded) is Transformer
+    assert folded.state_dict().keys() == large.state_dict().keys()
+    torch.testing.assert_close(folded(x), compiled(x), rtol=1e-5, atol=1e-6)
+    large.load_state_dict(folded.state_dict())
+    torch.testing.assert_close(large(x), compiled(x), rtol=1e-5, atol=1e-6)
+
+
+def test_the_target_is_left_as_it_was() -> None:
+    small, large, x, y = wide_pair()
+    profile = profile_of(small, x, y, settle=2)
+    before, random = copy.deepcopy(large.state_dict()), torch.get_rng_state()
+    flerm_fx.compile(large, profile, rounds=2)
+    assert all(torch.equal(v, before[k]) for k, v in large.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(p.grad is None for p in large.parameters())
+
+
+def test_donating_takes_the_parameters_and_leaves_the_model_unusable() -> None:
+    small, large, x, y = wide_pair()
+    expected, held = large(x).detach(), {n: id(p) for n, p in large.named_parameters()}
+    compiled = flerm_fx.compile(large, profile_of(small, x, y), donate=True)
+    assert {n: id(p) for n, p in compiled.named_parameters()} == held
+    torch.testing.assert_close(compiled(x), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(flerm_fx.FlermError, match="gave its parameters"):
+        large(x)
+    with pytest.raises(flerm_fx.InputError, match="gone"):
+        compiled.param_groups(1e-3)
+
+
+def test_dropout_and_batchnorm_train_and_evaluate() -> None:
+    def net(width: int) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Linear(6, width),
+            nn.BatchNorm1d(width),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(width, 3),
+        )
+
+    x, y = features(12, 6), torch.arange(12) % 3
+    compiled = flerm_fx.compile(net(32), profile_of(net(8), x, y))
+    optimizer = torch.optim.Adam(compiled.parameters(), lr=1e-2)
+    first = None
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(compiled(x), y)
+        loss.backward()
+        optimizer.step()
+        first = first or loss.item()
+    compiled.eval()
+    assert nn.functional.cross_entropy(compiled(x), y).item() < first
+    torch.testing.assert_close(compiled(x), compiled.fold()(x), rtol=1e-4, atol=1e-5)
+    assert torch.equal(compiled(x[:1]), compiled(x[:1]))
+    compiled.train()
+    assert not torch.equal(compiled(x), compiled(x))
+
+
+def test_parameters_without_an_fslr_keep_a_multiplier_of_1() -> None:
+    class LoRA(nn.Module):
+        def __init__(self, rank: int) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.base = nn.Linear(6, 5).requires_grad_(False)
+            self.a = nn.Parameter(torch.randn(rank, 6))
+            self.b = nn.Parameter(torch.zeros(5, rank))
+            self.unused = nn.Parameter(torch.ones(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base(x) + x @ self.a.T @ self.b.T  # type: ignore[no-any-return]
+
+    x, y = features(8, 6), torch.arange(8) % 5
+    compiled = flerm_fx.compile(LoRA(8), profile_of(LoRA(2), x, y))
+    rows = {row.parameter: row for row in compiled.assignments}
+    assert rows["a"].status == "unresolved" and rows["a"].multiplier == 1.0
+    assert rows["b"].status == "matched" and rows["b"].multiplier != 1.0
+    assert rows["unused"].status == "unused" and rows["unused"].multiplier == 1.0
+
+
+def test_an_attention_keys_bias_is_unresolved() -> None:
+    class Attention(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.query, self.key, self.value = (nn.Linear(6, width) for _ in range(3))
+            self.out = nn.Linear(width, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.query(x), self.key(x), self.value(x)
+            return self.out(nn.functional.scaled_dot_product_attention(q, k, v))  # type: ignore[no-any-return]
+
+    x, y = features(5, 7, 6), torch.arange(35).reshape(5, 7) % 4
+    compiled = flerm_fx.compile(
+        Attention(16), profile_of(Attention(8), x, y, method="exact"), method="exact"
+    )
+    unresolved = [row.parameter for row in compiled.assignments if row.status != "matched"]
+    assert unresolved == ["key.bias"]
+
+
+def test_the_eager_path_compiles_trains_and_folds() -> None:
+    class Wide(DataDependent):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second = nn.Linear(4, width), nn.Linear(width, 3)
+
+    x, y = features(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", flerm_fx.CaptureWarning)
+        compiled = flerm_fx.compile(Wide(20), profile_of(Wide(5), x, y))
+        assert compiled.graph_module is None
+        assert all(check.passed for check in compiled.check())
+    torch.testing.assert_close(compiled(x), Wide(20)(x))
+    nn.functional.cross_entropy(compiled(x), y).backward()
+    assert "first.weight" in compiled.dump()
+    with pytest.raises(flerm_fx.InputError, match="graph"):
+        compiled.dump("code")
+
+
+def test_node_meta_carries_what_was_found() -> None:
+    small, large, x, y = wide_pair()
+    compiled = flerm_fx.compile(large, profile_of(small, x, y))
+    assert compiled.graph_module is not None
+    for node in compiled.graph_module.graph.nodes:
+        if node.target is flerm_fx.scale.scale:
+            name = node.meta["parameter"]
+            assert node.args[1] == compiled.scales[name]
+            assert node.meta["multiplier"] == compiled.multipliers[name]
+            assert node.meta["base"] == compiled.matches[name].base
+            assert isinstance(node.meta["fslr"], flerm_fx.Estimate)
+            assert node.meta["shape"] == tuple(large.get_parameter(name).shape)
+
+
+def test_every_dump_format_names_every_parameter(tmp_path: Any) -> None:
+    small, large, x, y = wide_pair()
+    compiled = flerm_fx.compile(large, profile_of(small, x, y))
+    for format in ("table", "json", "dot", "code"):
+        text = compiled.dump(format, tmp_path / format)  # type: ignore[arg-type]
+        assert (tmp_path / format).read_text().rstrip() == text.rstrip()
+        if format == "json":
+            assert len(json.loads(text)["parameters"]) == len(compiled.multipliers)
+        for name in compiled.multipliers:
+            assert name in text, (format, name)
+
+
+@pytest.fixture
+def pair() -> tuple[nn.Module, flerm_fx.BaseProfile]:
+    small, large, x, y = wide_pair()
+    return large, profile_of(small, x, y)
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"emit": "magic"}, "unknown emit 'magic'"),
+        ({"rounds": 0}, "rounds must be a whole number of at least 1"),
+        ({"targets": torch.zeros(2)}, "targets were given without inputs"),
+        ({"emit": "param_groups", "donate": True}, "donate=True goes with emit='graph'"),
+        ({"inputs": torch.zeros(1, 8).long(), "targets": torch.zeros(1, 8).long()}, "a batch of 1"),
+    ],
+)
+def test_bad_options_are_named(
+    pair: tuple[nn.Module, flerm_fx.BaseProfile], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(flerm_fx.InputError, match=message):
+        flerm_fx.compile(*pair, **options)
+
+
+def test_a_model_of_another_kind_names_its_parameters() -> None:
+    x, y = features(7, 5), torch.arange(7) % 3
+    small = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+    other = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(flerm_fx.MatchError, match=r"1\.weight(.|\n)*mapping"):
+        flerm_fx.compile(other, profile_of(small, x, y))
+
+
+def test_losses_and_optimizers_that_a_file_cannot_name_are_asked_for(tmp_path: Any) -> None:
+    class Lion(torch.optim.Optimizer):
+        def __init__(self, params: Any, lr: float = 1e-3) -> None:
+            super().__init__(params, {"lr": lr})
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.sub_(parameter.grad.sign(), alpha=group["lr"])
+
+    def loss(output: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(output, targets) * 2
+
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(4, 3), features(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    optimizer = Lion(model.parameters())
+    flerm_fx.record(model, optimizer, x, y, loss_fn=loss).profile.save(tmp_path / "p.safetensors")
+    profile = flerm_fx.BaseProfile.load(tmp_path / "p.safetensors")
+    with pytest.raises(flerm_fx.OptimizerError, match="pass loss_fn"):
+        flerm_fx.compile(model, profile, optimizer=Lion)
+    with pytest.raises(flerm_fx.OptimizerError, match=r"Lion.*pass optimizer="):
+        flerm_fx.compile(model, profile, loss_fn=loss)
+    compiled = flerm_fx.compile(model, profile, loss_fn=loss, optimizer=Lion)
+    assert set(compiled.multipliers.values()) == {1.0}
