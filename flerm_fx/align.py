@@ -333,7 +333,7 @@ class _Quotient:
         graph: the nodes of the copies that were kept.
         image: the kept node that each node of the original stands with.
         addresses: for each junction on data and each parameter, the copies it lies in.
-        names: number of nodes in one copy of each run.
+        size: number of junctions in one copy of each run.
     """
 
     graph: nx.DiGraph
@@ -709,7 +709,7 @@ def _shared_path(items: Iterable[_Item]) -> tuple[str, ...] | None:
 
 def _shared(base: _Quotient, target: _Quotient, pairs: Mapping[str, str]) -> Shares:
     """Lay the copies of each base parameter over those of its counterpart in the target."""
-    size = {**target.size}
+    size = dict(target.size)
     translated: dict[_Key, _Key] = {}
     back = {b: t for t, b in pairs.items()}
     for first, last in base.size:

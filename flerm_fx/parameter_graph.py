@@ -28,11 +28,11 @@ def parameter_graph(graph: fx.Graph) -> nx.DiGraph:
     ``op``, and ``data``, which tells whether it depends on data. Junctions are the operations on
     data that read a parameter, and those in which several values meet (a residual addition,
     attention) or several parameters (the two factors of a weight norm). An edge ``u -> v`` with
-    attribute ``slot`` says that v reads u in that argument. All else is contracted: activations, reshapes,
-    casts, scale nodes, frozen weights, and integers such as sizes and indices, which carry no
-    function-space flow. Each edge of the captured graph gives at most one here, so a residual
-    stream of depth L has O(L) edges. Nodes are in execution order and every edge leads forward. A
-    parameter that the output does not depend on has ``op=""`` and ``uses=0``.
+    attribute ``slot`` says that v reads u in that argument. All else is contracted: activations,
+    reshapes, casts, scale nodes, frozen weights, and integers such as sizes and indices, which
+    carry no function-space flow. Each edge of the captured graph gives at most one here, so a
+    residual stream of depth L has O(L) edges. Nodes are in execution order and every edge leads
+    forward. A parameter that the output does not depend on has ``op=""`` and ``uses=0``.
 
     Args:
         graph: its ``get_attr`` nodes of trainable parameters carry ``meta["parameter"]``.

@@ -81,7 +81,7 @@ class Net:
         self.rename = rename
         self.input = self.graph.placeholder("x")
 
-    def weight(self, name: str, rank: int, module: str) -> fx.Node:
+    def weight(self, name: str, rank: int) -> fx.Node:
         name = self.rename(name)
         node = next(
             (n for n in self.graph.find_nodes(op="get_attr") if n.meta["parameter"] == name), None
@@ -99,17 +99,17 @@ class Net:
 
     def layer(self, kind: str, x: fx.Node, name: str) -> fx.Node:
         if kind == "linear":
-            w, b = self.weight(f"{name}.weight", 2, ""), self.weight(f"{name}.bias", 1, "")
+            w, b = self.weight(f"{name}.weight", 2), self.weight(f"{name}.bias", 1)
             return self.call(ATEN.linear.default, x, w, b, name=name, module="Linear")
         if kind == "norm":
-            w, b = self.weight(f"{name}.weight", 1, ""), self.weight(f"{name}.bias", 1, "")
+            w, b = self.weight(f"{name}.weight", 1), self.weight(f"{name}.bias", 1)
             return self.call(ATEN.layer_norm.default, x, [4], w, b, name=name, module="LayerNorm")
         if kind == "attention":
             q, k, v = (
                 self.call(
                     ATEN.linear.default,
                     x,
-                    self.weight(f"{name}.{role}.weight", 2, ""),
+                    self.weight(f"{name}.{role}.weight", 2),
                     name=f"{name}.{role}",
                     module="Linear",
                 )
@@ -118,7 +118,7 @@ class Net:
             mixed = self.call(ATEN.scaled_dot_product_attention.default, q, k, v)
             return self.layer("linear", mixed, f"{name}.o")
         if kind == "factor":
-            return self.call(ATEN.mul.Tensor, x, self.weight(f"{name}.factor", 1, ""), name=name)
+            return self.call(ATEN.mul.Tensor, x, self.weight(f"{name}.factor", 1), name=name)
         assert kind == "gated"
         gate, up = (self.layer("linear", x, f"{name}.{role}") for role in ("gate", "up"))
         gate = self.call(ATEN.silu.default, gate)
@@ -442,7 +442,7 @@ def test_profile_keeps_what_matching_needs() -> None:
 
 def test_unused_parameter_answers_to_nothing() -> None:
     net = Net()
-    net.weight("unused", 1, "")
+    net.weight("unused", 1)
     x = net.layer("linear", net.input, "fc")
     matches = align(network([["linear"]], 1), network([["linear"]], 1))
     assert len(matches) == 8
@@ -557,7 +557,7 @@ def bulk(body: Body, depth: int) -> nx.DiGraph:
     """As :func:`network`, without looking for weights that are there already."""
 
     class Bulk(Net):
-        def weight(self, name: str, rank: int, module: str) -> fx.Node:
+        def weight(self, name: str, rank: int) -> fx.Node:
             node = self.graph.create_node("get_attr", name)
             node.meta = {"parameter": name, "val": torch.empty((1,) * rank)}
             return node

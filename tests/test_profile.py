@@ -375,7 +375,12 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException)
 
     if where == "write":
         opened = Path.open
-        monkeypatch.setattr(Path, "open", lambda self, *mode: FullDisk(opened(self, *mode), error))
+
+        def full(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+            file = opened(self, mode, *args, **kwargs)
+            return FullDisk(file, error) if "x" in mode else file
+
+        monkeypatch.setattr(Path, "open", full)
     else:
         monkeypatch.setattr(os, where, raising)
 

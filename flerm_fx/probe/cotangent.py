@@ -13,43 +13,87 @@ so the relative variance of v is known:
 which is 0 at m = K: K orthonormal cotangents see all of a.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from flerm_fx.errors import InputError
 
+MEMORY = 2**28
+"""Bytes of cotangents to hold at once, so that they can be made orthonormal."""
 
-def orthonormal(examples: int, coordinates: int, draws: int, generator: torch.Generator) -> Tensor:
-    """Random orthonormal rows, independent between examples: shape (examples, draws, coordinates).
 
-    The QR decomposition of a Gaussian matrix, uniform by Haar measure up to the rows' signs, which
-    squares do not see. Drawn on the generator's device in float32.
+@dataclass(frozen=True)
+class Cotangents:
+    """Unit cotangents for each of N examples.
+
+    Rows are orthonormal within an example where all of them fit in :data:`MEMORY`, and independent
+    otherwise, when only some are held at a time; with as many coordinates as that takes,
+    independent rows are all but orthogonal anyway.
+
+    Attributes:
+        examples: N.
+        coordinates: output coordinates of an example, K.
+        draws: cotangents of an example, m.
+        every: the K unit vectors of the coordinates in place of random ones; m is K.
 
     Raises:
         InputError: more draws than coordinates.
 
-    >>> q = orthonormal(2, 5, 3, torch.Generator().manual_seed(0))
+    >>> cotangents = Cotangents(examples=2, coordinates=5, draws=3)
+    >>> (q,) = cotangents.sets(torch.Generator().manual_seed(0))
     >>> bool(torch.allclose(q @ q.mT, torch.eye(3).expand(2, 3, 3), atol=1e-6))
     True
-    """
-    if draws > coordinates:
-        raise InputError(
-            f"{draws} orthonormal cotangents do not fit in {coordinates} output coordinates"
-        )
-    gaussian = torch.randn(
-        examples, coordinates, draws, generator=generator, device=generator.device
-    )
-    if draws == 1:
-        rows: Tensor = gaussian / torch.linalg.vector_norm(gaussian, dim=1, keepdim=True)
-    else:
-        rows = torch.linalg.qr(gaussian).Q
-    return rows.mT
-
-
-def relative_variance(coordinates: int, draws: int) -> float:
-    r"""Relative variance :math:`r(K, m) = 2 (K - m) / (m (K + 2))` of the mean of m squares.
-
-    >>> relative_variance(10, 10)
+    >>> Cotangents(examples=2, coordinates=5, draws=5).relative_variance
     0.0
     """
-    return 2.0 * (coordinates - draws) / (draws * (coordinates + 2.0))
+
+    examples: int
+    coordinates: int
+    draws: int
+    every: bool = False
+
+    def __post_init__(self) -> None:
+        if self.draws > self.coordinates:
+            raise InputError(
+                f"{self.draws} orthonormal cotangents do not fit in {self.coordinates} output "
+                "coordinates"
+            )
+
+    @property
+    def orthonormal(self) -> bool:
+        """Whether the rows of an example are orthogonal to one another."""
+        return 4 * self.examples * self.coordinates * self.draws <= MEMORY
+
+    @property
+    def relative_variance(self) -> float:
+        r"""Relative variance r of the mean of an example's m squares.
+
+        :math:`2 (K - m) / (m (K + 2))` for orthonormal rows, :math:`2 (K - 1) / (m (K + 2))` for
+        independent ones, 0 for every coordinate.
+        """
+        if self.every:
+            return 0.0
+        missing = self.coordinates - (self.draws if self.orthonormal else 1)
+        return 2.0 * missing / (self.draws * (self.coordinates + 2.0))
+
+    def sets(self, generator: torch.Generator) -> Iterator[Tensor]:
+        """All rows, as many at a time as fit in memory: (examples, rows, coordinates), float32."""
+        if self.every:
+            yield torch.eye(self.coordinates, device=generator.device).expand(self.examples, -1, -1)
+        elif self.orthonormal:
+            gaussian = _gaussian(generator, self.examples, self.coordinates, self.draws)
+            # Uniform by Haar measure up to the rows' signs, which squares do not see.
+            yield torch.linalg.qr(gaussian).Q.mT
+        else:
+            at_once = max(1, MEMORY // (4 * self.examples * self.coordinates))
+            for start in range(0, self.draws, at_once):
+                rows = min(at_once, self.draws - start)
+                gaussian = _gaussian(generator, self.examples, rows, self.coordinates)
+                yield torch.nn.functional.normalize(gaussian, dim=-1)
+
+
+def _gaussian(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device)

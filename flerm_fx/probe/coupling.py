@@ -13,8 +13,10 @@ from flerm_fx.capture import (
     rng_state,
     set_rng_state,
 )
+from flerm_fx.frontier import jvp
 from flerm_fx.inputs import Inputs
-from flerm_fx.probe.sampled import examples_of
+from flerm_fx.probe.cotangent import Cotangents
+from flerm_fx.probe.sampled import examples_of, output_size, projections
 
 TOLERANCE = 1e-3
 """Relative difference above which outputs alone and in the batch are not the same function: far
@@ -52,6 +54,48 @@ def coupling(
     tolerance = max(TOLERANCE, 16 * torch.finfo(together.dtype).eps)
     if not difference <= tolerance:
         return f"examples influence each other (outputs differ by {difference:.1e} when run alone)"
+    return ""
+
+
+def disagreement(
+    captured: Capture,
+    instrumented: fx.GraphModule,
+    parameters: Mapping[str, Tensor],
+    updates: Mapping[str, Tensor],
+    inputs: Inputs,
+) -> str:
+    r"""Why per-example projections cannot be trusted; empty if they agree with the batch's tangent.
+
+    The projections of all parameters must add up to that of one tangent of the whole function,
+
+    .. math:: \sum_l s_{n,l} = q_n \cdot \partial_t f_n(\theta + t u) |_{t=0},
+
+    computed without ``vmap`` and without probes. It guards against batching rules with wrong
+    derivatives, of which torch has had some.
+    """
+    examples, coordinates = output_size(captured, parameters, inputs)
+    (rows,) = Cotangents(examples, coordinates, 1).sets(torch.Generator().manual_seed(0))
+    found = projections(captured, instrumented, parameters, updates, inputs, rows)[:, 0]
+    module = captured.probe_module
+    assert module is not None
+    fixed = {**cloned_buffers(module), **{n: p.detach() for n, p in parameters.items()}}
+    flat = captured.flat(inputs)
+
+    def moved(*values: Tensor) -> Tensor:
+        state = {**fixed, **dict(zip(updates, values, strict=True))}
+        return torch.func.functional_call(module, state, tuple(flat))  # type: ignore[no-any-return]
+
+    positions = dict(enumerate(updates.values()))
+    with torch.no_grad(), preserved_rng():
+        try:
+            tangent = jvp(moved, tuple(fixed[name] for name in updates), {}, positions)
+        except RuntimeError:  # an operation without a forward derivative: nothing to compare with
+            return ""
+    expected = (rows[:, 0].to(tangent) * tangent.flatten(1)).sum(-1).to(found)
+    size = found.abs().sum(-1).max().clamp_min(torch.finfo(found.dtype).tiny)
+    difference = float((found.sum(-1) - expected).abs().max() / size)
+    if not difference <= max(TOLERANCE, 16 * torch.finfo(tangent.dtype).eps):
+        return f"derivatives of single examples differ from the batch's (by {difference:.1e})"
     return ""
 
 

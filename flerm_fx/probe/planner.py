@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from flerm_fx.probe.cotangent import Cotangents
+
 Method = Literal["auto", "exact", "sampled", "full_cov", "iid", "kronecker"]
 METHODS = ("auto", "exact", "sampled", "full_cov", "iid", "kronecker")
 
@@ -17,19 +19,15 @@ SAMPLED_BASE, SAMPLED_PER_DRAW = 6.0, 2.0
 
 @dataclass(frozen=True)
 class Plan:
-    """A method and how many draws it takes.
+    """What to do, and what it takes.
 
     Attributes:
-        method: ``"exact"`` or ``"sampled"``.
-        draws: cotangents per example; 0 for ``"exact"``.
-        all_coordinates: take the K unit cotangents, which makes the sampled method exact.
+        cotangents: what the sampled method draws; None for the exact method's tangents.
         cost: predicted work in forward passes.
     """
 
-    method: Literal["exact", "sampled"]
-    draws: int = 0
-    all_coordinates: bool = False
-    cost: float = 0.0
+    cotangents: Cotangents | None
+    cost: float
 
 
 def exact_cost(parameters: int) -> float:
@@ -57,18 +55,16 @@ def draws_needed(rtol: float, examples: int, coordinates: int) -> int:
     return max(1, min(coordinates, math.ceil(2 * coordinates / (2 + c * (coordinates + 2)))))
 
 
-def plan(*, rtol: float, parameters: int, examples: int, coordinates: int, coupled: bool) -> Plan:
-    """The cheapest of exact forward, exact reverse and sampled that reaches ``rtol``.
+def plan(*, rtol: float, parameters: int, examples: int, coordinates: int) -> Plan:
+    """The cheapest that reaches ``rtol``: tangents, every coordinate, or random cotangents.
 
-    >>> plan(rtol=0.05, parameters=12, examples=256, coordinates=10, coupled=False).method
-    'sampled'
+    >>> plan(rtol=0.05, parameters=12, examples=256, coordinates=10).cotangents.draws
+    1
     """
-    if coupled:
-        examples, coordinates = 1, examples * coordinates
     draws = draws_needed(rtol, examples, coordinates)
     candidates = [
-        Plan("exact", cost=exact_cost(parameters)),
-        Plan("sampled", coordinates, all_coordinates=True, cost=sampled_cost(coordinates)),
-        Plan("sampled", draws, cost=sampled_cost(draws)),
+        Plan(None, exact_cost(parameters)),
+        Plan(Cotangents(examples, coordinates, coordinates, every=True), sampled_cost(coordinates)),
+        Plan(Cotangents(examples, coordinates, draws), sampled_cost(draws)),
     ]
     return min(candidates, key=lambda p: p.cost)

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx
@@ -11,7 +12,8 @@ from flerm_fx.capture import Capture
 from flerm_fx.errors import EstimateError, InputError
 from flerm_fx.frontier import ProbeNodes
 from flerm_fx.inputs import Inputs, check_finite
-from flerm_fx.probe.coupling import coupling
+from flerm_fx.probe.cotangent import Cotangents
+from flerm_fx.probe.coupling import coupling, disagreement
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.exact import exact
 from flerm_fx.probe.paper import PASSES, paper
@@ -132,38 +134,21 @@ class Prober:
         rtol: float,
         generator: torch.Generator,
     ) -> dict[str, Estimate]:
-        examples, coordinates = output_size(self.captured, parameters, inputs)
-        chosen = plan(
-            rtol=rtol,
-            parameters=len(updates),
-            examples=examples,
-            coordinates=coordinates,
-            coupled=False,
-        )
-        if chosen.method == "sampled" and self._coupled(parameters, inputs):
-            chosen = plan(
-                rtol=rtol,
-                parameters=len(updates),
-                examples=examples,
-                coordinates=coordinates,
-                coupled=True,
-            )
-        if chosen.method == "exact":
+        size = output_size(self.captured, parameters, inputs)
+        chosen = _plan(rtol, updates, size)
+        if chosen.cotangents is not None and self._coupled(parameters, updates, inputs):
+            chosen = _plan(rtol, updates, _as_one_example(size))
+        if chosen.cotangents is None:
             return self._exact(parameters, updates, inputs)
-        taken = [self._draw(parameters, updates, inputs, chosen, generator)]
-        found = self._estimates(taken, chosen)
+        taken = [self._draw(parameters, updates, inputs, chosen.cotangents, generator)]
         # Examples that change unequally need more draws than planned; exact may then be cheaper.
-        worst = max(estimate.relative_error for estimate in found.values())
-        while worst > rtol:
-            more = max(1, round(_total(taken) * ((worst / rtol) ** 2 - 1)))
+        while (worst := _worst(self._estimates(taken))) > rtol:
+            more = max(1, round(_draws(taken) * ((worst / rtol) ** 2 - 1)))
             if sampled_cost(more) > exact_cost(len(updates)):
                 return self._exact(parameters, updates, inputs)
-            more = min(more, taken[0].coordinates)
-            extra = Plan("sampled", more)
+            extra = replace(chosen.cotangents, draws=min(more, chosen.cotangents.coordinates))
             taken.append(self._draw(parameters, updates, inputs, extra, generator))
-            found = self._estimates(taken, chosen)
-            worst = max(estimate.relative_error for estimate in found.values())
-        return found
+        return self._estimates(taken)
 
     def _sampled(
         self,
@@ -174,19 +159,20 @@ class Prober:
         samples: int | None,
         generator: torch.Generator,
     ) -> dict[str, Estimate]:
-        examples, coordinates = output_size(self.captured, parameters, inputs)
-        if self._coupled(parameters, inputs):
-            examples, coordinates = 1, examples * coordinates
-        draws = samples or draws_needed(rtol, examples, coordinates)
-        chosen = Plan("sampled", min(draws, coordinates))
-        return self._estimates([self._draw(parameters, updates, inputs, chosen, generator)], chosen)
+        size = output_size(self.captured, parameters, inputs)
+        if self._coupled(parameters, updates, inputs):
+            size = _as_one_example(size)
+        examples, coordinates = size
+        draws = min(samples or draws_needed(rtol, examples, coordinates), coordinates)
+        cotangents = Cotangents(examples, coordinates, draws)
+        return self._estimates([self._draw(parameters, updates, inputs, cotangents, generator)])
 
     def _draw(
         self,
         parameters: Mapping[str, Tensor],
         updates: Mapping[str, Tensor],
         inputs: Inputs,
-        chosen: Plan,
+        cotangents: Cotangents,
         generator: torch.Generator,
     ) -> Samples:
         with warnings.catch_warnings():
@@ -197,36 +183,37 @@ class Prober:
                 parameters,
                 updates,
                 inputs,
-                draws=chosen.draws,
+                cotangents=cotangents,
                 generator=generator,
                 coupled=bool(self._coupling),
-                all_coordinates=chosen.all_coordinates,
             )
 
-    def _estimates(self, taken: list[Samples], chosen: Plan) -> dict[str, Estimate]:
+    def _estimates(self, taken: list[Samples]) -> dict[str, Estimate]:
         """Estimates from independent sets of draws, each weighted by its number of draws."""
-        total = _total(taken)
-        mean = sum((s.mean_square() * (s.draws / total) for s in taken), torch.zeros(()))
-        variance = sum((s.variance() * (s.draws / total) ** 2 for s in taken), torch.zeros(()))
-        values = mean.double().clamp_min(0).sqrt()
+        weights = [s.cotangents.draws / _draws(taken) for s in taken]
+        squares = sum(w * s.mean_square().double() for w, s in zip(weights, taken, strict=True))
+        variance = sum(w**2 * s.variance().double() for w, s in zip(weights, taken, strict=True))
+        values = torch.as_tensor(squares).sqrt()
         # d sqrt(v) = dv / (2 sqrt(v))
-        errors = torch.where(values > 0, variance.double().sqrt() / (2 * values), 0.0)
+        errors = torch.where(values > 0, torch.as_tensor(variance).sqrt() / (2 * values), 0.0)
         note = "; ".join(filter(None, (self.captured.reason, self._coupling)))
-        method = "exact" if chosen.all_coordinates else "sampled"
+        every = taken[0].cotangents.every
+        method, samples = ("exact", 0) if every else ("sampled", _draws(taken))
         return {
-            name: Estimate(
-                float(value),
-                float(error),
-                method,
-                total * (not chosen.all_coordinates),
-                note,
-            )
+            name: Estimate(float(value), float(error), method, samples, note)
             for name, value, error in zip(taken[0].names, values, errors, strict=True)
         }
 
-    def _coupled(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> str:
+    def _coupled(
+        self, parameters: Mapping[str, Tensor], updates: Mapping[str, Tensor], inputs: Inputs
+    ) -> str:
         if self._coupling is None:
             self._coupling = coupling(self.captured, parameters, inputs)
+            graph = self._graph(tuple(updates))
+            if graph is not None and not self._coupling:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    self._coupling = disagreement(self.captured, graph, parameters, updates, inputs)
         return self._coupling
 
     def _graph(self, names: tuple[str, ...]) -> fx.GraphModule | None:
@@ -240,5 +227,19 @@ class Prober:
         return self._instrumented[names]
 
 
-def _total(taken: list[Samples]) -> int:
-    return sum(s.draws for s in taken)
+def _plan(rtol: float, updates: Mapping[str, Tensor], size: tuple[int, int]) -> Plan:
+    examples, coordinates = size
+    return plan(rtol=rtol, parameters=len(updates), examples=examples, coordinates=coordinates)
+
+
+def _as_one_example(size: tuple[int, int]) -> tuple[int, int]:
+    examples, coordinates = size
+    return 1, examples * coordinates
+
+
+def _worst(estimates: Mapping[str, Estimate]) -> float:
+    return max(estimate.relative_error for estimate in estimates.values())
+
+
+def _draws(taken: list[Samples]) -> int:
+    return sum(s.cotangents.draws for s in taken)

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from flerm_fx.capture import Capture, cloned_buffers, preserved_rng
 from flerm_fx.frontier import unit_update_name
 from flerm_fx.inputs import Inputs
-from flerm_fx.probe.cotangent import orthonormal, relative_variance
+from flerm_fx.probe.cotangent import Cotangents
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,12 @@ class Samples:
     Attributes:
         names: the parameters, in the order of the columns.
         squares: mean over the draws of s², shape (examples, parameters).
-        draws: cotangents per example, m.
-        coordinates: output coordinates per example, K.
+        cotangents: what was drawn.
     """
 
     names: tuple[str, ...]
     squares: Tensor
-    draws: int
-    coordinates: int
+    cotangents: Cotangents
 
     def mean_square(self) -> Tensor:
         r"""Unbiased estimate of :math:`\mathrm{FSLR}_l^2`, shape (parameters,)."""
@@ -49,7 +47,7 @@ class Samples:
         :math:`\tfrac{1}{N^2} \sum_n \tfrac{r}{1 + r} v_n^2` is unbiased for
         :math:`\tfrac{1}{N^2} \sum_n r (E v_n)^2`.
         """
-        r = relative_variance(self.coordinates, self.draws)
+        r = self.cotangents.relative_variance
         return r / (1 + r) * self.squares.square().mean(0) / self.squares.shape[0]
 
 
@@ -60,10 +58,9 @@ def sampled(
     updates: Mapping[str, Tensor],
     inputs: Inputs,
     *,
-    draws: int,
+    cotangents: Cotangents,
     generator: torch.Generator,
     coupled: bool = False,
-    all_coordinates: bool = False,
 ) -> Samples:
     """Draw cotangents and project each parameter's function change on them.
 
@@ -74,66 +71,101 @@ def sampled(
         parameters: values of the trainable parameters.
         updates: unit update of each parameter.
         inputs: probe inputs, batch first.
-        draws: cotangents per example.
+        cotangents: what to draw.
         generator: source of the cotangents.
         coupled: treat the batch as one example, as where an operation mixes examples.
-        all_coordinates: use the K unit vectors in place of random ones, which is exact.
     """
-    names = tuple(updates)
+    columns = []
+    for rows in cotangents.sets(generator):
+        found = projections(
+            captured, instrumented, parameters, updates, inputs, rows, coupled=coupled
+        )
+        columns.append(found.square().sum(1))
+    return Samples(tuple(updates), sum(columns[1:], columns[0]) / cotangents.draws, cotangents)
+
+
+def projections(
+    captured: Capture,
+    instrumented: fx.GraphModule | None,
+    parameters: Mapping[str, Tensor],
+    updates: Mapping[str, Tensor],
+    inputs: Inputs,
+    cotangents: Tensor,
+    *,
+    coupled: bool = False,
+) -> Tensor:
+    r"""The projections :math:`s_{n,i,l} = q_{n,i} \cdot \Delta_l f_n` on given cotangents.
+
+    All rows share one forward pass, and no gradient of a weight is formed.
+
+    Args:
+        captured: the model.
+        instrumented: as for :func:`sampled`.
+        parameters: as for :func:`sampled`.
+        updates: as for :func:`sampled`.
+        inputs: as for :func:`sampled`.
+        cotangents: rows q of shape (examples, rows, coordinates).
+        coupled: as for :func:`sampled`.
+
+    Returns:
+        A tensor of shape (examples, rows, parameters).
+    """
     parameters = {name: value.detach() for name, value in parameters.items()}
     with preserved_rng():
         if instrumented is None:
-            return _eager(captured, parameters, updates, inputs, draws, generator, coupled)
-        state = {
-            **cloned_buffers(instrumented),
-            **{
-                name: value.detach()
-                for name, value in instrumented.named_parameters(remove_duplicate=False)
-            },
-            **parameters,
-            **{
-                unit_update_name(name): update.detach().to(parameters[name])
-                for name, update in updates.items()
-            },
-        }
-        leaf = next(iter(parameters.values()))
-        epsilon = torch.zeros(len(names), device=leaf.device, dtype=_probe_dtype(leaf))
-        flat = captured.flat(inputs)
-        batched = [0 if isinstance(value, Tensor) else None for value in flat]
+            return _eager(captured, parameters, updates, inputs, cotangents, coupled)
+        # Without gradients around it, a pullback keeps no graph of its own backward pass.
+        with torch.no_grad():
+            return _by_graph(
+                captured, instrumented, parameters, updates, inputs, cotangents, coupled
+            )
 
-        def function(e: Tensor, *arguments: Any) -> Tensor:
+
+def _by_graph(
+    captured: Capture,
+    instrumented: fx.GraphModule,
+    parameters: Mapping[str, Tensor],
+    updates: Mapping[str, Tensor],
+    inputs: Inputs,
+    cotangents: Tensor,
+    coupled: bool,
+) -> Tensor:
+    """S as the derivative of q·f in ε."""
+    state = {
+        **cloned_buffers(instrumented),
+        **{n: p.detach() for n, p in instrumented.named_parameters(remove_duplicate=False)},
+        **parameters,
+        **{unit_update_name(n): u.detach().to(parameters[n]) for n, u in updates.items()},
+    }
+    leaf = next(iter(parameters.values()))
+    epsilon = torch.zeros(len(updates), device=leaf.device, dtype=_probe_dtype(leaf))
+    flat = captured.flat(inputs)
+    axes = tuple(0 if isinstance(value, Tensor) else None for value in flat)
+
+    def of_example(rows: Tensor, *arguments: Any) -> Tensor:
+        if not coupled:
+            arguments = tuple(
+                value.unsqueeze(0) if axis == 0 else value
+                for value, axis in zip(arguments, axes, strict=True)
+            )
+
+        def function(e: Tensor) -> Tensor:
             return torch.func.functional_call(instrumented, state, (e, *arguments))  # type: ignore[no-any-return]
 
-        def projections(cotangents: Tensor, *arguments: Any) -> Tensor:
-            whole = [
-                value.unsqueeze(0) if where == 0 and not coupled else value
-                for value, where in zip(arguments, batched, strict=True)
-            ]
-            pair: Any = torch.func.vjp(lambda e: function(e, *whole), epsilon)
-            output, pullback = pair
-            rows = [pullback(row.reshape(output.shape).to(output.dtype))[0] for row in cotangents]
-            return torch.stack(rows)
-
-        examples, coordinates = output_size(captured, parameters, inputs)
-        if coupled:
-            examples, coordinates = 1, examples * coordinates
-        if all_coordinates:
-            cotangents = torch.eye(coordinates).expand(examples, -1, -1)
-        else:
-            cotangents = orthonormal(examples, coordinates, draws, generator)
-        cotangents = cotangents.to(epsilon)
-        if coupled:
-            projected = projections(cotangents[0], *flat).unsqueeze(0)
-        else:
-            projected = torch.func.vmap(projections, in_dims=(0, *batched), randomness="different")(
-                cotangents, *flat
-            )
-        return Samples(
-            names=names,
-            squares=projected.square().mean(1),
-            draws=cotangents.shape[1],
-            coordinates=coordinates,
+        pair: Any = torch.func.vjp(function, epsilon)
+        output, pullback = pair
+        return torch.stack(
+            [pullback(row.reshape(output.shape).to(output.dtype))[0] for row in rows]
         )
+
+    cotangents = cotangents.to(epsilon.device)
+    if coupled:
+        return of_example(cotangents[0], *flat).unsqueeze(0)
+    # vmap outside and vjp inside: the other order trusts the backward of batching rules, and that
+    # of select_scatter is twice what it should be (torch 2.13).
+    return torch.func.vmap(of_example, in_dims=(0, *axes), randomness="different")(
+        cotangents, *flat
+    )
 
 
 def _probe_dtype(leaf: Tensor) -> torch.dtype:
@@ -162,36 +194,28 @@ def _eager(
     parameters: Mapping[str, Tensor],
     updates: Mapping[str, Tensor],
     inputs: Inputs,
-    draws: int,
-    generator: torch.Generator,
+    cotangents: Tensor,
     coupled: bool,
-) -> Samples:
-    """Projections by one backward pass for each example and draw: s = ⟨∂(q·f)/∂θ, u⟩."""
-    batches = [inputs] if coupled else list(examples_of(inputs))
-    squares = []
-    coordinates = 0
-    for batch in batches:
+) -> Tensor:
+    """S = ⟨∂(q·f)/∂θ, u⟩, by one backward pass for each example and row."""
+    examples = []
+    for rows, batch in zip(cotangents, [inputs] if coupled else examples_of(inputs), strict=True):
         leaves = {name: parameters[name].clone().requires_grad_() for name in updates}
         with torch.enable_grad():
             output = captured.apply({**parameters, **leaves}, batch)
-        coordinates = output.numel()
-        cotangents = orthonormal(1, coordinates, draws, generator)[0].to(output)
-        projected = []
-        for row in cotangents:
+        found = torch.zeros(
+            len(rows), len(updates), device=output.device, dtype=_probe_dtype(output)
+        )
+        for i, row in enumerate(rows):
             gradients = torch.autograd.grad(
                 output,
                 list(leaves.values()),
-                row.reshape(output.shape),
+                row.reshape(output.shape).to(output),
                 retain_graph=True,
                 allow_unused=True,
             )
-            projected.append(
-                torch.stack(
-                    [
-                        output.new_zeros(()) if g is None else (g * updates[name].to(g)).sum()
-                        for name, g in zip(leaves, gradients, strict=True)
-                    ]
-                )
-            )
-        squares.append(torch.stack(projected).square().mean(0))
-    return Samples(tuple(updates), torch.stack(squares), draws, coordinates)
+            for column, (name, gradient) in enumerate(zip(leaves, gradients, strict=True)):
+                if gradient is not None:
+                    found[i, column] = (gradient * updates[name].to(gradient)).sum()
+        examples.append(found)
+    return torch.stack(examples)

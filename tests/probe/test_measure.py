@@ -100,15 +100,13 @@ def test_bfloat16_models_are_measured(case: str) -> None:
 
 
 def test_the_plan_is_the_cheapest_that_reaches_the_tolerance() -> None:
-    few_outputs = plan(rtol=0.01, parameters=100, examples=8, coordinates=3, coupled=False)
-    assert few_outputs.all_coordinates
-    assert (
-        plan(rtol=0.05, parameters=4, examples=4, coordinates=999, coupled=False).method == "exact"
-    )
-    assert plan(rtol=0.05, parameters=99, examples=256, coordinates=999, coupled=False).draws == 1
-    assert (
-        plan(rtol=0.05, parameters=20, examples=256, coordinates=9, coupled=True).method == "exact"
-    )
+    few_outputs = plan(rtol=0.01, parameters=100, examples=8, coordinates=3).cotangents
+    assert few_outputs is not None and few_outputs.every
+    assert plan(rtol=0.05, parameters=4, examples=4, coordinates=999).cotangents is None
+    many_examples = plan(rtol=0.05, parameters=99, examples=256, coordinates=999).cotangents
+    assert many_examples is not None and many_examples.draws == 1
+    one_example = plan(rtol=0.05, parameters=20, examples=1, coordinates=9 * 256)
+    assert one_example.cotangents is None
     assert draws_needed(1e-6, examples=1, coordinates=7) == 7
 
 

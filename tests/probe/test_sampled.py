@@ -8,14 +8,24 @@ from torch import nn
 
 import flerm_fx
 from flerm_fx.capture import capture
-from flerm_fx.probe.cotangent import orthonormal, relative_variance
+from flerm_fx.frontier import ProbeNodes, probe
+from flerm_fx.probe import cotangent
+from flerm_fx.probe.coupling import disagreement
 from flerm_fx.probe.prober import Prober
 from tests.cases import CASES, DataDependent, features, make, random_updates
 
 SEEDS = 200
 
 
-@pytest.mark.parametrize("name,draws", [("mlp", 1), ("resmlp", 2), ("pre-norm", 1), ("tied", 3)])
+@pytest.mark.parametrize(
+    "name,draws",
+    [
+        ("mlp", 1),
+        ("resmlp", 2),
+        pytest.param("pre-norm", 1, marks=pytest.mark.slow),
+        pytest.param("tied", 3, marks=pytest.mark.slow),
+    ],
+)
 def test_unbiased_with_the_standard_error_it_reports(name: str, draws: int) -> None:
     model, inputs = make(name)
     updates = random_updates(model)
@@ -89,6 +99,26 @@ def test_batchnorm_in_training_mode_is_found_to_couple_examples() -> None:
     assert flerm_fx.measure(model, updates, inputs, method="sampled")["first.weight"].note == ""
 
 
+@pytest.mark.parametrize("name", ["mlp", "pre-norm"])
+def test_a_wrong_derivative_of_single_examples_is_found_out(name: str) -> None:
+    model, inputs = make(name)
+    updates = random_updates(model)
+    captured = capture(model, inputs)
+    assert captured.probe_module is not None
+    instrumented = ProbeNodes(tuple(updates))(captured.probe_module).graph_module
+    parameters = dict(captured.parameters)
+    right = capture(model, inputs)
+    assert disagreement(right, instrumented, parameters, updates, inputs) == ""
+    # As if a rule counted twice what comes through one operation.
+    node = next(n for n in instrumented.graph.nodes if n.target is probe)
+    with instrumented.graph.inserting_before(node):
+        twice = instrumented.graph.call_function(torch.mul, (node.args[1], 2.0))
+    node.update_arg(1, twice)
+    instrumented.recompile()
+    found = disagreement(right, instrumented, parameters, updates, inputs)
+    assert "derivatives of single examples differ" in found
+
+
 def test_dropout_does_not_couple_examples() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 2))
     found = flerm_fx.measure(model, random_updates(model), features(8, 4), method="sampled")
@@ -108,15 +138,26 @@ def test_the_eager_path_samples_the_same_quantity() -> None:
         assert "h.sum() > 1e9" in estimate.note
 
 
+@pytest.mark.parametrize("memory", [2**28, 0])
 @pytest.mark.parametrize("coordinates,draws", [(5, 1), (5, 3), (40, 8)])
-def test_the_variance_of_orthonormal_draws(coordinates: int, draws: int) -> None:
+def test_the_variance_of_the_draws(
+    monkeypatch: pytest.MonkeyPatch, coordinates: int, draws: int, memory: int
+) -> None:
+    monkeypatch.setattr(cotangent, "MEMORY", memory)  # with none, sets are independent
     generator = torch.Generator().manual_seed(0)
     trials = 20_000
-    q = orthonormal(trials, coordinates, draws, generator)
+    cotangents = cotangent.Cotangents(trials, coordinates, draws)
+    assert cotangents.orthonormal == bool(memory)
+    q = torch.cat(list(cotangents.sets(generator)), dim=1)
+    torch.testing.assert_close(q.norm(dim=-1), torch.ones(trials, draws))
     a = torch.linspace(0.1, 3.0, coordinates)  # any vector: the variance does not depend on it
     v = (q @ a).square().mean(1) * coordinates / a.square().sum()
     assert v.mean().item() == pytest.approx(1.0, abs=4 * v.std().item() / math.sqrt(trials))
-    expected = relative_variance(coordinates, draws)
     spread = (v - 1).square()
     error = spread.std().item() / math.sqrt(trials)
-    assert spread.mean().item() == pytest.approx(expected, abs=4 * error)
+    assert spread.mean().item() == pytest.approx(cotangents.relative_variance, abs=4 * error)
+
+
+def test_more_draws_than_coordinates_are_refused() -> None:
+    with pytest.raises(flerm_fx.InputError, match="7 orthonormal cotangents do not fit in 5"):
+        cotangent.Cotangents(2, 5, 7)
