@@ -2,15 +2,17 @@
 
 import bisect
 import heapq
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 
 import networkx as nx
 
 from flerm_fx.errors import MatchError
-from flerm_fx.parameter_graph import chain, parameters, sites
+from flerm_fx.isomorphism import isomorphism, neighbourhoods
+from flerm_fx.parameter_graph import chain, parameters
+from flerm_fx.repeats import Quotient, Run, fold_alike, on_data
 
 Mapped = Mapping[str, str] | Callable[[str], str | None]
 Shares = dict[str, dict[str, Fraction]]  # of each base parameter, by target parameter
@@ -129,7 +131,7 @@ def _by_structure(base: nx.DiGraph, target: nx.DiGraph, given: Mapping[str, str]
     graphs = base, target
     if not (base.graph.get("complete", True) and target.graph.get("complete", True)):
         graphs = _as_chain(base), _as_chain(target)
-    first: tuple[_Quotient, _Quotient] | None = None
+    first: tuple[Quotient, Quotient] | None = None
     # What the mapping takes away leaves its operation behind if both sides have it, and a gap to
     # close if only one has.
     for close in ("nothing", "stream", "sources") if given else ("nothing",):
@@ -137,7 +139,7 @@ def _by_structure(base: nx.DiGraph, target: nx.DiGraph, given: Mapping[str, str]
         t = _without(graphs[1], set(given), close)
         # Kinds first: they tell an RMSNorm's weight from another factor, but classes get renamed.
         for kinds in (True, False):
-            pairs = _isomorphism(b, t, kinds)
+            pairs = isomorphism(b, t, kinds)
             if pairs is not None:
                 return {
                     name: {other: Fraction(1)}
@@ -146,9 +148,9 @@ def _by_structure(base: nx.DiGraph, target: nx.DiGraph, given: Mapping[str, str]
                 }
             # Runs without a fork last: beside residual blocks, two norms are no repeated block.
             for bare in (False, True):
-                quotients = _quotients(b, t, kinds, bare)
+                quotients = fold_alike(b, t, kinds=kinds, bare=bare)
                 first = first or quotients
-                pairs = _isomorphism(quotients[0].graph, quotients[1].graph, kinds)
+                pairs = isomorphism(quotients[0].graph, quotients[1].graph, kinds)
                 if pairs is not None:
                     return _shared(*quotients, pairs)
     assert first is not None
@@ -182,7 +184,7 @@ def _without(pg: nx.DiGraph, names: set[str], close: str) -> nx.DiGraph:
         if not operands:
             if close == "sources" or not attributes.get("data", True):
                 rest.remove_node(node)
-        elif len(operands) == 1 and close != "nothing" and _on_data(rest, operands[0]):
+        elif len(operands) == 1 and close != "nothing" and on_data(rest, operands[0]):
             for reader, edge in rest.adj[node].items():
                 if not rest.has_edge(operands[0], reader):
                     rest.add_edge(operands[0], reader, **edge)
@@ -190,527 +192,13 @@ def _without(pg: nx.DiGraph, names: set[str], close: str) -> nx.DiGraph:
     return rest
 
 
-def _on_data(pg: nx.DiGraph, node: str) -> bool:
-    attributes = pg.nodes[node]
-    return bool(attributes.get("junction") and attributes.get("data", True))
-
-
-# Equal graphs: colours and an isomorphism.
-
-
-class _Interner(dict[Hashable, int]):
-    """Small integers for structured labels; equal labels get equal integers."""
-
-    def __missing__(self, key: Hashable) -> int:
-        self[key] = len(self)
-        return self[key]
-
-
-def _colours(graphs: Sequence[nx.DiGraph], kinds: bool) -> list[dict[str, int]]:
-    """Weisfeiler-Lehman colours, comparable between the graphs.
-
-    A graph here has its nodes in topological order, so that one sweep forward and one backward
-    carry colours along paths of any length, and a few rounds reach the fixed point where plain
-    refinement takes as many rounds as the network is deep.
-    """
-    intern = _Interner()
-    colours = [{v: intern[_label(g, v, kinds)] for v in g} for g in graphs]
-    known = 0
-    while (count := len({c for colour in colours for c in colour.values()})) > known:
-        known = count
-        for index, graph in enumerate(graphs):
-            colour = colours[index]
-            forward: dict[str, int] = {}
-            for v in graph:
-                operands = sorted((e.get("slot", ""), forward[u]) for u, e in graph.pred[v].items())
-                forward[v] = intern[colour[v], tuple(operands)]
-            backward: dict[str, int] = {}
-            for v in reversed(list(graph)):
-                readers = sorted((e.get("slot", ""), backward[w]) for w, e in graph.adj[v].items())
-                backward[v] = intern[colour[v], tuple(readers)]
-            colours[index] = {v: intern[forward[v], backward[v]] for v in graph}
-    return colours
-
-
-def _label(graph: nx.DiGraph, node: str, kinds: bool) -> Hashable:
-    attributes = graph.nodes[node]
-    if attributes.get("junction"):
-        return ("junction", attributes["op"])
-    return ("parameter", attributes["rank"], attributes["kind"] if kinds else "")
-
-
-def _isomorphism(base: nx.DiGraph, target: nx.DiGraph, kinds: bool) -> dict[str, str] | None:
-    """The base node for each target node, if the graphs are equal; else None.
-
-    Where colours leave a choice, the neighbours of a pair are paired with one another, and
-    execution order decides what is then still symmetric.
-    """
-    if len(base) != len(target) or base.number_of_edges() != target.number_of_edges():
-        return None
-    base_colour, target_colour = _colours((base, target), kinds)
-    if Counter(base_colour.values()) != Counter(target_colour.values()):
-        return None
-    waiting: dict[int, deque[str]] = defaultdict(deque)
-    for v in base:
-        waiting[base_colour[v]].append(v)
-    pairs: dict[str, str] = {}
-    taken: set[str] = set()
-    pending: deque[str] = deque()
-
-    def pair(t: str, b: str) -> None:
-        pairs[t] = b
-        taken.add(b)
-        pending.append(t)
-
-    def groups(edges: Mapping[str, Mapping[str, str]], colour: Mapping[str, int]) -> _Groups:
-        by: _Groups = defaultdict(list)
-        for neighbour, attributes in edges.items():
-            by[attributes.get("slot", ""), colour[neighbour]].append(neighbour)
-        return by
-
-    def spread() -> None:
-        while pending:
-            t = pending.popleft()
-            b = pairs[t]
-            for around_t, around_b in (
-                (target.pred[t], base.pred[b]),
-                (target.adj[t], base.adj[b]),
-            ):
-                choices = groups(around_b, base_colour)
-                for key, found in groups(around_t, target_colour).items():
-                    free = [v for v in choices[key] if v not in taken]
-                    for t_next, b_next in zip(
-                        (v for v in found if v not in pairs), free, strict=False
-                    ):
-                        pair(t_next, b_next)
-
-    ambiguous = {c for c, queue in waiting.items() if len(queue) > 1}
-    for certain in (True, False):
-        for t in target:
-            if t not in pairs and (target_colour[t] not in ambiguous) >= certain:
-                queue = waiting[target_colour[t]]
-                while queue[0] in taken:
-                    queue.popleft()
-                pair(t, queue[0])
-                if not certain:
-                    spread()
-        spread()
-    faithful = all(
-        base.has_edge(pairs[u], pairs[v])
-        and base.edges[pairs[u], pairs[v]].get("slot", "") == attributes.get("slot", "")
-        for u, v, attributes in target.edges(data=True)
-    )
-    return pairs if faithful else None
-
-
-_Groups = dict[tuple[str, int], list[str]]
-
-
-# Repeated blocks: a graph folded to one copy of each.
-
-_Key = tuple[str, str]  # first and last junction of the one copy that is kept
-_Address = tuple[tuple[_Key, int, int], ...]  # (run, which copy, of how many), outermost first
-
-
-@dataclass(eq=False)
-class _Item:
-    """A junction of a chain with all that hangs from it; or the copies of one, folded."""
-
-    label: int
-    plain: int  # the label without what tells the first and the last of the network from others
-    node: str
-    forked: bool  # whether branches of the data flow come together here
-    path: tuple[str, ...] | None  # common module path of its parameters
-    copies: tuple["_Item", ...] = ()
-    run: object = None
-
-
-@dataclass
-class _Quotient:
-    """A parameter graph with one copy of each repeated block.
-
-    Attributes:
-        graph: the nodes of the copies that were kept.
-        image: the kept node that each node of the original stands with.
-        addresses: for each junction on data and each parameter, the copies it lies in.
-        size: number of junctions in one copy of each run.
-    """
-
-    graph: nx.DiGraph
-    image: dict[str, str]
-    addresses: dict[str, list[_Address]]
-    size: dict[_Key, int] = field(default_factory=dict)
-
-
-_Phases = dict[tuple[int, ...], tuple[tuple[float, ...], tuple[int, ...]]]
-
-
-def _quotients(
-    base: nx.DiGraph, target: nx.DiGraph, kinds: bool, bare: bool
-) -> tuple[_Quotient, _Quotient]:
-    """Fold both graphs, and cut what both repeat in the same way.
-
-    Where one side has the better reason for where a block starts, the other follows it.
-    """
-    intern = _Interner()
-    phases: _Phases = {}
-    for graph in (base, target):
-        _Folding(graph, kinds, bare, intern, phases, settled=False)
-    return (
-        _Folding(base, kinds, bare, intern, phases, settled=True).quotient(),
-        _Folding(target, kinds, bare, intern, phases, settled=True).quotient(),
-    )
-
-
-class _Folding:
-    """Chains of junctions, and the repeats in each, of one parameter graph.
-
-    The *next meeting point* of a junction is the first one that everything computed from it passes
-    through (its immediate post-dominator). Following next meeting points from a value to the
-    output gives its chain: the residual stream from the embedding to the head, for one. What else
-    comes together at a junction of the chain (the branch that a residual addition adds) hangs from
-    it as a chain of its own. This needs no execution order, nests as deep as the model does, and
-    makes "repeated" a matter of equal labels in a row.
-    """
-
-    def __init__(
-        self,
-        graph: nx.DiGraph,
-        kinds: bool,
-        bare: bool,
-        intern: _Interner,
-        phases: _Phases,
-        settled: bool,
-    ) -> None:
-        self.pg = graph
-        self.kinds = kinds
-        self.bare = bare
-        self.intern = intern
-        self.phases = phases
-        self.settled = settled
-        self.order = {v: index for index, v in enumerate(graph)}
-        self.stream = [v for v in graph if self._on_data(v)]
-        self.readers = {v: [w for w in graph.adj[v] if self._on_data(w)] for v in self.stream}
-        self.branches: dict[str, list[str]] = {}
-        self.described: dict[str, int] = {}
-        self.items: dict[str, list[_Item]] = {}  # of each chain, by its last junction
-        self.roots: list[str] = []
-        chains = self._chains()
-        for head in reversed(chains):
-            self.items[head] = self._fold(head, chains[head])
-
-    def _on_data(self, node: str) -> bool:
-        return _on_data(self.pg, node)
-
-    # Chains
-
-    def _hanging(self) -> dict[str, list[str]]:
-        """For each junction, and "" for the end of all, those that meet there next."""
-        above: dict[str, str] = {}
-        depth = {"": 0}
-        for v in reversed(self.stream):
-            meeting = self.readers[v][0] if self.readers[v] else ""
-            for other in self.readers[v][1:]:
-                while meeting != other:
-                    if depth[meeting] >= depth[other]:
-                        meeting = above[meeting]
-                    else:
-                        other = above[other]
-            above[v] = meeting
-            depth[v] = depth[meeting] + 1
-        hanging: dict[str, list[str]] = {v: [] for v in ["", *self.stream]}
-        for v in self.stream:
-            hanging[above[v]].append(v)
-        return hanging
-
-    def _chains(self) -> dict[str, list[str]]:
-        """The junctions of each chain in the direction of the data, by the last of them."""
-        hanging = self._hanging()
-        chains: dict[str, list[str]] = {}
-        stream, branches, apart = self._split("", hanging[""])
-        heads = deque([*([stream] if stream else []), *branches, *apart])
-        self.roots += heads
-        while heads:
-            head = heads.popleft()
-            chains[head] = []
-            v: str | None = head
-            while v is not None:
-                chains[head].append(v)
-                stream, self.branches[v], apart = self._split(v, hanging[v])
-                heads += [*self.branches[v], *apart]
-                self.roots += apart
-                v = stream
-            chains[head].reverse()
-        return chains
-
-    def _split(self, v: str, hanging: list[str]) -> tuple[str | None, list[str], list[str]]:
-        """What meets at v: the stream that goes on, branches of it, and streams from elsewhere.
-
-        The stream is what forks into the others. A fork that is older than it comes from elsewhere
-        and only ends here, like an encoder's output at the last decoder layer.
-        """
-        if len(hanging) < 2:
-            return (hanging[0] if hanging else None), [], []
-        forks = [c for c in hanging if len(self.readers[c]) > 1]
-        direct = [c for c in forks if v and self.pg.has_edge(c, v)]
-        if not forks:
-            return None, hanging, []
-        stream = min(direct or forks, key=self.order.__getitem__)
-        apart = [c for c in forks if self.order[c] < self.order[stream]]
-        return stream, [c for c in hanging if c != stream and c not in apart], apart
-
-    # Labels
-
-    def _items(self, chain_: list[str]) -> list[_Item]:
-        items = [self._item(v) for v in chain_]
-        last = items[-1]
-        if not self.readers[last.node] and not any(item.forked for item in items):
-            # In a plain chain nothing else tells the readout from a hidden layer.
-            last.label = self.intern["readout", last.label]
-        return items
-
-    def _item(self, v: str) -> _Item:
-        slot = {u: e.get("slot", "") for u, e in self.pg.pred[v].items()}
-        branches = self.branches[v]
-        weights = sorted((slot[u], self._describe(u)) for u in slot if not self._on_data(u))
-        hanging = sorted((slot.get(c, ""), self._chain_label(c)) for c in branches)
-        inflow = sorted(slot[u] for u in slot if self._on_data(u) and u not in branches)
-        op = self.pg.nodes[v]["op"]
-        plain = self.intern["item", op, tuple(weights), tuple(hanging)]
-        paths = [p for u in slot if not self._on_data(u) for p in self._paths(u)]
-        paths += [item.path for c in branches for item in self.items[c] if item.path is not None]
-        return _Item(
-            label=self.intern["item", plain, tuple(inflow)],
-            plain=plain,
-            node=v,
-            forked=bool(branches),
-            path=_common(paths),
-        )
-
-    def _chain_label(self, head: str) -> int:
-        return self.intern["chain", tuple(item.label for item in self.items[head])]
-
-    def _describe(self, node: str) -> int:
-        """A label for a parameter, or a junction of parameters alone."""
-        if node not in self.described:
-            operands = sorted(
-                (e.get("slot", ""), self._describe(u)) for u, e in self.pg.pred[node].items()
-            )
-            label = _label(self.pg, node, self.kinds)
-            self.described[node] = self.intern["weight", label, tuple(operands)]
-        return self.described[node]
-
-    def _paths(self, node: str) -> list[tuple[str, ...]]:
-        if self.pg.nodes[node].get("junction"):
-            return [path for u in self.pg.pred[node] for path in self._paths(u)]
-        return [tuple(self.pg.nodes[node]["path"].split("."))]
-
-    # Repeats
-
-    def _fold(self, head: str, chain_: list[str]) -> list[_Item]:
-        """Fold every repeat in a chain, the shortest first, so that longer ones may hold them."""
-        items = self._items(chain_)
-        bare = self.bare or not any(item.forked for item in items)
-        period = 1
-        while 2 * period <= len(items):
-            found = self._find(items, period, bare)
-            if found is None:
-                period += 1
-                continue
-            start, copies = found
-            end = start + copies * period
-            run = object()
-            items[start:end] = [
-                _Item(
-                    label=items[position].label,
-                    plain=items[position].plain,
-                    node=items[position].node,
-                    forked=items[position].forked,
-                    path=_shared_path(items[position:end:period]),
-                    copies=tuple(items[position:end:period]),
-                    run=run,
-                )
-                for position in range(start, start + period)
-            ]
-        return items
-
-    def _find(self, items: list[_Item], period: int, bare: bool) -> tuple[int, int] | None:
-        """Start and number of copies of the first run of a period."""
-        labels = [item.label for item in items]
-        start = 0
-        while start + period < len(items):
-            end = start
-            while end + period < len(items) and labels[end] == labels[end + period]:
-                end += 1
-            copies = (end - start) // period + 1
-            body = items[start : start + period]
-            if copies > 1 and (bare or any(item.forked for item in body)):
-                spare = (end - start) % period
-                return self._phase(items, start, period, copies, spare), copies
-            start = end + 1
-        return None
-
-    def _phase(self, items: list[_Item], start: int, period: int, copies: int, spare: int) -> int:
-        """Where the first copy starts, if a run leaves ``spare`` items over."""
-        body = [item.label for item in items[start : start + period]]
-        rotations = [tuple(body[k:] + body[:k]) for k in range(period)]
-        origin = start
-        while origin and items[origin - 1].plain == items[origin - 1 + period].plain:
-            origin -= 1
-
-        def reasons(k: int) -> tuple[float, ...]:
-            first = start + k
-            modules = [
-                _shared_path(items[at : at + period])
-                for at in range(first, first + copies * period, period)
-            ]
-            around = _common([path for path in modules if path is not None]) or ()
-            own = {path for path in modules if path is not None and len(path) > len(around)}
-            in_step = origin == 0 and first % period == 0
-            return (float(items[first].forked), len(own) / copies, float(in_step))
-
-        offered = range(spare + 1)
-        best = max(offered, key=lambda k: (reasons(k), -k))
-        cycle = min(rotations)
-        if not self.settled:
-            evidence = reasons(best)
-            if cycle not in self.phases or evidence > self.phases[cycle][0]:
-                self.phases[cycle] = evidence, rotations[best % period]
-        elif cycle in self.phases:
-            agreed = self.phases[cycle][1]
-            best = next((k for k in offered if rotations[k % period] == agreed), best)
-        return start + best
-
-    # The quotient
-
-    def quotient(self) -> _Quotient:
-        """Fold the graph to one copy of each run."""
-        image: dict[str, str] = {}
-        address: dict[str, _Address] = {}
-        pending: list[tuple[list[_Item], list[str], _Address]] = [
-            (self.items[head], _kept(self.items[head]), ()) for head in self.roots
-        ]
-        while pending:
-            items, kept, where = pending.pop()
-            position = 0
-            while position < len(items):
-                item = items[position]
-                if not item.copies:
-                    image[item.node], address[item.node] = kept[position], where
-                    for mine, theirs in zip(
-                        self._in_order(item.node), self._in_order(kept[position]), strict=True
-                    ):
-                        pending.append((self.items[mine], _kept(self.items[theirs]), where))
-                    position += 1
-                    continue
-                end = position
-                while end < len(items) and items[end].run is item.run:
-                    end += 1
-                key = kept[position], kept[end - 1]
-                number = len(item.copies)
-                for index in range(number):
-                    copy = [folded.copies[index] for folded in items[position:end]]
-                    pending.append((copy, kept[position:end], (*where, (key, index, number))))
-                position = end
-        return self._quotient(image, address)
-
-    def _in_order(self, v: str) -> list[str]:
-        def key(head: str) -> tuple[str, int]:
-            slot = self.pg.edges[head, v].get("slot", "") if self.pg.has_edge(head, v) else ""
-            return slot, self._chain_label(head)
-
-        return sorted(self.branches[v], key=key)
-
-    def _quotient(self, image: dict[str, str], address: dict[str, _Address]) -> _Quotient:
-        addresses = {v: [where] for v, where in address.items()}
-        self._fold_weights(image)
-        for name in parameters(self.pg):
-            within = dict.fromkeys(address[site] for site in sites(self.pg, name))
-            addresses[name] = list(within) if image[name] != name or within else [()]
-        folded: nx.DiGraph = nx.DiGraph()
-        folded.add_nodes_from((v, self.pg.nodes[v]) for v in self.pg if image[v] == v)
-        slots: dict[tuple[str, str], set[str]] = defaultdict(set)
-        for u, v, attributes in self.pg.edges(data=True):
-            ahead = self.order[image[u]] < self.order[image[v]]
-            if ahead and not _between_copies(address.get(u, ()), address.get(v, ())):
-                slots[image[u], image[v]].add(attributes.get("slot", ""))
-        for (u, v), found in slots.items():
-            folded.add_edge(u, v, slot="|".join(sorted(found)))
-        members: dict[_Key, set[str]] = defaultdict(set)
-        for v, where in address.items():
-            for key, _, _ in where:
-                members[key].add(image[v])
-        size = {key: len(kept) for key, kept in members.items()}
-        return _Quotient(folded, image, addresses, size)
-
-    def _fold_weights(self, image: dict[str, str]) -> None:
-        """Extend the image to parameters: those in the same slots of a copy stand together.
-
-        One that several copies use, in unlike places, stands for itself.
-        """
-        proposed: dict[str, set[str]] = defaultdict(set)
-        pending = [(v, image[v]) for v in self.stream]
-        while pending:
-            v, kept = pending.pop()
-            by_slot = {
-                e.get("slot", ""): u for u, e in self.pg.pred[kept].items() if not self._on_data(u)
-            }
-            for u, attributes in self.pg.pred[v].items():
-                if not self._on_data(u):
-                    twin = by_slot.get(attributes.get("slot", ""), u)
-                    if twin not in proposed[u]:
-                        proposed[u].add(twin)
-                        pending.append((u, twin))
-        for v in self.pg:
-            if v not in image:
-                image[v] = next(iter(proposed[v])) if len(proposed[v]) == 1 else v
-        for v in self.pg:
-            if image[image[v]] != image[v]:
-                image[v] = v
-
-
-def _kept(items: Iterable[_Item]) -> list[str]:
-    """The junction of the first copy at each position of a folded chain."""
-    return [item.node for item in items]
-
-
-def _between_copies(u: _Address, v: _Address) -> bool:
-    """Whether an edge leads from one copy of a block to another."""
-    for (run, copy, _), (other, twin, _) in zip(u, v, strict=False):
-        if run != other:
-            return False
-        if copy != twin:
-            return True
-    return False
-
-
-def _common(paths: Iterable[tuple[str, ...]]) -> tuple[str, ...] | None:
-    """The longest common beginning; None of none."""
-    common: tuple[str, ...] | None = None
-    for path in paths:
-        if common is None:
-            common = path
-            continue
-        length = 0
-        for mine, theirs in zip(common, path, strict=False):
-            if mine != theirs:
-                break
-            length += 1
-        common = common[:length]
-    return common
-
-
-def _shared_path(items: Iterable[_Item]) -> tuple[str, ...] | None:
-    return _common(item.path for item in items if item.path is not None)
-
-
 # Shares
 
 
-def _shared(base: _Quotient, target: _Quotient, pairs: Mapping[str, str]) -> Shares:
+def _shared(base: Quotient, target: Quotient, pairs: Mapping[str, str]) -> Shares:
     """Lay the copies of each base parameter over those of its counterpart in the target."""
     size = dict(target.size)
-    translated: dict[_Key, _Key] = {}
+    translated: dict[Run, Run] = {}
     back = {b: t for t, b in pairs.items()}
     for first, last in base.size:
         key = back[first], back[last]
@@ -741,11 +229,11 @@ def _shared(base: _Quotient, target: _Quotient, pairs: Mapping[str, str]) -> Sha
     return shares
 
 
-_Member = tuple[str, int, dict[_Key, tuple[int, int]]]
+_Member = tuple[str, int, dict[Run, tuple[int, int]]]
 
 
 def _overlaps(
-    givers: list[_Member], takers: list[_Member], levels: list[_Key]
+    givers: list[_Member], takers: list[_Member], levels: list[Run]
 ) -> Iterable[tuple[str, str, Fraction]]:
     """Shares of givers by takers: the product over nested runs, outermost first."""
     if not levels:
@@ -781,8 +269,8 @@ def _unmatched(
     base: nx.DiGraph,
     target: nx.DiGraph,
     given: Mapping[str, str],
-    base_quotient: _Quotient,
-    target_quotient: _Quotient,
+    base_quotient: Quotient,
+    target_quotient: Quotient,
 ) -> MatchError:
     """The error that names every parameter without a counterpart, and its nearest candidates."""
     left = _left_over(base_quotient.graph, target_quotient.graph)
@@ -828,36 +316,17 @@ def _left_over(base: nx.DiGraph, target: nx.DiGraph) -> tuple[set[str], set[str]
     """Parameters of each graph that have none like them in the other.
 
     Those with like surroundings are paired first, then those with like near surroundings, down to
-    the parameters alone. If that pairs all, what differs is how they are connected: then it is the
-    parameters whose surroundings differ soonest.
+    the immediate neighbours. If that pairs all, what differs is how they are connected: then it is
+    the parameters whose surroundings differ soonest.
     """
-    intern = _Interner()
-    graphs = base, target
-    labels = [{v: intern[_label(g, v, True)] for v in g} for g in graphs]
-    rounds = [labels]
-    for _ in range(6):
-        labels = [
-            {
-                v: intern[
-                    label[v],
-                    tuple(sorted((e.get("slot", ""), label[u]) for u, e in g.pred[v].items())),
-                    tuple(sorted((e.get("slot", ""), label[w]) for w, e in g.adj[v].items())),
-                ]
-                for v in g
-            }
-            for g, label in zip(graphs, labels, strict=True)
-        ]
-        rounds.append(labels)
-    rest = [list(parameters(g)) for g in graphs]
-    for labels in reversed(rounds[1:]):
+    names = [parameters(base), parameters(target)]
+    rounds = neighbourhoods((base, target), radius=6)
+    rest = names
+    for labels in reversed(rounds):
         rest = _unpaired(rest, labels)
     if not any(rest):
-        for labels in rounds[1:]:
-            rest = _unpaired([parameters(g) for g in graphs], labels)
-            if any(rest):
-                break
-        else:
-            rest = [parameters(g) for g in graphs]
+        differing = (left for labels in rounds if any(left := _unpaired(names, labels)))
+        rest = next(differing, names)
     return set(rest[0]), set(rest[1])
 
 

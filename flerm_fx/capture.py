@@ -1,10 +1,12 @@
 """Capture: a model and sample inputs become an annotated ``torch.fx`` graph."""
 
+import contextlib
 import functools
+import io
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +36,8 @@ class Capture:
         probe_module: the same graph without mutation, from the flat inputs to the one output
             tensor whose change is measured; None on the eager path.
         in_spec: how arguments flatten to the graph's placeholders; None on the eager path.
+        guards: takes the flat inputs and raises AssertionError where the graph is not the model,
+            such as at a batch size on the other side of a branch; None on the eager path.
         output_fn: picks the output tensor.
         training: the mode at capture, which the graph has baked in.
         reason: why there is no graph; empty if there is one.
@@ -45,6 +49,7 @@ class Capture:
     graph_module: fx.GraphModule | None
     probe_module: fx.GraphModule | None
     in_spec: pytree.TreeSpec | None
+    guards: Callable[..., None] | None
     output_fn: OutputFn | None
     training: bool
     reason: str = ""
@@ -109,6 +114,7 @@ def capture(
         try:
             with torch.no_grad():
                 args, kwargs = call_arguments(inputs)
+                buffers = _buffers(model)
                 entries = _execution_order(model, args, kwargs, names, output_fn)
         except FlermError:
             raise
@@ -117,8 +123,9 @@ def capture(
                 f"the model cannot be run on the inputs: {type(error).__name__}: {error}"
             ) from error
         reason = ""
-        exported: _Exported = (None, None, None)
+        exported: _Exported = (None, None, None, None)
         try:
+            _check_buffers_stay(buffers, model)
             exported = _export(model, args, kwargs, names, output_fn, dynamic_batch)
         except Exception as error:  # whatever tracing the user's code may raise
             reason = _construct(error)
@@ -128,7 +135,7 @@ def capture(
                 CaptureWarning,
                 stacklevel=2,
             )
-        graph_module, probe_module, in_spec = exported
+        graph_module, probe_module, in_spec, guards = exported
         order = list(entries) if graph_module is None else _graph_order(graph_module.graph)
     trainable = {names[id(p)]: p for p in model.parameters() if p.requires_grad}
     order = [
@@ -146,6 +153,7 @@ def capture(
         graph_module=graph_module,
         probe_module=probe_module,
         in_spec=in_spec,
+        guards=guards,
         output_fn=output_fn,
         training=model.training,
         reason=reason,
@@ -187,7 +195,7 @@ def preserved_rng() -> Iterator[None]:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back the random state, each module's mode and every buffer on leaving."""
+    """Leave autocast, and on leaving put back random state, each module's mode, every buffer."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, buffer, buffer.detach().clone())
@@ -195,7 +203,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    with preserved_rng():
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    with preserved_rng(), torch.autocast(device, enabled=False):
         try:
             yield
         finally:
@@ -236,7 +245,10 @@ def _execution_order(
     names: dict[int, str],
     output_fn: OutputFn | None,
 ) -> dict[str, str]:
-    """Run once; trainable parameters as modules are entered, with the kind of their module."""
+    """Trainable parameters as one run enters their modules, with the modules' kinds.
+
+    The run changes the model; it belongs inside :func:`untouched`.
+    """
     reached: dict[str, str] = {}
 
     def entered(module: nn.Module, *_: Any) -> None:
@@ -246,15 +258,31 @@ def _execution_order(
 
     handles = [module.register_forward_pre_hook(entered) for module in model.modules()]
     try:
-        output = torch.func.functional_call(model, cloned_buffers(model), args, kwargs)
-        select_output(output, output_fn)
+        select_output(model(*args, **kwargs), output_fn)
     finally:
         for handle in handles:
             handle.remove()
     return reached
 
 
-_Exported = tuple[fx.GraphModule, fx.GraphModule, pytree.TreeSpec] | tuple[None, None, None]
+def _buffers(model: nn.Module) -> dict[str, int]:
+    return {name: id(buffer) for name, buffer in model.named_buffers()}
+
+
+def _check_buffers_stay(before: Mapping[str, int], model: nn.Module) -> None:
+    """A new tensor in a buffer's place is an update that a graph would lose."""
+    for name, identity in _buffers(model).items():
+        if before.get(name, identity) != identity:
+            raise RuntimeError(
+                f"the forward pass puts a new tensor in the place of buffer {name!r}; update it "
+                "in place, as with copy_, to have a graph"
+            )
+
+
+_Exported = (
+    tuple[fx.GraphModule, fx.GraphModule, pytree.TreeSpec, Callable[..., None]]
+    | tuple[None, None, None, None]
+)
 
 
 def _export(
@@ -264,7 +292,7 @@ def _export(
     names: dict[int, str],
     output_fn: OutputFn | None,
     dynamic_batch: bool,
-) -> tuple[fx.GraphModule, fx.GraphModule, pytree.TreeSpec]:
+) -> _Exported:
     wrapper = _WithSelectedOutput(model, output_fn)
     shapes: Any = None
     if dynamic_batch:
@@ -274,7 +302,9 @@ def _export(
                 shapes[leaf] = {0: torch.export.Dim.DYNAMIC}
     with _quiet():
         program = torch.export.export(wrapper, args, kwargs, strict=False, dynamic_shapes=shapes)
-        full = _clean(program.module(check_guards=False), model, names)
+        guarded = program.module(check_guards=True)
+        guards = getattr(guarded, "_guards_fn", _unguarded)
+        full = _clean(guarded, model, names)
         probe = _output_only(full)
         if not functionalize(probe.graph):
             functional = program.run_decompositions({}).module(check_guards=False)
@@ -289,7 +319,11 @@ def _export(
     for graph_module in (full, probe):
         graph_module.graph.lint()
         graph_module.recompile()
-    return full, probe, in_spec
+    return full, probe, in_spec, guards
+
+
+def _unguarded(*flat_inputs: Any) -> None:
+    """A graph that holds for any input."""
 
 
 @contextmanager
@@ -298,7 +332,7 @@ def _quiet() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -391,8 +425,10 @@ def _inline_no_grad(graph_module: fx.GraphModule) -> None:
         for region in regions:
             enabled, submodule, *operands = region.args
             body = _attribute(graph_module, submodule.target).graph
-            values = dict(zip(body.find_nodes(op="placeholder"), operands, strict=True))
             with graph.inserting_before(region):
+                if not enabled:
+                    operands = [_detached(o) if isinstance(o, fx.Node) else o for o in operands]
+                values = dict(zip(body.find_nodes(op="placeholder"), operands, strict=True))
                 outputs: Any = graph.graph_copy(body, values)
                 if not enabled:
                     outputs = pytree.tree_map_only(fx.Node, _detached, outputs)
@@ -409,7 +445,7 @@ def _detached(node: fx.Node) -> fx.Node:
     if not isinstance(value, Tensor):
         return node
     detached = node.graph.call_function(torch.ops.aten.detach.default, (node,))
-    detached.meta = dict(node.meta)
+    detached.meta = {**node.meta, "no_grad": True}
     return detached
 
 
@@ -428,6 +464,9 @@ def _output_only(full: fx.GraphModule) -> fx.GraphModule:
             *_, selected = _returned(node)
             graph.output(copies[selected])
         else:
+            if node.meta.get("no_grad"):  # it stops gradients, not the change of the function
+                copies[node] = copies[node.all_input_nodes[0]]
+                continue
             copies[node] = graph.node_copy(node, copies.__getitem__)
             copies[node].target = PROBED_AS.get(node.target, node.target)
     return fx.GraphModule(full, graph, class_name="Probe")

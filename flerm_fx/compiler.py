@@ -6,11 +6,12 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, fx, nn
 from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
 
 from flerm_fx.align import Match, align
 from flerm_fx.assignment import Assignment
@@ -42,16 +43,17 @@ Mapped = Mapping[str, str] | Callable[[str], str | None]
 NOISE = 2.0
 """An FSLR below this many standard errors is not told from zero."""
 
-ROUNDING = 64.0
-"""An FSLR below this many machine epsilons of the model's largest is rounding: the tangent of an
-attention key's bias, which softmax does not see, is some epsilons of its query's."""
+ROUNDING = 8.0
+"""An FSLR below this many machine epsilons of the model's largest is rounding: an attention key's
+bias, which softmax does not see, was found at 0.02 to 0.4 epsilons in float32."""
 
 CHECK_ERRORS = 4.0
 """Standard errors that :meth:`CompiledModel.check` allows: with hundreds of parameters, 3 would
 fail a right one now and then, 4 does once in 16,000."""
 
-CHECK_RTOL = 1e-3
-"""Relative difference that :meth:`CompiledModel.check` allows beyond the standard errors."""
+CHECK_RTOL = 1e-2
+"""Relative difference that :meth:`CompiledModel.check` allows beyond the standard errors: Muon's
+iteration in bfloat16 answers a scale with 0.4 %, an eps beside small gradients with 0.2 %."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,13 @@ def compile(
         >>> all(check.passed for check in compiled.check())
         True
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be an nn.Module, got {type(model).__name__}")
+    if not isinstance(base_profile, BaseProfile):
+        raise InputError(
+            f"base_profile must be a BaseProfile, got {type(base_profile).__name__}; read a file "
+            "with flerm_fx.BaseProfile.load(path)"
+        )
     if emit not in ("graph", "param_groups"):
         raise InputError(f"unknown emit {emit!r}; expected 'graph' or 'param_groups'")
     if not isinstance(rounds, int) or rounds < 1:
@@ -175,7 +184,7 @@ def compile(
     kept = None if donate else model
     compiled = CompiledModel(kept, skeleton, scales, matches, assignments, procedure, probe_inputs)
     if skeleton is twin:
-        compiled.adopt(captured.graph_module, *call_arguments(probe_inputs))
+        compiled.adopt(captured, *call_arguments(probe_inputs))
     return compiled
 
 
@@ -194,6 +203,12 @@ class CompiledModel(ScaledModel):
             ``emit="param_groups"``.
     """
 
+    matches: dict[str, Match]
+    assignments: tuple[Assignment, ...]
+    procedure: StartProcedure
+    _probe_inputs: Inputs
+    _model: Callable[[], nn.Module | None]
+
     def __init__(
         self,
         model: nn.Module | None,
@@ -205,16 +220,30 @@ class CompiledModel(ScaledModel):
         probe_inputs: Inputs,
     ) -> None:
         super().__init__(skeleton, scales)
-        self.matches = dict(matches)
-        self.assignments = assignments
-        self.procedure = procedure
-        self._probe_inputs = probe_inputs
-        self._model = _gone if model is None else weakref.ref(model)
+        # Not by setattr, which would refuse the name of a member of the model.
+        self.__dict__.update(
+            matches=dict(matches),
+            assignments=assignments,
+            procedure=procedure,
+            _probe_inputs=probe_inputs,
+            _model=_gone if model is None else weakref.ref(model),
+        )
 
     @property
     def multipliers(self) -> dict[str, float]:
         """Learning-rate multiplier of each trainable parameter, in execution order."""
         return {a.parameter: a.multiplier for a in self.assignments}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Scales and multipliers, so that a resumed run is scaled as the one that was saved."""
+        return {**super().get_extra_state(), "multipliers": self.multipliers}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take over scales and multipliers."""
+        super().set_extra_state(state)
+        self.__dict__["assignments"] = tuple(
+            replace(row, multiplier=state["multipliers"][row.parameter]) for row in self.assignments
+        )
 
     @property
     def graph_module(self) -> fx.GraphModule | None:
@@ -255,7 +284,8 @@ class CompiledModel(ScaledModel):
 
         Example: ``optimizer = torch.optim.AdamW(compiled.param_groups(lr=1e-3), lr=1e-3)``
         """
-        if not (isinstance(lr, (int, float)) and math.isfinite(lr) and lr > 0):
+        lr = float(lr)
+        if not (math.isfinite(lr) and lr > 0):
             raise InputError(f"lr must be a finite number above 0, got {lr!r}")
         model = self._model()
         if model is None:
@@ -293,33 +323,30 @@ class CompiledModel(ScaledModel):
         r"""Measure the FSLRs again on the compiled model and compare them with the base's.
 
         The start is repeated on a copy of what was emitted, with one optimizer group for a graph
-        and the parameter groups otherwise, and with other random draws. A parameter passes if
+        and with the parameter groups otherwise, and with other random cotangents. It belongs
+        before training: afterwards the start is another. A profile recorded with ``settle`` may
+        need more than one of :func:`compile`'s ``rounds`` to pass. A parameter passes if
 
         .. math:: |\mathrm{FSLR}_l - \mathrm{FSLR}_{base}| \le
-                  4 \sqrt{\sigma_l^2 + (m_l \sigma_{l,compile})^2} + 10^{-3}\,\mathrm{FSLR}_{base}.
+                  4 \sqrt{\sigma_l^2 + (m_l \sigma_{l,compile})^2} + 10^{-2}\,\mathrm{FSLR}_{base}.
         """
-        emitted: nn.Module | None = self.graph_module if self.scales else None
-        if emitted is not None:
-            twin = copied(emitted)
-        else:
-            twin = copied(self)
+        emitted = self.graph_module if self.scales else None
+        twin = copied(emitted) if emitted is not None else self.plain()
         for name, parameter in twin.named_parameters():
-            # A graph module makes buffers of what it holds; what was frozen stays frozen.
             parameter.requires_grad_(name in self.multipliers)
-        multipliers = None if self.scales else self.multipliers
+        multipliers = self.multipliers if emitted is None else None
         captured = capture(twin, self._probe_inputs, self.procedure.output_fn)
-        again = replace(self.procedure, seed=self.procedure.seed + 1_000_003)
-        measured = measure_start(captured, again, multipliers)
-        return tuple(self._check(a, measured[a.parameter]) for a in self.assignments)
-
-    def _check(self, row: Assignment, unit: Estimate) -> Check:
+        measured = measure_start(captured, self.procedure, multipliers, draw_seed=1_000_003)
         # Through scale nodes the unit update of w already moves θ by m; in groups it does not.
-        factor = 1.0 if self.scales else row.multiplier
-        measured = replace(unit, value=unit.value * factor, stderr=unit.stderr * factor)
-        errors = math.hypot(measured.stderr, row.multiplier * row.target.stderr)
-        tolerance = CHECK_ERRORS * errors + CHECK_RTOL * row.base_fslr
-        passed = row.status != "matched" or abs(measured.value - row.base_fslr) <= tolerance
-        return Check(row.parameter, row.base_fslr, measured, tolerance, passed)
+        factors = multipliers or dict.fromkeys(self.multipliers, 1.0)
+        return tuple(
+            _check(row, measured[row.parameter], factors[row.parameter]) for row in self.assignments
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        moved = pytree.tree_map_only(Tensor, fn, self._probe_inputs)
+        self.__dict__["_probe_inputs"] = moved
+        return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         # A weak reference neither copies nor pickles; a copy has no original model.
@@ -330,6 +357,14 @@ class CompiledModel(ScaledModel):
         memo[id(self)] = twin
         twin.__dict__ = copy.deepcopy(self.__getstate__(), memo)
         return twin
+
+
+def _check(row: Assignment, unit: Estimate, factor: float) -> Check:
+    measured = replace(unit, value=unit.value * factor, stderr=unit.stderr * factor)
+    errors = math.hypot(measured.stderr, row.multiplier * row.target.stderr)
+    tolerance = CHECK_ERRORS * errors + CHECK_RTOL * row.base_fslr
+    passed = row.status != "matched" or abs(measured.value - row.base_fslr) <= tolerance
+    return Check(row.parameter, row.base_fslr, measured, tolerance, passed)
 
 
 def _gone() -> None:

@@ -83,6 +83,12 @@ def _unexpanded(primal: Tensor) -> Tensor:
     return primal.contiguous() if 0 in primal.stride() else primal
 
 
+def _is_differentiable(node: fx.Node) -> bool:
+    """Whether some result is floating, as far as the capture knows."""
+    values = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
+    return not values or any(value.is_floating_point() for value in values)
+
+
 def _jvp_target(node: fx.Node) -> Callable[..., Any]:
     assert callable(node.target)
     return jvp_of(node.target)
@@ -203,6 +209,8 @@ class ProbeNodes(PassBase):
             entering = {
                 name: None for source in node.all_input_nodes for name in tangents.get(source, ())
             }
+            if not _is_differentiable(node):
+                continue
             local = {name: self._tangent(node, tangents, name) for name in entering}
             if node not in data:
                 tangents[node] = local

@@ -93,8 +93,10 @@ def select_output(output: Any, output_fn: OutputFn | None = None) -> Tensor:
     """
     if output_fn is not None:
         chosen = output_fn(output)
-        if not is_floating(chosen):
-            raise InputError(f"output_fn must return a floating tensor, got {_describe(chosen)}")
+        if not is_floating(chosen) or chosen.ndim == 0:
+            raise InputError(
+                f"output_fn must return a floating tensor, batch first, got {_describe(chosen)}"
+            )
         return chosen
     logits = getattr(output, "logits", None)
     if logits is None and isinstance(output, Mapping):

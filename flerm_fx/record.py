@@ -129,8 +129,10 @@ class Recorder:
         rtol: float = 0.05,
         generator: torch.Generator | None = None,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model must be an nn.Module, got {type(model).__name__}")
         for name, value, least in (("every", every, 1), ("settle", settle, 0)):
-            if not isinstance(value, int) or value < least:
+            if type(value) is not int or value < least:
                 raise InputError(f"{name} must be a whole number of at least {least}, got {value}")
         if method not in METHODS:
             raise InputError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
@@ -159,7 +161,7 @@ class Recorder:
         self._start = measure_start(twin, self.procedure)
         self._training = model.training
         self._probe_inputs = to_device(pool[0][0], device_of(model))
-        self._probers: dict[bool, Prober] = {}
+        self._probers: dict[tuple[bool, ...], Prober] = {}
         self._steps: list[int] = []
         self._rates: list[float] = []
         self._fslrs: dict[str, list[Estimate]] = {name: [] for name in self._parameters}
@@ -247,7 +249,9 @@ class Recorder:
         rates = _rates(self.model, optimizer)
         after = dict(self.model.named_parameters())
         updates = {
-            name: (after[name].detach() - before[name]) / rates[name] for name in self._parameters
+            name: (after[name].detach() - before[name]) / rates[name]
+            for name in self._parameters
+            if name in before and name in rates
         }
         for name, update in updates.items():
             check_finite(name, update, f"update (step {step})")
@@ -263,11 +267,12 @@ class Recorder:
             )
         self._steps.append(step)
         self._rates.append(next(iter(rates.values())))
-        for name, estimate in found.items():
-            self._fslrs[name].append(estimate)
+        frozen = Estimate(0.0, 0.0, "exact", 0, "not trained at this step")
+        for name in self._parameters:
+            self._fslrs[name].append(found.get(name, frozen))
 
     def _prober(self) -> Prober:
-        mode = self.model.training
+        mode = tuple(module.training for module in self.model.modules())
         if mode not in self._probers:
             captured: Capture = capture(self.model, self._probe_inputs, self.procedure.output_fn)
             self._probers[mode] = Prober(captured)

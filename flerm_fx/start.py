@@ -26,7 +26,7 @@ from flerm_fx.loss import Loss
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
 from flerm_fx.probe.prober import Prober
-from flerm_fx.update_rule import UpdateRule, group_settings
+from flerm_fx.update_rule import UpdateRule, group_settings, is_linear
 
 MODEL_LOSS = "output.loss"
 """Name of the loss that a model returns itself."""
@@ -107,6 +107,8 @@ def measure_start(
     captured: Capture,
     procedure: StartProcedure,
     multipliers: Mapping[str, float] | None = None,
+    *,
+    draw_seed: int | None = None,
 ) -> dict[str, Estimate]:
     r"""FSLRs of the unit update after ``settle`` steps of the optimizer's own rule.
 
@@ -119,6 +121,7 @@ def measure_start(
         captured: the model, captured.
         procedure: what to do.
         multipliers: learning-rate multiplier m_l of each parameter while settling; 1 if None.
+        draw_seed: of the random cotangents; the procedure's own if None.
 
     Returns:
         An estimate for every trainable parameter, averaged over the last few steps.
@@ -141,6 +144,10 @@ def measure_start(
         )
         for name in parameters
     }
+    draws = procedure.seed if draw_seed is None else draw_seed
+    # Nothing follows a first step, so it may be as large as it takes for the update not to be lost
+    # in the rounding of weights: a power of two is divided out exactly.
+    stretch = _stretch(parameters, procedure) if procedure.settle == 0 else 1.0
     measured: list[dict[str, Estimate]] = []
     with untouched(model), torch.enable_grad():
         torch.manual_seed(procedure.seed)
@@ -151,19 +158,31 @@ def measure_start(
             for step in range(procedure.settle + 1):
                 batch = pool[0] if len(pool) == 1 else pool[1 + step % (len(pool) - 1)]
                 before = {name: p.detach().clone() for name, p in parameters.items()}
+                for group in optimizer.param_groups:
+                    group["lr"] *= stretch
                 _step(model, optimizer, parameters, batch, procedure, step)
                 if step > procedure.settle - AVERAGED_STEPS:
                     updates = {
-                        name: (p.detach() - before[name]) / rates[name]["lr"]
+                        name: (p.detach() - before[name]) / (stretch * rates[name]["lr"])
                         for name, p in parameters.items()
                     }
-                    measured.append(_estimate(prober, before, updates, pool[0], procedure, step))
+                    generator = torch.Generator().manual_seed(draws + step)
+                    measured.append(
+                        _estimate(prober, before, updates, pool[0], procedure, generator)
+                    )
         finally:
             model.zero_grad(set_to_none=True)
             with torch.no_grad():
                 for name, p in parameters.items():
                     p.copy_(weights[name])
     return {name: _mean([estimates[name] for estimates in measured]) for name in parameters}
+
+
+def _stretch(parameters: Mapping[str, nn.Parameter], procedure: StartProcedure) -> float:
+    """Factor on the learning rate, well inside the range of the weights' type."""
+    smallest_range = min(torch.finfo(p.dtype).max for p in parameters.values())
+    factor = 2.0**8 if smallest_range < 1e6 else 2.0**24
+    return factor if is_linear(procedure.rule, procedure.learning_rate, factor) else 1.0
 
 
 def _grouped(
@@ -190,8 +209,18 @@ def _step(
     loss = batch_loss(model, batch, procedure.loss, procedure.output_fn)
     if not math.isfinite(loss.item()):
         _fail(f"the loss is {loss.item()}", procedure, step)
+    if not loss.requires_grad:
+        raise InputError(
+            "the loss does not depend on any trainable parameter (it was detached, or computed "
+            "without gradients); expected one that .backward() can be called on"
+        )
     loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in parameters.items():
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            raise InputError(
+                f"the gradient of parameter {name!r} is sparse, which is not supported; use "
+                "sparse=False in its embedding"
+            )
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
             _fail(
                 f"the gradient of parameter {name!r} is NaN or infinite",
@@ -220,11 +249,10 @@ def _estimate(
     updates: Mapping[str, Tensor],
     probe: Batch,
     procedure: StartProcedure,
-    step: int,
+    generator: torch.Generator,
 ) -> dict[str, Estimate]:
     for name, update in updates.items():
         check_finite(name, update, "update")
-    generator = torch.Generator().manual_seed(procedure.seed + step)
     return prober.estimate(
         parameters,
         updates,

@@ -312,6 +312,23 @@ def group_settings(
     return settings
 
 
+def is_linear(rule: UpdateRule, lr: float, factor: float) -> bool:
+    """Whether a first step at ``factor * lr`` is ``factor`` times one at ``lr``, measured.
+
+    It is not where a rule bounds its steps, as Rprop does.
+
+    >>> is_linear(UpdateRule.from_name("Adam"), 1e-3, 2.0**24)
+    True
+    >>> is_linear(UpdateRule.from_name("Rprop"), 1e-3, 2.0**24)
+    False
+    """
+    gradient, weight = _matrix(1).unsqueeze(0), torch.zeros(6, 4, dtype=torch.float64)
+    with torch.random.fork_rng(devices=[]):
+        one = _last_update(rule, gradient, weight, lr=lr)
+        many = _last_update(rule, gradient, weight, lr=factor * lr)
+    return bool((many - factor * one).norm() <= _TOLERANCE * many.norm())
+
+
 def _has_node_scale(p: float) -> bool:
     # 1 / (1 + p) beyond 20 would turn a multiplier of 2 into a scale of a million.
     return p > -0.95

@@ -1,42 +1,52 @@
 """A model with scale nodes: called like the original, it trains the stored weights w = θ / s."""
 
 import copy
+import itertools
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from flerm_fx.capture import capture
-from flerm_fx.errors import CaptureWarning
+from flerm_fx.capture import Capture, capture
+from flerm_fx.errors import CaptureWarning, InputError
 from flerm_fx.inputs import is_floating
 from flerm_fx.scale import ScaleNodes, scale
+
+EXTRA = "_extra_state"
 
 
 class ScaledModel(nn.Module):
     r"""The captured graph of a model, with a scale node :math:`\theta_l = s_l w_l` a parameter.
 
     Its parameters and buffers have the model's names; a parameter holds
-    :math:`w_l = \theta_l / s_l`, so the function is the model's. A graph serves one mode and one
-    shape of input (any batch size); a call that differs captures another behind the scenes, all
-    sharing parameters and buffers. Where the model does not export, the same scales are applied
-    by ``torch.func.functional_call``.
+    :math:`w_l = \theta_l / s_l`, so the function is the model's. A graph serves one mode and the
+    shapes that its guards admit (mostly any batch size); a call that differs captures another
+    behind the scenes, all sharing parameters and buffers. Where the model does not export, the same
+    scales are applied by ``torch.func.functional_call``.
+
+    The state dict holds the stored weights, and the scales as extra state; a state dict without
+    scales, such as the original model's, is read as effective weights.
 
     Args:
         skeleton: a copy of the model that this object may own; its weights are divided by s.
         scales: s_l of each trainable parameter, by canonical name; if empty, calls go to
             ``skeleton`` as it is.
 
-    >>> model = ScaledModel(nn.Linear(2, 1, bias=False).requires_grad_(), {"weight": 4.0})
+    >>> model = ScaledModel(nn.Linear(2, 1, bias=False), {"weight": 4.0})
     >>> print(model.graph_for((torch.zeros(3, 2),), {}).code.strip().splitlines()[3].strip())
     scale = flerm_fx_scale_scale(weight, 4.0);  weight = None
     """
 
     def __init__(self, skeleton: nn.Module, scales: Mapping[str, float]) -> None:
         super().__init__()
+        # Set before the skeleton's names are there, which may be the same.
         self.scales = dict(scales)
+        self._skeleton = (skeleton,)  # in a tuple, so that it is no submodule
+        self._graphs: dict[Any, _Emitted] = {}
         with torch.no_grad():
             for name, parameter in skeleton.named_parameters():
                 if name in self.scales:
@@ -47,8 +57,6 @@ class ScaledModel(nn.Module):
         self._modules = skeleton._modules
         self._non_persistent_buffers_set = skeleton._non_persistent_buffers_set
         self.training = skeleton.training
-        self._skeleton = (skeleton,)  # in a tuple, so that it is no submodule
-        self._graphs: dict[Any, fx.GraphModule | None] = {}
 
     @property
     def skeleton(self) -> nn.Module:
@@ -69,60 +77,23 @@ class ScaledModel(nn.Module):
 
     def graph_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fx.GraphModule | None:
         """The graph with scale nodes for such a call in the present mode; None where eager."""
-        signature = self._signature(args, kwargs)
-        if signature not in self._graphs:
-            self._graphs[signature] = self._with_scales(self._captured(args, dict(kwargs)))
-        return self._graphs[signature]
+        if not all(isinstance(parameter, nn.Parameter) for parameter in self.parameters()):
+            return None  # torch.func.functional_call put other tensors in their place
+        state, shapes, leaves = self._signature(args, kwargs)
+        if (state, shapes) not in self._graphs:
+            known = [e for (s, _), e in self._graphs.items() if s == state and e.holds(leaves)]
+            self._graphs[state, shapes] = (
+                known[0] if known else self._with_scales(self._captured(args, dict(kwargs)))
+            )
+        return self._graphs[state, shapes].graph_module
 
-    def adopt(
-        self,
-        graph_module: fx.GraphModule | None,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> None:
-        """Use a graph captured from the skeleton, for calls like this one."""
-        self._graphs[self._signature(args, kwargs)] = self._with_scales(graph_module)
+    def adopt(self, captured: Capture, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Use a capture of the skeleton for calls like this one."""
+        state, shapes, _ = self._signature(args, kwargs)
+        self._graphs[state, shapes] = self._with_scales(captured)
 
     def annotate(self, graph_module: fx.GraphModule) -> None:
         """Write what is known of each parameter to ``node.meta``; a hook for subclasses."""
-
-    def _signature(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """What a graph is made for: modes, argument structure, and all but the batch size."""
-        leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
-        return (
-            tuple(module.training for module in self.modules()),
-            str(spec),
-            tuple(
-                (leaf.dtype, leaf.device, leaf.shape[:1] == (1,), leaf.shape[1:])
-                if isinstance(leaf, Tensor)
-                else repr(leaf)
-                for leaf in leaves
-            ),
-        )
-
-    def _captured(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.GraphModule | None:
-        if args and kwargs:  # captured are positional or keyword arguments, not a mixture
-            return None
-        batches = {
-            leaf.shape[:1]
-            for leaf in pytree.tree_leaves((args, kwargs))
-            if isinstance(leaf, Tensor)
-        }
-        one_batch = len(batches) == 1 and not batches & {
-            torch.Size([]),
-            torch.Size([1]),
-        }
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CaptureWarning)
-            return capture(
-                self.skeleton, args or kwargs, _any_output, dynamic_batch=one_batch
-            ).graph_module
-
-    def _with_scales(self, graph_module: fx.GraphModule | None) -> fx.GraphModule | None:
-        if graph_module is not None:
-            ScaleNodes(self.scales)(graph_module)
-            self.annotate(graph_module)
-        return graph_module
 
     def plain(self) -> nn.Module:
         """A copy of the original model with the effective weights θ = s·w in it."""
@@ -133,6 +104,83 @@ class ScaledModel(nn.Module):
                     parameter.mul_(self.scales[name])
         return model
 
+    def get_extra_state(self) -> dict[str, Any]:
+        """The scales, which a state dict of stored weights means nothing without."""
+        return {"scales": dict(self.scales)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take over the scales of a state dict.
+
+        Raises:
+            InputError: they are of other parameters.
+        """
+        if state["scales"].keys() != self.scales.keys():
+            odd = sorted(state["scales"].keys() ^ self.scales.keys())
+            raise InputError(
+                f"the state dict's scales and the model's differ in {', '.join(map(repr, odd))}; "
+                "load it into a model compiled in the same way, or load fold().state_dict()"
+            )
+        self.scales = dict(state["scales"])
+        self._graphs.clear()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        if prefix + EXTRA not in state_dict:
+            scaled = {id(self.get_parameter(name)): s for name, s in self.scales.items()}
+            for name, parameter in self.named_parameters(remove_duplicate=False):
+                if id(parameter) in scaled and prefix + name in state_dict:
+                    state_dict[prefix + name] = state_dict[prefix + name] / scaled[id(parameter)]
+            state_dict[prefix + EXTRA] = self.get_extra_state()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _signature(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, Any, list[Any]]:
+        """What a graph depends on, the shapes that its guards may admit, and the flat inputs."""
+        leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+        state = (
+            tuple(module.training for module in self.modules()),
+            tuple(map(id, itertools.chain(self.parameters(), self.buffers()))),
+            str(spec),
+            tuple(
+                # A batch of 1 is no instance of a dynamic batch.
+                (leaf.dtype, leaf.device, leaf.ndim, leaf.shape[:1] == (1,))
+                if isinstance(leaf, Tensor)
+                else repr(leaf)
+                for leaf in leaves
+            ),
+        )
+        return state, tuple(leaf.shape for leaf in leaves if isinstance(leaf, Tensor)), leaves
+
+    def _captured(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture | None:
+        if args and kwargs:  # captured are positional or keyword arguments, not a mixture
+            return None
+        batches = {
+            leaf.shape[:1]
+            for leaf in pytree.tree_leaves((args, kwargs))
+            if isinstance(leaf, Tensor)
+        }
+        one_batch = len(batches) == 1 and not batches & {torch.Size([]), torch.Size([1])}
+        trainable = {name: p.requires_grad for name, p in self.named_parameters()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CaptureWarning)
+            try:
+                # Frozen or not by now, every scaled parameter needs its node.
+                for name, parameter in self.named_parameters():
+                    parameter.requires_grad_(name in self.scales)
+                return capture(self.skeleton, args or kwargs, _any_output, dynamic_batch=one_batch)
+            finally:
+                for name, parameter in self.named_parameters():
+                    parameter.requires_grad_(trainable[name])
+
+    def _with_scales(self, captured: Capture | None) -> "_Emitted":
+        if captured is None or captured.graph_module is None:
+            return _Emitted(None, None)
+        ScaleNodes(self.scales)(captured.graph_module)
+        self.annotate(captured.graph_module)
+        return _Emitted(captured.graph_module, captured.guards)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._graphs.clear()  # they hold buffers, dtypes and devices as they were
         applied: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -141,6 +189,23 @@ class ScaledModel(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # A copy captures its own graphs, so that they share its weights.
         return {**self.__dict__, "_graphs": {}}
+
+
+@dataclass(frozen=True)
+class _Emitted:
+    """A graph with scale nodes and the guards of its shapes; None and None for eager calls."""
+
+    graph_module: fx.GraphModule | None
+    guards: Callable[..., None] | None
+
+    def holds(self, leaves: list[Any]) -> bool:
+        if self.guards is None:
+            return True
+        try:
+            self.guards(*leaves)
+        except AssertionError:
+            return False
+        return True
 
 
 def _any_output(output: Any) -> Tensor:

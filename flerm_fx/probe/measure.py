@@ -62,6 +62,8 @@ def measure(
     captured = capture(model, inputs, output_fn)
     canonical: dict[str, Tensor] = {}
     for name, update in updates.items():
+        if not isinstance(update, Tensor):
+            raise InputError(f"the update of {name!r} is a {type(update).__name__}, not a tensor")
         if name not in captured.aliases:
             near = difflib.get_close_matches(name, captured.aliases, n=3, cutoff=0.0)
             raise InputError(

@@ -73,12 +73,10 @@ class Prober:
         """
         if method not in METHODS:
             raise InputError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
-        if not 0 < rtol < 1:
-            raise InputError(f"rtol must lie between 0 and 1, got {rtol}")
-        if samples is not None and samples < 1:
-            raise InputError(f"samples must be at least 1, got {samples}")
-        if self.captured.model.training != self.captured.training:
-            raise InputError("the model's mode changed since it was captured; capture it again")
+        if not isinstance(rtol, float) or not 0 < rtol < 1:
+            raise InputError(f"rtol must lie between 0 and 1, got {rtol!r}")
+        if samples is not None and (type(samples) is not int or samples < 1):
+            raise InputError(f"samples must be a whole number of at least 1, got {samples!r}")
         for name, update in updates.items():
             check_finite(name, update, "update")
         generator = generator or torch.Generator().manual_seed(0)

@@ -111,7 +111,7 @@ def test_page_stands_alone_and_is_well_formed() -> None:
 def test_page_has_every_loss_with_the_best_marked() -> None:
     page = to_page(curves(), "t", "v", "s")
     assert page.count('class="best"') == 3
-    assert page.count("diverged") == 3
+    assert page.count("<td>diverged</td>") == 3
     assert '<td class="best">2.000</td>' in page
     assert "<td>2.000 at 0.0312</td>" in page
 

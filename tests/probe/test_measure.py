@@ -134,8 +134,11 @@ def measure_linear(**changes: object) -> dict[str, flerm_fx.Estimate]:
         ),
         ({"method": "magic"}, "unknown method 'magic'"),
         ({"rtol": 0.0}, "rtol must lie between 0 and 1"),
-        ({"method": "sampled", "samples": 0}, "samples must be at least 1"),
-        ({"output_fn": lambda output: 3}, "output_fn must return a floating tensor, got int"),
+        ({"method": "sampled", "samples": 0}, "samples must be a whole number of at least 1"),
+        (
+            {"output_fn": lambda output: 3},
+            "output_fn must return a floating tensor, batch first, got int",
+        ),
     ],
 )
 def test_bad_input_is_named(changes: dict[str, object], message: str) -> None:
