@@ -401,8 +401,9 @@ def test_roles_are_told_by_structure_in_any_order() -> None:
         blocks = nn.ModuleDict({"blocks": nn.Sequential(*(Attention(roles) for _ in range(depth)))})
         return captured(nn.Sequential(nn.Linear(8, 8), blocks["blocks"]), features(2, 3, 8))
 
+    base = stack("qkv", 2)
     for roles, depth in (("vqk", 2), ("kvq", 4), ("kvq", 1)):
-        matches = align(stack("qkv", 2), stack(roles, depth))
+        matches = align(base, stack(roles, depth))
         for name, match in matches.items():
             last = name.split(".")[-2:]
             assert {tuple(other.split(".")[-2:]) for other, _ in match.base} == {tuple(last)}

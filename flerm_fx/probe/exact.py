@@ -168,33 +168,39 @@ class _Forward:
     ) -> tuple[Any, list[Stack | None]]:
         target = node.target if node.op == "call_function" else self._attribute(str(node.target))
         assert callable(target)
-        leaves: list[Any] = []
+        leaves = 0
         stacks: dict[int, Stack] = {}
         nodes, spec = pytree.tree_flatten((node.args, node.kwargs))
         for argument in nodes:
             if not isinstance(argument, fx.Node):
-                leaves.append(argument)
+                leaves += 1
                 continue
-            value_leaves = pytree.tree_leaves(values[argument])
             for offset, stack in enumerate(tangents.get(argument, ())):
                 if stack is not None:
-                    stacks[len(leaves) + offset] = stack
-            leaves.extend(value_leaves)
+                    stacks[leaves + offset] = stack
+            leaves += len(pytree.tree_leaves(values[argument]))
         filled = pytree.tree_unflatten(
             [values[a] if isinstance(a, fx.Node) else a for a in nodes], spec
         )
-        state = rng_state()
+        draws = _is_random(target)
+        state = rng_state() if draws else None
         value = target(*filled[0], **filled[1])
         if not stacks:
             return value, []
-        after = rng_state()
         parts: list[tuple[tuple[str, ...], list[Tensor | None]]] = []
         for names, positions in _groups(stacks):
-            set_rng_state(state)
+            if state is not None:
+                set_rng_state(state)  # each jvp runs the operation again, and leaves the same state
             directions = {p: _take(stacks[p], names) for p in positions}
             parts.append((names, _stacked_jvp(target, filled, directions)))
-        set_rng_state(after)
         return value, _joined(parts)
+
+
+def _is_random(target: Any) -> bool:
+    """Whether an operation may draw random numbers, as all may that do not say."""
+    return torch.Tag.nondeterministic_seeded in getattr(
+        target, "tags", [torch.Tag.nondeterministic_seeded]
+    )
 
 
 def _groups(
@@ -235,7 +241,11 @@ def _stacked_jvp(
         rows = [one(*(tangent[0] for tangent in stacked))]
         results = [torch.stack(leaf) for leaf in zip(*rows, strict=True)]
     else:
-        results = torch.func.vmap(one, randomness="same")(*stacked)
+        try:
+            results = torch.func.vmap(one, randomness="same")(*stacked)
+        except RuntimeError:  # an operation that vmap refuses
+            rows = [one(*row) for row in zip(*stacked, strict=True)]
+            results = [torch.stack(leaf) for leaf in zip(*rows, strict=True)]
     return [leaf if leaf.is_floating_point() else None for leaf in results]
 
 
