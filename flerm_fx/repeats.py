@@ -16,7 +16,7 @@ from flerm_fx.isomorphism import Interner, node_label
 from flerm_fx.parameter_graph import parameters, sites
 
 Run = tuple[str, str]  # a run of copies: first and last junction of the one copy that is kept
-Address = tuple[tuple[Run, int, int], ...]  # (run, which copy, of how many), outermost first
+Address = tuple[tuple[Run, int, int], ...]  # (run, which copy from 0, of how many), outermost first
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def fold_alike(
         ['embed.weight', 'layers.0.weight', 'head.weight']
         >>> folded.image["layers.2.weight"]
         'layers.0.weight'
-        >>> folded.addresses["layers.2.weight"]  # copy 2 of 3 in the run of junction %1
+        >>> folded.addresses["layers.2.weight"]  # the last of 3 copies of junction %1
         [((('%1', '%1'), 2, 3),)]
     """
     intern = Interner()
