@@ -46,7 +46,7 @@ class Writes(nn.Module):
         self.shift = nn.Parameter(torch.randn(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.zeros(x.shape[0], 2, 3)
+        y = torch.zeros(x.shape[0], 2, 3, dtype=x.dtype)
         y[:, 0] = self.left(x)
         y[:, 1] = x[:, :3].tanh() * self.shift
         return y.view(-1, 6).mul_(2.0)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import flerm_fx
-from flerm_fx.frontier import ProbeNodes, unit_update_name
-from flerm_fx.scale import ScaleNodes, is_scale
+from flerm_fx.frontier import ProbeNodes, probe, unit_update_name
+from flerm_fx.scale import ScaleNodes
 from tests.cases import CASES, DataDependent, features, make, random_updates
 
 
@@ -17,30 +17,21 @@ def test_each_epsilon_moves_the_output_by_its_parameters_update(name: str) -> No
     model, inputs = make(name)
     model.double()
     inputs = inputs.double() if inputs.is_floating_point() else inputs
-    if name == "writes":
-        pytest.importorskip("torch")
     updates = random_updates(model)
     instrumented = flerm_fx.instrument(model, inputs)
-    parameters = [node.meta["parameter"] for node in instrumented.graph.nodes if is_scale(node)]
-    for parameter in parameters:
+    index = {
+        node.meta["parameter_probed"]: node.args[3]
+        for node in instrumented.graph.nodes
+        if node.target is probe
+    }
+    for parameter in index:
         instrumented.get_buffer(unit_update_name(parameter)).copy_(updates[parameter])
     exact = flerm_fx.measure(model, updates, inputs, method="exact")
-    order = list(
-        dict.fromkeys(
-            n.meta["parameter_probed"]
-            for n in instrumented.graph.nodes
-            if "parameter_probed" in n.meta and n.target is flerm_fx.frontier.probe
-        )
-    )
-    index = {
-        n.meta["parameter_probed"]: n.args[3]
-        for n in instrumented.graph.nodes
-        if n.target is flerm_fx.frontier.probe
-    }
+    assert index.keys() == {parameter for parameter in updates if parameter != "unused"}
     zero = torch.zeros(len(updates), dtype=torch.float64)
-    for parameter in order:
+    for parameter, position in index.items():
         direction = zero.clone()
-        direction[index[parameter]] = 1.0
+        direction[position] = 1.0
         _, tangent = torch.autograd.functional.jvp(
             lambda e: instrumented(e, inputs), zero, direction, strict=False
         )
