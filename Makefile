@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-slow lint format demo dist clean
+.PHONY: help venv test test-slow lint format demo bench dist clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -41,6 +41,9 @@ format: $(INSTALLED) ## Format the code and fix what can be fixed.
 
 demo: $(INSTALLED) ## Record a small model, compile a larger one, sweep the rates of both.
 	$(BIN)/flerm-fx demo
+
+bench: $(INSTALLED) ## Measure what each estimator costs, in forward passes.
+	$(BIN)/python -m benchmarks.estimators
 
 dist: $(INSTALLED) ## Build the source distribution and the wheel in dist/.
 	$(BIN)/python -m hatchling build

@@ -9,12 +9,12 @@ from flerm_fx.probe.cotangent import Cotangents
 Method = Literal["auto", "exact", "sampled", "full_cov", "iid", "kronecker"]
 METHODS = ("auto", "exact", "sampled", "full_cov", "iid", "kronecker")
 
-EXACT_PER_PARAMETER = 2.7
-"""Forward passes per tangent of the exact method: 142 for GPT-2's 52 tensors (docs/design.md)."""
+EXACT_PER_PARAMETER = 2.3
+"""Forward passes per tangent of the exact method: 2.1 to 2.7 in ``make bench``."""
 
-SAMPLED_BASE, SAMPLED_PER_DRAW = 6.0, 2.0
-"""Forward passes of the sampled method: 8 for one draw, 27 for ten, on a 30-tensor transformer
-(docs/design.md)."""
+SAMPLED_BASE, SAMPLED_PER_DRAW = 9.0, 1.6
+"""Forward passes of the sampled method, m draws sharing one forward pass: 10 to 13 for one draw, 24
+to 29 for ten in ``make bench``."""
 
 
 @dataclass(frozen=True)
