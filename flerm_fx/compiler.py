@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -122,6 +123,9 @@ def compile(
     Returns:
         A :class:`CompiledModel`, called and trained like ``model``.
 
+    Warns:
+        UserWarning: the model is in another mode than the base was recorded in.
+
     Raises:
         MatchError: parameters that structure cannot match; the message names each.
         InputError: unusable inputs or options.
@@ -157,6 +161,16 @@ def compile(
         raise InputError(f"rounds must be a whole number of at least 1, got {rounds}")
     if donate and emit != "graph":
         raise InputError("donate=True goes with emit='graph', which takes the parameters over")
+    if model.training != base_profile.training:
+        mode, base_mode = (
+            "training" if training else "evaluation"
+            for training in (model.training, base_profile.training)
+        )
+        warnings.warn(
+            f"the model is in {mode} mode, and the base was recorded in {base_mode} mode; dropout "
+            "and BatchNorm make other functions of them: call .train() or .eval() before compiling",
+            stacklevel=2,
+        )
     procedure = _procedure(
         base_profile, inputs, targets, loss_fn, optimizer, output_fn, method, rtol
     )

@@ -225,6 +225,11 @@ def test_check_passes_with_dropout_and_with_rules_that_bound_their_steps() -> No
     assert all(c.passed for c in flerm_fx.compile(mlp(16), profile).check())
 
 
+def test_another_mode_than_the_bases_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="in evaluation mode, and the base .* in training mode"):
+        flerm_fx.compile(mlp(16).eval(), recorded(mlp(4)))
+
+
 def test_autocast_around_recording_is_left() -> None:
     def normed() -> nn.Module:
         torch.manual_seed(0)
