@@ -114,11 +114,13 @@ def compile(
         emit: ``"graph"`` for a copy of the model with scale nodes, trained by one optimizer group;
             ``"param_groups"`` to train ``model`` itself with :meth:`CompiledModel.param_groups`.
         mapping: target name to base name, as a dict or a function, where structure cannot decide.
-        rounds: how often the start is measured again with the multipliers just found; it makes a
-            difference only for a profile recorded with ``settle`` above 0.
+        rounds: how often the start is measured, each time but the first with the multipliers just
+            found; more than 1 makes a difference only for a profile recorded with ``settle`` above
+            0.
         method: as for :func:`flerm_fx.measure`.
         rtol: as for :func:`flerm_fx.measure`.
-        donate: take the parameters from ``model`` instead of copying them, and leave it unusable.
+        donate: give the compiled model the parameters of ``model`` itself, and leave ``model``
+            unusable; a copy is made only while measuring.
 
     Returns:
         A :class:`CompiledModel`, called and trained like ``model``.
@@ -441,7 +443,7 @@ def _assign(
     rows = []
     for name, parameter in captured.parameters.items():
         node = nodes.get(name)
-        used = node is None or bool(node.users)
+        used = name in captured.modules if node is None else bool(node.users)
         base = matches[name].base
         wanted = sum(share * profile.start[b].value for b, share in base)
         resolved = name in target_resolved and any(b in base_resolved for b, _ in base)

@@ -109,7 +109,8 @@ class BaseProfile:
         optimizer: the update rule of the recorded run.
         learning_rate: learning rate of the run when recording began.
         settle: simulated steps before the start was measured.
-        loss: name in ``torch.nn.functional``; ``None`` for a loss that the caller passed.
+        loss: name in ``torch.nn.functional``, or ``"output.loss"`` for one that the model returns;
+            ``None`` for a loss that the caller passed.
         method: estimator asked for, such as ``"auto"``.
         rtol: relative error asked of it.
         seed: seed of its random draws.

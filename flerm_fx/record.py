@@ -166,6 +166,7 @@ class Recorder:
         self._rates: list[float] = []
         self._fslrs: dict[str, list[Estimate]] = {name: [] for name in self._parameters}
         self._due = True
+        self._warned = False
         self._before: dict[str, Tensor] | None = None
         self._handles: list[RemovableHandle] = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -222,13 +223,14 @@ class Recorder:
         if not self._due:
             return
         rates = _rates(self.model, optimizer)
-        zero = [name for name, rate in rates.items() if rate == 0]
-        if zero:
-            warnings.warn(
-                f"the learning rate of parameter {zero[0]!r} is 0 at step {self.step}, so its "
-                "unit update is not defined; recording at the next step with a rate above 0",
-                stacklevel=2,
-            )
+        if not any(rates.values()):
+            if not self._warned:
+                warnings.warn(
+                    f"the learning rate is 0 at step {self.step}, so unit updates are not defined; "
+                    "recording at the next step with a rate above 0",
+                    stacklevel=2,
+                )
+            self._warned = True
             return
         for name, parameter in self.model.named_parameters():
             if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
@@ -251,7 +253,7 @@ class Recorder:
         updates = {
             name: (after[name].detach() - before[name]) / rates[name]
             for name in self._parameters
-            if name in before and name in rates
+            if name in before and rates.get(name, 0) > 0
         }
         for name, update in updates.items():
             check_finite(name, update, f"update (step {step})")
@@ -266,7 +268,7 @@ class Recorder:
                 generator=generator,
             )
         self._steps.append(step)
-        self._rates.append(next(iter(rates.values())))
+        self._rates.append(next(rate for rate in rates.values() if rate > 0))
         frozen = Estimate(0.0, 0.0, "exact", 0, "not trained at this step")
         for name in self._parameters:
             self._fslrs[name].append(found.get(name, frozen))
@@ -303,6 +305,10 @@ def _check_covered(model: nn.Module, optimizer: Optimizer) -> None:
 
 
 def _rates(model: nn.Module, optimizer: Optimizer) -> dict[str, float]:
-    """The learning rate of each trainable parameter, by canonical name."""
+    """The learning rate of each trainable parameter in the optimizer, by canonical name."""
     rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
-    return {name: rates[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+    return {
+        name: rates[id(p)]
+        for name, p in model.named_parameters()
+        if p.requires_grad and id(p) in rates
+    }

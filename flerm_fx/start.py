@@ -127,8 +127,8 @@ def measure_start(
         An estimate for every trainable parameter, averaged over the last few steps.
 
     Raises:
-        DivergenceError: a loss or update is NaN or infinite after the first step.
-        EstimateError: so it is at the first step.
+        DivergenceError: a loss or gradient is NaN or infinite after the first step.
+        EstimateError: so it is at the first step, or an update or FSLR is at any.
     """
     model, parameters = captured.model, captured.parameters
     weights = {name: p.detach().clone() for name, p in parameters.items()}

@@ -254,6 +254,27 @@ def test_freezing_while_recording_is_recorded_as_no_update() -> None:
     assert first.value > 0 and second.value == 0
 
 
+def test_thawing_and_resting_while_recording() -> None:
+    model = mlp(4)
+    model[2].requires_grad_(False)
+    groups = [{"params": [model[0].weight]}, {"params": [model[0].bias], "lr": 0.0}]
+    optimizer = torch.optim.Adam(groups, lr=1e-3)
+    with flerm_fx.record(model, optimizer, X, Y, every=1) as recorder:
+        model[2].requires_grad_(True)  # in no group of the optimizer
+        nn.functional.cross_entropy(model(X), Y).backward()
+        optimizer.step()
+    course = recorder.profile.trajectory.fslrs
+    assert course.keys() == {"0.weight", "0.bias"}
+    assert course["0.weight"][0].value > 0 and course["0.bias"][0].value == 0
+
+
+@pytest.mark.parametrize("format", ["table", "json", "dot", "code"])
+def test_parameter_groups_have_dumps_and_a_graph_too(format: Any) -> None:
+    compiled = flerm_fx.compile(mlp(16), recorded(mlp(4)), emit="param_groups")
+    assert "0.weight" in compiled.dump(format)
+    assert all(p.requires_grad for p in compiled.parameters())
+
+
 def test_integer_values_made_of_parameters_carry_no_tangent() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.utils.parametrizations.orthogonal(nn.Linear(6, 9)))

@@ -167,8 +167,11 @@ class ScaledModel(nn.Module):
             warnings.simplefilter("ignore", CaptureWarning)
             try:
                 # Frozen or not by now, every scaled parameter needs its node.
+                for name in self.scales:
+                    self.get_parameter(name).requires_grad_()
                 for name, parameter in self.named_parameters():
-                    parameter.requires_grad_(name in self.scales)
+                    if self.scales and name not in self.scales:
+                        parameter.requires_grad_(False)
                 return capture(self.skeleton, args or kwargs, _any_output, dynamic_batch=one_batch)
             finally:
                 for name, parameter in self.named_parameters():

@@ -37,12 +37,13 @@ def measure(
         model: any module; measured in its present mode, and left exactly as it was.
         updates: :math:`\Delta\theta` of each parameter to measure, by name, shaped like it.
         inputs: probe inputs: a tensor, a tuple or a dict of keyword arguments, batch first.
-        method: ``"exact"``, ``"sampled"`` (one random cotangent per example), the paper's
+        method: ``"exact"``, ``"sampled"`` (random cotangents for each example), the paper's
             ``"full_cov"``, ``"iid"`` or ``"kronecker"``; ``"auto"`` takes the cheapest of the
             first two that reaches ``rtol``.
         rtol: relative standard error to reach.
         output_fn: picks the output tensor (default ``.logits``, else the first floating tensor).
-        samples: draws per example (``"sampled"``) or passes (the paper's, 40 by default).
+        samples: draws per example (``"sampled"``) or passes (the paper's, 40 by default); the other
+            methods have no use for it.
         generator: source of random cotangents; a fixed seed if None, so that calls repeat.
 
     Returns:
