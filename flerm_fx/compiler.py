@@ -298,7 +298,17 @@ class CompiledModel(ScaledModel):
             InputError: the original model is gone (donated or deleted), or a learning rate that is
                 not above 0.
 
-        Example: ``optimizer = torch.optim.AdamW(compiled.param_groups(lr=1e-3), lr=1e-3)``
+        Example::
+
+            >>> import flerm_fx
+            >>> _ = torch.manual_seed(0)
+            >>> small, large = nn.Linear(4, 3), nn.Linear(4, 3)
+            >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
+            >>> adam = torch.optim.AdamW(small.parameters(), lr=1e-3)
+            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, x, y).profile)
+            >>> optimizer = torch.optim.AdamW(compiled.param_groups(lr=1e-3), lr=1e-3)
+            >>> sum(len(group["params"]) for group in optimizer.param_groups)
+            2
         """
         lr = float(lr)
         if not (math.isfinite(lr) and lr > 0):
