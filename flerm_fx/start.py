@@ -17,7 +17,6 @@ from flerm_fx.inputs import (
     Batch,
     OutputFn,
     call_arguments,
-    check_finite,
     device_of,
     select_output,
     to_device,
@@ -155,11 +154,11 @@ def measure_start(
             optimizer = procedure.rule.build(
                 _grouped(parameters, rates), procedure.learning_rate, weight_decay=0.0
             )
+            for group in optimizer.param_groups:
+                group["lr"] *= stretch
             for step in range(procedure.settle + 1):
                 batch = pool[0] if len(pool) == 1 else pool[1 + step % (len(pool) - 1)]
                 before = {name: p.detach().clone() for name, p in parameters.items()}
-                for group in optimizer.param_groups:
-                    group["lr"] *= stretch
                 _step(model, optimizer, parameters, batch, procedure, step)
                 if step > procedure.settle - AVERAGED_STEPS:
                     updates = {
@@ -251,8 +250,6 @@ def _estimate(
     procedure: StartProcedure,
     generator: torch.Generator,
 ) -> dict[str, Estimate]:
-    for name, update in updates.items():
-        check_finite(name, update, "update")
     return prober.estimate(
         parameters,
         updates,

@@ -16,7 +16,13 @@ from flerm_fx.capture import (
 from flerm_fx.frontier import jvp
 from flerm_fx.inputs import Inputs
 from flerm_fx.probe.cotangent import Cotangents
-from flerm_fx.probe.sampled import examples_of, output_size, projections
+from flerm_fx.probe.sampled import (
+    as_batch_of_one,
+    batch_axes,
+    examples_of,
+    output_size,
+    projections,
+)
 
 TOLERANCE = 1e-3
 """Relative difference above which outputs alone and in the batch are not the same function: far
@@ -51,8 +57,7 @@ def coupling(
         return "the output's shape depends on the batch"
     scale = together.abs().max().clamp_min(torch.finfo(together.dtype).tiny)
     difference = float((alone - together).abs().max() / scale)
-    tolerance = max(TOLERANCE, 16 * torch.finfo(together.dtype).eps)
-    if not difference <= tolerance:
+    if not difference <= _tolerance(together):
         return f"examples influence each other (outputs differ by {difference:.1e} when run alone)"
     return ""
 
@@ -94,9 +99,14 @@ def disagreement(
     expected = (rows[:, 0].to(tangent) * tangent.flatten(1)).sum(-1).to(found)
     size = found.abs().sum(-1).max().clamp_min(torch.finfo(found.dtype).tiny)
     difference = float((found.sum(-1) - expected).abs().max() / size)
-    if not difference <= max(TOLERANCE, 16 * torch.finfo(tangent.dtype).eps):
+    if not difference <= _tolerance(tangent):
         return f"derivatives of single examples differ from the batch's (by {difference:.1e})"
     return ""
+
+
+def _tolerance(computed: Tensor) -> float:
+    """:data:`TOLERANCE`, or what the rounding of a coarser type takes."""
+    return max(TOLERANCE, 16 * torch.finfo(computed.dtype).eps)
 
 
 def _first_line(error: Exception) -> str:
@@ -119,11 +129,9 @@ def _vmapped(
 ) -> Tensor:
     state = {**cloned_buffers(module), **parameters}
     flat = captured.flat(inputs)
-    batched = [0 if isinstance(value, Tensor) else None for value in flat]
 
     def one(*arguments: object) -> Tensor:
-        whole = [value.unsqueeze(0) if isinstance(value, Tensor) else value for value in arguments]
-        output = torch.func.functional_call(module, state, tuple(whole))
+        output = torch.func.functional_call(module, state, as_batch_of_one(arguments))
         return output.squeeze(0)  # type: ignore[no-any-return]
 
-    return torch.func.vmap(one, in_dims=tuple(batched), randomness="different")(*flat)
+    return torch.func.vmap(one, in_dims=batch_axes(flat), randomness="different")(*flat)

@@ -8,7 +8,7 @@ from one backward pass: with probes in the graph, :math:`s_{n,l}` is the derivat
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +130,7 @@ def _by_graph(
     cotangents: Tensor,
     coupled: bool,
 ) -> Tensor:
-    """S as the derivative of q·f in ε."""
+    """The derivatives s of q·f in ε."""
     state = {
         **cloned_buffers(instrumented),
         **{n: p.detach() for n, p in instrumented.named_parameters(remove_duplicate=False)},
@@ -140,14 +140,10 @@ def _by_graph(
     leaf = next(iter(parameters.values()))
     epsilon = torch.zeros(len(updates), device=leaf.device, dtype=_probe_dtype(leaf))
     flat = captured.flat(inputs)
-    axes = tuple(0 if isinstance(value, Tensor) else None for value in flat)
 
     def of_example(rows: Tensor, *arguments: Any) -> Tensor:
         if not coupled:
-            arguments = tuple(
-                value.unsqueeze(0) if axis == 0 else value
-                for value, axis in zip(arguments, axes, strict=True)
-            )
+            arguments = as_batch_of_one(arguments)
 
         def function(e: Tensor) -> Tensor:
             return torch.func.functional_call(instrumented, state, (e, *arguments))  # type: ignore[no-any-return]
@@ -163,7 +159,7 @@ def _by_graph(
         return of_example(cotangents[0], *flat).unsqueeze(0)
     # vmap outside and vjp inside: the other order trusts the backward of batching rules, and that
     # of select_scatter is twice what it should be (torch 2.13).
-    return torch.func.vmap(of_example, in_dims=(0, *axes), randomness="different")(
+    return torch.func.vmap(of_example, in_dims=(0, *batch_axes(flat)), randomness="different")(
         cotangents, *flat
     )
 
@@ -182,6 +178,16 @@ def output_size(
     return output.shape[0], math.prod(output.shape[1:])
 
 
+def batch_axes(flat: Sequence[Any]) -> tuple[int | None, ...]:
+    """Where ``vmap`` finds the examples in flat inputs: first in tensors, nowhere else."""
+    return tuple(0 if isinstance(value, Tensor) else None for value in flat)
+
+
+def as_batch_of_one(arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """One example's arguments, under ``vmap``, as the batch that a graph takes."""
+    return tuple(v.unsqueeze(0) if isinstance(v, Tensor) else v for v in arguments)
+
+
 def examples_of(inputs: Inputs) -> Iterator[Inputs]:
     """The batch, one example at a time, each as a batch of 1."""
     tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
@@ -197,7 +203,7 @@ def _eager(
     cotangents: Tensor,
     coupled: bool,
 ) -> Tensor:
-    """S = ⟨∂(q·f)/∂θ, u⟩, by one backward pass for each example and row."""
+    """The products s = ⟨∂(q·f)/∂θ, u⟩, by one backward pass for each example and row."""
     examples = []
     for rows, batch in zip(cotangents, [inputs] if coupled else examples_of(inputs), strict=True):
         leaves = {name: parameters[name].clone().requires_grad_() for name in updates}
