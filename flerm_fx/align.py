@@ -6,16 +6,19 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 import networkx as nx
 
-from flerm_fx.errors import MatchError
-from flerm_fx.isomorphism import isomorphism, neighbourhoods
+from flerm_fx.errors import InputError, MatchError
+from flerm_fx.isomorphism import isomorphism
+from flerm_fx.mass import Shares, shares
+from flerm_fx.overlay import links
 from flerm_fx.parameter_graph import chain, parameters
-from flerm_fx.repeats import Quotient, Run, fold_alike, on_data
+from flerm_fx.repeats import fold_alike
 
 Mapped = Mapping[str, str] | Callable[[str], str | None]
-Shares = dict[str, dict[str, Fraction]]  # of each base parameter, by target parameter
+OnUnmatched = Literal["error", "unit"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,20 @@ class Match:
         target: the target parameter.
         base: base parameters in their execution order, each with the share of its FSLR, its
             function-space mass, that goes to this target parameter. Over all targets, the shares
-            of one base parameter sum to 1. Empty for a parameter that the target does not use.
+            of one base parameter sum to 1. Empty for a parameter that the target does not use, or
+            that has no counterpart.
     """
 
     target: str
     base: tuple[tuple[str, float], ...]
 
 
-def align(base: nx.DiGraph, target: nx.DiGraph, mapping: Mapped | None = None) -> dict[str, Match]:
+def align(
+    base: nx.DiGraph,
+    target: nx.DiGraph,
+    mapping: Mapped | None = None,
+    on_unmatched: OnUnmatched = "error",
+) -> dict[str, Match]:
     r"""Match the parameters of two parameter graphs by structure.
 
     Equal graphs (whatever the widths, initialisation, names, wrapping or order of registration)
@@ -46,13 +55,16 @@ def align(base: nx.DiGraph, target: nx.DiGraph, mapping: Mapped | None = None) -
               \cap [\tfrac{j}{m}, \tfrac{j+1}{m})\bigr|, \qquad \sum_j \mathrm{share}_{ij} = 1.
 
     For m = k n that is the equal split by k (Milsom et al. 2025, section 4). Repeats may nest
-    (stages of blocks, layers of one kind in a longer pattern); their shares multiply.
+    (stages of blocks, layers of one kind in a longer pattern); their shares multiply. The levels of
+    a U-Net, each inside the one before, are repeats as well.
 
     A block is bounded by the data flow: it lies between two values that everything passes through,
     such as the residual stream after an addition. Where the sequence of blocks can be cut in
     several ways (``embed norm [attn norm mlp norm]*`` or ``embed [norm attn norm mlp]* norm``), a
     block starts where the stream forks; after that, one block is one module of the model; after
-    that, the cut in step with the beginning is taken.
+    that, the cut in step with the beginning is taken. What is then left different is aligned as
+    sequences (see :func:`flerm_fx.overlay.links`), so that a bias or a layer that only one side has
+    leaves all others with their counterparts.
 
     Args:
         base: parameter graph of the base model.
@@ -60,15 +72,20 @@ def align(base: nx.DiGraph, target: nx.DiGraph, mapping: Mapped | None = None) -
         mapping: base name for a target name, as a dict or a function that may return None. What it
             names is taken as given, a base parameter mapped to k targets gives each 1/k, and the
             rest is aligned by structure without these parameters.
+        on_unmatched: what becomes of parameters that have no counterpart: an ``"error"``, or, for
+            ``"unit"``, empty matches.
 
     Returns:
         A :class:`Match` for each target parameter, in the target's execution order. Time and
         memory are O((V + E) log V) for equal graphs, times a few rounds of refinement; repeats add
-        O(T p) for T blocks in sequence and p up to T / 2 periods tried.
+        O(T p) for T blocks in sequence and p up to T / 2 periods tried, unequal graphs O(T²) for
+        what is left when repeats are folded.
 
     Raises:
-        MatchError: parameters of either side have no counterpart, or ``mapping`` names unknown
-            ones. The message lists each, with its nearest candidates.
+        MatchError: parameters of either side have no counterpart and ``on_unmatched`` is
+            ``"error"``, or ``mapping`` names unknown ones. The message lists each, with its nearest
+            candidates.
+        InputError: another ``on_unmatched``.
 
     Example::
 
@@ -84,24 +101,43 @@ def align(base: nx.DiGraph, target: nx.DiGraph, mapping: Mapped | None = None) -
         layers.2.fc.weight [('layers.1.fc.weight', 0.667)]
         head.weight [('head.weight', 1.0)]
     """
+    if on_unmatched not in ("error", "unit"):
+        raise InputError(f"unknown on_unmatched {on_unmatched!r}; expected 'error' or 'unit'")
     given = _given(base, target, mapping)
-    unused = {name for name in parameters(target) if not target.nodes[name]["op"]}
     found: dict[str, dict[str, Fraction]] = defaultdict(dict)
     copies = Counter(given.values())
     for name, answer in given.items():
         found[name][answer] = Fraction(1, copies[answer])
-    if len(given.keys() | unused) < len(parameters(target)):
+    used = _used(target)
+    by_hand = given.keys() >= used
+    if not by_hand:
         for name, targets in _by_structure(base, target, given).items():
             for other, share in targets.items():
                 found[other][name] = share
     place = {name: index for index, name in enumerate(parameters(base))}
-    return {
+    matches = {
         name: Match(
             name,
             tuple((b, float(found[name][b])) for b in sorted(found[name], key=place.__getitem__)),
         )
         for name in parameters(target)
     }
+    if on_unmatched == "error" and not by_hand:
+        odd_base = unanswered(base, matches.values())
+        odd_target = [name for name, match in matches.items() if name in used and not match.base]
+        if odd_base or odd_target:
+            raise _unmatched(base, target, given, odd_base, odd_target)
+    return matches
+
+
+def unanswered(base: nx.DiGraph, matches: Iterable[Match]) -> list[str]:
+    """The used base parameters that no target parameter answers to, in execution order."""
+    answered = {name for match in matches for name, _ in match.base}
+    return [name for name in parameters(base) if name in _used(base) - answered]
+
+
+def _used(pg: nx.DiGraph) -> set[str]:
+    return {name for name in parameters(pg) if pg.nodes[name]["op"]}
 
 
 def _given(base: nx.DiGraph, target: nx.DiGraph, mapping: Mapped | None) -> dict[str, str]:
@@ -127,34 +163,42 @@ def _given(base: nx.DiGraph, target: nx.DiGraph, mapping: Mapped | None) -> dict
 
 
 def _by_structure(base: nx.DiGraph, target: nx.DiGraph, given: Mapping[str, str]) -> Shares:
-    """Shares of all parameters that ``given`` leaves, by the strictest reading that succeeds."""
+    """Shares of the parameters that ``given`` leaves, by the reading that leaves fewest over."""
     graphs = base, target
     if not (base.graph.get("complete", True) and target.graph.get("complete", True)):
         graphs = _as_chain(base), _as_chain(target)
-    first: tuple[Quotient, Quotient] | None = None
-    # What the mapping takes away leaves its operation behind if both sides have it, and a gap to
-    # close if only one has.
-    for close in ("nothing", "stream", "sources") if given else ("nothing",):
-        b = _without(graphs[0], set(given.values()), close)
-        t = _without(graphs[1], set(given), close)
-        # Kinds first: they tell an RMSNorm's weight from another factor, but classes get renamed.
-        for kinds in (True, False):
-            pairs = isomorphism(b, t, kinds)
-            if pairs is not None:
-                return {
-                    name: {other: Fraction(1)}
-                    for other, name in pairs.items()
-                    if not t.nodes[other].get("junction")
-                }
-            # Runs without a fork last: beside residual blocks, two norms are no repeated block.
-            for bare in (False, True):
-                quotients = fold_alike(b, t, kinds=kinds, bare=bare)
-                first = first or quotients
-                pairs = isomorphism(quotients[0].graph, quotients[1].graph, kinds)
-                if pairs is not None:
-                    return _shared(*quotients, pairs)
-    assert first is not None
-    raise _unmatched(base, target, given, *first)
+    b, t = _without(graphs[0], set(given.values())), _without(graphs[1], set(given))
+    number = len(parameters(b)) + len(parameters(t))
+    best: tuple[tuple[int, bool, bool], Shares] = (0, False, False), {}
+    # Kinds first: they tell an RMSNorm's weight from another factor, but classes get renamed.
+    for kinds in (True, False):
+        pairs = isomorphism(b, t, kinds)
+        if pairs is not None:
+            return {
+                name: {other: Fraction(1)}
+                for other, name in pairs.items()
+                if not t.nodes[other].get("junction")
+            }
+        # Runs without a fork late: beside residual blocks, two norms are no repeated block. Without
+        # runs at all where these are not exact: one block a stage, in some stages.
+        for bare, fold in ((False, True), (True, True), (False, False)):
+            folded = fold_alike(b, t, kinds=kinds, bare=bare, fold=fold)
+            found = links(*folded)
+            laid = shares(*folded, found)
+            exact = all(link.counted is None for link in found)
+            key = _matched(laid), exact, not fold
+            if key > best[0]:
+                best = key, laid
+            if _matched(laid) == number and exact:
+                return laid
+        if best[0][0] == number:
+            return best[1]
+    return best[1]
+
+
+def _matched(found: Shares) -> int:
+    """Number of parameters, of both sides, that have a counterpart."""
+    return len(found) + len({other for row in found.values() for other in row})
 
 
 def _as_chain(pg: nx.DiGraph) -> nx.DiGraph:
@@ -165,101 +209,17 @@ def _as_chain(pg: nx.DiGraph) -> nx.DiGraph:
     return chain((name, a["kind"], a["slot"], a["rank"]) for name, a in used)
 
 
-def _without(pg: nx.DiGraph, names: set[str], close: str) -> nx.DiGraph:
-    """The graph without some parameters and the unused ones.
-
-    ``close="stream"`` also takes out the junctions that they leave with a single operand on data,
-    ``"sources"`` those that they leave without operands as well.
-    """
+def _without(pg: nx.DiGraph, names: set[str]) -> nx.DiGraph:
+    """The graph without some parameters, the unused ones, and junctions of these alone."""
     rest = pg.copy()
     for node in list(pg):
         attributes = pg.nodes[node]
         if not attributes.get("junction"):
             if node in names or not attributes["op"]:
                 rest.remove_node(node)
-            continue
-        operands = list(rest.pred[node])
-        if len(operands) == pg.in_degree(node):
-            continue
-        if not operands:
-            if close == "sources" or not attributes.get("data", True):
-                rest.remove_node(node)
-        elif len(operands) == 1 and close != "nothing" and on_data(rest, operands[0]):
-            for reader, edge in rest.adj[node].items():
-                if not rest.has_edge(operands[0], reader):
-                    rest.add_edge(operands[0], reader, **edge)
+        elif not attributes.get("data", True) and not rest.pred[node]:
             rest.remove_node(node)
     return rest
-
-
-# Shares
-
-
-def _shared(base: Quotient, target: Quotient, pairs: Mapping[str, str]) -> Shares:
-    """Lay the copies of each base parameter over those of its counterpart in the target."""
-    size = dict(target.size)
-    translated: dict[Run, Run] = {}
-    back = {b: t for t, b in pairs.items()}
-    for first, last in base.size:
-        key = back[first], back[last]
-        translated[first, last] = key
-        size[key] = max(size.get(key, 0), base.size[first, last])
-    members: tuple[dict[str, list[str]], ...] = (defaultdict(list), defaultdict(list))
-    for side, quotient in zip(members, (base, target), strict=True):
-        for name in quotient.addresses:
-            side[quotient.image[name]].append(name)
-    shares: Shares = {}
-    for kept_target, kept_base in pairs.items():
-        if target.graph.nodes[kept_target].get("junction"):
-            continue
-        givers = [
-            (name, len(base.addresses[name]), {translated[k]: (i, n) for k, i, n in where})
-            for name in members[0][kept_base]
-            for where in base.addresses[name]
-        ]
-        takers = [
-            (name, 1, {k: (i, n) for k, i, n in where})
-            for name in members[1][kept_target]
-            for where in target.addresses[name]
-        ]
-        levels = sorted({k for *_, a in givers + takers for k in a}, key=lambda k: -size[k])
-        for giver, taker, share in _overlaps(givers, takers, levels):
-            row = shares.setdefault(giver, {})
-            row[taker] = row.get(taker, Fraction(0)) + share
-    return shares
-
-
-_Member = tuple[str, int, dict[Run, tuple[int, int]]]
-
-
-def _overlaps(
-    givers: list[_Member], takers: list[_Member], levels: list[Run]
-) -> Iterable[tuple[str, str, Fraction]]:
-    """Shares of givers by takers: the product over nested runs, outermost first."""
-    if not levels:
-        for giver, uses, _ in givers:
-            for taker, _, _ in takers:
-                yield giver, taker, Fraction(1, uses * len(takers))
-        return
-    level, *inner = levels
-    given: dict[tuple[int, int], list[_Member]] = defaultdict(list)
-    taken: dict[tuple[int, int], list[_Member]] = defaultdict(list)
-    for member in givers:
-        given[member[2].get(level, (0, 1))].append(member)
-    for member in takers:
-        taken[member[2].get(level, (0, 1))].append(member)
-    counts = {m for _, m in taken}
-    for (i, n), from_copy in given.items():
-        parts = {
-            (j, m): Fraction(min((i + 1) * m, (j + 1) * n) - max(i * m, j * n), n * m)
-            for m in counts
-            for j in range(i * m // n, -(-(i + 1) * m // n))
-            if (j, m) in taken
-        }
-        whole = sum(parts.values())
-        for copy, part in parts.items():
-            for giver, taker, share in _overlaps(from_copy, taken[copy], inner):
-                yield giver, taker, share * part / whole
 
 
 # What does not match
@@ -269,22 +229,10 @@ def _unmatched(
     base: nx.DiGraph,
     target: nx.DiGraph,
     given: Mapping[str, str],
-    base_quotient: Quotient,
-    target_quotient: Quotient,
+    odd_base: list[str],
+    odd_target: list[str],
 ) -> MatchError:
     """The error that names every parameter without a counterpart, and its nearest candidates."""
-    left = _left_over(base_quotient.graph, target_quotient.graph)
-    quotients = (base_quotient, target_quotient)
-    odd = [
-        [
-            name
-            for name in q.addresses
-            if not q.graph.nodes[q.image[name]].get("junction") and q.image[name] in kept
-        ]
-        for q, kept in zip(quotients, left, strict=True)
-    ]
-    odd_base = [name for name in parameters(base) if name in set(odd[0])]
-    odd_target = [name for name in parameters(target) if name in set(odd[1])]
     lines = [
         f"structure leaves {_count(len(odd_target), 'target parameter')} and "
         f"{_count(len(odd_base), 'base parameter')} without a counterpart:"
@@ -305,45 +253,12 @@ def _unmatched(
         f"Settle it with mapping={{{example!r}: 'base name', ...}}, from target names to base "
         "names, as a dict or a function; a base parameter named several times is split equally, "
         "what the mapping leaves out is aligned by structure without the parameters that it names, "
-        "and a mapping of every target parameter needs no structure at all"
+        "and a mapping of every target parameter needs no structure at all. Or pass "
+        'on_unmatched="unit" to give these a multiplier of 1'
     )
     if given:
         lines[0] = f"with {_count(len(given), 'parameter')} mapped, {lines[0]}"
     return MatchError("\n".join(lines))
-
-
-def _left_over(base: nx.DiGraph, target: nx.DiGraph) -> tuple[set[str], set[str]]:
-    """Parameters of each graph that have none like them in the other.
-
-    Those with like surroundings are paired first, then those with like near surroundings, down to
-    the immediate neighbours. If that pairs all, what differs is how they are connected: then it is
-    the parameters whose surroundings differ soonest.
-    """
-    names = [parameters(base), parameters(target)]
-    rounds = neighbourhoods((base, target), radius=6)
-    rest = names
-    for labels in reversed(rounds):
-        rest = _unpaired(rest, labels)
-    if not any(rest):
-        differing = (left for labels in rounds if any(left := _unpaired(names, labels)))
-        rest = next(differing, names)
-    return set(rest[0]), set(rest[1])
-
-
-def _unpaired(names: list[list[str]], labels: list[dict[str, int]]) -> list[list[str]]:
-    """What remains when those of equal label are paired off, from both ends: blocks are inside."""
-    alike: list[dict[int, list[str]]] = []
-    for side, label in zip(names, labels, strict=True):
-        alike.append(defaultdict(list))
-        for v in side:
-            alike[-1][label[v]].append(v)
-    rest: list[set[str]] = []
-    for mine, theirs in (alike, reversed(alike)):
-        rest.append(set())
-        for key, found in mine.items():
-            common = min(len(found), len(theirs.get(key, ())))
-            rest[-1].update(found[(common + 1) // 2 : len(found) - common // 2])
-    return [[v for v in side if v in left] for side, left in zip(names, rest, strict=True)]
 
 
 _SIGNATURE = ("op", "slot", "rank", "kind")

@@ -5,7 +5,7 @@ from typing import Literal
 
 from flerm_fx.probe.estimate import Estimate
 
-Status = Literal["matched", "unresolved", "unused"]
+Status = Literal["matched", "unresolved", "unmatched", "unused"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Assignment:
         target: FSLR measured on the target for a unit update.
         multiplier: the learning-rate multiplier m_l.
         status: ``"matched"``; ``"unresolved"`` where an FSLR is zero or within its noise, and the
-            multiplier is 1; ``"unused"`` where the output does not depend on the parameter.
+            multiplier is 1; ``"unmatched"`` where the base has no counterpart, with a multiplier of
+            1 as well; ``"unused"`` where the output does not depend on the parameter.
     """
 
     parameter: str

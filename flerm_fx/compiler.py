@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from flerm_fx.align import Match, align
-from flerm_fx.assignment import Assignment
+from flerm_fx.align import Mapped, Match, OnUnmatched, align, unanswered
+from flerm_fx.assignment import Assignment, Status
 from flerm_fx.capture import Capture, capture
 from flerm_fx.dump import Format, dump
 from flerm_fx.emit.scaled import ScaledModel
@@ -39,7 +39,6 @@ from flerm_fx.start import MODEL_LOSS, StartProcedure, copied, measure_start
 from flerm_fx.update_rule import UpdateRule, group_settings, node_scale
 
 Emit = Literal["graph", "param_groups"]
-Mapped = Mapping[str, str] | Callable[[str], str | None]
 
 NOISE = 2.0
 """An FSLR below this many standard errors is not told from zero."""
@@ -87,6 +86,7 @@ def compile(
     output_fn: OutputFn | None = None,
     emit: Emit = "graph",
     mapping: Mapped | None = None,
+    on_unmatched: OnUnmatched = "error",
     rounds: int = 1,
     method: Method = "auto",
     rtol: float = 0.05,
@@ -114,6 +114,9 @@ def compile(
         emit: ``"graph"`` for a copy of the model with scale nodes, trained by one optimizer group;
             ``"param_groups"`` to train ``model`` itself with :meth:`CompiledModel.param_groups`.
         mapping: target name to base name, as a dict or a function, where structure cannot decide.
+        on_unmatched: what becomes of parameters that only one of the models has, such as biases or
+            an added head: an ``"error"``, or ``"unit"`` to train the target's with a multiplier of
+            1 and leave the base's out, with a warning that counts both.
         rounds: how often the start is measured, each time but the first with the multipliers just
             found; more than 1 makes a difference only for a profile recorded with ``settle`` above
             0.
@@ -126,7 +129,8 @@ def compile(
         A :class:`CompiledModel`, called and trained like ``model``.
 
     Warns:
-        UserWarning: the model is in another mode than the base was recorded in.
+        UserWarning: the model is in another mode than the base was recorded in, or parameters were
+            left without a counterpart.
 
     Raises:
         MatchError: parameters that structure cannot match; the message names each.
@@ -179,7 +183,7 @@ def compile(
     probe_inputs = to_device(procedure.pool[0][0], device_of(model))
     twin = copied(model)
     captured = capture(twin, probe_inputs, output_fn)
-    matches = align(base_profile.graph, capture_graph(captured), mapping)
+    matches = _matched(base_profile, captured, mapping, on_unmatched)
     assignments: tuple[Assignment, ...] = ()
     multipliers: dict[str, float] | None = None
     # Without settling steps, multipliers do not move the weights that are measured at.
@@ -436,6 +440,29 @@ def _procedure(
     )
 
 
+def _matched(
+    profile: BaseProfile, captured: Capture, mapping: Mapped | None, on_unmatched: OnUnmatched
+) -> dict[str, Match]:
+    """Matches of the target's parameters, with a warning if some are left without."""
+    graph = capture_graph(captured)
+    matches = align(profile.graph, graph, mapping, on_unmatched)
+    left_base = unanswered(profile.graph, matches.values())
+    left = [name for name, match in matches.items() if not match.base and graph.nodes[name]["op"]]
+    if on_unmatched == "unit" and (left or left_base):
+        warnings.warn(
+            f"{len(left)} parameters of the model have no counterpart in the base and keep a "
+            f"multiplier of 1 ({_some(left)}), and {len(left_base)} of the base have none in the "
+            f"model ({_some(left_base)})",
+            stacklevel=3,
+        )
+    return matches
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3]) or "none"
+    return shown + ", …" * (len(names) > 3)
+
+
 def _assign(
     captured: Capture,
     profile: BaseProfile,
@@ -455,6 +482,7 @@ def _assign(
         node = nodes.get(name)
         used = name in captured.modules if node is None else bool(node.users)
         base = matches[name].base
+        status: Status = "unmatched" if used and not base else "unresolved" if used else "unused"
         wanted = sum(share * profile.start[b].value for b, share in base)
         resolved = name in target_resolved and any(b in base_resolved for b, _ in base)
         target = start[name]
@@ -468,7 +496,7 @@ def _assign(
                 base_fslr=wanted,
                 target=target,
                 multiplier=wanted / target.value if resolved else 1.0,
-                status="matched" if resolved else "unresolved" if used else "unused",
+                status="matched" if resolved else status,
             )
         )
     return tuple(rows)

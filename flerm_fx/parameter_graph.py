@@ -1,9 +1,11 @@
 """The parameter graph: a captured graph contracted to its parameters and the flow between them."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import networkx as nx
+import torch
 from torch import Tensor, fx
 
 from flerm_fx.capture import Capture
@@ -30,7 +32,8 @@ def parameter_graph(graph: fx.Graph) -> nx.DiGraph:
     attention) or several parameters (the two factors of a weight norm). An edge ``u -> v`` with
     attribute ``slot`` says that v reads u in that argument. All else is contracted: activations,
     reshapes, casts, scale nodes, frozen weights, and integers such as sizes and indices, which
-    carry no function-space flow. Each edge of the captured graph gives at most one here, so a
+    carry no function-space flow. A recurrent network that is one operation (``nn.LSTM``) has a
+    junction for each of its layers. Each edge of the captured graph gives at most one here, so a
     residual stream of depth L has O(L) edges. Nodes are in execution order and every edge leads
     forward. A parameter that the output does not depend on has ``op=""`` and ``uses=0``.
 
@@ -99,15 +102,37 @@ class _Contraction:
             return
         key = f"%{node.name}"
         if node in self.data and (bare or len(values) > 1):
-            self.origin[node] = key
-            self._add_junction(node, operands, site=node)
+            if _op(node) in _RECURRENT:
+                self._add_layers(node, operands)
+            else:
+                self.origin[node] = key
+                self._add_junction(node, operands, site=node)
         elif len(operands) > 1:
             self.origin[node] = key
             self.waiting[key] = node, operands
         else:
             self.origin[node] = next(iter(operands))
 
-    def _add_junction(self, node: fx.Node, operands: dict[str, str], site: fx.Node) -> None:
+    def _add_layers(self, node: fx.Node, operands: dict[str, str]) -> None:
+        """Add a junction for each layer of a recurrent network that is one operation."""
+        layers = int(_argument(node, "num_layers"))
+        weights = len(_argument(node, "params")) // layers
+        members: list[dict[str, str]] = [{} for _ in range(layers)]
+        for operand, slot in operands.items():
+            indices = [int(index) for index in re.findall(r"params\[(\d+)\]", slot)]
+            for index in indices:
+                members[index // weights][operand] = f"params[{index % weights}]"
+            if not indices:
+                members[0][operand] = slot
+        for layer, own in enumerate(members):
+            if layer:
+                own = {self.origin[node]: "input", **own}
+            self.origin[node] = f"%{node.name}.{layer}"
+            self._add_junction(node, own, site=node, key=self.origin[node])
+
+    def _add_junction(
+        self, node: fx.Node, operands: dict[str, str], site: fx.Node, key: str = ""
+    ) -> None:
         """Add a junction behind what it reads, its first operand first."""
         for operand in operands:
             if operand in self.result:
@@ -117,7 +142,7 @@ class _Contraction:
             else:
                 kind, path = _module(site)
                 self._add_parameter(operand, op=_op(site), kind=kind, path=path)
-        key = f"%{node.name}"
+        key = key or f"%{node.name}"
         self.result.add_node(key, junction=True, op=_op(node), data=node in self.data)
         for operand, slot in operands.items():
             self.result.add_edge(operand, key, slot=slot)
@@ -386,6 +411,19 @@ def _flows(node: fx.Node) -> bool:
         isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
         for leaf in leaves
     )
+
+
+_RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu")
+
+
+def _argument(node: fx.Node, name: str) -> Any:
+    """An argument of an ATen operation by its name."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    for index, argument in enumerate(node.target._schema.arguments):
+        if argument.name == name:
+            given = node.args[index] if index < len(node.args) else argument.default_value
+            return node.kwargs.get(name, given)
+    raise AssertionError(f"{node.target} has no argument {name!r}")
 
 
 def _op(node: fx.Node) -> str:

@@ -1,44 +1,35 @@
-"""Repeated blocks: a parameter graph folded to one copy of each.
+"""Repeated blocks: a parameter graph read as chains of junctions, with repeats folded.
 
-The graph is read as chains of junctions, such as the residual stream with what each addition adds,
-and equal stretches in a row are runs of one block. Where the sequence can be cut into blocks in
-several ways, :func:`fold_alike` cuts two graphs in the same way.
+A chain is, for one, the residual stream with what each addition adds; equal stretches in a row are
+runs of one block, and so are the levels of a U-Net, each inside the one before. Where the sequence
+can be cut into blocks in several ways, :func:`fold_alike` cuts two graphs in the same way.
 """
 
-from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from functools import cached_property
+from itertools import groupby, takewhile
+from typing import TypeVar
 
 import networkx as nx
 
 from flerm_fx.isomorphism import Interner, node_label
-from flerm_fx.parameter_graph import parameters, sites
 
-Run = tuple[str, str]  # a run of copies: first and last junction of the one copy that is kept
-Address = tuple[tuple[Run, int, int], ...]  # (run, which copy from 0, of how many), outermost first
+Address = tuple[tuple[object, int, int], ...]
+"""Where a junction lies: (run, which copy from 0, of how many), the outermost run first."""
+
+WeightPath = tuple[str, ...]
+"""How a parameter arrives at a junction: the argument there, then operation and argument of each
+junction of parameters alone on the way back to it."""
 
 
-@dataclass(frozen=True)
-class Quotient:
-    """A parameter graph with one copy of each repeated block.
-
-    Attributes:
-        graph: the nodes of the copies that were kept.
-        image: the kept node that each node of the original stands with.
-        addresses: for each junction on data and each parameter, the copies it lies in.
-        size: number of junctions in one copy of each run.
-    """
-
-    graph: nx.DiGraph
-    image: dict[str, str]
-    addresses: dict[str, list[Address]]
-    size: dict[Run, int]
+_Part = TypeVar("_Part")
 
 
 def fold_alike(
-    base: nx.DiGraph, target: nx.DiGraph, *, kinds: bool, bare: bool
-) -> tuple[Quotient, Quotient]:
+    base: nx.DiGraph, target: nx.DiGraph, *, kinds: bool, bare: bool, fold: bool = True
+) -> "tuple[Folded, Folded]":
     """Fold both graphs, and cut what both repeat in the same way.
 
     Where one side has the better reason for where a block starts, the other follows it. Reasons
@@ -51,10 +42,11 @@ def fold_alike(
         kinds: whether the classes of modules tell parameters apart.
         bare: whether a run may consist of blocks without a fork where the chain it lies in has
             forks (in a chain without any, it may in any case).
+        fold: whether to fold repeats at all.
 
     Returns:
-        The quotients of the two graphs. O(V + E + T p) time for T junctions in sequence and p up
-        to T / 2 periods tried.
+        Both graphs, folded. O(V + E + T p) time for T junctions in sequence and p up to T / 2
+        periods tried.
 
     Example::
 
@@ -64,20 +56,21 @@ def fold_alike(
         ...     kinds = ["Embedding", *["Linear"] * depth, "Head"]
         ...     return chain((f"{n}.weight", k, "weight", 2) for n, k in zip(names, kinds))
         >>> folded, _ = fold_alike(mlp(3), mlp(2), kinds=True, bare=False)
-        >>> parameters(folded.graph)
-        ['embed.weight', 'layers.0.weight', 'head.weight']
-        >>> folded.image["layers.2.weight"]
-        'layers.0.weight'
-        >>> folded.addresses["layers.2.weight"]  # the last of 3 copies of junction %1
-        [((('%1', '%1'), 2, 3),)]
+        >>> [item.node for item in folded.items[folded.roots[0]]]
+        ['%0', '%1', '%4']
+        >>> for junction, address in folded.places["%1"]:  # its copies in the run
+        ...     print(junction, [(copy, number) for _, copy, number in address])
+        %1 [(0, 3)]
+        %2 [(1, 3)]
+        %3 [(2, 3)]
     """
     intern = Interner()
     starts: _Starts = {}
     for settled in (False, True):
         first, second = (
-            _Folding(graph, kinds, bare, intern, starts, settled) for graph in (base, target)
+            Folded(graph, kinds, bare, fold, intern, starts, settled) for graph in (base, target)
         )
-    return first.quotient(), second.quotient()
+    return first, second
 
 
 def on_data(pg: nx.DiGraph, node: str) -> bool:
@@ -92,7 +85,7 @@ _Starts = dict[tuple[int, ...], tuple[tuple[float, ...], tuple[int, ...]]]
 
 
 @dataclass(eq=False)
-class _Item:
+class Item:
     """A junction of a chain with all that hangs from it; or the copies of one, folded."""
 
     label: int
@@ -100,11 +93,16 @@ class _Item:
     node: str
     forked: bool  # whether branches of the data flow come together here
     path: tuple[str, ...] | None  # common module path of its parameters
-    copies: tuple["_Item", ...] = ()
+    copies: tuple["Item", ...] = ()
     run: object = None
+    hole: str = ""  # last junction of the branch that holds the next level of a nest
 
 
-class _Folding:
+_Labels = list[tuple[str, int]]  # by argument
+_Level = tuple[list[Item], int, str]  # a level of a nest: its chain, which item, which branch
+
+
+class Folded:
     """Chains of junctions, and the repeats in each, of one parameter graph.
 
     The *next meeting point* of a junction is the first one that everything computed from it passes
@@ -113,6 +111,13 @@ class _Folding:
     comes together at a junction of the chain (the branch that a residual addition adds) hangs from
     it as a chain of its own. This needs no execution order, nests as deep as the model does, and
     makes "repeated" a matter of equal labels in a row.
+
+    Attributes:
+        pg: the parameter graph.
+        order: position of each of its nodes.
+        items: the folded chain that ends in a junction, by that junction.
+        branches: last junctions of the chains that hang from a junction, in the order of arguments.
+        roots: last junctions of the chains that hang from nothing.
     """
 
     def __init__(
@@ -120,6 +125,7 @@ class _Folding:
         graph: nx.DiGraph,
         kinds: bool,
         bare: bool,
+        fold: bool,
         intern: Interner,
         starts: _Starts,
         settled: bool,
@@ -136,11 +142,19 @@ class _Folding:
         self.readers = {v: [w for w in graph.adj[v] if w in self.data] for v in self.stream}
         self.branches: dict[str, list[str]] = {}
         self.described: dict[str, int] = {}
-        self.items: dict[str, list[_Item]] = {}  # of each chain, by its last junction
+        self.labels: dict[str, int] = {}
+        self.items: dict[str, list[Item]] = {}
         self.roots: list[str] = []
         chains = self._chains()
         for head in reversed(chains):
-            self.items[head] = self._fold(chains[head])
+            self.items[head] = self._items(chains[head])
+            if fold:
+                self._fold(self.items[head])
+            self.labels[head] = intern["chain", tuple(item.label for item in self.items[head])]
+            for v in chains[head]:
+                self._sort_branches(v)
+        for head in chains if fold else ():
+            self._fold_levels(head)
 
     # Chains
 
@@ -201,7 +215,7 @@ class _Folding:
 
     # Labels
 
-    def _items(self, chain: list[str]) -> list[_Item]:
+    def _items(self, chain: list[str]) -> list[Item]:
         items = [self._item(v) for v in chain]
         last = items[-1]
         if not self.readers[last.node] and not any(item.forked for item in items):
@@ -209,17 +223,17 @@ class _Folding:
             last.label = self.intern["readout", last.label]
         return items
 
-    def _item(self, v: str) -> _Item:
-        slot = {u: e.get("slot", "") for u, e in self.pg.pred[v].items()}
+    def _item(self, v: str) -> Item:
+        slot = self._slots(v)
         branches = self.branches[v]
         weights = sorted((slot[u], self._describe(u)) for u in slot if u not in self.data)
-        hanging = sorted((slot.get(c, ""), self._chain_label(c)) for c in branches)
+        hanging = sorted((slot.get(c, ""), self.labels[c]) for c in branches)
         inflow = sorted(slot[u] for u in slot if u in self.data and u not in branches)
         op = self.pg.nodes[v]["op"]
         plain = self.intern["item", op, tuple(weights), tuple(hanging)]
         paths = [p for u in slot if u not in self.data for p in self._paths(u)]
         paths += [item.path for c in branches for item in self.items[c] if item.path is not None]
-        return _Item(
+        return Item(
             label=self.intern["item", plain, tuple(inflow)],
             plain=plain,
             node=v,
@@ -227,15 +241,10 @@ class _Folding:
             path=_common(paths),
         )
 
-    def _chain_label(self, head: str) -> int:
-        return self.intern["chain", tuple(item.label for item in self.items[head])]
-
     def _describe(self, node: str) -> int:
         """A label for a parameter, or a junction of parameters alone."""
         if node not in self.described:
-            operands = sorted(
-                (e.get("slot", ""), self._describe(u)) for u, e in self.pg.pred[node].items()
-            )
+            operands = sorted((s, self._describe(u)) for u, s in self._slots(node).items())
             label = node_label(self.pg, node, self.kinds)
             self.described[node] = self.intern["weight", label, tuple(operands)]
         return self.described[node]
@@ -247,9 +256,8 @@ class _Folding:
 
     # Repeats
 
-    def _fold(self, chain: list[str]) -> list[_Item]:
+    def _fold(self, items: list[Item]) -> None:
         """Fold every repeat in a chain, the shortest first, so that longer ones may hold them."""
-        items = self._items(chain)
         bare = self.bare or not any(item.forked for item in items)
         period = 1
         while 2 * period <= len(items):
@@ -265,9 +273,8 @@ class _Folding:
                 replace(each[0], path=_shared_path(each), copies=tuple(each), run=run)
                 for each in twins
             ]
-        return items
 
-    def _find(self, items: list[_Item], period: int, bare: bool) -> tuple[int, int] | None:
+    def _find(self, items: list[Item], period: int, bare: bool) -> tuple[int, int] | None:
         """Start and number of copies of the first run of a period."""
         labels = [item.label for item in items]
         start = 0
@@ -283,7 +290,7 @@ class _Folding:
             start = end + 1
         return None
 
-    def _start(self, items: list[_Item], start: int, period: int, copies: int, spare: int) -> int:
+    def _start(self, items: list[Item], start: int, period: int, copies: int, spare: int) -> int:
         """Where the first copy starts, if a run leaves ``spare`` items over."""
         body = [item.label for item in items[start : start + period]]
         rotations = [tuple(body[k:] + body[:k]) for k in range(period)]
@@ -314,115 +321,208 @@ class _Folding:
             best = next((k for k in offered if rotations[k % period] == agreed), best)
         return start + best
 
-    # The quotient
+    # Levels of a nest
 
-    def quotient(self) -> Quotient:
-        """Fold the graph to one copy of each run."""
-        image: dict[str, str] = {}
-        address: dict[str, Address] = {}
-        pending: list[tuple[list[_Item], list[str], Address]] = [
-            (self.items[head], _kept(self.items[head]), ()) for head in self.roots
+    def _fold_levels(self, head: str) -> None:
+        r"""Fold a chain with a branch that has the chain's own pattern inside, and so on inward.
+
+        Level k of a U-Net is down, across and up around level k + 1:
+        :math:`X_1(P\, X_2(P \cdots X_n(P\, M\, S) \cdots S)\, S)`. The copies of X are
+        folded into the outermost chain, those of P and S into the chain of the branch in its hole.
+        """
+        items = self.items[head]
+        for position, item in enumerate(items):
+            if item.copies:
+                continue
+            for branch in self.branches[item.node]:
+                levels, extent = self._levels(head, position, branch)
+                if len(levels) > 1:
+                    self._fold_nest(levels, *extent)
+                    return
+
+    def _levels(
+        self, head: str, position: int, branch: str
+    ) -> tuple[list[_Level], tuple[int, int]]:
+        """The levels that repeat the first one, with it, and how far X reaches to both sides."""
+        levels: list[_Level] = [(self.items[head], position, branch)]
+        left, right = position, len(self.items[head]) - position
+        if head in self.roots:  # what reads the input and what gives the output is of no level
+            left, right = max(left - 1, 0), max(right - 1, 1)
+        while True:
+            outer, at, branch = levels[-1]
+            context = self._around(outer[at], branch)
+            inner = self.items[branch]
+            found = next(
+                (
+                    (inner, k, hole)
+                    for k, item in enumerate(inner)
+                    if not item.copies
+                    for hole in self.branches[item.node]
+                    if self._around(item, hole) == context
+                ),
+                None,
+            )
+            if found is None:
+                break
+            left, right = map(min, (left, right), _extent(levels[-1], found))
+            levels.append(found)
+        while len(levels) > 1 and not (self._bears(levels[1]) and self._fits(levels, left, right)):
+            levels.pop()
+        return levels, (left, right)
+
+    def _bears(self, level: _Level) -> bool:
+        """Whether a level has parameters of its own, beside those of the levels inside it."""
+        items, at, hole = level
+        _, weights, others, _ = self._around(items[at], hole)
+        beside = items[:at] + items[at + 1 :]
+        return bool(weights or others) or any(item.path is not None for item in beside)
+
+    def _around(self, item: Item, hole: str) -> tuple[str, _Labels, _Labels, str]:
+        """What tells an item by itself, but for one of its branches."""
+        slot = self._slots(item.node)
+        weights = sorted((slot[u], self._describe(u)) for u in slot if u not in self.data)
+        others = [(slot.get(c, ""), self.labels[c]) for c in self.branches[item.node] if c != hole]
+        return str(self.pg.nodes[item.node]["op"]), weights, others, slot.get(hole, "")
+
+    def _fits(self, levels: list[_Level], left: int, right: int) -> bool:
+        """Whether the same lies between all levels, the innermost and what is in its hole too."""
+        last = [item.label for item in self.items[levels[-1][2]]]
+        heads, tails = [], []
+        for items, at, _ in levels[1:]:
+            labels = [item.label for item in items]
+            heads.append(labels[: at - left])
+            tails.append(labels[at + right :])
+        heads.append(last[: len(heads[0])])
+        tails.append(last[len(last) - len(tails[0]) :])
+        same = all(h == heads[0] for h in heads) and all(t == tails[0] for t in tails)
+        return same and len(last) >= len(heads[0]) + len(tails[0])
+
+    def _fold_nest(self, levels: list[_Level], left: int, right: int) -> None:
+        run = object()
+        chain, position, branch = levels[0]
+        inside = [self.items[hole] for _, _, hole in levels]
+        before = levels[1][1] - left
+        behind = len(levels[1][0]) - levels[1][1] - right
+
+        def fold(copies: Iterable[Item]) -> Item:
+            copies = tuple(copies)
+            return replace(copies[0], path=_shared_path(copies), copies=copies, run=run)
+
+        for offset in range(-left, right):
+            copies = [items[at + offset] for items, at, _ in levels]
+            if offset == 0:
+                copies = [
+                    replace(item, hole=hole)
+                    for item, (_, _, hole) in zip(copies, levels, strict=True)
+                ]
+            chain[position + offset] = fold(copies)
+        middle = inside[-1][before : len(inside[-1]) - behind]
+        self.items[branch] = [
+            *(fold(items[k] for items in inside) for k in range(before)),
+            *middle,
+            *(fold(items[len(items) - behind + k] for items in inside) for k in range(behind)),
+        ]
+
+    # What the folded chains stand for
+
+    @cached_property
+    def places(self) -> dict[str, list[tuple[str, Address]]]:
+        """For each junction that was kept, the junctions that it stands for, with their places."""
+        found: dict[str, list[tuple[str, Address]]] = {}
+        pending: list[tuple[Sequence[Item], Sequence[Item], Address]] = [
+            (self.items[head], self.items[head], ()) for head in self.roots
         ]
         while pending:
             items, kept, where = pending.pop()
             position = 0
             while position < len(items):
-                item = items[position]
+                item, twin = items[position], kept[position]
                 if not item.copies:
-                    image[item.node], address[item.node] = kept[position], where
-                    for mine, theirs in zip(
-                        self._in_order(item.node), self._in_order(kept[position]), strict=True
-                    ):
-                        pending.append((self.items[mine], _kept(self.items[theirs]), where))
+                    found.setdefault(twin.node, []).append((item.node, where))
+                    for mine, theirs in zip(self._own(item), self._own(twin), strict=True):
+                        pending.append((self.items[mine], self.items[theirs], where))
                     position += 1
                     continue
                 end = position
                 while end < len(items) and items[end].run is item.run:
+                    if items[end].hole:
+                        inner, its_twin = self.items[items[end].hole], self.items[kept[end].hole]
+                        pending.append((inner, its_twin, where))
                     end += 1
-                key = kept[position], kept[end - 1]
+                # A copy may repeat within itself what the copy that is kept has once.
+                run = twin.run if twin.copies else (twin.node, kept[end - 1].node)
+                first = [each.copies[0] if each.copies else each for each in kept[position:end]]
                 number = len(item.copies)
                 for index in range(number):
-                    copy = [folded.copies[index] for folded in items[position:end]]
-                    pending.append((copy, kept[position:end], (*where, (key, index, number))))
+                    copy = [each.copies[index] for each in items[position:end]]
+                    pending.append((copy, first, (*where, (run, index, number))))
                 position = end
-        return self._quotient(image, address)
+        for places in found.values():
+            places.sort(key=lambda place: self.order[place[0]])
+        return found
 
-    def _in_order(self, v: str) -> list[str]:
-        def key(head: str) -> tuple[str, int]:
-            slot = self.pg.edges[head, v].get("slot", "") if self.pg.has_edge(head, v) else ""
-            return slot, self._chain_label(head)
+    def depth_in_common(self, kept: Iterable[str]) -> int:
+        """How many runs hold all of some kept junctions."""
+        runs = (tuple(run for run, _, _ in self.places[node][0][1]) for node in kept)
+        return len(_common(runs) or ())
 
-        return sorted(self.branches[v], key=key)
+    def op(self, node: str) -> str:
+        """A junction's operation."""
+        return str(self.pg.nodes[node]["op"])
 
-    def _quotient(self, image: dict[str, str], address: dict[str, Address]) -> Quotient:
-        addresses = {v: [where] for v, where in address.items()}
-        self._fold_weights(image)
-        for name in parameters(self.pg):
-            within = dict.fromkeys(address[site] for site in sites(self.pg, name))
-            addresses[name] = list(within) if image[name] != name or within else [()]
-        folded: nx.DiGraph = nx.DiGraph()
-        folded.add_nodes_from((v, self.pg.nodes[v]) for v in self.pg if image[v] == v)
-        slots: dict[tuple[str, str], set[str]] = defaultdict(set)
-        for u, v, attributes in self.pg.edges(data=True):
-            ahead = self.order[image[u]] < self.order[image[v]]
-            if ahead and not _between_copies(address.get(u, ()), address.get(v, ())):
-                slots[image[u], image[v]].add(attributes.get("slot", ""))
-        for (u, v), found in slots.items():
-            folded.add_edge(u, v, slot="|".join(sorted(found)))
-        members: dict[Run, set[str]] = defaultdict(set)
-        for v, where in address.items():
-            for key, _, _ in where:
-                members[key].add(image[v])
-        size = {key: len(kept) for key, kept in members.items()}
-        return Quotient(folded, image, addresses, size)
-
-    def _fold_weights(self, image: dict[str, str]) -> None:
-        """Extend the image to parameters: those in the same slots of a copy stand together.
-
-        One that several copies use, in unlike places, stands for itself.
-        """
-        proposed: dict[str, set[str]] = defaultdict(set)
-        pending = [(v, image[v]) for v in self.stream]
+    def weights(self, node: str) -> dict[WeightPath, str]:
+        """The parameters that a junction on data reads, by how they arrive."""
+        found: dict[WeightPath, str] = {}
+        pending: list[tuple[WeightPath, str]] = [
+            ((slot,), u) for u, slot in self._slots(node).items() if u not in self.data
+        ]
         while pending:
-            v, kept = pending.pop()
-            by_slot = {
-                e.get("slot", ""): u for u, e in self.pg.pred[kept].items() if u not in self.data
-            }
-            for u, attributes in self.pg.pred[v].items():
-                if u not in self.data:
-                    twin = by_slot.get(attributes.get("slot", ""), u)
-                    if twin not in proposed[u]:
-                        proposed[u].add(twin)
-                        pending.append((u, twin))
-        for v in self.pg:
-            if v not in image:
-                image[v] = next(iter(proposed[v])) if len(proposed[v]) == 1 else v
-        for v in self.pg:
-            if image[image[v]] != image[v]:
-                image[v] = v
+            path, u = pending.pop()
+            if self.pg.nodes[u].get("junction"):
+                pending += [((*path, self.op(u), s), w) for w, s in self._slots(u).items()]
+            else:
+                found[path] = u
+        return found
+
+    def equal_branches(self, node: str) -> list[tuple[str, tuple[str, ...]]]:
+        """A junction's branches, those of one label and argument together, with that argument."""
+        slots = self._slots(node)
+
+        def key(head: str) -> tuple[str, int]:
+            # Which place of a list it has makes no difference to what a branch is.
+            return slots.get(head, "").partition("[")[0], self.labels[head]
+
+        ordered = sorted(self.branches[node], key=key)
+        return [(slot, tuple(alike)) for (slot, _), alike in groupby(ordered, key)]
+
+    def _slots(self, node: str) -> dict[str, str]:
+        """The argument at which each operand of a junction arrives."""
+        return {u: str(e.get("slot", "")) for u, e in self.pg.pred[node].items()}
+
+    def _own(self, item: Item) -> list[str]:
+        """The branches of an item but for the one that holds the next level."""
+        return [head for head in self.branches[item.node] if head != item.hole]
+
+    def _sort_branches(self, v: str) -> None:
+        slots = self._slots(v)
+        self.branches[v].sort(key=lambda head: (slots.get(head, ""), self.labels[head]))
 
 
-def _kept(items: Iterable[_Item]) -> list[str]:
-    """The junction of the first copy at each position of a folded chain."""
-    return [item.node for item in items]
+def _extent(one: _Level, other: _Level) -> tuple[int, int]:
+    """How many items before the hole are alike, and how many from its own item on."""
+    labels = [[item.label for item in items] for items, _, _ in (one, other)]
+    holes = one[1], other[1]
+    before = [tuple(side[:at][::-1]) for side, at in zip(labels, holes, strict=True)]
+    behind = [tuple(side[at + 1 :]) for side, at in zip(labels, holes, strict=True)]
+    return len(_common(before) or ()), 1 + len(_common(behind) or ())
 
 
-def _between_copies(u: Address, v: Address) -> bool:
-    """Whether an edge leads from one copy of a block to another."""
-    for (run, copy, _), (other, twin, _) in zip(u, v, strict=False):
-        if run != other:
-            return False
-        if copy != twin:
-            return True
-    return False
-
-
-def _common(paths: Iterable[tuple[str, ...]]) -> tuple[str, ...] | None:
+def _common(sequences: Iterable[tuple[_Part, ...]]) -> tuple[_Part, ...] | None:
     """The longest common beginning; None of none."""
-    found = list(paths)
+    found = list(sequences)
     alike = takewhile(lambda parts: len(set(parts)) == 1, zip(*found, strict=False))
     return tuple(parts[0] for parts in alike) if found else None
 
 
-def _shared_path(items: Iterable[_Item]) -> tuple[str, ...] | None:
+def _shared_path(items: Iterable[Item]) -> tuple[str, ...] | None:
     return _common(item.path for item in items if item.path is not None)

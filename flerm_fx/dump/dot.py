@@ -12,7 +12,7 @@ from flerm_fx.dump.table import format_base, format_fslr, format_shape
 # The multiplier, either way, at which the colour is full.
 _FULL_COLOUR = 16.0
 _BELOW_ONE, _ONE, _ABOVE_ONE = (0x5B, 0x8F, 0xD9), (0xFF, 0xFF, 0xFF), (0xF2, 0x8E, 0x3C)
-_BORDER = {"matched": "solid", "unresolved": "dashed", "unused": "dotted"}
+_BORDER = {"matched": "solid", "unresolved": "dashed", "unmatched": "dashed", "unused": "dotted"}
 
 
 def to_dot(assignments: Sequence[Assignment], graph_module: GraphModule) -> str:

@@ -13,7 +13,7 @@ The schema, which a later version only adds to while ``version`` stays 1::
         "target": {"value": number | null, "stderr": number | null,
                    "method": str, "samples": int, "note": str},
         "multiplier": number | null,
-        "status": "matched" | "unresolved" | "unused"}, ...]}
+        "status": "matched" | "unresolved" | "unmatched" | "unused"}, ...]}
 
 A number that is not finite, which JSON cannot hold, is null.
 """
