@@ -79,8 +79,10 @@ def capture(
 
     The graph comes from ``torch.export`` with a dynamic batch. Every ``get_attr`` of a trainable
     parameter carries ``node.meta["parameter"]``, its canonical name. Regions without gradient
-    (``torch.no_grad()`` in the model) are inlined behind ``detach``; assertions are dropped. The
-    model's weights, buffers, gradients, mode and the random state are left as they were.
+    (``torch.no_grad()`` in the model) are inlined behind ``detach``; assertions are dropped, and so
+    are objects in the output that a graph cannot return, such as a key-value cache (None stands in
+    for them). The model's weights, buffers, gradients, mode and the random state are left as they
+    were.
 
     Args:
         model: any module; trainable is what ``requires_grad``.
@@ -349,10 +351,21 @@ class _WithSelectedOutput(nn.Module):
         @functools.wraps(model.forward)  # so that placeholders get the model's argument names
         def forward(*args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
             output = model(*args, **kwargs)
-            return output, select_output(output, output_fn)
+            return _exportable(output), select_output(output, output_fn)
 
         self.forward = forward
         self.training = model.training
+
+
+def _exportable(output: Any) -> Any:
+    """An output with None for the objects in it that a graph cannot return, such as a cache."""
+    leaves, spec = pytree.tree_flatten(output)
+    if len(leaves) == 1 and leaves[0] is output:  # nothing would be left
+        return output
+    kept = (Tensor, int, float, bool, str, torch.SymInt, torch.SymFloat, torch.SymBool)
+    return pytree.tree_unflatten(
+        [leaf if isinstance(leaf, kept) else None for leaf in leaves], spec
+    )
 
 
 _ASSERTIONS = (

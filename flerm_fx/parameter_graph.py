@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import networkx as nx
-import torch
 from torch import Tensor, fx
 
 from flerm_fx.capture import Capture
 from flerm_fx.errors import ProfileError
+from flerm_fx.operation import RECURRENT, argument, operation
 
 _UNUSED = {"op": "", "slot": "", "rank": 0, "kind": "", "order": 0, "uses": 0, "path": ""}
 _JUNCTION = {"op": "", "data": True}
@@ -102,7 +102,7 @@ class _Contraction:
             return
         key = f"%{node.name}"
         if node in self.data and (bare or len(values) > 1):
-            if _op(node) in _RECURRENT:
+            if operation(node) in RECURRENT:
                 self._add_layers(node, operands)
             else:
                 self.origin[node] = key
@@ -115,8 +115,8 @@ class _Contraction:
 
     def _add_layers(self, node: fx.Node, operands: dict[str, str]) -> None:
         """Add a junction for each layer of a recurrent network that is one operation."""
-        layers = int(_argument(node, "num_layers"))
-        weights = len(_argument(node, "params")) // layers
+        layers = int(argument(node, "num_layers"))
+        weights = len(argument(node, "params")) // layers
         members: list[dict[str, str]] = [{} for _ in range(layers)]
         for operand, slot in operands.items():
             indices = [int(index) for index in re.findall(r"params\[(\d+)\]", slot)]
@@ -141,9 +141,9 @@ class _Contraction:
                 self._add_junction(*self.waiting[operand], site=site)
             else:
                 kind, path = _module(site)
-                self._add_parameter(operand, op=_op(site), kind=kind, path=path)
+                self._add_parameter(operand, op=operation(site), kind=kind, path=path)
         key = key or f"%{node.name}"
-        self.result.add_node(key, junction=True, op=_op(node), data=node in self.data)
+        self.result.add_node(key, junction=True, op=operation(node), data=node in self.data)
         for operand, slot in operands.items():
             self.result.add_edge(operand, key, slot=slot)
 
@@ -387,10 +387,10 @@ def _live(graph: fx.Graph) -> set[fx.Node]:
 def _operands(node: fx.Node) -> Iterator[tuple[str, fx.Node]]:
     """A node's operands, each with the name of its argument; ``tensors[1]`` in a list."""
     schema = getattr(node.target, "_schema", None)
-    names = [argument.name for argument in schema.arguments] if schema is not None else []
+    names = [known.name for known in schema.arguments] if schema is not None else []
     slots = [*names, *(f"arg{index}" for index in range(len(names), len(node.args)))]
-    for slot, argument in [*zip(slots, node.args, strict=False), *node.kwargs.items()]:
-        pending: list[tuple[str, Any]] = [(slot, argument)]
+    for slot, operand in [*zip(slots, node.args, strict=False), *node.kwargs.items()]:
+        pending: list[tuple[str, Any]] = [(slot, operand)]
         while pending:
             where, value = pending.pop()
             if isinstance(value, fx.Node):
@@ -411,29 +411,6 @@ def _flows(node: fx.Node) -> bool:
         isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
         for leaf in leaves
     )
-
-
-_RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu")
-
-
-def _argument(node: fx.Node, name: str) -> Any:
-    """An argument of an ATen operation by its name."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    for index, argument in enumerate(node.target._schema.arguments):
-        if argument.name == name:
-            given = node.args[index] if index < len(node.args) else argument.default_value
-            return node.kwargs.get(name, given)
-    raise AssertionError(f"{node.target} has no argument {name!r}")
-
-
-def _op(node: fx.Node) -> str:
-    """``aten.add`` for every overload of it, in place or not."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None:
-        return str(schema.name.replace("::", ".")).rstrip("_")
-    if isinstance(node.target, str):
-        return node.target
-    return str(getattr(node.target, "__name__", node.target))
 
 
 def _module(node: fx.Node) -> tuple[str, str]:

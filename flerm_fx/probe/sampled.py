@@ -9,6 +9,7 @@ from one backward pass: with probes in the graph, :math:`s_{n,l}` is the derivat
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.utils import _pytree as pytree
 from flerm_fx.capture import Capture, cloned_buffers, preserved_rng
 from flerm_fx.frontier import unit_update_name
 from flerm_fx.inputs import Inputs
+from flerm_fx.operation import RECURRENT, operation
 from flerm_fx.probe.cotangent import Cotangents
 
 
@@ -115,7 +117,7 @@ def projections(
         if instrumented is None:
             return _eager(captured, parameters, updates, inputs, cotangents, coupled)
         # Without gradients around it, a pullback keeps no graph of its own backward pass.
-        with torch.no_grad():
+        with torch.no_grad(), _differentiable(instrumented):
             return _by_graph(
                 captured, instrumented, parameters, updates, inputs, cotangents, coupled
             )
@@ -162,6 +164,16 @@ def _by_graph(
     return torch.func.vmap(of_example, in_dims=(0, *batch_axes(flat)), randomness="different")(
         cotangents, *flat
     )
+
+
+@contextmanager
+def _differentiable(graph_module: fx.GraphModule) -> Iterator[None]:
+    """Keep recurrent networks from fused kernels, whose derivatives only work in gradient mode."""
+    if not any(operation(node) in RECURRENT for node in graph_module.graph.nodes):
+        yield
+        return
+    with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+        yield
 
 
 def _probe_dtype(leaf: Tensor) -> torch.dtype:

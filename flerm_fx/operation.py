@@ -1,0 +1,28 @@
+"""What a node of a captured graph computes."""
+
+from typing import Any
+
+import torch
+from torch import fx
+
+RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu")
+"""Operations that are a whole recurrent network, of any number of layers."""
+
+
+def operation(node: fx.Node) -> str:
+    """``aten.add`` for every overload of it, in place or not."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None:
+        return str(schema.name.replace("::", ".")).rstrip("_")
+    if isinstance(node.target, str):
+        return node.target
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def argument(node: fx.Node, name: str) -> Any:
+    """An argument of an ATen operation, by its name in the schema."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    parameters = node.target._schema.arguments
+    (position,) = (index for index, known in enumerate(parameters) if known.name == name)
+    given = node.args[position] if position < len(node.args) else parameters[position].default_value
+    return node.kwargs.get(name, given)
