@@ -45,6 +45,7 @@ def build_app() -> "typer.Typer":
     """The commands, imported only now: the library itself needs none of their packages."""
     import typer
 
+    from flerm_fx.commands.match import match
     from flerm_fx.demo.command import demo
 
     app = typer.Typer(
@@ -55,6 +56,7 @@ def build_app() -> "typer.Typer":
         pretty_exceptions_enable=False,
     )
     app.command("demo")(demo)
+    app.command("match")(match)
 
     def show_version(wanted: bool) -> None:
         if wanted:

@@ -1,5 +1,6 @@
 """The command line: every expected failure is one line."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+import flerm_fx
 from flerm_fx.cli import main
 
 
@@ -71,6 +75,83 @@ def test_a_missing_extra_is_one_line_that_says_how_to_get_it(package: str) -> No
     assert result.stderr == (
         f"flerm-fx: {package} is not installed; install it with: pip install 'flerm_fx[demo]'\n"
     )
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> str:
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = torch.optim.Adam(base.parameters(), lr=1e-3)
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    path = tmp_path / "base.safetensors"
+    flerm_fx.record(base, optimizer, x, y).profile.save(path)
+    (tmp_path / "targets_of_match.py").write_text(
+        "from torch import nn\n"
+        "def wide(): return nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 32), "
+        "nn.Tanh(), nn.Linear(32, 3))\n"
+        "def without(): return nn.Sequential(nn.Linear(4, 32), nn.Tanh(), "
+        "nn.Linear(32, 32, bias=False), nn.Tanh(), nn.Linear(32, 3))\n"
+        "number = 3\n"
+    )
+    return str(path)
+
+
+def test_match_prints_what_answers_to_what(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    profile: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "match", profile, "--model", "targets_of_match:wide")
+    assert (code, err) == (0, "")
+    assert re.search(r"^2\.weight +32×32 +2\.weight +8×8$", out, re.MULTILINE)
+    assert "6 parameters: 6 matched, 0 unmatched, 0 unused; 6 in the base" in out
+    arguments = ("match", profile, "--model", "targets_of_match:without")
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (1, "")
+    assert "base '2.bias' (aten.linear bias, rank 1 in Linear)" in err
+    code, out, _ = run(capsys, *arguments, "--on-unmatched", "unit", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["base_without_counterpart"] == ["2.bias"]
+    assert found["matches"]["2.weight"] == [{"parameter": "2.weight", "share": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("no-colon", "--model is 'no-colon'; expected package.module:factory"),
+        ("no_such_module:f", "gives no model: ModuleNotFoundError"),
+        ("torch.nn:NoSuch", "gives no model: AttributeError"),
+        ("targets_of_match:number", "gives no model: TypeError: 'int' object is not callable"),
+        ("torch:get_default_dtype", "gives a dtype; expected a torch.nn.Module"),
+    ],
+)
+def test_match_with_a_model_that_cannot_be_had(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    profile: str,
+    model: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "match", profile, "--model", model)
+    assert (code, out) == (1, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_match_with_a_file_that_is_no_profile(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "no.safetensors"
+    path.write_bytes(b"nothing")
+    code, _, err = run(capsys, "match", str(path), "--model", "torch.nn:Identity")
+    assert code == 1
+    assert str(path) in err
+    assert err.count("\n") == 1
 
 
 def test_ctrl_c_is_one_line_and_exit_code_130(

@@ -1,0 +1,43 @@
+"""Models named on the command line."""
+
+import importlib
+import sys
+from pathlib import Path
+
+from torch import nn
+
+from flerm_fx.errors import InputError
+
+
+def load_model(name: str) -> nn.Module:
+    """The model that ``package.module:factory`` names: a module, or what a function returns.
+
+    Modules in the working directory are found too.
+
+    Raises:
+        InputError: the name has another form, it cannot be imported, or it gives no model.
+
+    >>> load_model("torch.nn:Identity")
+    Identity()
+    """
+    path, colon, attribute = name.partition(":")
+    if not (path and colon and attribute):
+        raise InputError(f"--model is {name!r}; expected package.module:factory")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = importlib.import_module(path)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+        model = found if isinstance(found, nn.Module) else found()  # type: ignore[operator]
+    except Exception as error:  # whatever importing and building the user's code may raise
+        raise InputError(
+            f"--model {name!r} gives no model: {type(error).__name__}: {error}; expected "
+            "package.module:factory, a function without arguments that returns one"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"--model {name!r} gives a {type(model).__name__}; expected a torch.nn.Module"
+        )
+    return model

@@ -1,0 +1,88 @@
+"""``flerm-fx match``: which base parameters a model's parameters answer to, without training."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flerm_fx.align import Match, align, unanswered
+from flerm_fx.capture import Capture, capture
+from flerm_fx.commands.factory import load_model
+from flerm_fx.dump.columns import columns
+from flerm_fx.dump.table import format_base, format_shape
+from flerm_fx.parameter_graph import capture_graph
+from flerm_fx.profile import BaseProfile
+
+
+class OnUnmatched(StrEnum):
+    """What becomes of parameters that have no counterpart."""
+
+    error = "error"
+    unit = "unit"
+
+
+def match(
+    profile: Annotated[Path, typer.Argument(help="A base profile, base.safetensors.")],
+    model: Annotated[
+        str, typer.Option(help="The target: package.module:factory, called without arguments.")
+    ],
+    on_unmatched: Annotated[
+        OnUnmatched, typer.Option(help="What becomes of parameters without a counterpart.")
+    ] = OnUnmatched.error,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print which base parameters each parameter of a model answers to. Nothing is trained.
+
+    The model is captured on the inputs that are stored in the profile.
+
+    Example: flerm-fx match base.safetensors --model my_project.models:large
+    """
+    base = BaseProfile.load(profile)
+    captured = capture(load_model(model), base.pool[0][0])
+    graph = capture_graph(captured)
+    matches = align(base.graph, graph, on_unmatched=on_unmatched.value)
+    used = {name for name in matches if graph.nodes[name]["op"]}
+    left = unanswered(base.graph, matches.values())
+    print(_as_json(matches, left) if as_json else _as_table(base, captured, matches, used, left))
+
+
+def _as_table(
+    base: BaseProfile,
+    captured: Capture,
+    matches: dict[str, Match],
+    used: set[str],
+    left: list[str],
+) -> str:
+    rows = [
+        (
+            name,
+            format_shape(tuple(captured.parameters[name].shape)),
+            format_base(match.base) if match.base or name not in used else "unmatched",
+            format_shape(base.shapes[match.base[0][0]]) if match.base else "-",
+        )
+        for name, match in matches.items()
+    ]
+    lines = columns(("parameter", "shape", "base", "base shape"), rows)
+    matched = sum(bool(match.base) for match in matches.values())
+    unmatched = len(used) - matched
+    lines.append(
+        f"{len(matches)} parameters: {matched} matched, {unmatched} unmatched, "
+        f"{len(matches) - len(used)} unused; {len(base.parameters)} in the base, of which "
+        f"{len(left)} have no counterpart{': ' + ', '.join(left) if left else ''}."
+    )
+    return "\n".join(lines)
+
+
+def _as_json(matches: dict[str, Match], left: list[str]) -> str:
+    return json.dumps(
+        {
+            "matches": {
+                name: [{"parameter": b, "share": share} for b, share in match.base]
+                for name, match in matches.items()
+            },
+            "base_without_counterpart": left,
+        },
+        indent=2,
+    )

@@ -1,0 +1,25 @@
+"""Rows of text in aligned columns."""
+
+from collections.abc import Container, Sequence
+
+
+def columns(
+    header: Sequence[str], rows: Sequence[Sequence[str]], right: Container[str] = ()
+) -> list[str]:
+    r"""The lines of a table: header, rule, rows; columns named in ``right`` align to the right.
+
+    >>> print("\n".join(columns(["name", "size"], [["a", "10"], ["bias", "3"]], right={"size"})))
+    name  size
+    ----  ----
+    a       10
+    bias     3
+    """
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    rule = ["-" * width for width in widths]
+    return [
+        "  ".join(
+            cell.rjust(width) if title in right else cell.ljust(width)
+            for cell, width, title in zip(row, widths, header, strict=True)
+        ).rstrip()
+        for row in (header, rule, *rows)
+    ]
