@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd.function import BackwardCFunction
 from torch.fx._pytree import tree_flatten_spec
 from torch.utils import _pytree as pytree
 
 from flerm_fx.errors import CaptureError, CaptureWarning, FlermError, InputError
 from flerm_fx.functionalize import functionalize, is_functional
 from flerm_fx.inputs import Inputs, OutputFn, batch_size, call_arguments, select_output
-from flerm_fx.probed_as import PROBED_AS
+from flerm_fx.probed_as import PROBED_AS, separate_draws
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Capture:
         output_fn: picks the output tensor.
         training: the mode at capture, which the graph has baked in.
         reason: why there is no graph; empty if there is one.
+        modules: trainable parameters as a run enters their modules, with the modules' kinds.
+        own_backward: whether something in the model has a backward pass that is no formula of
+            torch: a ``torch.autograd.Function``, or an operation registered with ``torch.library``.
     """
 
     model: nn.Module
@@ -54,6 +58,7 @@ class Capture:
     training: bool
     reason: str = ""
     modules: dict[str, str] = field(default_factory=dict)
+    own_backward: bool = False
 
     def apply(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """The output tensor f(inputs) with some parameters replaced; no buffer is changed."""
@@ -114,10 +119,8 @@ def capture(
     with untouched(model):
         # An eager run first, so that a model that is simply wrong fails with its own error.
         try:
-            with torch.no_grad():
-                args, kwargs = call_arguments(inputs)
-                buffers = _buffers(model)
-                entries = _execution_order(model, args, kwargs, names, output_fn)
+            args, kwargs = call_arguments(inputs)
+            run = _run_eagerly(model, args, kwargs, names, output_fn)
         except FlermError:
             raise
         except Exception as error:
@@ -127,8 +130,10 @@ def capture(
         reason = ""
         exported: _Exported = (None, None, None, None)
         try:
-            _check_buffers_stay(buffers, model)
+            if run.obstacle:
+                raise RuntimeError(run.obstacle)
             exported = _export(model, args, kwargs, names, output_fn, dynamic_batch)
+            _check_same(exported, run.output, args, kwargs)
         except Exception as error:  # whatever tracing the user's code may raise
             reason = _construct(error)
             warnings.warn(
@@ -137,8 +142,9 @@ def capture(
                 CaptureWarning,
                 stacklevel=2,
             )
+            exported = (None, None, None, None)
         graph_module, probe_module, in_spec, guards = exported
-        order = list(entries) if graph_module is None else _graph_order(graph_module.graph)
+        order = list(run.entries) if graph_module is None else _graph_order(graph_module.graph)
     trainable = {names[id(p)]: p for p in model.parameters() if p.requires_grad}
     order = [
         *dict.fromkeys(order),
@@ -159,7 +165,8 @@ def capture(
         output_fn=output_fn,
         training=model.training,
         reason=reason,
-        modules=entries,
+        modules=run.entries,
+        own_backward=run.own_backward,
     )
 
 
@@ -240,45 +247,99 @@ def _check_registered(model: nn.Module) -> None:
                     )
 
 
-def _execution_order(
+@dataclass(frozen=True)
+class _Run:
+    """What one eager run of the model shows.
+
+    Attributes:
+        entries: trainable parameters as the run enters their modules, with the modules' kinds.
+        output: the selected output.
+        obstacle: what a graph would lose without an error; empty if nothing.
+        own_backward: see :class:`Capture`.
+    """
+
+    entries: dict[str, str]
+    output: Tensor
+    obstacle: str
+    own_backward: bool
+
+
+def _run_eagerly(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     names: dict[int, str],
     output_fn: OutputFn | None,
-) -> dict[str, str]:
-    """Trainable parameters as one run enters their modules, with the modules' kinds.
-
-    The run changes the model; it belongs inside :func:`untouched`.
-    """
-    reached: dict[str, str] = {}
+) -> _Run:
+    entries: dict[str, str] = {}
 
     def entered(module: nn.Module, *_: Any) -> None:
         for parameter in module.parameters(recurse=False):
             if id(parameter) in names:
-                reached.setdefault(names[id(parameter)], type(module).__name__)
+                entries.setdefault(names[id(parameter)], type(module).__name__)
 
+    buffers = _buffers(model)
     handles = [module.register_forward_pre_hook(entered) for module in model.modules()]
     try:
-        select_output(model(*args, **kwargs), output_fn)
+        with untouched(model), torch.enable_grad():
+            output = select_output(model(*args, **kwargs), output_fn)
+            replaced = _replaced(buffers, model)
     finally:
         for handle in handles:
             handle.remove()
-    return reached
+    functions = _own_backwards(output)
+    # An operation registered with torch.library stays one node, and keeps its derivative.
+    lost = [name for name in functions if not name.startswith("GeneratedBackward")]
+    if lost and not replaced:
+        name = lost[0].removesuffix("Backward")
+        replaced = f"{name} is a torch.autograd.Function, whose backward pass a graph would lose"
+    return _Run(entries, output.detach(), replaced, bool(functions))
 
 
 def _buffers(model: nn.Module) -> dict[str, int]:
     return {name: id(buffer) for name, buffer in model.named_buffers()}
 
 
-def _check_buffers_stay(before: Mapping[str, int], model: nn.Module) -> None:
+def _replaced(before: Mapping[str, int], model: nn.Module) -> str:
     """A new tensor in a buffer's place is an update that a graph would lose."""
     for name, identity in _buffers(model).items():
         if before.get(name, identity) != identity:
-            raise RuntimeError(
+            return (
                 f"the forward pass puts a new tensor in the place of buffer {name!r}; update it "
                 "in place, as with copy_, to have a graph"
             )
+    return ""
+
+
+def _own_backwards(output: Tensor) -> list[str]:
+    """Names of the backward passes, on the way to an output, that are written in Python."""
+    found: list[str] = []
+    pending: list[Any] = [output.grad_fn]
+    seen = set(pending)
+    while pending:
+        node = pending.pop()
+        if node is None:
+            continue
+        if BackwardCFunction in type(node).__mro__:
+            found.append(node.name())
+        fresh = {following for following, _ in node.next_functions} - seen
+        seen |= fresh
+        pending += fresh
+    return found
+
+
+def _check_same(
+    exported: "_Exported", expected: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """The graph must give what the model gives, with the same random draws."""
+    _, probe, in_spec, _ = exported
+    assert probe is not None and in_spec is not None
+    with torch.no_grad(), untouched(probe):
+        found = probe(*tree_flatten_spec((args, kwargs), in_spec))
+    scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
+    difference = float((found - expected).abs().max() / scale)
+    if difference > max(1e-3, 16 * torch.finfo(expected.dtype).eps):
+        raise RuntimeError(f"the graph gives other outputs than the model, by {difference:.1e}")
 
 
 _Exported = (
@@ -313,6 +374,7 @@ def _export(
             probe = _output_only(_clean(functional, model, names))
             if not is_functional(probe.graph):
                 raise RuntimeError("an in-place operation could not be made functional")
+    separate_draws(probe.graph)
     in_spec = _without_selected_output(full)
     probe.graph.eliminate_dead_code(
         is_impure_node=lambda node: node.op in ("placeholder", "output") or "parameter" in node.meta
@@ -391,6 +453,9 @@ def _clean(exported: fx.GraphModule, model: nn.Module, names: dict[int, str]) ->
             node.op == "call_module" and node.target == "_guards_fn"
         ):
             graph.erase_node(node)
+        elif node.target is torch.ops.aten.view.default:
+            # At export a kernel may have chosen strides that another one does not.
+            node.target = torch.ops.aten.reshape.default
         elif node.op in ("get_attr", "call_module"):
             value = _attribute(exported, node.target)
             node.target = node.target.removeprefix("model.")

@@ -9,6 +9,18 @@ RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu")
 """Operations that are a whole recurrent network, of any number of layers."""
 
 
+def is_opaque(target: Any) -> bool:
+    """Whether an operation is one registered from outside of torch.
+
+    Such a one may have a derivative for ``backward()``. That for ``torch.func`` is not to be had:
+    without gradient mode it is zero, and there is no error (torch 2.13).
+
+    >>> is_opaque(torch.ops.aten.add.Tensor)
+    False
+    """
+    return isinstance(target, torch._ops.OpOverload) and target.namespace not in ("aten", "prims")
+
+
 def operation(node: fx.Node) -> str:
     """``aten.add`` for every overload of it, in place or not."""
     schema = getattr(node.target, "_schema", None)

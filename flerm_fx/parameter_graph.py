@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from flerm_fx.capture import Capture
 from flerm_fx.errors import ProfileError
 from flerm_fx.operation import RECURRENT, argument, operation
+from flerm_fx.probed_as import CONSTANT
 
 _UNUSED = {"op": "", "slot": "", "rank": 0, "kind": "", "order": 0, "uses": 0, "path": ""}
 _JUNCTION = {"op": "", "data": True}
@@ -404,7 +405,7 @@ def _operands(node: fx.Node) -> Iterator[tuple[str, fx.Node]]:
 def _flows(node: fx.Node) -> bool:
     """Whether the value is, or holds, a tensor of numbers that can carry a tangent."""
     if "val" not in node.meta:
-        return True
+        return node.target not in CONSTANT
     value = node.meta["val"]
     leaves = value if isinstance(value, list | tuple) else [value]
     return any(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
@@ -27,10 +27,63 @@ def copied(destination: Tensor, source: Tensor) -> Tensor:
     return source.to(destination.dtype).expand_as(destination)
 
 
-def attention(*args: Any, **kwargs: Any) -> Tensor:
+def dropout_mask(op: Callable[..., Tensor], x: Tensor, p: float) -> Tensor:
+    """The factors of x that a dropout draws: 0, or 1 / (1 - p).
+
+    Within a derivative, a dropout may lay out its draws otherwise than outside of one, and then is
+    another function. Its mask drawn beforehand is the one that the model draws.
+
+    >>> _ = torch.manual_seed(0)
+    >>> dropout_mask(torch.ops.aten.dropout.default, torch.zeros(4), 0.5)
+    tensor([0., 0., 2., 0.])
+    """
+    return op(torch.ones_like(x), p, True)
+
+
+def attention_dropout_mask(query: Tensor, key: Tensor, p: float) -> Tensor:
+    """The factors of the attention weights that a dropout of them draws: 0, or 1 / (1 - p).
+
+    >>> attention_dropout_mask(torch.zeros(2, 3, 4), torch.zeros(2, 5, 4), 0.1).shape
+    torch.Size([2, 3, 5])
+    """
+    weights = query.new_ones((*query.shape[:-1], key.shape[-2]))
+    return torch.ops.aten.dropout.default(weights, p, True)  # type: ignore[no-any-return]
+
+
+def attention(*args: Any, dropout_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
     """Scaled dot-product attention; the fused kernels have no forward-mode derivative."""
-    with sdpa_kernel(SDPBackend.MATH):
-        return torch.ops.aten.scaled_dot_product_attention.default(*args, **kwargs)  # type: ignore[no-any-return]
+    if dropout_mask is None:
+        with sdpa_kernel(SDPBackend.MATH):
+            return torch.ops.aten.scaled_dot_product_attention.default(*args, **kwargs)  # type: ignore[no-any-return]
+    _, weights = torch.ops.aten._scaled_dot_product_attention_math.default(*args, **kwargs)
+    value = args[2]
+    if kwargs.get("enable_gqa", False):
+        value = value.repeat_interleave(weights.shape[-3] // value.shape[-3], -3)
+    return (weights * dropout_mask) @ value  # type: ignore[no-any-return]
+
+
+def alpha_dropout(x: Tensor, p: float, train: bool) -> Tensor:
+    """``alpha_dropout`` of contiguous memory, which it draws for in one order everywhere."""
+    return torch.ops.aten.alpha_dropout.default(x.contiguous(), p, train)  # type: ignore[no-any-return]
+
+
+def separate_draws(graph: fx.Graph) -> None:
+    """Let what dropouts draw be nodes of its own (see :func:`dropout_mask`)."""
+    sdpa = torch.ops.aten.scaled_dot_product_attention.default
+    for node in list(graph.nodes):
+        if node.target in _DROPOUTS:
+            x, p, training = node.args
+            if not (training and p):
+                continue
+            with graph.inserting_before(node):
+                mask = graph.call_function(dropout_mask, (node.target, x, p))
+            node.target, node.args = torch.ops.aten.mul.Tensor, (x, mask)
+        elif node.target in (attention, sdpa) and len(node.args) > 4 and node.args[4]:
+            query, key, value, bias, p, *rest = node.args
+            with graph.inserting_before(node):
+                mask = graph.call_function(attention_dropout_mask, (query, key, p))
+            node.target, node.args = attention, (query, key, value, bias, 0.0, *rest)
+            node.kwargs = {**node.kwargs, "dropout_mask": mask}
 
 
 def slice_scatter(
@@ -56,5 +109,11 @@ PROBED_AS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.copy.default: copied,
     torch.ops.aten.slice_scatter.default: slice_scatter,
     torch.ops.aten.scaled_dot_product_attention.default: attention,
+    torch.ops.aten.alpha_dropout.default: alpha_dropout,
 }
 """What a probe graph calls in place of an ATen operation."""
+
+CONSTANT = (dropout_mask, attention_dropout_mask)
+"""Operations whose result does not depend on the values that they are given."""
+
+_DROPOUTS = (torch.ops.aten.dropout.default, torch.ops.aten.feature_dropout.default)

@@ -15,6 +15,7 @@ from flerm_fx.capture import (
 )
 from flerm_fx.frontier import jvp
 from flerm_fx.inputs import Inputs
+from flerm_fx.operation import is_opaque, operation
 from flerm_fx.probe.cotangent import Cotangents
 from flerm_fx.probe.sampled import (
     as_batch_of_one,
@@ -40,6 +41,10 @@ def coupling(
     the same random draws) and compares the outputs. What fails to batch counts as coupled.
     """
     parameters = {name: value.detach() for name, value in parameters.items()}
+    if captured.probe_module is not None:
+        for node in captured.probe_module.graph.nodes:
+            if is_opaque(node.target):
+                return f"{operation(node)} comes from outside of torch and cannot be batched"
     with (
         torch.no_grad(),
         preserved_rng(),
@@ -80,7 +85,10 @@ def disagreement(
     """
     examples, coordinates = output_size(captured, parameters, inputs)
     (rows,) = Cotangents(examples, coordinates, 1).sets(torch.Generator().manual_seed(0))
-    found = projections(captured, instrumented, parameters, updates, inputs, rows)[:, 0]
+    try:
+        found = projections(captured, instrumented, parameters, updates, inputs, rows)[:, 0]
+    except RuntimeError as error:
+        return f"examples cannot be differentiated one by one: {_first_line(error)}"
     module = captured.probe_module
     assert module is not None
     fixed = {**cloned_buffers(module), **{n: p.detach() for n, p in parameters.items()}}

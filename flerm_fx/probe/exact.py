@@ -16,8 +16,10 @@ from flerm_fx.capture import (
     rng_state,
     set_rng_state,
 )
-from flerm_fx.frontier import jvp
+from flerm_fx.errors import EstimateError
+from flerm_fx.frontier import jvp, tangent_by_autograd
 from flerm_fx.inputs import Inputs, is_floating
+from flerm_fx.operation import is_opaque
 
 MEMORY = 2**30
 """Default bound, in bytes, on the tangents alive at one node."""
@@ -46,6 +48,9 @@ def exact(
         updates: unit update of each parameter to measure.
         inputs: probe inputs, batch first.
         memory: bound in bytes on the tangents alive at one node; more parameters take more passes.
+
+    Raises:
+        EstimateError: there is no graph, and a custom autograd function has no second derivative.
     """
     parameters = {name: value.detach() for name, value in parameters.items()}
     with torch.no_grad(), preserved_rng():
@@ -87,7 +92,15 @@ def _whole_tangent(
         return captured.apply({**parameters, name: value}, inputs)
 
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward-mode derivative
-        return jvp(moved, (parameters[name],), {}, {0: update})  # type: ignore[no-any-return]
+        if not captured.own_backward:
+            return jvp(moved, (parameters[name],), {}, {0: update})  # type: ignore[no-any-return]
+        try:
+            return tangent_by_autograd(moved, parameters[name], update)
+        except RuntimeError as error:
+            raise EstimateError(
+                f"the exact FSLR of parameter {name!r} takes a second derivative, which something "
+                f"in the model does not have: {error}; use method='sampled'"
+            ) from error
 
 
 Stack = tuple[tuple[str, ...], Tensor]
@@ -237,8 +250,8 @@ def _stacked_jvp(
         return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
     stacked = tuple(directions.values())
-    if stacked[0].shape[0] == 1:
-        rows = [one(*(tangent[0] for tangent in stacked))]
+    if stacked[0].shape[0] == 1 or is_opaque(target):
+        rows = [one(*row) for row in zip(*stacked, strict=True)]
         results = [torch.stack(leaf) for leaf in zip(*rows, strict=True)]
     else:
         try:

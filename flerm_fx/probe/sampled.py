@@ -9,7 +9,6 @@ from one backward pass: with probes in the graph, :math:`s_{n,l}` is the derivat
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,6 @@ from torch.utils import _pytree as pytree
 from flerm_fx.capture import Capture, cloned_buffers, preserved_rng
 from flerm_fx.frontier import unit_update_name
 from flerm_fx.inputs import Inputs
-from flerm_fx.operation import RECURRENT, operation
 from flerm_fx.probe.cotangent import Cotangents
 
 
@@ -116,11 +114,7 @@ def projections(
     with preserved_rng():
         if instrumented is None:
             return _eager(captured, parameters, updates, inputs, cotangents, coupled)
-        # Without gradients around it, a pullback keeps no graph of its own backward pass.
-        with torch.no_grad(), _differentiable(instrumented):
-            return _by_graph(
-                captured, instrumented, parameters, updates, inputs, cotangents, coupled
-            )
+        return _by_graph(captured, instrumented, parameters, updates, inputs, cotangents, coupled)
 
 
 def _by_graph(
@@ -143,37 +137,37 @@ def _by_graph(
     epsilon = torch.zeros(len(updates), device=leaf.device, dtype=_probe_dtype(leaf))
     flat = captured.flat(inputs)
 
+    def probed(e: Tensor, arguments: Sequence[Any]) -> Tensor:
+        return torch.func.functional_call(instrumented, state, (e, *arguments))  # type: ignore[no-any-return]
+
+    cotangents = cotangents.to(epsilon.device)
+    if coupled:
+        # Plain autograd: it also differentiates operations from outside of torch.
+        with torch.enable_grad():
+            output = probed(epsilon.requires_grad_(), flat)
+        if not output.requires_grad:  # no parameter is used
+            return torch.zeros(1, cotangents.shape[1], len(updates), dtype=epsilon.dtype)
+        return torch.stack(
+            [
+                torch.autograd.grad(output, epsilon, row.reshape(output.shape).to(output), True)[0]
+                for row in cotangents[0]
+            ]
+        ).unsqueeze(0)
+
     def of_example(rows: Tensor, *arguments: Any) -> Tensor:
-        if not coupled:
-            arguments = as_batch_of_one(arguments)
-
-        def function(e: Tensor) -> Tensor:
-            return torch.func.functional_call(instrumented, state, (e, *arguments))  # type: ignore[no-any-return]
-
-        pair: Any = torch.func.vjp(function, epsilon)
+        pair: Any = torch.func.vjp(lambda e: probed(e, as_batch_of_one(arguments)), epsilon)
         output, pullback = pair
         return torch.stack(
             [pullback(row.reshape(output.shape).to(output.dtype))[0] for row in rows]
         )
 
-    cotangents = cotangents.to(epsilon.device)
-    if coupled:
-        return of_example(cotangents[0], *flat).unsqueeze(0)
     # vmap outside and vjp inside: the other order trusts the backward of batching rules, and that
-    # of select_scatter is twice what it should be (torch 2.13).
-    return torch.func.vmap(of_example, in_dims=(0, *batch_axes(flat)), randomness="different")(
-        cotangents, *flat
-    )
-
-
-@contextmanager
-def _differentiable(graph_module: fx.GraphModule) -> Iterator[None]:
-    """Keep recurrent networks from fused kernels, whose derivatives only work in gradient mode."""
-    if not any(operation(node) in RECURRENT for node in graph_module.graph.nodes):
-        yield
-        return
-    with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
-        yield
+    # of select_scatter is twice what it should be (torch 2.13). Without gradients around it, a
+    # pullback keeps no graph of its own backward pass.
+    with torch.no_grad():
+        return torch.func.vmap(of_example, in_dims=(0, *batch_axes(flat)), randomness="different")(
+            cotangents, *flat
+        )
 
 
 def _probe_dtype(leaf: Tensor) -> torch.dtype:
