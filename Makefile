@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-slow lint format demo bench dist clean
+.PHONY: help venv test test-slow lint format demo bench zoo dist clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -45,9 +45,12 @@ demo: $(INSTALLED) ## Record a small model, compile a larger one, sweep the rate
 bench: $(INSTALLED) ## Measure what each estimator costs, in forward passes.
 	$(BIN)/python -m benchmarks.estimators
 
+zoo: $(INSTALLED) ## Take every architecture of the zoo through all stages (an hour or two on 2 cores).
+	$(BIN)/python -m zoo --jobs $(WORKERS)
+
 dist: $(INSTALLED) ## Build the source distribution and the wheel in dist/.
 	$(BIN)/python -m hatchling build
 
 clean: ## Remove what the other targets made.
-	rm -rf $(VENV) dist build demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist build demo-out zoo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
