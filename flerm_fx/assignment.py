@@ -26,6 +26,8 @@ class Assignment:
         status: ``"matched"``; ``"unresolved"`` where an FSLR is zero or within its noise, and the
             multiplier is 1; ``"unmatched"`` where the base has no counterpart, with a multiplier of
             1 as well; ``"unused"`` where the output does not depend on the parameter.
+        after: steps after the start at which both FSLRs were measured; 0 for the start itself, and
+            the profile's ``resolve_after`` where an FSLR at the start is exactly 0 on either side.
     """
 
     parameter: str
@@ -37,3 +39,4 @@ class Assignment:
     target: Estimate
     multiplier: float
     status: Status
+    after: int = 0

@@ -47,6 +47,11 @@ ROUNDING = 8.0
 """An FSLR below this many machine epsilons of the model's largest is rounding: an attention key's
 bias, which softmax does not see, was found at 0.02 to 0.4 epsilons in float32."""
 
+LATE_ROUNDS = 8
+"""How often the late start is measured at most. A parameter behind one zero takes 2 measurements,
+up to 4 where a step is not small beside the weights; one behind two zeros takes 4 or 5, since the
+multiplier of what lies between them scales its late FSLR at first order."""
+
 CHECK_ERRORS = 4.0
 """Standard errors that :meth:`CompiledModel.check` allows: with hundreds of parameters, 3 would
 fail a right one now and then, 4 does once in 16,000."""
@@ -101,6 +106,13 @@ def compile(
     the structure of the two graphs, with the mass of repeated blocks conserved. A parameter whose
     FSLR is zero or within its noise on either side keeps a multiplier of 1.
 
+    Where an FSLR at the start is *exactly* zero on either side (LoRA's A while B is 0), both sides
+    are compared ``resolve_after`` steps later, if the profile was recorded so. The target takes
+    these steps under the multipliers found so far, so that B walks on it as on the base. On the
+    base itself that is exact: its multipliers are 1, and its steps the same. Elsewhere the late
+    parameters' own multipliers move these steps too, at second order in the learning rate, so the
+    late start is measured again under them until none moves by more than 1 %, at most 8 times.
+
     Args:
         model: the target, at its initial weights and in the mode in which it will train. It is
             left as it was, unless ``donate``.
@@ -129,8 +141,8 @@ def compile(
         A :class:`CompiledModel`, called and trained like ``model``.
 
     Warns:
-        UserWarning: the model is in another mode than the base was recorded in, or parameters were
-            left without a counterpart.
+        UserWarning: the model is in another mode than the base was recorded in, parameters were
+            left without a counterpart, or the late start did not settle.
 
     Raises:
         MatchError: parameters that structure cannot match; the message names each.
@@ -186,12 +198,35 @@ def compile(
     matches = _matched(base_profile, captured, mapping, on_unmatched)
     assignments: tuple[Assignment, ...] = ()
     multipliers: dict[str, float] | None = None
+    moving: list[str] = []
+    late = dict.fromkeys(captured.parameters, Estimate(0.0, 0.0, "not measured", 0))
     # Without settling steps, multipliers do not move the weights that are measured at.
     for _ in range(rounds if procedure.settle else 1):
         start = measure_start(captured, procedure, multipliers)
-        assignments = _assign(captured, base_profile, matches, start)
+        assignments = _assign(captured, base_profile, matches, start, late)
         multipliers = {a.parameter: a.multiplier for a in assignments}
+        moving = [a.parameter for a in assignments if a.after]
+        for _ in range(LATE_ROUNDS if moving else 0):
+            before, later = multipliers, procedure.after(base_profile.resolve_after)
+            late = measure_start(captured, later, before)
+            assignments = _assign(captured, base_profile, matches, start, late)
+            multipliers = {a.parameter: a.multiplier for a in assignments}
+            moving = [
+                name
+                for name, m in multipliers.items()
+                if not math.isclose(m, before[name], rel_tol=CHECK_RTOL)
+            ]
+            if not moving:
+                break
     assert multipliers is not None
+    if moving:
+        warnings.warn(
+            f"the late start did not settle: after {LATE_ROUNDS} measurements the multipliers of "
+            f"{', '.join(map(repr, moving))} still move by more than {CHECK_RTOL:.0%}, since the "
+            "steps that it takes change with them. check() says how far off they are; record the "
+            "base with a smaller resolve_after or learning rate",
+            stacklevel=2,
+        )
     scales = {}
     if emit == "graph":
         scales = {name: node_scale(procedure.rule, m) for name, m in multipliers.items()}
@@ -270,7 +305,7 @@ class CompiledModel(ScaledModel):
         """The graph for the probe's shape of input in the present mode; None on the eager path.
 
         Scale nodes carry ``meta["parameter"]``, ``"shape"``, ``"multiplier"``, ``"base"``,
-        ``"base_fslr"`` and ``"fslr"``.
+        ``"base_fslr"``, ``"fslr"`` and ``"after"``.
         """
         return self.graph_for(*call_arguments(to_device(self._probe_inputs, device_of(self))))
 
@@ -285,6 +320,7 @@ class CompiledModel(ScaledModel):
                     base=row.base,
                     base_fslr=row.base_fslr,
                     fslr=row.target,
+                    after=row.after,
                 )
 
     def param_groups(self, lr: float, weight_decay: float | None = None) -> list[dict[str, Any]]:
@@ -355,7 +391,8 @@ class CompiledModel(ScaledModel):
         The start is repeated on a copy of what was emitted, with one optimizer group for a graph
         and with the parameter groups otherwise, and with other random cotangents. It belongs
         before training: afterwards the start is another. A profile recorded with ``settle`` may
-        need more than one of :func:`compile`'s ``rounds`` to pass. A parameter passes if
+        need more than one of :func:`compile`'s ``rounds`` to pass. A parameter that was resolved
+        later is measured as late here, after steps with all its multipliers. A parameter passes if
 
         .. math:: |\mathrm{FSLR}_l - \mathrm{FSLR}_{base}| \le
                   4 \sqrt{\sigma_l^2 + (m_l \sigma_{l,compile})^2} + 10^{-2}\,\mathrm{FSLR}_{base}.
@@ -366,11 +403,17 @@ class CompiledModel(ScaledModel):
             parameter.requires_grad_(name in self.multipliers)
         multipliers = self.multipliers if emitted is None else None
         captured = capture(twin, self._probe_inputs, self.procedure.output_fn)
-        measured = measure_start(captured, self.procedure, multipliers, draw_seed=1_000_003)
+        measured = {
+            after: measure_start(
+                captured, self.procedure.after(after), multipliers, draw_seed=1_000_003
+            )
+            for after in {row.after for row in self.assignments}
+        }
         # Through scale nodes the unit update of w already moves θ by m; in groups it does not.
         factors = multipliers or dict.fromkeys(self.multipliers, 1.0)
         return tuple(
-            _check(row, measured[row.parameter], factors[row.parameter]) for row in self.assignments
+            _check(row, measured[row.after][row.parameter], factors[row.parameter])
+            for row in self.assignments
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -468,24 +511,34 @@ def _assign(
     profile: BaseProfile,
     matches: Mapping[str, Match],
     start: Mapping[str, Estimate],
+    late: Mapping[str, Estimate],
 ) -> tuple[Assignment, ...]:
-    """Multipliers from the two sides' FSLRs."""
+    """Multipliers from the two sides' FSLRs: late ones where one at the start is exactly 0."""
     nodes = {
         node.meta["parameter"]: node
         for node in (captured.graph_module.graph.nodes if captured.graph_module else ())
         if "parameter" in node.meta
     }
-    base_resolved = _resolved(profile.start, captured)
-    target_resolved = _resolved(start, captured)
+    sides = {0: (profile.start, start)}
+    if profile.late:
+        sides[profile.resolve_after] = (profile.late, late)
+    above_noise = {
+        after: (_resolved(base, captured), _resolved(target, captured))
+        for after, (base, target) in sides.items()
+    }
     rows = []
     for name, parameter in captured.parameters.items():
         node = nodes.get(name)
         used = name in captured.modules if node is None else bool(node.users)
         base = matches[name].base
         status: Status = "unmatched" if used and not base else "unresolved" if used else "unused"
-        wanted = sum(share * profile.start[b].value for b, share in base)
+        at_zero = not (start[name].value and all(profile.start[b].value for b, _ in base))
+        after = profile.resolve_after if profile.late and used and at_zero else 0
+        base_fslrs, fslrs = sides[after]
+        base_resolved, target_resolved = above_noise[after]
+        wanted = sum(share * base_fslrs[b].value for b, share in base)
         resolved = name in target_resolved and any(b in base_resolved for b, _ in base)
-        target = start[name]
+        target = fslrs[name]
         rows.append(
             Assignment(
                 parameter=name,
@@ -497,6 +550,7 @@ def _assign(
                 target=target,
                 multiplier=wanted / target.value if resolved else 1.0,
                 status="matched" if resolved else status,
+                after=after,
             )
         )
     return tuple(rows)

@@ -109,6 +109,7 @@ class BaseProfile:
         optimizer: the update rule of the recorded run.
         learning_rate: learning rate of the run when recording began.
         settle: simulated steps before the start was measured.
+        resolve_after: further simulated steps before the late start; 0 if it was turned off.
         loss: name in ``torch.nn.functional``, or ``"output.loss"`` for one that the model returns;
             ``None`` for a loss that the caller passed.
         method: estimator asked for, such as ``"auto"``.
@@ -116,6 +117,8 @@ class BaseProfile:
         seed: seed of its random draws.
         pool: the probe pool, ``(inputs, targets)`` batches; FSLRs are measured on the first.
         training: whether the model was in training mode.
+        late: FSLRs of all parameters ``resolve_after`` steps after the start, where one that is
+            used had an FSLR of exactly 0 at the start; else empty.
         versions: of the file format, flerm_fx and torch.
 
     Raises:
@@ -162,6 +165,8 @@ class BaseProfile:
     seed: int
     pool: tuple[Batch, ...]
     training: bool
+    resolve_after: int = 0
+    late: Mapping[str, Estimate] = field(default_factory=dict)
     versions: Mapping[str, str | int] = field(default_factory=_versions)
 
     def __post_init__(self) -> None:
@@ -169,7 +174,12 @@ class BaseProfile:
             value = getattr(self, name)
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                 raise ProfileError(f"{name} is {value!r}, a {type(value).__name__}")
-        for name, least in (("learning_rate", 0.0), ("rtol", 0.0), ("settle", -1)):
+        for name, least in (
+            ("learning_rate", 0.0),
+            ("rtol", 0.0),
+            ("settle", -1),
+            ("resolve_after", 0 if self.late else -1),
+        ):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > least):
                 raise ProfileError(f"{name} is {value!r}, out of range")
@@ -179,6 +189,8 @@ class BaseProfile:
             ("shapes", self.shapes),
             ("start", self.start),
         ]
+        if self.late:
+            described.append(("late", self.late))
         if self.trajectory.steps:
             described.append(("trajectory", self.trajectory.fslrs))
         for what, mapping in described:
@@ -187,6 +199,8 @@ class BaseProfile:
                 raise ProfileError(f"{what} and parameters differ in {', '.join(map(repr, odd))}")
         for name, estimate in self.start.items():
             _check_estimate(estimate, f"FSLR of {name!r} at the start")
+        for name, estimate in self.late.items():
+            _check_estimate(estimate, f"late FSLR of {name!r}")
         for node, attributes in self.graph.nodes(data=True):
             if not attributes.get("junction") and node not in self.shapes:
                 raise ProfileError(f"the parameter graph has {node!r}, which is no parameter")
@@ -216,6 +230,7 @@ class BaseProfile:
                 _pack(batch, f"pool[{index}]", tensors) for index, batch in enumerate(self.pool)
             ],
             "steps": list(self.trajectory.steps),
+            "late": bool(self.late),
             "kinds": kinds,
         }
         start = [[self.start[name] for name in self.parameters]]
@@ -223,12 +238,17 @@ class BaseProfile:
             [self.trajectory.fslrs[name][step] for name in self.parameters]
             for step in range(len(self.trajectory))
         ]
+        late = {}
+        if self.late:
+            rows = [[self.late[name] for name in self.parameters]]
+            late = _estimate_tensors("late", rows, len(self.parameters), kinds)
         named = {
             **_estimate_tensors("start", start, len(self.parameters), kinds),
             **_estimate_tensors("trajectory", course, len(self.parameters), kinds),
             "trajectory.learning_rates": torch.tensor(
                 self.trajectory.learning_rates, dtype=torch.float64, device="cpu"
             ),
+            **late,
             # Cloned one by one: a file has no tensors that share memory.
             **{
                 f"pool.{index}": tensor.detach().to("cpu", copy=True).contiguous()
@@ -281,11 +301,13 @@ class BaseProfile:
 
     @classmethod
     def _unpack(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "BaseProfile":
+        header = {**_ADDED, **header}
         shapes = {str(name): tuple(int(n) for n in shape) for name, shape in header["parameters"]}
         names = tuple(str(name) for name, _ in header["parameters"])
         steps = tuple(int(step) for step in header["steps"])
         kinds = [(str(method), str(note)) for method, note in header["kinds"]]
         [start] = _estimates("start", tensors, 1, len(names), kinds)
+        late = _estimates("late", tensors, 1, len(names), kinds)[0] if header["late"] else []
         course = _estimates("trajectory", tensors, len(steps), len(names), kinds)
         rates = _tensor(tensors, "trajectory.learning_rates", (len(steps),), torch.float64)
         trajectory = Trajectory(
@@ -297,6 +319,7 @@ class BaseProfile:
             parameters=names,
             shapes=shapes,
             start=dict(zip(names, start, strict=True)),
+            late=dict(zip(names, late, strict=True)) if late else {},
             trajectory=trajectory,
             graph=from_json(header["graph"]),
             optimizer=UpdateRule.from_spec(header["optimizer"]),
@@ -315,7 +338,9 @@ class BaseProfile:
 
         because they enter multipliers as ratios: the multipliers of the mean are then the geometric
         mean of the seeds' multipliers, whichever side of the ratio the base is on. A parameter
-        whose FSLR is 0 under some seed has no logarithm there, and takes the arithmetic mean.
+        whose FSLR is 0 under some seed has no logarithm there, and takes the arithmetic mean. Late
+        FSLRs are kept if every profile has them; otherwise no parameter in use is 0 under every
+        seed.
 
         The standard error is that of a mean over seeds, from the spread of the n values, which
         contains each one's own error, and not less than those alone would give:
@@ -348,6 +373,11 @@ class BaseProfile:
                 name: _mean([profile.start[name] for profile in profiles])
                 for name in first.parameters
             },
+            late={
+                name: _mean([profile.late[name] for profile in profiles])
+                for name in first.parameters
+                if all(profile.late for profile in profiles)
+            },
             trajectory=replace(first.trajectory, fslrs=course),
             versions=_versions(),
         )
@@ -360,10 +390,14 @@ class BaseProfile:
         )
 
 
+# What the header of a file lacks that was written before there was a late start.
+_ADDED: dict[str, Any] = {"resolve_after": 0, "late": False}
+
 # Fields that the header holds as they are, with their types.
 _TYPES: dict[str, Any] = {
     "learning_rate": int | float,
     "settle": int,
+    "resolve_after": int,
     "loss": str | None,
     "method": str,
     "rtol": int | float,

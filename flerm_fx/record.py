@@ -40,6 +40,7 @@ def record(
     output_fn: OutputFn | None = None,
     every: int = 100,
     settle: int = 0,
+    resolve_after: int = 4,
     method: Method = "auto",
     rtol: float = 0.05,
     generator: torch.Generator | None = None,
@@ -48,9 +49,12 @@ def record(
 
     The *start* is measured at once, on a copy of the model: after ``settle`` simulated steps of the
     optimizer's rule, the FSLR of each parameter's next unit update
-    :math:`u_l = \Delta\theta_l / \mathrm{lr}`. The *trajectory* follows as the model trains: hooks
-    on the optimizer measure the real update at steps 0, ``every``, 2 ``every``, … Training itself
-    is left bit for bit what it is without recording.
+    :math:`u_l = \Delta\theta_l / \mathrm{lr}`. Behind a weight that starts at zero (LoRA's A while
+    B is 0, a branch whose gate is 0) nothing has a gradient yet, and that FSLR is exactly 0; where
+    there is such a parameter, the FSLRs of all are measured once more ``resolve_after`` steps
+    later, and :func:`flerm_fx.compile` matches it by those. The *trajectory* follows as the model
+    trains: hooks on the optimizer measure the real update at steps 0, ``every``, 2 ``every``, …
+    Training itself is left bit for bit what it is without recording.
 
     Args:
         model: the base model, in the mode in which it trains.
@@ -64,6 +68,8 @@ def record(
         output_fn: picks the output tensor (default ``.logits``, else the first floating tensor).
         every: steps between measurements of the trajectory.
         settle: simulated steps before the start is measured; 0 is the paper's first step.
+        resolve_after: further simulated steps before the *late* start is measured, where a
+            parameter's FSLR at the start is exactly 0; 0 leaves such a parameter unresolved.
         method: as for :func:`flerm_fx.measure`.
         rtol: as for :func:`flerm_fx.measure`.
         generator: its seed becomes the profile's; 0 if None.
@@ -76,7 +82,7 @@ def record(
         OptimizerError: a parameter outside the optimizer, a learning rate of 0, or an optimizer
             that cannot be rebuilt.
         EstimateError: a NaN or infinite loss, update or FSLR.
-        DivergenceError: the settling steps diverge.
+        DivergenceError: the simulated steps diverge.
 
     Example::
 
@@ -99,6 +105,7 @@ def record(
         output_fn=output_fn,
         every=every,
         settle=settle,
+        resolve_after=resolve_after,
         method=method,
         rtol=rtol,
         generator=generator,
@@ -125,13 +132,18 @@ class Recorder:
         output_fn: OutputFn | None = None,
         every: int = 100,
         settle: int = 0,
+        resolve_after: int = 4,
         method: Method = "auto",
         rtol: float = 0.05,
         generator: torch.Generator | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"model must be an nn.Module, got {type(model).__name__}")
-        for name, value, least in (("every", every, 1), ("settle", settle, 0)):
+        for name, value, least in (
+            ("every", every, 1),
+            ("settle", settle, 0),
+            ("resolve_after", resolve_after, 0),
+        ):
             if type(value) is not int or value < least:
                 raise InputError(f"{name} must be a whole number of at least {least}, got {value}")
         if method not in METHODS:
@@ -142,6 +154,7 @@ class Recorder:
         self.model = model
         self.optimizer = optimizer
         self.every = every
+        self.resolve_after = resolve_after
         self.step = 0
         self.procedure = StartProcedure(
             rule=UpdateRule.of(optimizer),
@@ -159,6 +172,11 @@ class Recorder:
         self._graph = capture_graph(twin)
         self._parameters = twin.parameters.keys()
         self._start = measure_start(twin, self.procedure)
+        # Exactly 0: an FSLR within rounding, such as that of an attention key's bias, is as small
+        # at any later step.
+        at_zero = any(e.value == 0 and self._graph.nodes[n]["op"] for n, e in self._start.items())
+        late = resolve_after if at_zero else 0
+        self._late = measure_start(twin, self.procedure.after(late)) if late else {}
         self._training = model.training
         self._probe_inputs = to_device(pool[0][0], device_of(model))
         self._probers: dict[tuple[bool, ...], Prober] = {}
@@ -182,6 +200,7 @@ class Recorder:
             parameters=tuple(self._parameters),
             shapes={name: tuple(trainable[name].shape) for name in self._parameters},
             start=dict(self._start),
+            late=dict(self._late),
             trajectory=Trajectory(
                 steps=tuple(self._steps),
                 learning_rates=tuple(self._rates),
@@ -191,6 +210,7 @@ class Recorder:
             optimizer=self.procedure.rule,
             learning_rate=self.procedure.learning_rate,
             settle=self.procedure.settle,
+            resolve_after=self.resolve_after,
             loss=MODEL_LOSS if loss is None else loss.name,
             method=self.procedure.method,
             rtol=self.procedure.rtol,

@@ -4,7 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,10 @@ class StartProcedure:
     method: Method
     rtol: float
     seed: int
+
+    def after(self, steps: int) -> "StartProcedure":
+        """The procedure of the late start: the same with so many more simulated steps."""
+        return replace(self, settle=self.settle + steps)
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -126,8 +130,8 @@ def measure_start(
         An estimate for every trainable parameter, averaged over the last few steps.
 
     Raises:
-        DivergenceError: a loss or gradient is NaN or infinite after the first step.
-        EstimateError: so it is at the first step, or an update or FSLR is at any.
+        DivergenceError: a loss, gradient, update or FSLR is NaN or infinite after the first step.
+        EstimateError: so it is at the first step.
     """
     model, parameters = captured.model, captured.parameters
     weights = {name: p.detach().clone() for name, p in parameters.items()}
@@ -166,9 +170,13 @@ def measure_start(
                         for name, p in parameters.items()
                     }
                     generator = torch.Generator().manual_seed(draws + step)
-                    measured.append(
-                        _estimate(prober, before, updates, pool[0], procedure, generator)
-                    )
+                    try:
+                        found = _estimate(prober, before, updates, pool[0], procedure, generator)
+                    except EstimateError as error:
+                        if step:
+                            _fail(f"{error}; that is", procedure, step)
+                        raise
+                    measured.append(found)
         finally:
             model.zero_grad(set_to_none=True)
             with torch.no_grad():
@@ -237,8 +245,8 @@ def _fail(what: str, procedure: StartProcedure, step: int) -> None:
         )
     raise DivergenceError(
         f"{what} at step {step} of {procedure.settle} settling steps at learning rate "
-        f"{procedure.learning_rate:g}: the start diverges; use a lower learning rate or a "
-        "smaller settle"
+        f"{procedure.learning_rate:g}: the start diverges; record with a lower learning rate, or "
+        "a smaller settle or resolve_after"
     )
 
 

@@ -73,6 +73,8 @@ def profile(**changes: Any) -> BaseProfile:
         "seed": 2**63 + 1,
         "pool": ((torch.randn(5, 3), torch.arange(5) % 2),),
         "training": True,
+        "resolve_after": 4,
+        "late": estimates(0.5),
     }
     return BaseProfile(**(values | changes))
 
@@ -99,9 +101,9 @@ def test_round_trip(path: Path) -> None:
     read = BaseProfile.load(str(path))
     for name in ("parameters", "shapes", "start", "optimizer", "learning_rate", "settle", "loss"):
         assert getattr(read, name) == getattr(saved, name)
-    for name in ("method", "rtol", "seed", "training", "versions"):
+    for name in ("method", "rtol", "seed", "training", "resolve_after", "late", "versions"):
         assert getattr(read, name) == getattr(saved, name)
-    assert tuple(read.start) == NAMES
+    assert tuple(read.start) == tuple(read.late) == NAMES
     assert vars(read.trajectory) == vars(saved.trajectory)
     assert nx.utils.graphs_equal(read.graph, saved.graph)
     assert same(read.pool, saved.pool)
@@ -117,6 +119,25 @@ def test_round_trip_without_trajectory_or_targets(path: Path) -> None:
     assert len(read.trajectory) == 0
     assert read.loss is None
     assert same(read.pool, saved.pool)
+
+
+@pytest.mark.parametrize("resolve_after", [0, 4])
+def test_round_trip_without_a_late_start(path: Path, resolve_after: int) -> None:
+    profile(late={}, resolve_after=resolve_after).save(path)
+    read = BaseProfile.load(path)
+    assert read.late == {}
+    assert read.resolve_after == resolve_after
+
+
+def test_file_from_before_there_was_a_late_start(path: Path) -> None:
+    def forget(held: dict[str, Any]) -> None:
+        for name in [name for name in held if name.split(".")[0] in ("late", "resolve_after")]:
+            del held[name]
+
+    rewrite(path, forget, forget)
+    read = BaseProfile.load(path)
+    assert (read.late, read.resolve_after) == ({}, 0)
+    assert read.start == estimates()
 
 
 def test_round_trip_of_every_kind_of_input(path: Path) -> None:
@@ -210,6 +231,12 @@ def test_trajectory_that_contradicts_itself(arguments: Any, message: str) -> Non
         ({"learning_rate": math.inf}, "learning_rate is inf, out of range"),
         ({"settle": -1}, "settle is -1, out of range"),
         ({"settle": True}, "settle is True, a bool"),
+        ({"resolve_after": -1, "late": {}}, "resolve_after is -1, out of range"),
+        ({"resolve_after": 0}, "resolve_after is 0, out of range"),
+        ({"resolve_after": 1.0}, "resolve_after is 1.0, a float"),
+        ({"late": {"body.bias": Estimate(1, 0, "exact", 0)}}, "late and parameters .* 'body.weig"),
+        ({"late": estimates(math.nan)}, "late FSLR of 'body.weight' is nan ± 0"),
+        ({"late": estimates(-1.0)}, "is -0.1 ± 0.0; expected finite numbers >= 0"),
         ({"training": 1}, "training is 1, a int"),
         ({"loss": 3}, "loss is 3, a int"),
         ({"pool": ()}, "probe pool is empty"),
@@ -277,7 +304,16 @@ def test_file_of_another_format(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["start.fslr", "start.kind", "trajectory.stderr", "trajectory.learning_rates", "pool.1"]
+    "name",
+    [
+        "start.fslr",
+        "start.kind",
+        "late.fslr",
+        "late.samples",
+        "trajectory.stderr",
+        "trajectory.learning_rates",
+        "pool.1",
+    ],
 )
 def test_missing_tensor(path: Path, name: str) -> None:
     rewrite(path, tensors=lambda tensors: tensors.pop(name))
@@ -291,6 +327,8 @@ def test_tensor_of_another_shape_or_dtype(path: Path) -> None:
     )
     rewrite(path, tensors=lambda tensors: tensors.update({"start.fslr": torch.zeros(1, 3)}))
     fails(path, r"tensor 'start.fslr' has shape \(1, 3\) and torch.float32; .* torch.float64")
+    rewrite(path, tensors=lambda tensors: tensors.update({"late.kind": torch.zeros(3).long()}))
+    fails(path, r"tensor 'late.kind' has shape \(3,\) and torch.int64; expected \(1, 3\) and t")
 
 
 @pytest.mark.parametrize("name", ["start.fslr", "start.stderr"])
@@ -298,11 +336,15 @@ def test_tensor_of_another_shape_or_dtype(path: Path) -> None:
 def test_numbers_that_are_not_finite(path: Path, name: str, value: float) -> None:
     rewrite(path, tensors=lambda tensors: tensors[name][0, 1].fill_(value))
     fails(path, "FSLR of 'body.bias' at the start is .*; expected finite numbers >= 0")
+    rewrite(path, tensors=lambda tensors: tensors[name.replace("start", "late")][0, 1].fill_(value))
+    fails(path, "late FSLR of 'body.bias' is .*; expected finite numbers >= 0")
 
 
 def test_kind_out_of_range(path: Path) -> None:
     rewrite(path, tensors=lambda tensors: tensors["start.kind"].fill_(9))
     fails(path, "tensor 'start.kind' has 9, of 3 kinds")
+    rewrite(path, tensors=lambda tensors: tensors["late.kind"].fill_(-1))
+    fails(path, "tensor 'late.kind' has -1, of 3 kinds")
 
 
 @pytest.mark.parametrize(
@@ -318,6 +360,9 @@ def test_kind_out_of_range(path: Path) -> None:
         (lambda header: header["optimizer"].update(name=3), r".*optimizer name 3 .* not text"),
         (lambda header: header["optimizer"].update(settings=3), r".*settings are a int"),
         (lambda header: header.update(training="yes"), "training is 'yes', a str"),
+        (lambda header: header.pop("resolve_after"), "resolve_after is 0, out of range"),
+        (lambda header: header.update(resolve_after="4"), "resolve_after is '4', a str"),
+        (lambda header: header.update(resolve_after=True), "resolve_after is True, a bool"),
         (
             lambda header: header.update(learning_rate=math.nan),
             "learning_rate is nan, out of range",
@@ -502,6 +547,13 @@ def test_mean_with_a_zero_is_arithmetic() -> None:
     assert (both.value, both.stderr) == (0.0, 0.0)
 
 
+def test_mean_of_late_starts() -> None:
+    mean = BaseProfile.mean([profile(), profile(late=estimates(2.0))])
+    for name, one in estimates().items():
+        assert mean.late[name].value == pytest.approx(one.value)  # of a half and twice
+    assert BaseProfile.mean([profile(), profile(late={})]).late == {}
+
+
 def test_mean_can_be_saved(path: Path) -> None:
     mean = BaseProfile.mean([profile(), profile(start=estimates(2.0))])
     mean.save(path)
@@ -525,6 +577,7 @@ def test_mean_can_be_saved(path: Path) -> None:
         ),
         ({"trajectory": Trajectory()}, r"differ in trajectory steps: \(0, 100\) and \(\)"),
         ({"training": False}, "differ in training: True and False"),
+        ({"resolve_after": 8}, "differ in resolve_after: 4 and 8"),
     ],
 )
 def test_mean_of_profiles_that_differ(changes: dict[str, Any], message: str) -> None:
@@ -555,6 +608,7 @@ def test_mean_of_profiles_with_other_parameters() -> None:
         parameters=("body.bias",),
         shapes={"body.bias": (4,)},
         start={"body.bias": one.start["body.bias"]},
+        late={},
         trajectory=Trajectory(),
     )
     with pytest.raises(InputError, match="in 'body.weight', 'head.weight'; a mean takes"):

@@ -217,6 +217,12 @@ def break_weights(arguments: dict[str, Any]) -> None:
         ({"inputs": []}, flerm_fx.InputError, "list of inputs is empty"),
         ({"every": 0}, flerm_fx.InputError, "every must be a whole number of at least 1, got 0"),
         ({"settle": -1}, flerm_fx.InputError, "settle must be a whole number of at least 0"),
+        (
+            {"resolve_after": -1},
+            flerm_fx.InputError,
+            "resolve_after must be a whole number of at least 0, got -1",
+        ),
+        ({"resolve_after": True}, flerm_fx.InputError, "resolve_after must be .*, got True"),
         ({"method": "guess"}, flerm_fx.InputError, "unknown method 'guess'"),
         ({"loss_fn": "no_such_loss"}, flerm_fx.OptimizerError, "no_such_loss"),
     ],

@@ -7,7 +7,7 @@ from torch.fx import GraphModule, Node
 
 from flerm_fx.assignment import Assignment
 from flerm_fx.dump.parameter_nodes import parameter_of
-from flerm_fx.dump.table import format_base, format_fslr, format_shape
+from flerm_fx.dump.table import format_base, format_fslr, format_shape, format_status
 
 # fx names every node once and writes one line for it: `name = ...` or `name: "f32[2]" = ...`.
 _DEFINITION = re.compile(r"^\s+(\w+)\s*(?::[^=]*)?= ")
@@ -46,8 +46,9 @@ def _parameter_comment(assignment: Assignment) -> str:
         f"multiplier {assignment.multiplier:.4g}",
         f"base {format_base(assignment.base)}",
     ]
-    if assignment.status != "matched":
-        parts.append(assignment.status)
+    status = format_status(assignment)
+    if status != "matched":
+        parts.append(status)
     return ", ".join(parts)
 
 

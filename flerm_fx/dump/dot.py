@@ -7,7 +7,7 @@ from torch.fx import GraphModule, Node
 
 from flerm_fx.assignment import Assignment
 from flerm_fx.dump.parameter_nodes import parameter_of
-from flerm_fx.dump.table import format_base, format_fslr, format_shape
+from flerm_fx.dump.table import format_base, format_fslr, format_shape, format_status
 
 # The multiplier, either way, at which the colour is full.
 _FULL_COLOUR = 16.0
@@ -116,6 +116,7 @@ def _box(assignment: Assignment) -> str:
             f"FSLR {format_fslr(assignment)}",
             f"multiplier {assignment.multiplier:.4g}",
             f"base {format_base(assignment.base)}",
+            *([format_status(assignment)] if assignment.after else []),
         ]
     )
     style = f"filled,rounded,{_BORDER[assignment.status]}"

@@ -13,7 +13,8 @@ The schema, which a later version only adds to while ``version`` stays 1::
         "target": {"value": number | null, "stderr": number | null,
                    "method": str, "samples": int, "note": str},
         "multiplier": number | null,
-        "status": "matched" | "unresolved" | "unmatched" | "unused"}, ...]}
+        "status": "matched" | "unresolved" | "unmatched" | "unused",
+        "after": int}, ...]}              # steps after the start at which both were measured
 
 A number that is not finite, which JSON cannot hold, is null.
 """
@@ -60,6 +61,7 @@ def _parameter(assignment: Assignment) -> dict[str, Any]:
         },
         "multiplier": _finite(assignment.multiplier),
         "status": assignment.status,
+        "after": assignment.after,
     }
 
 

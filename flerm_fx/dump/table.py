@@ -25,8 +25,9 @@ def to_table(assignments: Sequence[Assignment]) -> str:
 
     Names are printed once: ``=`` is a node or base parameter called like the parameter itself, and
     ``…`` at the end of a base parameter stands for the ending of the parameter's own name. Of
-    several base parameters the one with the largest share is named, the others are counted. The
-    JSON format has everything.
+    several base parameters the one with the largest share is named, the others are counted. A
+    status ``after 4`` says that both FSLRs were measured 4 steps after the start. The JSON format
+    has everything.
 
     >>> print(to_table([]))
     parameter  node  op  shape  base  base FSLR  target FSLR  multiplier  status
@@ -57,6 +58,8 @@ def summary(assignments: Sequence[Assignment]) -> str:
         shorthands.append("'=' is the parameter's own name")
     if any("…" in name for name in names):
         shorthands.append("'…' the ending of it" if shorthands else _ENDING)
+    if any(a.after for a in assignments):
+        shorthands.append("'after k' measured k steps after the start")
     return text + (f".\n{', '.join(shorthands)}." if shorthands else ".")
 
 
@@ -68,6 +71,11 @@ def format_shape(shape: Sequence[int]) -> str:
 def format_fslr(assignment: Assignment) -> str:
     """The target's FSLR ± its standard error."""
     return f"{assignment.target.value:.4g} ± {assignment.target.stderr:.2g}"
+
+
+def format_status(assignment: Assignment) -> str:
+    """``matched``; ``matched after 4`` where that was measured 4 steps after the start."""
+    return assignment.status + (f" after {assignment.after}" if assignment.after else "")
 
 
 def format_base(base: Sequence[tuple[str, float]]) -> str:
@@ -95,7 +103,7 @@ def _row(assignment: Assignment) -> tuple[str, ...]:
         f"{assignment.base_fslr:.4g}",
         format_fslr(assignment),
         f"{assignment.multiplier:.4g}",
-        assignment.status,
+        format_status(assignment),
     )
 
 

@@ -6,6 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,24 @@ def test_table_says_what_is_unresolved_and_unused() -> None:
     ]
 
 
+def test_every_format_says_when_a_parameter_was_measured(
+    mixer: tuple[list[Assignment], GraphModule],
+) -> None:
+    assignments, graph_module = mixer
+    late = [replace(a, after=4) if a.parameter == "query.bias" else a for a in assignments]
+    table = dump(late, None).split("\n")
+    assert [line.split()[0] for line in table if line.endswith("matched after 4")] == ["query.bias"]
+    assert table[-1].endswith("'after k' measured k steps after the start.")
+    for format in ("dot", "code"):
+        lines = dump(late, graph_module, format).split("\n")  # type: ignore[arg-type]
+        marked = [line for line in lines if "matched after 4" in line]
+        assert marked
+        assert all("query.bias" in line for line in marked)
+    rows = json.loads(dump(late, None, "json"))["parameters"]
+    assert {row["parameter"]: row["after"] for row in rows if row["after"]} == {"query.bias": 4}
+    assert "after" not in dump(assignments, None)
+
+
 def test_base_without_parts_is_a_dash() -> None:
     assert format_base(()) == "-"
 
@@ -220,6 +239,7 @@ def test_json_holds_every_field() -> None:
                 },
                 "multiplier": 2.0,
                 "status": "matched",
+                "after": 0,
             }
         ],
     }
