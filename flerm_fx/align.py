@@ -132,8 +132,8 @@ def align(
 
 def unanswered(base: nx.DiGraph, matches: Iterable[Match]) -> list[str]:
     """The used base parameters that no target parameter answers to, in execution order."""
-    answered = {name for match in matches for name, _ in match.base}
-    return [name for name in parameters(base) if name in _used(base) - answered]
+    left = _used(base) - {name for match in matches for name, _ in match.base}
+    return [name for name in parameters(base) if name in left]
 
 
 def _used(pg: nx.DiGraph) -> set[str]:
@@ -171,7 +171,10 @@ def _by_structure(base: nx.DiGraph, target: nx.DiGraph, given: Mapping[str, str]
     number = len(parameters(b)) + len(parameters(t))
     best: tuple[tuple[int, bool, bool], Shares] = (0, False, False), {}
     # Kinds first: they tell an RMSNorm's weight from another factor, but classes get renamed.
-    for kinds in (True, False):
+    readings = [(b, t, True), (b, t, False)]
+    if not b.graph.get("complete", True):  # where the flow is not known, names say more than none
+        readings.insert(0, (_with_roles(b), _with_roles(t), True))
+    for b, t, kinds in readings:
         pairs = isomorphism(b, t, kinds)
         if pairs is not None:
             return {
@@ -207,6 +210,15 @@ def _as_chain(pg: nx.DiGraph) -> nx.DiGraph:
         return pg
     used = [(name, pg.nodes[name]) for name in parameters(pg) if pg.nodes[name]["op"]]
     return chain((name, a["kind"], a["slot"], a["rank"]) for name, a in used)
+
+
+def _with_roles(pg: nx.DiGraph) -> nx.DiGraph:
+    """A chain in which the kind of a parameter is also what its module is called in its parent."""
+    named = pg.copy()
+    for name in parameters(pg):
+        parts = [part for part in pg.nodes[name]["path"].split(".") if not part.isdigit()]
+        named.nodes[name]["kind"] += " " + (parts[-1] if parts else "")
+    return named
 
 
 def _without(pg: nx.DiGraph, names: set[str]) -> nx.DiGraph:

@@ -130,9 +130,10 @@ def capture(
         reason = ""
         exported: _Exported = (None, None, None, None)
         try:
-            if run.obstacle:
-                raise RuntimeError(run.obstacle)
-            exported = _export(model, args, kwargs, names, output_fn, dynamic_batch)
+            if obstacle := run.obstacle or _taken_name(model):
+                raise RuntimeError(obstacle)
+            with preserved_rng():
+                exported = _export(model, args, kwargs, names, output_fn, dynamic_batch)
             _check_same(exported, run.output, args, kwargs)
         except Exception as error:  # whatever tracing the user's code may raise
             reason = _construct(error)
@@ -307,6 +308,18 @@ def _replaced(before: Mapping[str, int], model: nn.Module) -> str:
             return (
                 f"the forward pass puts a new tensor in the place of buffer {name!r}; update it "
                 "in place, as with copy_, to have a graph"
+            )
+    return ""
+
+
+def _taken_name(model: nn.Module) -> str:
+    """An attribute that a graph module has for itself, under a name that the model uses."""
+    own = {*vars(fx.GraphModule), "_graph"} - set(vars(nn.Module))
+    for name in (*model._modules, *model._parameters, *model._buffers):
+        if name in own:
+            return (
+                f"the model has an attribute {name!r}, and a graph module has another of that "
+                "name; call it otherwise to have a graph"
             )
     return ""
 

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from flerm_fx.align import Mapped, Match, OnUnmatched, align, unanswered
 from flerm_fx.assignment import Assignment, Status
 from flerm_fx.capture import Capture, capture
+from flerm_fx.copying import copied
 from flerm_fx.dump import Format, dump
 from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.errors import FlermError, InputError, OptimizerError
@@ -35,7 +36,7 @@ from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
 from flerm_fx.profile import BaseProfile
 from flerm_fx.scale import is_scale
-from flerm_fx.start import MODEL_LOSS, StartProcedure, copied, measure_start
+from flerm_fx.start import MODEL_LOSS, StartProcedure, measure_start
 from flerm_fx.update_rule import UpdateRule, group_settings, node_scale
 
 Emit = Literal["graph", "param_groups"]

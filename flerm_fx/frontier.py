@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from flerm_fx.capture import capture, preserved_rng
 from flerm_fx.errors import FlermError, InputError
 from flerm_fx.functionalize import is_functional
-from flerm_fx.inputs import Inputs, OutputFn
+from flerm_fx.inputs import Inputs, OutputFn, is_differentiable
 from flerm_fx.operation import is_opaque
 from flerm_fx.probed_as import CONSTANT
 from flerm_fx.scale import ScaleNodes, parameter_nodes
@@ -118,7 +118,7 @@ def _unexpanded(primal: Tensor) -> Tensor:
 def _is_differentiable(node: fx.Node) -> bool:
     """Whether some result is floating, as far as the capture knows."""
     values = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
-    return not values or any(value.is_floating_point() for value in values)
+    return not values or any(map(is_differentiable, values))
 
 
 def _jvp_target(node: fx.Node) -> Callable[..., Any]:
@@ -172,11 +172,21 @@ def _jvp_by_two_vjps(
     directions: tuple[Tensor, ...],
 ) -> Any:
     """The tangent where there is no forward-mode rule: v ↦ vᵀJ is linear, and its adjoint is J."""
-    pair: Any = torch.func.vjp(function, *primals)
+    others: list[Any] = []
+
+    def differentiable(*values: Tensor) -> list[Tensor]:
+        leaves, spec = pytree.tree_flatten(function(*values))
+        others[:] = [spec, [None if is_differentiable(leaf) else leaf for leaf in leaves]]
+        return [leaf for leaf in leaves if is_differentiable(leaf)]
+
+    pair: Any = torch.func.vjp(differentiable, *primals)
     output, pullback = pair
-    zeros = pytree.tree_map(torch.zeros_like, output)
-    pair = torch.func.vjp(pullback, zeros)
-    return pair[1](directions)[0]
+    pair = torch.func.vjp(pullback, [torch.zeros_like(leaf) for leaf in output])
+    tangents = iter(pair[1](directions)[0])
+    spec, kept = others
+    return pytree.tree_unflatten(
+        [next(tangents) if leaf is None else torch.zeros_like(leaf) for leaf in kept], spec
+    )
 
 
 def probe(value: Any, tangent: Any, epsilon: Tensor, index: int) -> Any:
@@ -190,7 +200,7 @@ def probe(value: Any, tangent: Any, epsilon: Tensor, index: int) -> Any:
     """
 
     def one(y: Any, dy: Any) -> Any:
-        if not (isinstance(y, Tensor) and y.is_floating_point()):
+        if not is_differentiable(y):
             return y
         return y + epsilon[index].to(y.dtype) * dy.detach()
 

@@ -79,6 +79,15 @@ def is_floating(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
+def is_differentiable(value: object) -> bool:
+    """Whether ``value`` is a tensor that can have a tangent: of real or complex numbers.
+
+    >>> is_differentiable(torch.zeros(2, dtype=torch.complex64)), is_differentiable(torch.arange(2))
+    (True, False)
+    """
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
 def select_output(output: Any, output_fn: OutputFn | None = None) -> Tensor:
     """The output tensor f whose change an FSLR measures.
 

@@ -9,6 +9,10 @@ RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu")
 """Operations that are a whole recurrent network, of any number of layers."""
 
 
+TURNING = ("aten.transpose", "aten.permute", "aten.t", "aten.movedim", "aten.swapaxes")
+"""Operations that exchange axes."""
+
+
 def is_opaque(target: Any) -> bool:
     """Whether an operation is one registered from outside of torch.
 

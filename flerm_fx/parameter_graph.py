@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from flerm_fx.capture import Capture
 from flerm_fx.errors import ProfileError
-from flerm_fx.operation import RECURRENT, argument, operation
+from flerm_fx.operation import RECURRENT, TURNING, argument, operation
 from flerm_fx.probed_as import CONSTANT
 
 _UNUSED = {"op": "", "slot": "", "rank": 0, "kind": "", "order": 0, "uses": 0, "path": ""}
@@ -31,12 +31,14 @@ def parameter_graph(graph: fx.Graph) -> nx.DiGraph:
     ``op``, and ``data``, which tells whether it depends on data. Junctions are the operations on
     data that read a parameter, and those in which several values meet (a residual addition,
     attention) or several parameters (the two factors of a weight norm). An edge ``u -> v`` with
-    attribute ``slot`` says that v reads u in that argument. All else is contracted: activations,
-    reshapes, casts, scale nodes, frozen weights, and integers such as sizes and indices, which
-    carry no function-space flow. A recurrent network that is one operation (``nn.LSTM``) has a
-    junction for each of its layers. Each edge of the captured graph gives at most one here, so a
-    residual stream of depth L has O(L) edges. Nodes are in execution order and every edge leads
-    forward. A parameter that the output does not depend on has ``op=""`` and ``uses=0``.
+    attribute ``slot`` says that v reads u in that argument; it ends in ``"^T"`` if axes are
+    exchanged on the way, which tells mixing over tokens from mixing over channels. All else is
+    contracted: activations, reshapes, casts, scale nodes, frozen weights, and integers such as
+    sizes and indices, which carry no function-space flow. A recurrent network that is one operation
+    (``nn.LSTM``) has a junction for each of its layers. Each edge of the captured graph gives at
+    most one here, so a residual stream of depth L has O(L) edges. Nodes are in execution order and
+    every edge leads forward. A parameter that the output does not depend on has ``op=""`` and
+    ``uses=0``.
 
     Args:
         graph: its ``get_attr`` nodes of trainable parameters carry ``meta["parameter"]``.
@@ -73,6 +75,7 @@ class _Contraction:
         self.data: set[fx.Node] = set()
         self.origin: dict[fx.Node, str] = {}
         self.parameters: dict[str, fx.Node] = {}
+        self.turned: set[fx.Node] = set()  # values on data with axes exchanged since their origin
         # Junctions of parameters alone, until the operation that reads them with data: a model may
         # compute them long before, and execution order is the order of use.
         self.waiting: dict[str, tuple[fx.Node, dict[str, str]]] = {}
@@ -95,6 +98,7 @@ class _Contraction:
         for slot, operand in _operands(node):
             if operand in self.origin and (operand in bare or not is_output):
                 key = self.origin[operand]
+                slot += "^T" * (operand in self.turned)
                 operands[key] = f"{operands[key]},{slot}" if key in operands else slot
                 values.add(operand)
         if is_output or any(n in self.data for n in node.all_input_nodes):
@@ -113,6 +117,10 @@ class _Contraction:
             self.waiting[key] = node, operands
         else:
             self.origin[node] = next(iter(operands))
+            if node in self.data:
+                turned = operation(node) in TURNING
+                if turned != any(operand in self.turned for operand in values):
+                    self.turned.add(node)
 
     def _add_layers(self, node: fx.Node, operands: dict[str, str]) -> None:
         """Add a junction for each layer of a recurrent network that is one operation."""
@@ -199,15 +207,28 @@ def capture_graph(captured: Capture) -> nx.DiGraph:
     """
     if captured.probe_module is not None:
         return parameter_graph(captured.probe_module.graph)
-    used = [(name, kind) for name, kind in captured.modules.items() if name in captured.parameters]
-    graph = chain(
+    return chain(
         (name, kind, name.rpartition(".")[2], captured.parameters[name].dim())
-        for name, kind in used
+        for name, kind in _in_reach(captured)
     )
-    for order, (name, parameter) in enumerate(captured.parameters.items()):
-        if name not in graph:
-            graph.add_node(name, **{**_UNUSED, "rank": parameter.dim(), "order": order})
-    return graph
+
+
+def _in_reach(captured: Capture) -> list[tuple[str, str]]:
+    """Parameters with the classes of their modules, in the order in which a run enters these.
+
+    A module that the run does not enter, as where the data decide, has the place that it was
+    registered at.
+    """
+    kinds = {path: type(module).__name__ for path, module in captured.model.named_modules()}
+    found = [(name, kind) for name, kind in captured.modules.items() if name in captured.parameters]
+    position = {name: place for place, (name, _) in enumerate(found)}
+    last = -1
+    placed: list[tuple[int, str, str]] = []
+    for name, _ in captured.model.named_parameters():
+        if name in captured.parameters:
+            last = position.get(name, last)
+            placed.append((last, name, kinds[name.rpartition(".")[0]]))
+    return [(name, kind) for _, name, kind in sorted(placed, key=lambda entry: entry[0])]
 
 
 def chain(entries: Iterable[tuple[str, str, str, int]]) -> nx.DiGraph:

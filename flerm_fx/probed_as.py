@@ -1,5 +1,6 @@
 """Operations that lack a derivative or a batching rule, as ones that have them."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -50,13 +51,24 @@ def attention_dropout_mask(query: Tensor, key: Tensor, p: float) -> Tensor:
     return torch.ops.aten.dropout.default(weights, p, True)  # type: ignore[no-any-return]
 
 
-def attention(*args: Any, dropout_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None = None,
+    *rest: Any,
+    dropout_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor:
     """Scaled dot-product attention; the fused kernels have no forward-mode derivative."""
     if dropout_mask is None:
+        op = torch.ops.aten.scaled_dot_product_attention.default
         with sdpa_kernel(SDPBackend.MATH):
-            return torch.ops.aten.scaled_dot_product_attention.default(*args, **kwargs)  # type: ignore[no-any-return]
-    _, weights = torch.ops.aten._scaled_dot_product_attention_math.default(*args, **kwargs)
-    value = args[2]
+            return op(query, key, value, bias, *rest, **kwargs)  # type: ignore[no-any-return]
+    if bias is not None and bias.dtype == torch.bool:
+        bias = torch.zeros_like(bias, dtype=query.dtype).masked_fill(~bias, -math.inf)
+    op = torch.ops.aten._scaled_dot_product_attention_math.default
+    _, weights = op(query, key, value, bias, *rest, **kwargs)
     if kwargs.get("enable_gqa", False):
         value = value.repeat_interleave(weights.shape[-3] // value.shape[-3], -3)
     return (weights * dropout_mask) @ value  # type: ignore[no-any-return]

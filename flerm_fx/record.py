@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from flerm_fx.capture import Capture, capture, untouched
+from flerm_fx.copying import copied
 from flerm_fx.errors import EstimateError, InputError, OptimizerError
 from flerm_fx.inputs import (
     Inputs,
@@ -26,7 +27,7 @@ from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
 from flerm_fx.profile import BaseProfile, Trajectory
-from flerm_fx.start import MODEL_LOSS, StartProcedure, copied, measure_start
+from flerm_fx.start import MODEL_LOSS, StartProcedure, measure_start
 from flerm_fx.update_rule import UpdateRule
 
 

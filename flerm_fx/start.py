@@ -1,8 +1,6 @@
 """The start: FSLRs at the beginning of training, measured by a procedure that repeats anywhere."""
 
-import copy
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,25 +61,6 @@ class StartProcedure:
     def after(self, steps: int) -> "StartProcedure":
         """The procedure of the late start: the same with so many more simulated steps."""
         return replace(self, settle=self.settle + steps)
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy of a model, without gradients.
-
-    Raises:
-        InputError: the model cannot be copied.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch's own, for a graph module
-            twin = copy.deepcopy(model)
-    except Exception as error:
-        raise InputError(
-            f"the model cannot be copied, which simulating its start needs: {error}; attributes "
-            "that hold tensors with a history should be buffers or detached"
-        ) from error
-    twin.zero_grad(set_to_none=True)
-    return twin
 
 
 def batch_loss(

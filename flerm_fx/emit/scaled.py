@@ -1,6 +1,5 @@
 """A model with scale nodes: called like the original, it trains the stored weights w = θ / s."""
 
-import copy
 import itertools
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from flerm_fx.capture import Capture, capture
+from flerm_fx.copying import copied
 from flerm_fx.errors import CaptureWarning, InputError
 from flerm_fx.inputs import is_floating
 from flerm_fx.scale import ScaleNodes, scale
@@ -97,7 +97,7 @@ class ScaledModel(nn.Module):
 
     def plain(self) -> nn.Module:
         """A copy of the original model with the effective weights θ = s·w in it."""
-        model = copy.deepcopy(self.skeleton)
+        model = copied(self.skeleton)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name in self.scales:

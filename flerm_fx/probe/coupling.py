@@ -104,7 +104,7 @@ def disagreement(
             tangent = jvp(moved, tuple(fixed[name] for name in updates), {}, positions)
         except RuntimeError:  # an operation without a forward derivative: nothing to compare with
             return ""
-    expected = (rows[:, 0].to(tangent) * tangent.flatten(1)).sum(-1).to(found)
+    expected = (rows[:, 0].to(tangent) * tangent.reshape(examples, coordinates)).sum(-1).to(found)
     size = found.abs().sum(-1).max().clamp_min(torch.finfo(found.dtype).tiny)
     difference = float((found.sum(-1) - expected).abs().max() / size)
     if not difference <= _tolerance(tangent):

@@ -18,7 +18,7 @@ from flerm_fx.capture import (
 )
 from flerm_fx.errors import EstimateError
 from flerm_fx.frontier import jvp, tangent_by_autograd
-from flerm_fx.inputs import Inputs, is_floating
+from flerm_fx.inputs import Inputs, is_differentiable
 from flerm_fx.operation import is_opaque
 
 MEMORY = 2**30
@@ -155,7 +155,7 @@ class _Forward:
                     + [
                         leaf.numel() * leaf.element_size()
                         for leaf in pytree.tree_leaves(values[node])
-                        if is_floating(leaf)
+                        if is_differentiable(leaf)
                     ]
                 )
             for source in node.all_input_nodes:
@@ -259,7 +259,7 @@ def _stacked_jvp(
         except RuntimeError:  # an operation that vmap refuses
             rows = [one(*row) for row in zip(*stacked, strict=True)]
             results = [torch.stack(leaf) for leaf in zip(*rows, strict=True)]
-    return [leaf if leaf.is_floating_point() else None for leaf in results]
+    return [leaf if is_differentiable(leaf) else None for leaf in results]
 
 
 def _joined(

@@ -46,13 +46,15 @@ def draws_needed(rtol: float, examples: int, coordinates: int) -> int:
     .. math:: \tfrac12 \sqrt{r(K, m) / N} = \mathrm{rtol}, \quad r = \frac{2 (K - m)}{m (K + 2)}
 
     gives :math:`m = 2K / (2 + c (K + 2))` with :math:`c = 4 N \mathrm{rtol}^2`, if all examples
-    change equally; at most K, where nothing is left to sample.
+    change equally. From K / 2 on it is K, where nothing is left to sample: that costs at most twice
+    as much, and a few directions left out would have a standard error, but heavy tails.
 
     >>> draws_needed(0.05, examples=20, coordinates=10_000)
     10
     """
     c = 4.0 * examples * rtol**2
-    return max(1, min(coordinates, math.ceil(2 * coordinates / (2 + c * (coordinates + 2)))))
+    draws = max(1, math.ceil(2 * coordinates / (2 + c * (coordinates + 2))))
+    return coordinates if 2 * draws >= coordinates else draws
 
 
 def plan(*, rtol: float, parameters: int, examples: int, coordinates: int) -> Plan:

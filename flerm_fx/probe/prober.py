@@ -147,8 +147,12 @@ class Prober:
             more = max(1, round(_draws(taken) * ((worst / rtol) ** 2 - 1)))
             if sampled_cost(more) > exact_cost(len(updates)):
                 return self._exact(parameters, updates, inputs)
-            extra = replace(chosen.cotangents, draws=min(more, chosen.cotangents.coordinates))
-            taken.append(self._draw(parameters, updates, inputs, extra, generator))
+            every = 2 * (_draws(taken) + more) >= chosen.cotangents.coordinates
+            extra = replace(
+                chosen.cotangents, draws=chosen.cotangents.coordinates if every else more
+            )
+            found = self._draw(parameters, updates, inputs, extra, generator)
+            taken = [found] if every else [*taken, found]
         return self._estimates(taken)
 
     def _sampled(

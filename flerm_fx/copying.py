@@ -1,0 +1,40 @@
+"""Copies of models."""
+
+import copy
+import warnings
+
+from torch import Tensor, nn
+
+from flerm_fx.errors import InputError
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy of a model, without gradients.
+
+    Tensors with a history that modules keep as plain attributes, as ``torch.nn.utils.weight_norm``
+    does until the next forward pass, are copied without it.
+
+    Raises:
+        InputError: the model cannot be copied.
+
+    >>> model = nn.utils.spectral_norm(nn.Linear(2, 2))
+    >>> copied(model).weight.requires_grad
+    False
+    """
+    memo: dict[int, object] = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, for a graph module
+            twin = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise InputError(
+            f"the model cannot be copied, which simulating its start needs: {error}; attributes "
+            "that hold tensors with a history should be buffers or detached"
+        ) from error
+    twin.zero_grad(set_to_none=True)
+    return twin
