@@ -1,0 +1,52 @@
+"""One architecture of the zoo: how it is built at each size, and what it is trained on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flerm_fx.inputs import Inputs, OutputFn
+
+Size = Literal["base", "wide", "deep"]
+SIZES: tuple[Size, ...] = ("base", "wide", "deep")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A kind of model at up to three sizes, with a batch that fits all of them.
+
+    Attributes:
+        name: unique in the zoo.
+        family: what it is listed under.
+        build: a model of a size, at fresh random weights.
+        inputs: the probe batch, seeded.
+        targets: what the loss compares the output with.
+        sizes: those that ``build`` knows.
+        output_fn: picks the output tensor where the default choice is not meant.
+        loss_fn: where the default for such targets is not meant.
+        in_step: whether layer j of the deep model answers to layer i of the base if i/n <= j/m <
+            (i+1)/n, as names tell; False where kinds of layers alternate, or names do not tell.
+        one_to_one: whether names of the wide model's parameters are those of their counterparts.
+        detaches: whether some of the output's dependence on parameters is detached on purpose.
+        note: why something in it is not as usual.
+    """
+
+    name: str
+    family: str
+    build: Callable[[Size], nn.Module]
+    inputs: Callable[[], Inputs]
+    targets: Callable[[], Any]
+    sizes: tuple[Size, ...] = SIZES
+    output_fn: OutputFn | None = None
+    loss_fn: Callable[[Any, Any], Tensor] | str | None = None
+    in_step: bool = True
+    one_to_one: bool = True
+    detaches: bool = False
+    note: str = ""
+
+    def make(self, size: Size = "base", seed: int = 0) -> nn.Module:
+        """A seeded model of a size, in training mode."""
+        torch.manual_seed(seed)
+        return self.build(size).train()
