@@ -1,6 +1,7 @@
 """Capture: a model and sample inputs become an annotated ``torch.fx`` graph."""
 
 import contextlib
+import copy
 import functools
 import io
 import logging
@@ -8,7 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -66,6 +67,24 @@ class Capture:
         state = {**cloned_buffers(self.model), **parameters}
         output = torch.func.functional_call(self.model, state, args, kwargs)
         return select_output(output, self.output_fn)
+
+    def bound(self, model: nn.Module) -> "Capture":
+        """The same graphs on another copy of the model, with its parameters and buffers.
+
+        >>> captured = capture(nn.Linear(3, 2), torch.zeros(4, 3))
+        >>> other = nn.Linear(3, 2)
+        >>> captured.bound(other).parameters["weight"] is other.weight
+        True
+        """
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        state = {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+        return replace(
+            self,
+            model=model,
+            parameters={name: parameters[name] for name in self.parameters},
+            graph_module=_with_state(self.graph_module, state),
+            probe_module=_with_state(self.probe_module, state),
+        )
 
     def flat(self, inputs: Inputs) -> list[Any]:
         """The arguments of ``probe_module`` for these inputs."""
@@ -169,6 +188,27 @@ def capture(
         modules=run.entries,
         own_backward=run.own_backward,
     )
+
+
+def _with_state(
+    graph_module: fx.GraphModule | None, state: Mapping[str, Any]
+) -> fx.GraphModule | None:
+    """A copy of a graph module with other parameters and buffers, and its own constants."""
+    if graph_module is None:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, for a graph
+        graph = copy.deepcopy(graph_module.graph)
+    targets = [str(n.target) for n in graph.nodes if n.op in ("get_attr", "call_module")]
+    root = {t: state[t] if t in state else _attribute(graph_module, t) for t in targets}
+    twin = fx.GraphModule(root, graph, class_name=type(graph_module).__name__)
+    twin.train(graph_module.training)
+    return twin
+
+
+def modes(model: nn.Module) -> tuple[bool, ...]:
+    """What a capture has baked in besides the shapes: the mode of each module."""
+    return tuple(module.training for module in model.modules())
 
 
 def cloned_buffers(model: nn.Module) -> dict[str, Tensor]:

@@ -9,17 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import torch
 from torch import Tensor, fx, nn
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from flerm_fx.align import Mapped, Match, OnUnmatched, align, unanswered
-from flerm_fx.assignment import Assignment, Status
+from flerm_fx.assignment import Assignment
 from flerm_fx.capture import Capture, capture
 from flerm_fx.copying import copied
 from flerm_fx.dump import Format, dump
-from flerm_fx.emit.scaled import ScaledModel
+from flerm_fx.emit.scaled import ScaledModel, with_scale_nodes
 from flerm_fx.errors import FlermError, InputError, OptimizerError
 from flerm_fx.inputs import (
     Inputs,
@@ -31,6 +30,7 @@ from flerm_fx.inputs import (
     to_device,
 )
 from flerm_fx.loss import Loss, LossFunction, resolve
+from flerm_fx.multipliers import assigned
 from flerm_fx.parameter_graph import capture_graph
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
@@ -40,18 +40,6 @@ from flerm_fx.start import MODEL_LOSS, StartProcedure, measure_start
 from flerm_fx.update_rule import UpdateRule, group_settings, node_scale
 
 Emit = Literal["graph", "param_groups"]
-
-NOISE = 2.0
-"""An FSLR below this many standard errors is not told from zero."""
-
-ROUNDING = 8.0
-"""An FSLR below this many machine epsilons of the model's largest is rounding: an attention key's
-bias, which softmax does not see, was found at 0.02 to 0.4 epsilons in float32."""
-
-LATE_ROUNDS = 8
-"""How often the late start is measured at most. A parameter behind one zero takes 2 measurements,
-up to 4 where a step is not small beside the weights; one behind two zeros takes 4 or 5, since the
-multiplier of what lies between them scales its late FSLR at first order."""
 
 CHECK_ERRORS = 4.0
 """Standard errors that :meth:`CompiledModel.check` allows: with hundreds of parameters, 3 would
@@ -153,7 +141,7 @@ def compile(
 
     Example::
 
-        >>> import flerm_fx
+        >>> import flerm_fx, torch
         >>> def mlp(width):
         ...     torch.manual_seed(0)
         ...     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
@@ -197,40 +185,10 @@ def compile(
     twin = copied(model)
     captured = capture(twin, probe_inputs, output_fn)
     matches = _matched(base_profile, captured, mapping, on_unmatched)
-    assignments: tuple[Assignment, ...] = ()
-    multipliers: dict[str, float] | None = None
-    moving: list[str] = []
-    late = dict.fromkeys(captured.parameters, Estimate(0.0, 0.0, "not measured", 0))
-    # Without settling steps, multipliers do not move the weights that are measured at.
-    for _ in range(rounds if procedure.settle else 1):
-        start = measure_start(captured, procedure, multipliers)
-        assignments = _assign(captured, base_profile, matches, start, late)
-        multipliers = {a.parameter: a.multiplier for a in assignments}
-        moving = [a.parameter for a in assignments if a.after]
-        for _ in range(LATE_ROUNDS if moving else 0):
-            before, later = multipliers, procedure.after(base_profile.resolve_after)
-            late = measure_start(captured, later, before)
-            assignments = _assign(captured, base_profile, matches, start, late)
-            multipliers = {a.parameter: a.multiplier for a in assignments}
-            moving = [
-                name
-                for name, m in multipliers.items()
-                if not math.isclose(m, before[name], rel_tol=CHECK_RTOL)
-            ]
-            if not moving:
-                break
-    assert multipliers is not None
-    if moving:
-        warnings.warn(
-            f"the late start did not settle: after {LATE_ROUNDS} measurements the multipliers of "
-            f"{', '.join(map(repr, moving))} still move by more than {CHECK_RTOL:.0%}, since the "
-            "steps that it takes change with them. check() says how far off they are; record the "
-            "base with a smaller resolve_after or learning rate",
-            stacklevel=2,
-        )
+    assignments = assigned(captured, base_profile, matches, procedure, rounds)
     scales = {}
     if emit == "graph":
-        scales = {name: node_scale(procedure.rule, m) for name, m in multipliers.items()}
+        scales = {a.parameter: node_scale(procedure.rule, a.multiplier) for a in assignments}
     if emit == "param_groups":
         skeleton = model
     elif donate:
@@ -239,8 +197,7 @@ def compile(
         skeleton = twin
     kept = None if donate else model
     compiled = CompiledModel(kept, skeleton, scales, matches, assignments, procedure, probe_inputs)
-    if skeleton is twin:
-        compiled.adopt(captured, *call_arguments(probe_inputs))
+    compiled.adopt(captured, probe_inputs)
     return compiled
 
 
@@ -341,7 +298,7 @@ class CompiledModel(ScaledModel):
 
         Example::
 
-            >>> import flerm_fx
+            >>> import flerm_fx, torch
             >>> _ = torch.manual_seed(0)
             >>> small, large = nn.Linear(4, 3), nn.Linear(4, 3)
             >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
@@ -398,12 +355,13 @@ class CompiledModel(ScaledModel):
         .. math:: |\mathrm{FSLR}_l - \mathrm{FSLR}_{base}| \le
                   4 \sqrt{\sigma_l^2 + (m_l \sigma_{l,compile})^2} + 10^{-2}\,\mathrm{FSLR}_{base}.
         """
-        emitted = self.graph_module if self.scales else None
-        twin = copied(emitted) if emitted is not None else self.plain()
+        twin = self.plain()
         for name, parameter in twin.named_parameters():
             parameter.requires_grad_(name in self.multipliers)
-        multipliers = self.multipliers if emitted is None else None
-        captured = capture(twin, self._probe_inputs, self.procedure.output_fn)
+        captured = self.adopted(twin) or capture(twin, self._probe_inputs, self.procedure.output_fn)
+        multipliers: dict[str, float] | None = self.multipliers
+        if self.scales and captured.graph_module is not None:
+            captured, multipliers = with_scale_nodes(captured, self.scales), None
         measured = {
             after: measure_start(
                 captured, self.procedure.after(after), multipliers, draw_seed=1_000_003
@@ -505,72 +463,6 @@ def _matched(
 def _some(names: list[str]) -> str:
     shown = ", ".join(names[:3]) or "none"
     return shown + ", …" * (len(names) > 3)
-
-
-def _assign(
-    captured: Capture,
-    profile: BaseProfile,
-    matches: Mapping[str, Match],
-    start: Mapping[str, Estimate],
-    late: Mapping[str, Estimate],
-) -> tuple[Assignment, ...]:
-    """Multipliers from the two sides' FSLRs: late ones where one at the start is exactly 0."""
-    nodes = {
-        node.meta["parameter"]: node
-        for node in (captured.graph_module.graph.nodes if captured.graph_module else ())
-        if "parameter" in node.meta
-    }
-    sides = {0: (profile.start, start)}
-    if profile.late:
-        sides[profile.resolve_after] = (profile.late, late)
-    above_noise = {
-        after: (_resolved(base, captured), _resolved(target, captured))
-        for after, (base, target) in sides.items()
-    }
-    rows = []
-    for name, parameter in captured.parameters.items():
-        node = nodes.get(name)
-        used = name in captured.modules if node is None else bool(node.users)
-        base = matches[name].base
-        status: Status = "unmatched" if used and not base else "unresolved" if used else "unused"
-        at_zero = not (start[name].value and all(profile.start[b].value for b, _ in base))
-        after = profile.resolve_after if profile.late and used and at_zero else 0
-        base_fslrs, fslrs = sides[after]
-        base_resolved, target_resolved = above_noise[after]
-        wanted = sum(share * base_fslrs[b].value for b, share in base)
-        resolved = name in target_resolved and any(b in base_resolved for b, _ in base)
-        target = fslrs[name]
-        rows.append(
-            Assignment(
-                parameter=name,
-                node=node.name if node is not None else "",
-                op=_first_op(node),
-                shape=tuple(parameter.shape),
-                base=base,
-                base_fslr=wanted,
-                target=target,
-                multiplier=wanted / target.value if resolved else 1.0,
-                status="matched" if resolved else status,
-                after=after,
-            )
-        )
-    return tuple(rows)
-
-
-def _resolved(estimates: Mapping[str, Estimate], captured: Capture) -> set[str]:
-    """Parameters whose FSLR is above its noise and above rounding."""
-    dtype = next(iter(captured.parameters.values())).dtype
-    largest = max(e.value for e in estimates.values())
-    floor = ROUNDING * torch.finfo(dtype).eps * largest
-    return {n for n, e in estimates.items() if e.value > max(NOISE * e.stderr, floor)}
-
-
-def _first_op(node: fx.Node | None) -> str:
-    if node is None or not node.users:
-        return ""
-    target = next(iter(node.users)).target
-    packet = getattr(target, "overloadpacket", target)
-    return str(packet) if hasattr(target, "overloadpacket") else getattr(packet, "__name__", "")
 
 
 def _donated(model: nn.Module) -> nn.Module:

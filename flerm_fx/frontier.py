@@ -5,6 +5,7 @@ and at least one value of the region is on the *frontier*. Only there does a par
 enter the data flow, as the tangent of one operation.
 """
 
+import contextlib
 import functools
 import operator
 import warnings
@@ -43,8 +44,8 @@ def jvp(
 
     Returns:
         The tangent, shaped like the operation's output: by forward-mode differentiation where there
-        is a rule, else by reverse mode twice, and by central differences for an operation from
-        outside of torch.
+        is a rule, else by reverse mode twice, and by central differences where torch has neither
+        or the operation is from outside of torch.
 
     >>> linear = torch.ops.aten.linear.default
     >>> x, w = torch.ones(1, 2), torch.zeros(3, 2)
@@ -73,7 +74,9 @@ def jvp(
     try:
         return torch.func.jvp(local, primals, directions)[1]
     except NotImplementedError:
-        return _jvp_by_two_vjps(local, primals, directions)
+        with contextlib.suppress(NotImplementedError):
+            return _jvp_by_two_vjps(local, primals, directions)
+    return difference(local, primals, directions)
 
 
 def difference(
@@ -99,7 +102,11 @@ def difference(
     with preserved_rng():  # so that both draw the same
         above = function(*(p + h * d for p, d in zip(primals, directions, strict=True)))
     below = function(*(p - h * d for p, d in zip(primals, directions, strict=True)))
-    return pytree.tree_map(lambda a, b: (a - b) / (2 * h), above, below)
+
+    def quotient(a: Tensor, b: Tensor) -> Tensor:
+        return (a - b) / (2 * h) if is_differentiable(a) else torch.zeros_like(a)
+
+    return pytree.tree_map(quotient, above, below)
 
 
 @functools.cache

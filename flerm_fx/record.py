@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from flerm_fx.capture import Capture, capture, untouched
+from flerm_fx.capture import Capture, capture, modes, untouched
 from flerm_fx.copying import copied
 from flerm_fx.errors import EstimateError, InputError, OptimizerError
 from flerm_fx.inputs import (
@@ -180,7 +180,7 @@ class Recorder:
         self._late = measure_start(twin, self.procedure.after(late)) if late else {}
         self._training = model.training
         self._probe_inputs = to_device(pool[0][0], device_of(model))
-        self._probers: dict[tuple[bool, ...], Prober] = {}
+        self._probers = {modes(model): Prober(twin.bound(model))}
         self._steps: list[int] = []
         self._rates: list[float] = []
         self._fslrs: dict[str, list[Estimate]] = {name: [] for name in self._parameters}
@@ -295,7 +295,7 @@ class Recorder:
             self._fslrs[name].append(found.get(name, frozen))
 
     def _prober(self) -> Prober:
-        mode = tuple(module.training for module in self.model.modules())
+        mode = modes(self.model)
         if mode not in self._probers:
             captured: Capture = capture(self.model, self._probe_inputs, self.procedure.output_fn)
             self._probers[mode] = Prober(captured)

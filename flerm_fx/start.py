@@ -1,13 +1,13 @@
 """The start: FSLRs at the beginning of training, measured by a procedure that repeats anywhere."""
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from flerm_fx.capture import Capture, untouched
 from flerm_fx.errors import DivergenceError, EstimateError, InputError
@@ -30,6 +30,14 @@ MODEL_LOSS = "output.loss"
 
 AVERAGED_STEPS = 4
 """FSLRs after settling are averaged over this many last steps (fewer if fewer were taken)."""
+
+ANSWER = 1e-3
+"""Relative change of a unit update that is worth another measurement: a tenth of what ``check()``
+allows."""
+
+ROUNDED = 0.5
+"""Relative change of a gradient, when the last bits of the weights do, beyond which it is rounding:
+noise changes by 1.4 of itself, gradients in bfloat16 by a few hundredths."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +120,56 @@ def measure_start(
         DivergenceError: a loss, gradient, update or FSLR is NaN or infinite after the first step.
         EstimateError: so it is at the first step.
     """
+    draws = procedure.seed if draw_seed is None else draw_seed
+    prober = Prober(captured)
+    probe = to_device(procedure.pool[0], device_of(captured.model))
+    measured: list[dict[str, Estimate]] = []
+    with contextlib.closing(_unit_updates(captured, procedure, multipliers)) as steps:
+        for step, (before, updates, rounding) in enumerate(steps):
+            if step <= procedure.settle - AVERAGED_STEPS:
+                continue
+            generator = torch.Generator().manual_seed(draws + step)
+            try:
+                found = _estimate(prober, before, updates, probe, procedure, generator)
+            except EstimateError as error:
+                if step:
+                    _fail(f"{error}; that is", procedure, step)
+                raise
+            measured.append({n: _rounded(e) if n in rounding else e for n, e in found.items()})
+    return {name: _mean([found[name] for found in measured]) for name in captured.parameters}
+
+
+def answers_to(
+    captured: Capture, procedure: StartProcedure, multipliers: Mapping[str, float]
+) -> bool:
+    """Whether the first unit update is another one under these multipliers.
+
+    It is where an ``eps`` is not small beside a gradient: a scale node of s makes it ``eps / s``.
+    """
+    if all(math.isclose(m, 1.0) for m in multipliers.values()) or not procedure.rule.has_eps:
+        return False
+    first = replace(procedure, settle=0)
+    plain, scaled = (_first_update(captured, first, given) for given in (None, multipliers))
+    return any(
+        float((scaled[name] - update).norm()) > ANSWER * float(update.norm())
+        for name, update in plain.items()
+    )
+
+
+def _first_update(
+    captured: Capture, procedure: StartProcedure, multipliers: Mapping[str, float] | None
+) -> dict[str, Tensor]:
+    with contextlib.closing(_unit_updates(captured, procedure, multipliers)) as steps:
+        return next(steps)[1]
+
+
+def _unit_updates(
+    captured: Capture, procedure: StartProcedure, multipliers: Mapping[str, float] | None
+) -> Generator[tuple[dict[str, Tensor], dict[str, Tensor], frozenset[str]]]:
+    """At each simulated step: the weights, their unit updates, and those that rounding makes."""
     model, parameters = captured.model, captured.parameters
     weights = {name: p.detach().clone() for name, p in parameters.items()}
-    device = device_of(model)
-    pool = to_device(procedure.pool, device)
-    prober = Prober(captured)
+    pool = to_device(procedure.pool, device_of(model))
     rates = {
         name: group_settings(
             procedure.rule,
@@ -126,11 +179,10 @@ def measure_start(
         )
         for name in parameters
     }
-    draws = procedure.seed if draw_seed is None else draw_seed
     # Nothing follows a first step, so it may be as large as it takes for the update not to be lost
     # in the rounding of weights: a power of two is divided out exactly.
     stretch = _stretch(parameters, procedure) if procedure.settle == 0 else 1.0
-    measured: list[dict[str, Estimate]] = []
+    rounding: frozenset[str] = frozenset()
     with untouched(model), torch.enable_grad():
         torch.manual_seed(procedure.seed)
         try:
@@ -142,26 +194,20 @@ def measure_start(
             for step in range(procedure.settle + 1):
                 batch = pool[0] if len(pool) == 1 else pool[1 + step % (len(pool) - 1)]
                 before = {name: p.detach().clone() for name, p in parameters.items()}
-                _step(model, optimizer, parameters, batch, procedure, step)
-                if step > procedure.settle - AVERAGED_STEPS:
-                    updates = {
-                        name: (p.detach() - before[name]) / (stretch * rates[name]["lr"])
-                        for name, p in parameters.items()
-                    }
-                    generator = torch.Generator().manual_seed(draws + step)
-                    try:
-                        found = _estimate(prober, before, updates, pool[0], procedure, generator)
-                    except EstimateError as error:
-                        if step:
-                            _fail(f"{error}; that is", procedure, step)
-                        raise
-                    measured.append(found)
+                _differentiate(model, parameters, batch, procedure, step)
+                if step == 0:
+                    rounding = _rounding(model, parameters, batch, procedure)
+                optimizer.step()
+                updates = {
+                    name: (p.detach() - before[name]) / (stretch * rates[name]["lr"])
+                    for name, p in parameters.items()
+                }
+                yield before, updates, rounding
         finally:
             model.zero_grad(set_to_none=True)
             with torch.no_grad():
                 for name, p in parameters.items():
                     p.copy_(weights[name])
-    return {name: _mean([estimates[name] for estimates in measured]) for name in parameters}
 
 
 def _stretch(parameters: Mapping[str, nn.Parameter], procedure: StartProcedure) -> float:
@@ -183,15 +229,15 @@ def _grouped(
     return list(groups.values())
 
 
-def _step(
+def _differentiate(
     model: nn.Module,
-    optimizer: Optimizer,
     parameters: Mapping[str, nn.Parameter],
     batch: Batch,
     procedure: StartProcedure,
     step: int,
 ) -> None:
-    optimizer.zero_grad(set_to_none=True)
+    """Gradients of one batch's loss, all finite."""
+    model.zero_grad(set_to_none=True)
     loss = batch_loss(model, batch, procedure.loss, procedure.output_fn)
     if not math.isfinite(loss.item()):
         _fail(f"the loss is {loss.item()}", procedure, step)
@@ -213,7 +259,45 @@ def _step(
                 procedure,
                 step,
             )
-    optimizer.step()
+
+
+def _rounding(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    batch: Batch,
+    procedure: StartProcedure,
+) -> frozenset[str]:
+    """Parameters whose gradient is rounding alone: a last bit of the weights makes it another.
+
+    The loss may not depend on a parameter that the output depends on: cross entropy does not see a
+    number added to all logits. Adam turns what rounding leaves of its gradient into a full step.
+    """
+    gradients = {name: p.grad for name, p in parameters.items()}
+    weights = {name: p.detach().clone() for name, p in parameters.items()}
+    generator = torch.Generator().manual_seed(procedure.seed)
+    found = set()
+    with untouched(model):
+        torch.manual_seed(procedure.seed)
+        try:
+            with torch.no_grad():
+                for p in parameters.values():
+                    sign = 2 * torch.randint(2, p.shape, generator=generator) - 1
+                    p.mul_(1 + torch.finfo(p.dtype).eps * sign.to(p.device, p.dtype))
+            model.zero_grad(set_to_none=True)
+            loss = batch_loss(model, batch, procedure.loss, procedure.output_fn)
+            loss.backward()  # type: ignore[no-untyped-call]
+            for name, p in parameters.items():
+                gradient = gradients[name]
+                if gradient is not None and p.grad is not None:
+                    change = (p.grad.float() - gradient.float()).norm()
+                    if change > ROUNDED * gradient.float().norm():
+                        found.add(name)
+        finally:
+            with torch.no_grad():
+                for name, p in parameters.items():
+                    p.copy_(weights[name])
+                    p.grad = gradients[name]
+    return frozenset(found)
 
 
 def _fail(what: str, procedure: StartProcedure, step: int) -> None:
@@ -244,6 +328,14 @@ def _estimate(
         method=procedure.method,
         rtol=procedure.rtol,
         generator=generator,
+    )
+
+
+def _rounded(estimate: Estimate) -> Estimate:
+    return replace(
+        estimate,
+        stderr=max(estimate.stderr, estimate.value),
+        note="; ".join(filter(None, (estimate.note, "its gradient is rounding"))),
     )
 
 

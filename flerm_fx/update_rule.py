@@ -194,6 +194,11 @@ class UpdateRule:
         except OptimizerError:
             return cls(name, settings, None, source)
 
+    @property
+    def has_eps(self) -> bool:
+        """Whether a step depends on the size of its gradient beside an ``eps`` or the like."""
+        return bool(self._response.powers)
+
     @cached_property
     def _response(self) -> "_Response":
         return _measure(self)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import flerm_fx
-from flerm_fx import compiler
+from flerm_fx import multipliers
 from models.lora import LoRALinear, add_lora
 from models.transformer import Transformer
 from tests.cases import features, make, tokens
@@ -79,7 +79,7 @@ def rows_of(compiled: flerm_fx.CompiledModel) -> dict[str, flerm_fx.Assignment]:
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The simulated steps of every start that is measured from here on."""
     settles: list[int] = []
-    for module in (sys.modules["flerm_fx.record"], compiler):  # flerm_fx.record is the function
+    for module in (sys.modules["flerm_fx.record"], multipliers):  # flerm_fx.record is the function
         measure = module.measure_start
 
         def spy(*args: Any, measure: Any = measure, **options: Any) -> Any:
@@ -279,7 +279,7 @@ def test_a_parameter_behind_two_zeros_is_resolved(steps: list[int]) -> None:
     assert {row.status for row in compiled.assignments} == {"matched"}
     # B's multiplier scales A's late FSLR, so that it takes more measurements.
     assert steps[:3] == [0, 4, 0]
-    assert 3 <= len(steps[3:]) < compiler.LATE_ROUNDS
+    assert 3 <= len(steps[3:]) < multipliers.MEASUREMENTS
     assert all(check.passed for check in compiled.check())
 
 

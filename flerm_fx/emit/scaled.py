@@ -3,17 +3,17 @@
 import itertools
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from flerm_fx.capture import Capture, capture
+from flerm_fx.capture import Capture, capture, modes
 from flerm_fx.copying import copied
 from flerm_fx.errors import CaptureWarning, InputError
-from flerm_fx.inputs import is_floating
+from flerm_fx.inputs import Inputs, call_arguments, is_floating
 from flerm_fx.scale import ScaleNodes, scale
 
 EXTRA = "_extra_state"
@@ -47,6 +47,7 @@ class ScaledModel(nn.Module):
         self.scales = dict(scales)
         self._skeleton = (skeleton,)  # in a tuple, so that it is no submodule
         self._graphs: dict[Any, _Emitted] = {}
+        self._given: tuple[tuple[bool, ...], Capture] | None = None
         with torch.no_grad():
             for name, parameter in skeleton.named_parameters():
                 if name in self.scales:
@@ -87,10 +88,17 @@ class ScaledModel(nn.Module):
             )
         return self._graphs[state, shapes].graph_module
 
-    def adopt(self, captured: Capture, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Use a capture of the skeleton for calls like this one."""
-        state, shapes, _ = self._signature(args, kwargs)
-        self._graphs[state, shapes] = self._with_scales(captured)
+    def adopt(self, captured: Capture, inputs: Inputs) -> None:
+        """Use a capture of the model for calls with such inputs in the present mode."""
+        state, shapes, _ = self._signature(*call_arguments(inputs))
+        self._graphs[state, shapes] = self._with_scales(captured.bound(self.skeleton))
+        self._given = (modes(self), captured.bound(self.skeleton))
+
+    def adopted(self, model: nn.Module) -> Capture | None:
+        """That capture on a copy of the model, if the model is still in that mode."""
+        if self._given is None or self._given[0] != modes(self):
+            return None
+        return self._given[1].bound(model)
 
     def annotate(self, graph_module: fx.GraphModule) -> None:
         """Write what is known of each parameter to ``node.meta``; a hook for subclasses."""
@@ -140,7 +148,7 @@ class ScaledModel(nn.Module):
         """What a graph depends on, the shapes that its guards may admit, and the flat inputs."""
         leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
         state = (
-            tuple(module.training for module in self.modules()),
+            modes(self),
             tuple(map(id, itertools.chain(self.parameters(), self.buffers()))),
             str(spec),
             tuple(
@@ -186,12 +194,36 @@ class ScaledModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._graphs.clear()  # they hold buffers, dtypes and devices as they were
+        self._given = None
         applied: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return applied
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy captures its own graphs, so that they share its weights.
-        return {**self.__dict__, "_graphs": {}}
+        return {**self.__dict__, "_graphs": {}, "_given": None}
+
+
+def with_scale_nodes(captured: Capture, scales: Mapping[str, float]) -> Capture:
+    r"""A captured model with scale nodes in its graphs and stored weights in its parameters.
+
+    Args:
+        captured: a model that the caller owns and that has a graph; its weights are divided by s.
+        scales: s_l of each trainable parameter.
+
+    >>> captured = capture(nn.Linear(2, 1, bias=False), torch.zeros(3, 2))
+    >>> before = captured.model.weight.detach().clone()
+    >>> scaled = with_scale_nodes(captured, {"weight": 4.0})
+    >>> torch.equal(scaled.parameters["weight"] * 4, before)
+    True
+    """
+    assert captured.graph_module is not None
+    assert captured.probe_module is not None
+    with torch.no_grad():
+        for name, s in scales.items():
+            captured.parameters[name].div_(s)
+    for graph_module in (captured.graph_module, captured.probe_module):
+        ScaleNodes(scales)(graph_module)
+    return replace(captured, model=captured.graph_module)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,212 @@
+"""Multipliers at which a captured model's FSLRs are those of the base."""
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import fx
+
+from flerm_fx.align import Match
+from flerm_fx.assignment import Assignment, Status
+from flerm_fx.capture import Capture
+from flerm_fx.probe.estimate import Estimate
+from flerm_fx.profile import BaseProfile
+from flerm_fx.start import StartProcedure, answers_to, measure_start
+
+NOISE = 2.0
+"""An FSLR below this many standard errors is not told from zero."""
+
+ROUNDING = 8.0
+"""An FSLR below this many machine epsilons of the model's largest is rounding: an attention key's
+bias, which softmax does not see, was found at 0.02 to 0.4 epsilons in float32."""
+
+MEASUREMENTS = 8
+"""How often a start that multipliers move is measured at most. A parameter behind one zero takes 2
+late measurements, up to 4 where a step is not small beside the weights; one behind two zeros takes
+4 or 5, since the multiplier of what lies between them scales its late FSLR at first order."""
+
+SETTLED = 1e-2
+"""Relative change of a multiplier that ends the measurements of a late start."""
+
+SETTLED_BESIDE_EPS = 1e-3
+"""The same for a start with gradients of the size of the optimizer's ``eps``."""
+
+_Assigned = tuple[Assignment, ...]
+
+
+def assigned(
+    captured: Capture,
+    profile: BaseProfile,
+    matches: Mapping[str, Match],
+    procedure: StartProcedure,
+    rounds: int = 1,
+) -> _Assigned:
+    r"""Find each parameter's multiplier.
+
+    .. math:: m_l = \frac{\sum_b \mathrm{share}_{b \to l}\, \mathrm{FSLR}_b}{\mathrm{FSLR}_l(m)}
+
+    The target's FSLR depends on the multipliers themselves in three cases, and is measured again
+    until they agree: after ``settle`` steps (as often as ``rounds`` says); at the late start; and
+    where gradients are of the size of the optimizer's ``eps``, which a scale node of s turns into
+    ``eps / s``.
+
+    Args:
+        captured: the target, a copy that the caller owns.
+        profile: of the base.
+        matches: the base parameters that each of the target's answers to.
+        procedure: how to measure the target's start.
+        rounds: see :func:`flerm_fx.compile`.
+
+    Warns:
+        UserWarning: multipliers did not settle.
+    """
+    assign = functools.partial(_assign, captured, profile, matches)
+    measure = functools.partial(measure_start, captured)
+    unmeasured = Estimate(0.0, 0.0, "not measured", 0)
+    late = dict.fromkeys(captured.parameters, unmeasured)
+    start = measure(procedure)
+    rows = assign(start, late)
+    if not procedure.settle and answers_to(captured, procedure, _multipliers(rows)):
+
+        def at_start(multipliers: Mapping[str, float]) -> _Assigned:
+            nonlocal start
+            start = measure(procedure, multipliers)
+            return assign(start, late)
+
+        rows = _settled(rows, at_start, SETTLED_BESIDE_EPS, "start", _BESIDE_EPS, secant=True)
+
+    def at_late_start(multipliers: Mapping[str, float]) -> _Assigned:
+        return assign(start, measure(procedure.after(profile.resolve_after), multipliers))
+
+    for settling in range(rounds if procedure.settle else 1):
+        if settling:
+            start = measure(procedure, _multipliers(rows))
+            rows = assign(start, late)
+        if any(row.after for row in rows):
+            rows = _settled(rows, at_late_start, SETTLED, "late start", _LATE)
+    return rows
+
+
+_BESIDE_EPS = "gradients are of the size of the optimizer's eps, which the scales move"
+_LATE = (
+    "the steps that it takes change with them; record the base with a smaller resolve_after or "
+    "learning rate"
+)
+
+
+def _settled(
+    rows: _Assigned,
+    measured: Callable[[Mapping[str, float]], _Assigned],
+    tolerance: float,
+    name: str,
+    why: str,
+    *,
+    secant: bool = False,
+) -> _Assigned:
+    """Multipliers of a start that moves with them: those at which it gives them back."""
+    before = dict.fromkeys(_multipliers(rows), 1.0)
+    given = at = _multipliers(rows)
+    moving: list[str] = []
+    for _ in range(MEASUREMENTS):
+        rows = measured(at)
+        found = _multipliers(rows)
+        moving = [n for n, m in found.items() if not math.isclose(m, at[n], rel_tol=tolerance)]
+        if not moving:
+            return rows
+        following = found
+        if secant:
+            following = {n: _fixed_point(before[n], given[n], at[n], found[n]) for n in found}
+        before, given, at = at, found, following
+    warnings.warn(
+        f"the {name} did not settle: after {MEASUREMENTS} measurements the multipliers of "
+        f"{', '.join(map(repr, moving))} still move by more than {tolerance:.1%}, since {why}. "
+        "check() says how far off they are",
+        stacklevel=4,
+    )
+    return rows
+
+
+def _fixed_point(x: float, y: float, other_x: float, other_y: float) -> float:
+    """Where a power law through two points, of a degree from -1 to 0, is the identity.
+
+    A step is in proportion to a gradient far below ``eps``, and does not see the size of one far
+    above it: the multiplier found falls with the one that it is measured at, or stays.
+
+    >>> round(_fixed_point(1.0, 16.0, 16.0, 1.0), 6)
+    4.0
+    """
+    moved = math.log(other_x / x)
+    degree = min(0.0, max(-1.0, math.log(other_y / y) / moved)) if moved else 0.0
+    return float(other_x * (other_y / other_x) ** (1 / (1 - degree)))
+
+
+def _multipliers(rows: _Assigned) -> dict[str, float]:
+    return {row.parameter: row.multiplier for row in rows}
+
+
+def _assign(
+    captured: Capture,
+    profile: BaseProfile,
+    matches: Mapping[str, Match],
+    start: Mapping[str, Estimate],
+    late: Mapping[str, Estimate],
+) -> _Assigned:
+    """Multipliers from the two sides' FSLRs: late ones where one at the start is exactly 0."""
+    nodes = {
+        node.meta["parameter"]: node
+        for node in (captured.graph_module.graph.nodes if captured.graph_module else ())
+        if "parameter" in node.meta
+    }
+    sides = {0: (profile.start, start)}
+    if profile.late:
+        sides[profile.resolve_after] = (profile.late, late)
+    above_noise = {
+        after: (_resolved(base, captured), _resolved(target, captured))
+        for after, (base, target) in sides.items()
+    }
+    rows = []
+    for name, parameter in captured.parameters.items():
+        node = nodes.get(name)
+        used = name in captured.modules if node is None else bool(node.users)
+        base = matches[name].base
+        status: Status = "unmatched" if used and not base else "unresolved" if used else "unused"
+        at_zero = not (start[name].value and all(profile.start[b].value for b, _ in base))
+        after = profile.resolve_after if profile.late and used and at_zero else 0
+        base_fslrs, fslrs = sides[after]
+        base_resolved, target_resolved = above_noise[after]
+        wanted = sum(share * base_fslrs[b].value for b, share in base)
+        resolved = name in target_resolved and any(b in base_resolved for b, _ in base)
+        target = fslrs[name]
+        rows.append(
+            Assignment(
+                parameter=name,
+                node=node.name if node is not None else "",
+                op=_first_op(node),
+                shape=tuple(parameter.shape),
+                base=base,
+                base_fslr=wanted,
+                target=target,
+                multiplier=wanted / target.value if resolved else 1.0,
+                status="matched" if resolved else status,
+                after=after,
+            )
+        )
+    return tuple(rows)
+
+
+def _resolved(estimates: Mapping[str, Estimate], captured: Capture) -> set[str]:
+    """Parameters whose FSLR is above its noise and above rounding."""
+    dtype = next(iter(captured.parameters.values())).dtype
+    largest = max(e.value for e in estimates.values())
+    floor = ROUNDING * torch.finfo(dtype).eps * largest
+    return {n for n, e in estimates.items() if e.value > max(NOISE * e.stderr, floor)}
+
+
+def _first_op(node: fx.Node | None) -> str:
+    if node is None or not node.users:
+        return ""
+    target = next(iter(node.users)).target
+    packet = getattr(target, "overloadpacket", target)
+    return str(packet) if hasattr(target, "overloadpacket") else getattr(packet, "__name__", "")
