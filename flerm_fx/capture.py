@@ -22,6 +22,7 @@ from flerm_fx.errors import CaptureError, CaptureWarning, FlermError, InputError
 from flerm_fx.functionalize import functionalize, is_functional
 from flerm_fx.inputs import Inputs, OutputFn, batch_size, call_arguments, select_output
 from flerm_fx.probed_as import PROBED_AS, separate_draws
+from flerm_fx.recurrent import layer_by_layer
 
 
 @dataclass(frozen=True)
@@ -427,6 +428,7 @@ def _export(
             probe = _output_only(_clean(functional, model, names))
             if not is_functional(probe.graph):
                 raise RuntimeError("an in-place operation could not be made functional")
+    layer_by_layer(probe.graph)
     separate_draws(probe.graph)
     in_spec = _without_selected_output(full)
     probe.graph.eliminate_dead_code(

@@ -17,11 +17,11 @@ from torch import Tensor, fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.utils import _pytree as pytree
 
-from flerm_fx.capture import capture, preserved_rng
+from flerm_fx.capture import capture, preserved_rng, rng_state, set_rng_state
 from flerm_fx.errors import FlermError, InputError
 from flerm_fx.functionalize import is_functional
 from flerm_fx.inputs import Inputs, OutputFn, is_differentiable
-from flerm_fx.operation import is_opaque
+from flerm_fx.operation import is_opaque, is_random
 from flerm_fx.probed_as import CONSTANT
 from flerm_fx.scale import ScaleNodes, parameter_nodes
 
@@ -71,9 +71,12 @@ def jvp(
     if is_opaque(op):
         return difference(local, primals, directions)
     _load_forward_mode()
+    state = rng_state() if is_random(op) else None
     try:
         return torch.func.jvp(local, primals, directions)[1]
     except NotImplementedError:
+        if state is not None:
+            set_rng_state(state)
         with contextlib.suppress(NotImplementedError):
             return _jvp_by_two_vjps(local, primals, directions)
     return difference(local, primals, directions)

@@ -25,6 +25,16 @@ def is_opaque(target: Any) -> bool:
     return isinstance(target, torch._ops.OpOverload) and target.namespace not in ("aten", "prims")
 
 
+def is_random(target: Any) -> bool:
+    """Whether an operation may draw random numbers, as all may that do not say.
+
+    >>> is_random(torch.ops.aten.dropout.default), is_random(torch.ops.aten.add.Tensor)
+    (True, False)
+    """
+    drawing = torch.Tag.nondeterministic_seeded
+    return drawing in getattr(target, "tags", [drawing])
+
+
 def operation(node: fx.Node) -> str:
     """``aten.add`` for every overload of it, in place or not."""
     schema = getattr(node.target, "_schema", None)

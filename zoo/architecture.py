@@ -27,7 +27,8 @@ class Architecture:
         output_fn: picks the output tensor where the default choice is not meant.
         loss_fn: where the default for such targets is not meant.
         in_step: whether layer j of the deep model answers to layer i of the base if i/n <= j/m <
-            (i+1)/n, as names tell; False where kinds of layers alternate, or names do not tell.
+            (i+1)/n, as names tell; False where names do not tell.
+        period: how many kinds of layers alternate; each answers to layers of its kind.
         one_to_one: whether names of the wide model's parameters are those of their counterparts.
         detaches: whether some of the output's dependence on parameters is detached on purpose.
         note: why something in it is not as usual.
@@ -42,6 +43,7 @@ class Architecture:
     output_fn: OutputFn | None = None
     loss_fn: Callable[[Any, Any], Tensor] | str | None = None
     in_step: bool = True
+    period: int = 1
     one_to_one: bool = True
     detaches: bool = False
     note: str = ""

@@ -8,6 +8,7 @@ HEADS = {"num_key_value_heads": 2}
 HEAD_DIM = {"head_dim": 8}
 WIDER_HEADS = {"head_dim": 16}
 ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"]}
+NO_ROPE = "every other layer is without rotary embeddings"
 ALTERNATING_DEEPER = {"layer_types": ["sliding_attention", "full_attention"] * 2}
 SHORT_WINDOW = {"sliding_window": 3}
 GPT = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
@@ -126,17 +127,39 @@ ARCHITECTURES = [
     causal("olmo2", "Olmo2", GQA),
     causal("olmo3", "Olmo3", {**GQA, **SHORT_WINDOW, **ALTERNATING}, {}, ALTERNATING_DEEPER),
     causal("cohere", "Cohere", {**GQA, "use_qk_norm": True}),
-    causal("cohere2", "Cohere2", {**GQA, **SHORT_WINDOW, **ALTERNATING}, {}, ALTERNATING_DEEPER),
+    causal(
+        "cohere2",
+        "Cohere2",
+        {**GQA, **SHORT_WINDOW, **ALTERNATING},
+        {},
+        ALTERNATING_DEEPER,
+        period=2,
+        note=NO_ROPE,
+    ),
     causal("granite", "Granite", {**GQA, "embedding_multiplier": 2.0, "residual_multiplier": 0.5}),
     causal("persimmon", "Persimmon"),
     causal(
-        "smollm3", "SmolLM3", {**GQA, "no_rope_layers": [1, 0]}, {}, {"no_rope_layers": [1, 0] * 2}
+        "smollm3",
+        "SmolLM3",
+        {**GQA, "no_rope_layers": [1, 0]},
+        {},
+        {"no_rope_layers": [1, 0] * 2},
+        period=2,
+        note=NO_ROPE,
     ),
     causal("glm", "Glm", {**GQA, **HEAD_DIM}, WIDER_HEADS),
     causal("glm4", "Glm4", {**GQA, **HEAD_DIM}, WIDER_HEADS),
     causal("nemotron", "Nemotron", GQA),
     causal("helium", "Helium", {**HEADS, **HEAD_DIM}, WIDER_HEADS),
-    causal("exaone4", "Exaone4", {**GQA, **SHORT_WINDOW, **ALTERNATING}, {}, ALTERNATING_DEEPER),
+    causal(
+        "exaone4",
+        "Exaone4",
+        {**GQA, **SHORT_WINDOW, **ALTERNATING},
+        {},
+        ALTERNATING_DEEPER,
+        period=2,
+        note=NO_ROPE,
+    ),
     causal("arcee", "Arcee", GQA),
     causal("apertus", "Apertus", GQA),
     causal("ernie4_5", "Ernie4_5", {**GQA, **HEAD_DIM}, WIDER_HEADS),

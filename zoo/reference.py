@@ -13,8 +13,9 @@ from torch.utils import _pytree as pytree
 
 from flerm_fx.inputs import Inputs, OutputFn, call_arguments, select_output
 
-STEP = 1e-5
-"""Of the central difference in float64, where the unit update is standard normal."""
+STEP = 1e-7
+"""Of the central difference in float64, where the unit update is standard normal: small, so that no
+relu turns within it."""
 
 COARSE_STEP = 1e-4
 """Of the central difference in float32 that forward mode is held against."""

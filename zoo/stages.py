@@ -321,7 +321,7 @@ def deep(subject: Subject) -> dict[str, Any]:
         raise StageError(f"shares of base parameters sum to {lost}")
     _check_names_alike(compiled)
     if subject.architecture.in_step:
-        _check_in_step(compiled)
+        _check_in_step(compiled, subject.architecture.period)
     _check_passes(compiled)
     return {}
 
@@ -482,15 +482,20 @@ def _check_names_alike(compiled: flerm_fx.CompiledModel) -> None:
         raise StageError(f"{len(wrong)} are matched with others than names tell: {wrong}"[:600])
 
 
-def _check_in_step(compiled: flerm_fx.CompiledModel) -> None:
-    """One number in the names differs at most, and is half as large in the base."""
+def _check_in_step(compiled: flerm_fx.CompiledModel, period: int) -> None:
+    """One number in the names differs at most, and is half as large in the base.
+
+    Where kinds of layers alternate, so it is with the number of the layer among its kind.
+    """
     wrong = {}
     for name, match in compiled.matches.items():
         place = list(map(int, re.findall(r"\d+", name)))
         for base, share in match.base:
             other = list(map(int, re.findall(r"\d+", base)))
             apart = [(i, j) for i, j in zip(other, place, strict=True) if i != j]
-            if len(apart) > 1 or any(j // 2 != i for i, j in apart):
+            if len(apart) > 1 or any(
+                i != j // (2 * period) * period + j % period for i, j in apart
+            ):
                 wrong[name] = (base, float(Fraction(share).limit_denominator(1000)))
     if wrong:
         raise StageError(f"{len(wrong)} are matched out of step: {wrong}"[:600])

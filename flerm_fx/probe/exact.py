@@ -19,7 +19,7 @@ from flerm_fx.capture import (
 from flerm_fx.errors import EstimateError
 from flerm_fx.frontier import jvp, tangent_by_autograd
 from flerm_fx.inputs import Inputs, is_differentiable
-from flerm_fx.operation import is_opaque
+from flerm_fx.operation import is_opaque, is_random
 
 MEMORY = 2**30
 """Default bound, in bytes, on the tangents alive at one node."""
@@ -195,25 +195,15 @@ class _Forward:
         filled = pytree.tree_unflatten(
             [values[a] if isinstance(a, fx.Node) else a for a in nodes], spec
         )
-        draws = _is_random(target)
-        state = rng_state() if draws else None
+        state = rng_state() if is_random(target) else None
         value = target(*filled[0], **filled[1])
         if not stacks:
             return value, []
         parts: list[tuple[tuple[str, ...], list[Tensor | None]]] = []
         for names, positions in _groups(stacks):
-            if state is not None:
-                set_rng_state(state)  # each jvp runs the operation again, and leaves the same state
             directions = {p: _take(stacks[p], names) for p in positions}
-            parts.append((names, _stacked_jvp(target, filled, directions)))
+            parts.append((names, _stacked_jvp(target, filled, directions, state)))
         return value, _joined(parts)
-
-
-def _is_random(target: Any) -> bool:
-    """Whether an operation may draw random numbers, as all may that do not say."""
-    return torch.Tag.nondeterministic_seeded in getattr(
-        target, "tags", [torch.Tag.nondeterministic_seeded]
-    )
 
 
 def _groups(
@@ -239,13 +229,21 @@ def _take(stack: Stack, names: tuple[str, ...]) -> Tensor:
 
 
 def _stacked_jvp(
-    target: Callable[..., Any], filled: Any, directions: Mapping[int, Tensor]
+    target: Callable[..., Any],
+    filled: Any,
+    directions: Mapping[int, Tensor],
+    state: RngState | None,
 ) -> list[Tensor | None]:
-    """Tangents of each output leaf, stacked; None where the output is not floating."""
+    """Tangents of each output leaf, stacked; None where the output is not floating.
+
+    Each runs the operation again, draws from ``state`` what it drew, and leaves the same state.
+    """
     args, kwargs = filled
     positions = tuple(directions)
 
     def one(*tangents: Tensor) -> list[Tensor]:
+        if state is not None:
+            set_rng_state(state)
         result = jvp(target, args, kwargs, dict(zip(positions, tangents, strict=True)))
         return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 

@@ -1,0 +1,211 @@
+"""Operations and constructs, one at a time, at which a tangent could be lost without an error."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import flerm_fx
+from flerm_fx.capture import capture
+from flerm_fx.errors import CaptureWarning
+from tests.cases import features, random_updates, tokens
+from zoo.registry import architectures
+from zoo.stages import run
+
+MEASURED = (
+    "bags",  # integer outputs, and neither derivative of second order
+    "fourier",  # complex tensors
+    "gru-cell",  # no rule for vmap
+    "lstm-2-layers",  # draws a mask, then has no forward derivative
+    "nested-no-grad",
+    "siamese",  # an output of shape (batch,)
+    "transformer-encoder",  # dropout of what was transposed
+    "weight-norm",
+)
+"""Architectures of the zoo that are taken through the stages which measure."""
+
+STAGES = ("capture", "exact", "sampled", "auto")
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_fslrs_are_those_of_an_independent_computation(name: str) -> None:
+    results = run(architectures()[name], lambda stage: None)
+    for stage, result in zip(STAGES, results, strict=False):
+        assert (result.stage, result.status) == (stage, "passed"), result.message
+
+
+@torch.library.custom_op("flerm_fx_tests::cubed", mutates_args=())
+def cubed(x: Tensor) -> Tensor:
+    return x**3
+
+
+@cubed.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> Tensor:
+    (x,) = ctx.saved_tensors
+    return 3 * x**2 * gradient
+
+
+cubed.register_autograd(_backward, setup_context=_save)
+
+
+class StraightThrough(torch.autograd.Function):
+    """Rounds, and passes the gradient on as if it had not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient
+
+
+class Between(nn.Module):
+    """Two linear layers and a function between them."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 5)
+        self.second = nn.Linear(5, 3)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.function(self.first(x)))  # type: ignore[no-any-return]
+
+
+def between(function: Callable[[Tensor], Tensor]) -> Between:
+    torch.manual_seed(0)
+    return Between(function)
+
+
+def test_an_operation_of_torch_library_keeps_its_tangent() -> None:
+    model, x = between(cubed), features(6, 4)
+    assert capture(model, x).graph_module is not None
+    updates = random_updates(model)
+    expected = flerm_fx.measure(between(lambda z: z**3), updates, x, method="exact")
+    exact = flerm_fx.measure(model, updates, x, method="exact")
+    sampled = flerm_fx.measure(model, updates, x, method="sampled", samples=8)
+    for name, estimate in expected.items():
+        # A central difference in float32: its step is eps ** (1/3), its error the square of that.
+        assert exact[name].value == pytest.approx(estimate.value, rel=1e-3)
+        assert abs(sampled[name].value - estimate.value) <= (
+            4.5 * sampled[name].stderr + 1e-3 * estimate.value
+        )
+
+
+def test_a_custom_backward_pass_is_what_is_measured() -> None:
+    model, x = between(StraightThrough.apply), features(6, 4)
+    updates = random_updates(model)
+    with pytest.warns(CaptureWarning, match="StraightThrough is a torch.autograd.Function"):
+        exact = flerm_fx.measure(model, updates, x, method="exact")
+    with pytest.warns(CaptureWarning):
+        sampled = flerm_fx.measure(model, updates, x)
+    # Straight through: the first layer moves the output as if nothing had been rounded.
+    expected = flerm_fx.measure(between(lambda z: z), updates, x, method="exact")
+    for name in ("first.weight", "first.bias", "second.bias"):
+        assert exact[name].value == pytest.approx(expected[name].value, rel=1e-5)
+    for name, estimate in exact.items():
+        assert abs(sampled[name].value - estimate.value) <= 4.5 * sampled[name].stderr + 1e-6
+
+
+def test_a_module_called_like_an_attribute_of_graphs_is_named() -> None:
+    model = nn.Module()
+    model.code = nn.Linear(4, 3)
+    model.forward = lambda x: model.code(x)  # type: ignore[method-assign]
+    with pytest.warns(CaptureWarning, match="attribute 'code', and a graph module has another"):
+        found = flerm_fx.measure(model, random_updates(model), features(5, 4), method="exact")
+    assert found["code.weight"].value > 0
+
+
+class Cache:
+    """No tensor, and nothing that a graph could return."""
+
+
+class WithCache(nn.Module):
+    """Returns its logits and a cache, as language models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(17, 6)
+        self.head = nn.Linear(6, 17)
+
+    def forward(self, ids: Tensor) -> dict[str, Any]:
+        return {"logits": self.head(self.embedding(ids)), "cache": Cache()}
+
+
+def test_a_cache_in_the_output_does_not_stand_in_the_way() -> None:
+    model = WithCache()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        captured = capture(model, tokens())
+    assert captured.graph_module is not None
+    output = captured.graph_module(tokens())
+    assert output["cache"] is None
+    assert torch.allclose(output["logits"], model(tokens())["logits"])
+
+
+class Drops(nn.Module):
+    """Skips blocks at random, by Python's own branches, so that no run reaches all of them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, width)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(4))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        for block in self.blocks:
+            if torch.rand(()) > 0.5:
+                h = h + F.gelu(block(h))
+        return self.head(h)  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore::flerm_fx.errors.CaptureWarning")
+@pytest.mark.parametrize("seed", range(3))
+def test_blocks_that_one_run_skips_keep_their_counterparts(seed: int) -> None:
+    small, large = Drops(6), Drops(24)
+    x, y = features(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    torch.manual_seed(seed)
+    optimizer = torch.optim.Adam(small.parameters(), lr=1e-3)
+    profile = flerm_fx.record(small, optimizer, x, y).profile
+    torch.manual_seed(seed + 10)
+    compiled = flerm_fx.compile(large, profile)
+    for row in compiled.assignments:
+        assert row.base == ((row.parameter, 1.0),)
+
+
+def test_a_capture_serves_any_copy_of_its_model() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    x = features(5, 4)
+    captured = capture(model, x)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1)
+    bound = captured.bound(other)
+    assert bound.graph_module is not None
+    assert bound.probe_module is not None
+    before = int(model[1].num_batches_tracked)  # type: ignore[arg-type]
+    probed = bound.probe_module(*bound.flat(x))
+    assert torch.allclose(bound.graph_module(x), copy.deepcopy(other)(x))
+    assert torch.allclose(probed, copy.deepcopy(other)(x))
+    assert int(other[1].num_batches_tracked) == 1  # type: ignore[arg-type]
+    assert int(model[1].num_batches_tracked) == before  # type: ignore[arg-type]
+    assert {name: id(p) for name, p in bound.parameters.items()} == {
+        name: id(p) for name, p in other.named_parameters()
+    }
