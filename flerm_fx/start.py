@@ -35,9 +35,13 @@ ANSWER = 1e-3
 """Relative change of a unit update that is worth another measurement: a tenth of what ``check()``
 allows."""
 
+NUDGE = 2.0**-16
+"""Relative change of the weights, up or down at random, that tells rounding from gradients; at
+least the weights' own last bit. Far above the last bit, all rounding falls otherwise."""
+
 ROUNDED = 0.5
-"""Relative change of a gradient, when the last bits of the weights do, beyond which it is rounding:
-noise changes by 1.4 of itself, gradients in bfloat16 by a few hundredths."""
+"""Relative change of a gradient under such a nudge beyond which it is rounding: noise changes by
+1.4 of itself, gradients by about the nudge, in bfloat16 by a few hundredths."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +271,7 @@ def _rounding(
     batch: Batch,
     procedure: StartProcedure,
 ) -> frozenset[str]:
-    """Parameters whose gradient is rounding alone: a last bit of the weights makes it another.
+    """Parameters whose gradient is rounding alone: a nudge of the weights makes it another.
 
     The loss may not depend on a parameter that the output depends on: cross entropy does not see a
     number added to all logits. Adam turns what rounding leaves of its gradient into a full step.
@@ -282,7 +286,8 @@ def _rounding(
             with torch.no_grad():
                 for p in parameters.values():
                     sign = 2 * torch.randint(2, p.shape, generator=generator) - 1
-                    p.mul_(1 + torch.finfo(p.dtype).eps * sign.to(p.device, p.dtype))
+                    nudge = max(torch.finfo(p.dtype).eps, NUDGE)
+                    p.mul_(1 + nudge * sign.to(p.device, p.dtype))
             model.zero_grad(set_to_none=True)
             loss = batch_loss(model, batch, procedure.loss, procedure.output_fn)
             loss.backward()  # type: ignore[no-untyped-call]

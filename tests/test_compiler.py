@@ -389,3 +389,106 @@ def test_losses_and_optimizers_that_a_file_cannot_name_are_asked_for(tmp_path: A
         flerm_fx.compile(model, profile, loss_fn=loss)
     compiled = flerm_fx.compile(model, profile, loss_fn=loss, optimizer=Lion)
     assert set(compiled.multipliers.values()) == {1.0}
+
+
+def with_bias(width: int, *, bias: bool) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(6, width, bias=bias), nn.ReLU(), nn.Linear(width, 3, bias=bias)
+    ).to(torch.float64)
+
+
+X6, Y6 = features(8, 6).double(), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+
+
+def test_parameters_of_one_side_only_are_named_or_left_at_one() -> None:
+    profile = profile_of(with_bias(4, bias=False), X6, Y6)
+    target = with_bias(16, bias=True)
+    with pytest.raises(flerm_fx.MatchError, match="'0.bias'") as error:
+        flerm_fx.compile(target, profile)
+    assert 'on_unmatched="unit"' in str(error.value)
+    expected = (
+        r"2 parameters of the model have no counterpart in the base and keep a multiplier of 1 "
+        r"\(0\.bias, 2\.bias\), and 0 of the base have none in the model \(none\)"
+    )
+    with pytest.warns(UserWarning, match=expected):
+        compiled = flerm_fx.compile(target, profile, on_unmatched="unit")
+    rows = {row.parameter: row for row in compiled.assignments}
+    assert [rows[n].status for n in ("0.bias", "2.bias")] == ["unmatched", "unmatched"]
+    assert compiled.multipliers["0.bias"] == 1.0
+    assert rows["0.weight"].base == (("0.weight", 1.0),)
+    assert all(check.passed for check in compiled.check())
+    with pytest.warns(UserWarning, match="0 parameters of the model .* and 2 of the base have"):
+        flerm_fx.compile(
+            with_bias(16, bias=False),
+            profile_of(with_bias(4, bias=True), X6, Y6),
+            on_unmatched="unit",
+        )
+
+
+@pytest.mark.parametrize("eps", [1e-8, 1e-3, 1.0])
+@pytest.mark.parametrize("emit", ["graph", "param_groups"])
+def test_fslrs_meet_the_bases_whatever_adams_eps(eps: float, emit: Any) -> None:
+    # Gradients here are of size 1e-3 to 1e-1: below eps, Adam's step is in proportion to them.
+    def record(model: nn.Module) -> flerm_fx.BaseProfile:
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, eps=eps)
+        return flerm_fx.record(model, optimizer, X6, Y6, method="exact").profile
+
+    small, large = with_bias(4, bias=True), with_bias(64, bias=True)
+    profile = record(small)
+    compiled = flerm_fx.compile(large, profile, emit=emit, method="exact")
+    assert all(check.passed for check in compiled.check())
+    for check in compiled.check():
+        assert check.measured.value == pytest.approx(check.expected, rel=3e-3)
+    itself = flerm_fx.compile(small, profile, method="exact")
+    assert all(m == pytest.approx(1.0, abs=1e-6) for m in itself.multipliers.values())
+
+
+def test_multipliers_that_eps_keeps_moving_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small, large = with_bias(4, bias=True), with_bias(64, bias=True)
+    optimizer = torch.optim.Adam(small.parameters(), lr=1e-3, eps=1e-2)
+    profile = flerm_fx.record(small, optimizer, X6, Y6, method="exact").profile
+    monkeypatch.setattr("flerm_fx.multipliers.MEASUREMENTS", 1)
+    with pytest.warns(UserWarning, match=r"the start did not settle: after 1 measure.*'0.weight'"):
+        flerm_fx.compile(large, profile, method="exact")
+
+
+class AddsToAll(nn.Module):
+    """Adds one number to all logits, which cross entropy does not see."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.Linear(6, width)
+        self.head = nn.Linear(width, 3)
+        self.unseen = nn.Linear(width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.inner(x).tanh()
+        return self.head(hidden) + self.unseen(hidden)  # type: ignore[no-any-return]
+
+
+def test_a_gradient_of_rounding_alone_leaves_its_parameter_unresolved() -> None:
+    x = X6.float()
+    optimizer = torch.optim.Adam((small := AddsToAll(5)).parameters(), lr=1e-3, eps=1e-15)
+    profile = flerm_fx.record(small, optimizer, x, Y6, method="exact").profile
+    assert profile.start["unseen.weight"].value > 0
+    compiled = flerm_fx.compile(AddsToAll(20), profile, method="exact")
+    rows = {row.parameter: row for row in compiled.assignments}
+    for name in ("unseen.weight", "unseen.bias"):
+        assert rows[name].status == "unresolved"
+        assert rows[name].multiplier == 1.0
+        assert rows[name].target.note == "its gradient is rounding"
+    assert rows["inner.weight"].status == rows["head.bias"].status == "matched"
+    assert all(check.passed for check in compiled.check())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_gradients_of_deep_models_are_not_taken_for_rounding(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layers = [layer for _ in range(24) for layer in (nn.Linear(16, 16), nn.Tanh())]
+    model = nn.Sequential(nn.Linear(6, 16), *layers, nn.Linear(16, 3)).to(dtype)
+    profile = profile_of(model, X6.to(dtype), Y6, method="exact")
+    assert not any(estimate.note for estimate in profile.start.values())
