@@ -45,8 +45,8 @@ demo: $(INSTALLED) ## Record a small model, compile a larger one, sweep the rate
 bench: $(INSTALLED) ## Measure what each estimator costs, in forward passes.
 	$(BIN)/python -m benchmarks.estimators
 
-zoo: $(INSTALLED) ## Take every architecture of the zoo through all stages (an hour or two on 2 cores).
-	$(BIN)/python -m zoo --jobs $(WORKERS)
+zoo: $(INSTALLED) ## Take every architecture of the zoo through all stages (about an hour on 2 cores).
+	$(BIN)/python -m zoo --jobs $(WORKERS) --markdown docs/architectures.md
 
 dist: $(INSTALLED) ## Build the source distribution and the wheel in dist/.
 	$(BIN)/python -m hatchling build

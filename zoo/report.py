@@ -45,6 +45,8 @@ def read_json(path: Path) -> dict[str, list[Result]]:
     }
 
 
+MARKER = "<!-- What follows is written by the zoo. -->"
+
 HEADER = ("architecture", *STAGES, "path", "auto", "exact off by", "σ", "seconds")
 
 
@@ -106,8 +108,10 @@ def show(console: Console, known: Mapping[str, Architecture], results: Results) 
 
 
 def write_markdown(path: Path, known: Mapping[str, Architecture], results: Results) -> None:
-    """The same as a page."""
-    lines = ["# Architectures", ""]
+    """The same as a page, below what the page says above :data:`MARKER`."""
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    introduction = before.split(MARKER)[0] if MARKER in before else "# Architectures\n\n"
+    lines = [introduction + MARKER, ""]
     lines += _markdown_table(("family", "passed", "of", ""), families(known, results))
     for family in dict.fromkeys(known[name].family for name in results):
         rows = [row(n, rows) for n, rows in results.items() if known[n].family == family]
