@@ -6,7 +6,7 @@ can be cut into blocks in several ways, :func:`fold_alike` cuts two graphs in th
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, takewhile
@@ -140,6 +140,8 @@ class Folded:
         self.stream = [v for v in graph if on_data(graph, v)]
         self.data = set(self.stream)
         self.readers = {v: [w for w in graph.adj[v] if w in self.data] for v in self.stream}
+        writers = {v: [u for u in graph.pred[v] if u in self.data] for v in self.stream}
+        self.origin = _dominators(self.stream, writers)
         self.branches: dict[str, list[str]] = {}
         self.described: dict[str, int] = {}
         self.labels: dict[str, int] = {}
@@ -160,21 +162,10 @@ class Folded:
 
     def _hanging(self) -> dict[str, list[str]]:
         """For each junction, and "" for the end of all, those that meet there next."""
-        above: dict[str, str] = {}
-        depth = {"": 0}
-        for v in reversed(self.stream):
-            meeting = self.readers[v][0] if self.readers[v] else ""
-            for other in self.readers[v][1:]:
-                while meeting != other:
-                    if depth[meeting] >= depth[other]:
-                        meeting = above[meeting]
-                    else:
-                        other = above[other]
-            above[v] = meeting
-            depth[v] = depth[meeting] + 1
+        meeting = _dominators(reversed(self.stream), self.readers)
         hanging: dict[str, list[str]] = {v: [] for v in ["", *self.stream]}
         for v in self.stream:
-            hanging[above[v]].append(v)
+            hanging[meeting[v]].append(v)
         return hanging
 
     def _chains(self) -> dict[str, list[str]]:
@@ -200,8 +191,9 @@ class Folded:
     def _split(self, v: str, hanging: list[str]) -> tuple[str | None, list[str], list[str]]:
         """What meets at v: the stream that goes on, branches of it, and streams from elsewhere.
 
-        The stream is what forks into the others. A fork that is older than it comes from elsewhere
-        and only ends here, like an encoder's output at the last decoder layer.
+        The stream is what forks into the others: what v reads itself, or a fork behind that which
+        all of it comes from. Any other older fork comes from elsewhere and only ends here, like an
+        encoder's output at the last decoder layer.
         """
         if len(hanging) < 2:
             return (hanging[0] if hanging else None), [], []
@@ -210,8 +202,16 @@ class Folded:
         if not forks:
             return None, hanging, []
         stream = min(direct or forks, key=self.order.__getitem__)
+        oldest = min(map(self.order.__getitem__, forks))
+        origins = set(takewhile(lambda u: self.order[u] >= oldest, self._origins(stream)))
+        stream = min([stream, *(c for c in forks if c in origins)], key=self.order.__getitem__)
         apart = [c for c in forks if self.order[c] < self.order[stream]]
         return stream, [c for c in hanging if c != stream and c not in apart], apart
+
+    def _origins(self, v: str) -> Iterator[str]:
+        """The junctions that everything which leads to v passes through, from v on backward."""
+        while v := self.origin[v]:
+            yield v
 
     # Labels
 
@@ -506,6 +506,28 @@ class Folded:
     def _sort_branches(self, v: str) -> None:
         slots = self._slots(v)
         self.branches[v].sort(key=lambda head: (slots.get(head, ""), self.labels[head]))
+
+
+def _dominators(order: Iterable[str], before: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """For each node the last one that all ways to it pass through; "" if there is none.
+
+    Args:
+        order: nodes, each behind those before it.
+        before: the nodes right before each.
+    """
+    found: dict[str, str] = {}
+    depth = {"": 0}
+    for v in order:
+        through = before[v][0] if before[v] else ""
+        for other in before[v][1:]:
+            while through != other:
+                if depth[through] >= depth[other]:
+                    through = found[through]
+                else:
+                    other = found[other]
+        found[v] = through
+        depth[v] = depth[through] + 1
+    return found
 
 
 def _extent(one: _Level, other: _Level) -> tuple[int, int]:

@@ -116,6 +116,12 @@ class Net:
             )
             mixed = self.call(ATEN.scaled_dot_product_attention.default, q, k, v)
             return self.layer("linear", mixed, f"{name}.o")
+        if kind == "latent":  # keys and values from a bottleneck, a part of it turned by rotary
+            q, c = (self.layer("linear", x, f"{name}.{role}") for role in ("q", "down"))
+            kv = self.layer("linear", self.layer("norm", c, f"{name}.norm"), f"{name}.up")
+            k = self.call(ATEN.cat.default, [kv, self.call(ATEN.mul.Tensor, c, c)])
+            mixed = self.call(ATEN.scaled_dot_product_attention.default, q, k, kv)
+            return self.layer("linear", mixed, f"{name}.o")
         if kind == "factor":
             return self.call(ATEN.mul.Tensor, x, self.weight(f"{name}.factor", 1), name=name)
         assert kind == "gated"
@@ -162,7 +168,7 @@ def network(
     return net.finish(net.layer("linear", x, "head"), shuffle)
 
 
-kinds = st.sampled_from(["linear", "norm", "attention", "factor", "gated"])
+kinds = st.sampled_from(["linear", "norm", "attention", "latent", "factor", "gated"])
 branches = st.lists(kinds, min_size=1, max_size=4)
 # Branches that differ, so that the blocks are not repeats of something smaller.
 bodies = st.lists(branches, min_size=1, max_size=3, unique_by=lambda b: tuple(dict.fromkeys(b)))
@@ -321,6 +327,12 @@ def test_which_norm_belongs_to_the_blocks() -> None:
             if min(n, m) > 1 or n == m:
                 assert_in_place(layers(n, cut, False), layers(m, cut, False))
         assert_conserved(align(layers(2, cut, True), layers(3, cut, False)), layers(2, cut, True))
+
+
+@pytest.mark.parametrize("depths", [(2, 4), (3, 2), (1, 3)])
+def test_attention_to_a_bottleneck_that_forks_again(depths: tuple[int, int]) -> None:
+    body = [["norm", "latent"], ["norm", "gated"]]
+    assert_in_place(*(network(body, depth) for depth in depths))
 
 
 # The models of the project, and others, as exported.

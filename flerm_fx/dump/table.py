@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from flerm_fx.assignment import Assignment
+from flerm_fx.dump.columns import columns
 
 _HEADER = (
     "parameter",
@@ -34,11 +35,8 @@ def to_table(assignments: Sequence[Assignment]) -> str:
     ---------  ----  --  -----  ----  ---------  -----------  ----------  ------
     0 parameters.
     """
-    rows = [_HEADER, *(_row(assignment) for assignment in assignments)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
-    lines = [_line(row, widths) for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*lines, summary(assignments)])
+    rows = [_row(assignment) for assignment in assignments]
+    return "\n".join([*columns(_HEADER, rows, _NUMERIC), summary(assignments)])
 
 
 def summary(assignments: Sequence[Assignment]) -> str:
@@ -126,11 +124,3 @@ def _without_ending(name: str, own: str) -> str:
     while same < min(len(parts), len(own_parts)) and parts[-1 - same] == own_parts[-1 - same]:
         same += 1
     return ".".join([*parts[: len(parts) - same], "…"]) if same else name
-
-
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    cells = [
-        cell.rjust(width) if title in _NUMERIC else cell.ljust(width)
-        for cell, width, title in zip(row, widths, _HEADER, strict=True)
-    ]
-    return "  ".join(cells).rstrip()
