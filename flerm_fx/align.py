@@ -13,6 +13,7 @@ import networkx as nx
 from flerm_fx.errors import InputError, MatchError
 from flerm_fx.isomorphism import isomorphism
 from flerm_fx.mass import Shares, shares
+from flerm_fx.names import shares_by_names
 from flerm_fx.overlay import links
 from flerm_fx.parameter_graph import chain, parameters
 from flerm_fx.repeats import fold_alike
@@ -111,9 +112,10 @@ def align(
     used = _used(target)
     by_hand = given.keys() >= used
     if not by_hand:
-        for name, targets in _by_structure(base, target, given).items():
-            for other, share in targets.items():
-                found[other][name] = share
+        for laid in _by_names_and_structure(base, target, given):
+            for name, targets in laid.items():
+                for other, share in targets.items():
+                    found[other][name] = share
     place = {name: index for index, name in enumerate(parameters(base))}
     matches = {
         name: Match(
@@ -162,19 +164,29 @@ def _given(base: nx.DiGraph, target: nx.DiGraph, mapping: Mapped | None) -> dict
     return given
 
 
-def _by_structure(base: nx.DiGraph, target: nx.DiGraph, given: Mapping[str, str]) -> Shares:
-    """Shares of the parameters that ``given`` leaves, by the reading that leaves fewest over."""
-    graphs = base, target
-    if not (base.graph.get("complete", True) and target.graph.get("complete", True)):
-        graphs = _as_chain(base), _as_chain(target)
-    b, t = _without(graphs[0], set(given.values())), _without(graphs[1], set(given))
+def _by_names_and_structure(
+    base: nx.DiGraph, target: nx.DiGraph, given: Mapping[str, str]
+) -> list[Shares]:
+    """Shares of the parameters that ``given`` leaves.
+
+    By structure; where the data flow of either side is not known, by names first.
+    """
+    if base.graph.get("complete", True) and target.graph.get("complete", True):
+        return [_by_structure(_without(base, set(given.values())), _without(target, set(given)))]
+    b = _without(_as_chain(base), set(given.values()))
+    t = _without(_as_chain(target), set(given))
+    named = shares_by_names(b, t)
+    answered = {other for row in named.values() for other in row}
+    rest = _as_chain(_without(b, set(named))), _as_chain(_without(t, answered))
+    return [named, _by_structure(*rest)]
+
+
+def _by_structure(b: nx.DiGraph, t: nx.DiGraph) -> Shares:
+    """Shares by the reading of two graphs that leaves fewest parameters over."""
     number = len(parameters(b)) + len(parameters(t))
     best: tuple[tuple[int, bool, bool], Shares] = (0, False, False), {}
     # Kinds first: they tell an RMSNorm's weight from another factor, but classes get renamed.
-    readings = [(b, t, True), (b, t, False)]
-    if not b.graph.get("complete", True):  # where the flow is not known, names say more than none
-        readings.insert(0, (_with_roles(b), _with_roles(t), True))
-    for b, t, kinds in readings:
+    for kinds in (True, False):
         pairs = isomorphism(b, t, kinds)
         if pairs is not None:
             return {
@@ -206,19 +218,8 @@ def _matched(found: Shares) -> int:
 
 def _as_chain(pg: nx.DiGraph) -> nx.DiGraph:
     """What is left of a graph when its data flow is not to be used."""
-    if not pg.graph.get("complete", True):
-        return pg
     used = [(name, pg.nodes[name]) for name in parameters(pg) if pg.nodes[name]["op"]]
     return chain((name, a["kind"], a["slot"], a["rank"]) for name, a in used)
-
-
-def _with_roles(pg: nx.DiGraph) -> nx.DiGraph:
-    """A chain in which the kind of a parameter is also what its module is called in its parent."""
-    named = pg.copy()
-    for name in parameters(pg):
-        parts = [part for part in pg.nodes[name]["path"].split(".") if not part.isdigit()]
-        named.nodes[name]["kind"] += " " + (parts[-1] if parts else "")
-    return named
 
 
 def _without(pg: nx.DiGraph, names: set[str]) -> nx.DiGraph:

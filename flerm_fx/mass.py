@@ -13,17 +13,17 @@ from flerm_fx.repeats import Address, Folded, WeightPath
 Shares = dict[str, dict[str, Fraction]]
 """Of each base parameter, by target parameter."""
 
-_Level = Hashable  # a run of copies, or two that answer to one another
+Level = Hashable  # a run of copies, or two that answer to one another
 _COUNTED = "counted"  # the level of copies that are counted through
-_Copies = dict[_Level, tuple[int, int]]  # which copy of how many, at each level of runs
+Copies = dict[Level, tuple[int, int]]  # which copy of how many, at each level of runs
 
 
 @dataclass(frozen=True)
-class _Member:
-    """One copy of a parameter's use."""
+class Member:
+    """One copy of a parameter's use: its name, and which copy of how many it is at each level."""
 
     name: str
-    copies: _Copies
+    copies: Copies
 
 
 def shares(base: Folded, target: Folded, links: Sequence[Link]) -> Shares:
@@ -58,7 +58,7 @@ def shares(base: Folded, target: Folded, links: Sequence[Link]) -> Shares:
             )
             runs = {level for member in givers + takers for level in member.copies}
             nested = sorted(runs, key=lambda level: order.get(level, (1, 0)))
-            for giver, taker, share in _overlaps(givers, takers, nested):
+            for giver, taker, share in overlaps(givers, takers, nested):
                 totals[giver][taker] += share
     return {
         giver: {taker: share / sum(row.values()) for taker, share in row.items()}
@@ -68,7 +68,7 @@ def shares(base: Folded, target: Folded, links: Sequence[Link]) -> Shares:
 
 def _levels(
     base: Folded, target: Folded, links: Sequence[Link]
-) -> tuple[tuple[dict[object, _Level], dict[object, _Level]], dict[_Level, tuple[int, int]]]:
+) -> tuple[tuple[dict[object, Level], dict[object, Level]], dict[Level, tuple[int, int]]]:
     """The level that each run stands for, on both sides, and the order of levels, outermost first.
 
     Runs that hold mostly the same links, by the ratio of those in both to those in either, are one
@@ -94,13 +94,13 @@ def _levels(
         (r, s): (number / (size[0][r] + size[1][s] - number), -abs(depth[r] - depth[s]))
         for (r, s), number in both.items()
     }
-    of: tuple[dict[object, _Level], dict[object, _Level]] = ({r: r for r in size[0]}, {})
+    of: tuple[dict[object, Level], dict[object, Level]] = ({r: r for r in size[0]}, {})
     for r, s in sorted(closeness, key=closeness.__getitem__, reverse=True):
         if s not in of[1] and r not in of[1].values():
             of[1][s] = r
     for s in size[1]:
         of[1].setdefault(s, s)
-    order: dict[_Level, tuple[int, int]] = {}
+    order: dict[Level, tuple[int, int]] = {}
     for which in (0, 1):
         for run, level in of[which].items():
             held = max(size[which][run], -order.get(level, (0, 0))[0])
@@ -112,9 +112,9 @@ def _members(
     folded: Folded,
     path: WeightPath,
     kept: Iterable[str],
-    levels: dict[object, _Level],
+    levels: dict[object, Level],
     cut: int | None,
-) -> list[_Member]:
+) -> list[Member]:
     """All uses of a parameter, or of those linked together, with the copies that they lie in."""
     places = [place for node in kept for place in folded.places[node]]
     places.sort(key=lambda place: folded.order[place[0]])
@@ -123,16 +123,16 @@ def _members(
     members = []
     for junction, address in places:
         outer = address[:cut]
-        copies: _Copies = {levels[run]: (copy, number) for run, copy, number in outer}
+        copies: Copies = {levels[run]: (copy, number) for run, copy, number in outer}
         if cut is not None:
             copies[_COUNTED] = seen[outer], counted[outer]
             seen[outer] += 1
-        members.append(_Member(folded.weights(junction)[path], copies))
+        members.append(Member(folded.weights(junction)[path], copies))
     return members
 
 
-def _overlaps(
-    givers: Sequence[_Member], takers: Sequence[_Member], levels: Sequence[_Level]
+def overlaps(
+    givers: Sequence[Member], takers: Sequence[Member], levels: Sequence[Level]
 ) -> Iterator[tuple[str, str, Fraction]]:
     """Shares of givers by takers: the product over nested levels, outermost first."""
     if not levels:
@@ -141,8 +141,8 @@ def _overlaps(
                 yield from_one.name, to_one.name, Fraction(1, len(takers))
         return
     level, *inner = levels
-    given: dict[tuple[int, int], list[_Member]] = defaultdict(list)
-    taken: dict[tuple[int, int], list[_Member]] = defaultdict(list)
+    given: dict[tuple[int, int], list[Member]] = defaultdict(list)
+    taken: dict[tuple[int, int], list[Member]] = defaultdict(list)
     for member in givers:
         given[member.copies.get(level, (0, 1))].append(member)
     for member in takers:
@@ -157,5 +157,5 @@ def _overlaps(
         }
         whole = sum(parts.values())
         for copy, part in parts.items():
-            for giver, taker, share in _overlaps(from_copy, taken[copy], inner):
+            for giver, taker, share in overlaps(from_copy, taken[copy], inner):
                 yield giver, taker, share * part / whole

@@ -12,6 +12,23 @@ RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu")
 TURNING = ("aten.transpose", "aten.permute", "aten.t", "aten.movedim", "aten.swapaxes")
 """Operations that exchange axes."""
 
+SHAPED_LIKE = (
+    "aten.empty_like",
+    "aten.full_like",
+    "aten.new_empty",
+    "aten.new_full",
+    "aten.new_ones",
+    "aten.new_zeros",
+    "aten.ones_like",
+    "aten.rand_like",
+    "aten.randn_like",
+    "aten.zeros_like",
+)
+"""Operations that take no more than shape and type from the tensor that they read."""
+
+SHAPED_AS = ("aten.expand_as", "aten.reshape_as", "aten.to", "aten.type_as", "aten.view_as")
+"""Operations that take no more than shape or type from the ``other`` of the tensors they read."""
+
 
 def is_opaque(target: Any) -> bool:
     """Whether an operation is one registered from outside of torch.

@@ -5,12 +5,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import networkx as nx
+import torch
 from torch import Tensor, fx
 
 from flerm_fx.capture import Capture
 from flerm_fx.errors import ProfileError
-from flerm_fx.operation import RECURRENT, TURNING, argument, operation
+from flerm_fx.operation import RECURRENT, SHAPED_AS, SHAPED_LIKE, TURNING, argument, operation
 from flerm_fx.probed_as import CONSTANT
+
+TURNED = "^T"
+"""What the slot of an edge ends in if axes are exchanged on the way."""
 
 _UNUSED = {"op": "", "slot": "", "rank": 0, "kind": "", "order": 0, "uses": 0, "path": ""}
 _JUNCTION = {"op": "", "data": True}
@@ -33,12 +37,12 @@ def parameter_graph(graph: fx.Graph) -> nx.DiGraph:
     attention) or several parameters (the two factors of a weight norm). An edge ``u -> v`` with
     attribute ``slot`` says that v reads u in that argument; it ends in ``"^T"`` if axes are
     exchanged on the way, which tells mixing over tokens from mixing over channels. All else is
-    contracted: activations, reshapes, casts, scale nodes, frozen weights, and integers such as
-    sizes and indices, which carry no function-space flow. A recurrent network that is one operation
-    (``nn.LSTM``) has a junction for each of its layers. Each edge of the captured graph gives at
-    most one here, so a residual stream of depth L has O(L) edges. Nodes are in execution order and
-    every edge leads forward. A parameter that the output does not depend on has ``op=""`` and
-    ``uses=0``.
+    contracted: activations, reshapes, casts, scale nodes, frozen weights, integers such as sizes
+    and indices, and tensors of which only the shape or the type is read (``zeros_like``), which
+    carry no function-space flow. A recurrent network that is one operation (``nn.LSTM``) has a
+    junction for each of its layers. Each edge of the captured graph gives at most one here, so a
+    residual stream of depth L has O(L) edges. Nodes are in execution order and every edge leads
+    forward. A parameter that the output does not depend on has ``op=""`` and ``uses=0``.
 
     Args:
         graph: its ``get_attr`` nodes of trainable parameters carry ``meta["parameter"]``.
@@ -98,10 +102,10 @@ class _Contraction:
         for slot, operand in _operands(node):
             if operand in self.origin and (operand in bare or not is_output):
                 key = self.origin[operand]
-                slot += "^T" * (operand in self.turned)
+                slot += TURNED * (operand in self.turned)
                 operands[key] = f"{operands[key]},{slot}" if key in operands else slot
                 values.add(operand)
-        if is_output or any(n in self.data for n in node.all_input_nodes):
+        if is_output or (not _is_shape(node) and any(n in self.data for _, n in _operands(node))):
             self.data.add(node)
         if not operands or not _flows(node):
             return
@@ -407,11 +411,13 @@ def _live(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _operands(node: fx.Node) -> Iterator[tuple[str, fx.Node]]:
-    """A node's operands, each with the name of its argument; ``tensors[1]`` in a list."""
+    """The operands that flow into a node, each with its argument; ``tensors[1]`` in a list."""
     schema = getattr(node.target, "_schema", None)
     names = [known.name for known in schema.arguments] if schema is not None else []
     slots = [*names, *(f"arg{index}" for index in range(len(names), len(node.args)))]
     for slot, operand in [*zip(slots, node.args, strict=False), *node.kwargs.items()]:
+        if slot == "other" and operation(node) in SHAPED_AS:
+            continue
         pending: list[tuple[str, Any]] = [(slot, operand)]
         while pending:
             where, value = pending.pop()
@@ -423,10 +429,18 @@ def _operands(node: fx.Node) -> Iterator[tuple[str, fx.Node]]:
                 pending += reversed([(f"{where}.{key}", item) for key, item in value.items()])
 
 
+def _is_shape(node: fx.Node) -> bool:
+    """Whether nothing but the shape and type of what a node reads has a part in its value."""
+    integer = isinstance(node.meta.get("val"), int | torch.SymInt)
+    return integer or node.target in CONSTANT or operation(node) in SHAPED_LIKE
+
+
 def _flows(node: fx.Node) -> bool:
     """Whether the value is, or holds, a tensor of numbers that can carry a tangent."""
+    if _is_shape(node):
+        return False
     if "val" not in node.meta:
-        return node.target not in CONSTANT
+        return True
     value = node.meta["val"]
     leaves = value if isinstance(value, list | tuple) else [value]
     return any(

@@ -6,7 +6,7 @@ can be cut into blocks in several ways, :func:`fold_alike` cuts two graphs in th
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, takewhile
@@ -15,6 +15,7 @@ from typing import TypeVar
 import networkx as nx
 
 from flerm_fx.isomorphism import Interner, node_label
+from flerm_fx.parameter_graph import TURNED
 
 Address = tuple[tuple[object, int, int], ...]
 """Where a junction lies: (run, which copy from 0, of how many), the outermost run first."""
@@ -91,7 +92,7 @@ class Item:
     label: int
     plain: int  # the label without what tells the first and the last of the network from others
     node: str
-    forked: bool  # whether branches of the data flow come together here
+    forked: bool  # whether branches with parameters come together here
     path: tuple[str, ...] | None  # common module path of its parameters
     copies: tuple["Item", ...] = ()
     run: object = None
@@ -172,28 +173,32 @@ class Folded:
         """The junctions of each chain in the direction of the data, by the last of them."""
         hanging = self._hanging()
         chains: dict[str, list[str]] = {}
-        stream, branches, apart = self._split("", hanging[""])
-        heads = deque([*([stream] if stream else []), *branches, *apart])
-        self.roots += heads
+        stream, branches, apart = self._split("", hanging[""], "")
+        self.roots += [*([stream] if stream else []), *branches, *apart]
+        heads = deque((head, "") for head in self.roots)
         while heads:
-            head = heads.popleft()
+            head, block = heads.popleft()
             chains[head] = []
             v: str | None = head
             while v is not None:
                 chains[head].append(v)
-                stream, self.branches[v], apart = self._split(v, hanging[v])
-                heads += [*self.branches[v], *apart]
+                stream, self.branches[v], apart = self._split(v, hanging[v], block)
+                heads += [(branch, stream or block) for branch in self.branches[v]]
+                heads += [(other, "") for other in apart]
                 self.roots += apart
                 v = stream
             chains[head].reverse()
         return chains
 
-    def _split(self, v: str, hanging: list[str]) -> tuple[str | None, list[str], list[str]]:
+    def _split(
+        self, v: str, hanging: list[str], block: str
+    ) -> tuple[str | None, list[str], list[str]]:
         """What meets at v: the stream that goes on, branches of it, and streams from elsewhere.
 
-        The stream is what forks into the others: what v reads itself, or a fork behind that which
-        all of it comes from. Any other older fork comes from elsewhere and only ends here, like an
-        encoder's output at the last decoder layer.
+        The stream is what forks into the others: what v reads itself; in a branch, the first fork
+        on the way there. A fork that is older than the stream comes from elsewhere and only ends
+        here, like an encoder's output at the last decoder layer; unless it comes from ``block``,
+        the value that the branch with v in it forks from.
         """
         if len(hanging) < 2:
             return (hanging[0] if hanging else None), [], []
@@ -202,16 +207,17 @@ class Folded:
         if not forks:
             return None, hanging, []
         stream = min(direct or forks, key=self.order.__getitem__)
-        oldest = min(map(self.order.__getitem__, forks))
-        origins = set(takewhile(lambda u: self.order[u] >= oldest, self._origins(stream)))
-        stream = min([stream, *(c for c in forks if c in origins)], key=self.order.__getitem__)
-        apart = [c for c in forks if self.order[c] < self.order[stream]]
+        inside = {c for c in forks if self._comes_from(block, c)}
+        on_the_way = [c for c in inside if self._comes_from(c, stream)]
+        stream = min([stream, *on_the_way], key=self.order.__getitem__)
+        apart = [c for c in forks if self.order[c] < self.order[stream] and c not in inside]
         return stream, [c for c in hanging if c != stream and c not in apart], apart
 
-    def _origins(self, v: str) -> Iterator[str]:
-        """The junctions that everything which leads to v passes through, from v on backward."""
-        while v := self.origin[v]:
-            yield v
+    def _comes_from(self, source: str, v: str) -> bool:
+        """Whether all that leads to v passes through a junction."""
+        while v and source and self.order[v] > self.order[source]:
+            v = self.origin[v]
+        return bool(source) and v == source
 
     # Labels
 
@@ -229,6 +235,8 @@ class Folded:
         weights = sorted((slot[u], self._describe(u)) for u in slot if u not in self.data)
         hanging = sorted((slot.get(c, ""), self.labels[c]) for c in branches)
         inflow = sorted(slot[u] for u in slot if u in self.data and u not in branches)
+        if branches:  # how the first block gets what it adds to is no part of it
+            inflow = [argument.replace(TURNED, "") for argument in inflow]
         op = self.pg.nodes[v]["op"]
         plain = self.intern["item", op, tuple(weights), tuple(hanging)]
         paths = [p for u in slot if u not in self.data for p in self._paths(u)]
@@ -237,7 +245,7 @@ class Folded:
             label=self.intern["item", plain, tuple(inflow)],
             plain=plain,
             node=v,
-            forked=bool(branches),
+            forked=any(item.path is not None for c in branches for item in self.items[c]),
             path=_common(paths),
         )
 

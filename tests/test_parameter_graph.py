@@ -102,9 +102,8 @@ def test_tied_unused_frozen_expanded_and_transformed_parameters() -> None:
     assert attributes["embedding.weight"]["op"] == "aten.embedding"
     assert sites(pg, "embedding.weight").keys() == {"%embedding", "%linear_1"}
     assert (attributes["log_scale"]["op"], attributes["log_scale"]["slot"]) == ("aten.mul", "other")
-    # Reads the batch's size, an integer: the first op on data, without an edge for the flow.
-    assert attributes["cls"]["op"] == "aten.expand"
-    assert list(pg.predecessors("%expand")) == ["cls"]
+    # What expands it reads the batch's size alone.
+    assert attributes["cls"]["op"] == "aten.add"
 
 
 def test_tied_names_of_an_exported_graph_are_one_node() -> None:
@@ -227,3 +226,22 @@ def test_malformed(edit: Callable[[Any], object], message: str) -> None:
 def test_no_graph_at_all(packed: Any) -> None:
     with pytest.raises(ProfileError, match="expected a dict with"):
         from_json(packed)
+
+
+class ShapedLike(nn.Module):
+    """A mask that has a stream's shape and type, and nothing of its values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.inner(x)
+        mask = torch.zeros_like(hidden) + torch.arange(4).type_as(hidden).expand_as(hidden)
+        return self.head(hidden.tanh() + mask)  # type: ignore[no-any-return]
+
+
+def test_what_is_only_shaped_like_a_stream_is_no_flow() -> None:
+    pg = parameter_graph(export(ShapedLike(), features(5, 4)))
+    assert list(pg.predecessors("%linear_1")) == ["%linear", "head.weight", "head.bias"]
