@@ -97,6 +97,7 @@ ARCHITECTURES = [
         },
         {"lru_width": 32},
         family="recurrent",
+        own_backward=True,
         in_step=False,
     ),
     causal(
@@ -143,9 +144,9 @@ ARCHITECTURES = [
             "layer_types": ["linear_attention", "full_attention"],
         },
         {"head_dim": 16, "linear_value_head_dim": 8, "moe_intermediate_size": 32},
-        {"layer_types": ["linear_attention", "full_attention"] * 2},
         family="recurrent",
-        in_step=False,
+        sizes=("base", "wide"),
+        note="unrolled over a chunk of time; a deeper one takes ten minutes",
     ),
     causal(
         "minimax",

@@ -153,6 +153,31 @@ def by_differences(
     }
 
 
+def by_rows(
+    model: nn.Module,
+    updates: Mapping[str, Tensor],
+    inputs: Inputs,
+    output_fn: OutputFn | None,
+    seed: int,
+) -> dict[str, float]:
+    """FSLRs from the whole Jacobian, one backward pass for each number in the output."""
+    twin = plain(model)
+    parameters = {name: p for name, p in twin.named_parameters() if name in updates}
+    torch.manual_seed(seed)
+    args, kwargs = call_arguments(inputs)
+    with _quiet():
+        output = select_output(twin(*args, **kwargs), output_fn).flatten()
+    squares = dict.fromkeys(updates, 0.0)
+    for number in output:
+        rows = torch.autograd.grad(
+            number, list(parameters.values()), retain_graph=True, allow_unused=True
+        )
+        for name, row in zip(parameters, rows, strict=True):
+            if row is not None:
+                squares[name] += float((row.double() * updates[name]).sum()) ** 2
+    return {name: (square / len(output)) ** 0.5 for name, square in squares.items()}
+
+
 class _Function:
     """The output as a function of the parameters of a copy, which it moves."""
 

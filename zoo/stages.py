@@ -26,7 +26,14 @@ from flerm_fx.inputs import call_arguments, select_output
 from flerm_fx.loss import resolve
 from flerm_fx.probe.prober import Prober
 from zoo.architecture import Architecture
-from zoo.reference import Reference, by_differences, copied, random_updates, reference
+from zoo.reference import (
+    Reference,
+    by_differences,
+    by_rows,
+    copied,
+    random_updates,
+    reference,
+)
 
 Status = Literal["passed", "failed", "not run", "not defined"]
 Emitter = Literal["graph", "param_groups"]
@@ -110,13 +117,11 @@ class Subject:
     def reference(self, model: nn.Module, updates: Mapping[str, Tensor]) -> Reference:
         """FSLRs of the base model's random updates in its present mode."""
         if model.training not in self._references:
-            self._references[model.training] = reference(
-                model,
-                updates,
-                self.inputs,
-                self.architecture.output_fn,
-                SEED,
-                self.architecture.detaches,
+            given = model, updates, self.inputs, self.architecture.output_fn, SEED
+            self._references[model.training] = (
+                Reference(by_rows(*given), "backward passes")
+                if self.architecture.own_backward
+                else reference(*given, self.architecture.detaches)
             )
         return self._references[model.training]
 
