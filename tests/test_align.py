@@ -633,8 +633,19 @@ class Recurrent(nn.Module):
         return self.head(self.core(self.tokens(tokens))[0])
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"bias": False}])
+@pytest.mark.parametrize(
+    "kind,options",
+    [
+        (nn.LSTM, {"bidirectional": True}),
+        (nn.GRU, {"bias": False}),
+        (nn.RNN, {}),
+        *(
+            pytest.param(kind, options, marks=pytest.mark.slow)
+            for kind in (nn.LSTM, nn.GRU, nn.RNN)
+            for options in ({}, {"bidirectional": True}, {"bias": False})
+        ),
+    ],
+)
 def test_recurrent_networks_of_other_depths(kind: Any, options: dict[str, bool]) -> None:
     base = captured(Recurrent(kind, 8, 2, **options), tokens())
     for layers in (1, 4):

@@ -32,7 +32,9 @@ def _quiet() -> Iterator[None]:
     transformers.logging.set_verbosity(before)
 
 
-def adapted(kind: str, rank: int, width: int = 16, **options: Any) -> nn.Module:
+def adapted(
+    kind: str, rank: int, width: int = 16, modules: list[str] | None = None, **options: Any
+) -> nn.Module:
     torch.manual_seed(0)
     model: nn.Module
     if kind == "gpt2":
@@ -69,7 +71,7 @@ def adapted(kind: str, rank: int, width: int = 16, **options: Any) -> nn.Module:
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=8,
-        target_modules=TARGETS[kind],
+        target_modules=modules or TARGETS[kind],
         fan_in_fan_out=kind == "gpt2",
         **options,
     )
@@ -101,7 +103,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gpt2", "dora"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("llama", "wider", "rank-stabilised", "gaussian")
+        ),
+    ],
+)
 def test_a_and_b_meet_the_bases_fslrs_at_another_rank(name: str) -> None:
     options = dict(OPTIONS[name])
     large = adapted(rank=16, **options)
@@ -120,6 +131,28 @@ def test_a_and_b_meet_the_bases_fslrs_at_another_rank(name: str) -> None:
     assert folded.state_dict().keys() == large.state_dict().keys()
     torch.testing.assert_close(folded(X).logits, compiled(X).logits, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(folded(X).logits, large(X).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("more,fewer", [("target", "base"), ("base", "target")])
+def test_other_targeted_modules_are_named_and_the_common_ones_matched(
+    more: str, fewer: str
+) -> None:
+    modules = {more: ["q_proj", "v_proj", "down_proj"], fewer: ["q_proj", "v_proj"]}
+    profile = profile_of(adapted("llama", 4, modules=modules["base"]))
+    large = adapted("llama", 16, modules=modules["target"])
+    with pytest.raises(flerm_fx.MatchError, match="down_proj.lora_A") as error:
+        flerm_fx.compile(large, profile, method="exact")
+    left = {"target": 2, "base": 0} if more == "target" else {"target": 0, "base": 2}
+    counts = f"{left['target']} target parameters and {left['base']} base parameters"
+    assert f"structure leaves {counts}" in str(error.value)
+    with pytest.warns(UserWarning, match="have no counterpart"):
+        compiled = flerm_fx.compile(large, profile, method="exact", on_unmatched="unit")
+    for row in compiled.assignments:
+        if "down_proj" in row.parameter:
+            assert (row.status, row.multiplier) == ("unmatched", 1.0)
+        else:
+            assert row.base == ((row.parameter, 1.0),)
+    assert all(check.passed for check in compiled.check())
 
 
 @pytest.mark.parametrize("name", ["gpt2", "dora"])

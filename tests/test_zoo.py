@@ -6,19 +6,19 @@ from zoo.registry import architectures, chosen
 from zoo.stages import STAGES, run
 
 FAST = (
-    "llama",
-    "lora-random",
-    "lstm",
-    "weight-norm",
-    "batch-norm",
-    "unet",
     "bags",
-    "residual",
-    "custom-function",
-    "counting-buffers",
+    "batch-norm",
     "branching",
-    "tied-twice",
+    "custom-function",
+    "detached",
+    "fourier",
+    "lstm",
+    "nested-no-grad",
+    "residual",
     "several-outputs",
+    "tied-twice",
+    "unet",
+    "weight-norm",
 )
 
 
