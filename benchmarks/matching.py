@@ -1,0 +1,80 @@
+"""Time of matching against the number of parameters: equal graphs, and twice the depth.
+
+    make bench
+
+The graphs are those of transformers with separate projections and biases, 16 parameters a block.
+Ratios are to the smallest size, per parameter: 1 throughout would be linear.
+"""
+
+import time
+
+import networkx as nx
+import torch
+from torch import fx
+
+from flerm_fx.align import align
+from flerm_fx.parameter_graph import parameter_graph, parameters
+
+ATEN = torch.ops.aten
+BLOCKS = (20, 40, 80, 160, 320)
+
+
+class _Writer:
+    """Writes the captured graph of a transformer."""
+
+    def __init__(self) -> None:
+        self.graph = fx.Graph()
+
+    def weight(self, name: str, rank: int) -> fx.Node:
+        node = self.graph.create_node("get_attr", name)
+        node.meta = {"parameter": name, "val": torch.empty((1,) * rank)}
+        return node
+
+    def layer(self, x: fx.Node, name: str, *, norm: bool = False) -> fx.Node:
+        weight, bias = (
+            self.weight(f"{name}.weight", 1 if norm else 2),
+            self.weight(f"{name}.bias", 1),
+        )
+        if norm:
+            node = self.graph.call_function(ATEN.layer_norm.default, (x, [4], weight, bias))
+        else:
+            node = self.graph.call_function(ATEN.linear.default, (x, weight, bias))
+        kind = "LayerNorm" if norm else "Linear"
+        node.meta["nn_module_stack"] = {"m": (name, f"torch.nn.{kind}")}
+        return node
+
+    def transformer(self, blocks: int) -> nx.DiGraph:
+        """Its parameter graph."""
+        call = self.graph.call_function
+        x = self.layer(self.graph.placeholder("x"), "embed")
+        for index in range(blocks):
+            name = f"blocks.{index}"
+            h = self.layer(x, f"{name}.norm1", norm=True)
+            qkv = (self.layer(h, f"{name}.{role}") for role in "qkv")
+            h = call(ATEN.scaled_dot_product_attention.default, tuple(qkv))
+            x = call(ATEN.add.Tensor, (x, self.layer(h, f"{name}.out")))
+            h = self.layer(self.layer(x, f"{name}.norm2", norm=True), f"{name}.up")
+            x = call(ATEN.add.Tensor, (x, self.layer(h, f"{name}.down")))
+        self.graph.output((self.layer(self.layer(x, "norm", norm=True), "head"),))
+        return parameter_graph(self.graph)
+
+
+def main() -> None:
+    """Print the table."""
+    print("parameters   equal graphs       twice as deep")
+    smallest: list[float] = []
+    for blocks in BLOCKS:
+        half, whole = _Writer().transformer(blocks // 2), _Writer().transformer(blocks)
+        number = len(parameters(whole))
+        each = []
+        for base in (whole, half):
+            began = time.perf_counter()
+            align(base, whole)
+            each.append((time.perf_counter() - began) / number)
+        smallest = smallest or each
+        cells = (f"{t * number:6.2f} s ({t / s:4.2f})" for t, s in zip(each, smallest, strict=True))
+        print(f"{number:10d}   {'     '.join(cells)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
