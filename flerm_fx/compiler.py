@@ -93,7 +93,9 @@ def compile(
     Both sides are FSLRs of unit updates at the start of training, measured by the same procedure
     (Milsom et al. 2025, section 4); which base parameters b a parameter answers to follows from
     the structure of the two graphs, with the mass of repeated blocks conserved. A parameter whose
-    FSLR is zero or within its noise on either side keeps a multiplier of 1.
+    FSLR is zero or within its noise on either side, or whose gradient is rounding alone, keeps a
+    multiplier of 1. Where gradients are of the size of the optimizer's ``eps``, FSLR_l is taken
+    under the multipliers themselves, which are solved for by repeated measurements.
 
     Where an FSLR at the start is *exactly* zero on either side (LoRA's A while B is 0), both sides
     are compared ``resolve_after`` steps later, if the profile was recorded so. The target takes
@@ -131,7 +133,7 @@ def compile(
 
     Warns:
         UserWarning: the model is in another mode than the base was recorded in, parameters were
-            left without a counterpart, or the late start did not settle.
+            left without a counterpart, or multipliers did not settle.
 
     Raises:
         MatchError: parameters that structure cannot match; the message names each.
