@@ -36,7 +36,8 @@ def parameter_graph(graph: fx.Graph) -> nx.DiGraph:
     data that read a parameter, and those in which several values meet (a residual addition,
     attention) or several parameters (the two factors of a weight norm). An edge ``u -> v`` with
     attribute ``slot`` says that v reads u in that argument; it ends in ``"^T"`` if axes are
-    exchanged on the way, which tells mixing over tokens from mixing over channels. All else is
+    exchanged on the way (unless they are for all of several readers), which tells mixing over
+    tokens from mixing over channels. All else is
     contracted: activations, reshapes, casts, scale nodes, frozen weights, integers such as sizes
     and indices, and tensors of which only the shape or the type is read (``zeros_like``), which
     carry no function-space flow. A recurrent network that is one operation (``nn.LSTM``) has a
@@ -169,11 +170,24 @@ class _Contraction:
         for name in self.parameters:
             if name not in self.result:
                 self._add_parameter(name)
+        for node in self.result:
+            _straighten([attributes for *_, attributes in self.result.out_edges(node, data=True)])
         for order, name in enumerate(parameters(self.result)):
             reached = sites(self.result, name)
             slot = next(iter(reached.values()), "")
             self.result.nodes[name].update(order=order, uses=len(reached), slot=slot)
         return self.result
+
+
+def _straighten(edges: list[dict[str, str]]) -> None:
+    """Take what several read with axes exchanged for a value that has them so.
+
+    A first block behind a convolution reads its input as the next blocks do, but turned.
+    """
+    slots = [slot for attributes in edges for slot in attributes["slot"].split(",")]
+    if len(edges) > 1 and all(slot.endswith(TURNED) for slot in slots):
+        for attributes in edges:
+            attributes["slot"] = attributes["slot"].replace(TURNED, "")
 
 
 def parameters(pg: nx.DiGraph) -> list[str]:

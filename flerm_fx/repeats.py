@@ -15,7 +15,6 @@ from typing import TypeVar
 import networkx as nx
 
 from flerm_fx.isomorphism import Interner, node_label
-from flerm_fx.parameter_graph import TURNED
 
 Address = tuple[tuple[object, int, int], ...]
 """Where a junction lies: (run, which copy from 0, of how many), the outermost run first."""
@@ -235,8 +234,6 @@ class Folded:
         weights = sorted((slot[u], self._describe(u)) for u in slot if u not in self.data)
         hanging = sorted((slot.get(c, ""), self.labels[c]) for c in branches)
         inflow = sorted(slot[u] for u in slot if u in self.data and u not in branches)
-        if branches:  # how the first block gets what it adds to is no part of it
-            inflow = [argument.replace(TURNED, "") for argument in inflow]
         op = self.pg.nodes[v]["op"]
         plain = self.intern["item", op, tuple(weights), tuple(hanging)]
         paths = [p for u in slot if u not in self.data for p in self._paths(u)]
