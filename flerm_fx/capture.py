@@ -316,6 +316,8 @@ def _run_eagerly(
     entries: dict[str, str] = {}
 
     def entered(module: nn.Module, *_: Any) -> None:
+        if torch.compiler.is_compiling():  # the branches of torch.cond, which allow no side effect
+            return
         for parameter in module.parameters(recurse=False):
             if id(parameter) in names:
                 entries.setdefault(names[id(parameter)], type(module).__name__)
@@ -375,7 +377,9 @@ def _own_backwards(output: Tensor) -> list[str]:
         if node is None:
             continue
         if BackwardCFunction in type(node).__mro__:
-            found.append(node.name())
+            defined = getattr(type(node), "_forward_cls", type(node)).__module__
+            if not defined.startswith("torch._higher_order_ops"):  # as of torch.cond
+                found.append(node.name())
         fresh = {following for following, _ in node.next_functions} - seen
         seen |= fresh
         pending += fresh

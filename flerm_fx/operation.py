@@ -31,14 +31,16 @@ SHAPED_AS = ("aten.expand_as", "aten.reshape_as", "aten.to", "aten.type_as", "at
 
 
 def is_opaque(target: Any) -> bool:
-    """Whether an operation is one registered from outside of torch.
+    """Whether an operation is one registered from outside of torch, or one on functions.
 
     Such a one may have a derivative for ``backward()``. That for ``torch.func`` is not to be had:
-    without gradient mode it is zero, and there is no error (torch 2.13).
+    without gradient mode it is zero, and there is no error (torch 2.13); ``torch.cond`` has none.
 
-    >>> is_opaque(torch.ops.aten.add.Tensor)
-    False
+    >>> is_opaque(torch.ops.aten.add.Tensor), is_opaque(torch.ops.higher_order.cond)
+    (False, True)
     """
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return True
     return isinstance(target, torch._ops.OpOverload) and target.namespace not in ("aten", "prims")
 
 

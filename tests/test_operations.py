@@ -118,6 +118,55 @@ def test_a_custom_backward_pass_is_what_is_measured() -> None:
         assert abs(sampled[name].value - estimate.value) <= 4.5 * sampled[name].stderr + 1e-6
 
 
+class Chooses(nn.Module):
+    """Takes one of two layers by the values of its input, without a branch of Python."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(4, width)
+        self.above = nn.Linear(width, width)
+        self.below = nn.Linear(width, width)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        hidden = torch.cond(
+            hidden.sum() > 0, lambda h: self.above(h), lambda h: self.below(h), (hidden,)
+        )
+        return self.head(hidden)  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # within torch.cond
+def test_torch_cond_is_measured_on_the_branch_that_is_taken() -> None:
+    model, x = Chooses(5), features(6, 4)
+    assert capture(model, x).graph_module is not None
+    updates = random_updates(model)
+    taken = "above" if model.first(x).sum().item() > 0 else "below"
+    names = {"0": "first", "1": taken, "2": "head"}
+    plain = nn.Sequential(*(model.get_submodule(name) for name in names.values()))
+    renamed = {
+        f"{i}.{p}": updates[f"{n}.{p}"] for i, n in names.items() for p in ("weight", "bias")
+    }
+    expected = flerm_fx.measure(plain, renamed, x, method="exact")
+    exact = flerm_fx.measure(model, updates, x, method="exact")
+    sampled = flerm_fx.measure(model, updates, x, method="sampled", samples=6)
+    for name, estimate in expected.items():
+        own = names[name[0]] + name[1:]
+        assert exact[own].value == pytest.approx(estimate.value, rel=1e-4)
+        assert abs(sampled[own].value - estimate.value) <= 4.5 * sampled[own].stderr
+    other = "below" if taken == "above" else "above"
+    assert exact[f"{other}.weight"].value == sampled[f"{other}.weight"].value == 0.0
+    y = torch.tensor([0, 1, 2, 0, 1, 2])
+    profile = flerm_fx.record(model, torch.optim.Adam(model.parameters()), x, y).profile
+    compiled = flerm_fx.compile(Chooses(20), profile, method="exact")
+    assert compiled.graph_module is not None
+    assert [row.base for row in compiled.assignments] == [
+        ((row.parameter, 1.0),) for row in compiled.assignments
+    ]
+    assert all(check.passed for check in compiled.check())
+
+
 def test_a_module_called_like_an_attribute_of_graphs_is_named() -> None:
     model = nn.Module()
     model.code = nn.Linear(4, 3)

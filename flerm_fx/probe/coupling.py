@@ -44,7 +44,7 @@ def coupling(
     if captured.probe_module is not None:
         for node in captured.probe_module.graph.nodes:
             if is_opaque(node.target):
-                return f"{operation(node)} comes from outside of torch and cannot be batched"
+                return f"{operation(node)} cannot be batched"
     with (
         torch.no_grad(),
         preserved_rng(),
