@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every expected failure is one line on standard error.
 
     Exit codes: 0 for success, 1 for a :class:`FlermError` or a missing extra, 2 for wrong options,
-    130 after Ctrl-C.
+    3 for two profiles that ``diff`` finds different, 130 after Ctrl-C.
 
     >>> main(["demo", "--rates", "-2:-10"])
     Traceback (most recent call last):
@@ -45,6 +45,8 @@ def build_app() -> "typer.Typer":
     """The commands, imported only now: the library itself needs none of their packages."""
     import typer
 
+    from flerm_fx.commands.diff import diff
+    from flerm_fx.commands.inspect import inspect
     from flerm_fx.commands.match import match
     from flerm_fx.demo.command import demo
 
@@ -56,7 +58,9 @@ def build_app() -> "typer.Typer":
         pretty_exceptions_enable=False,
     )
     app.command("demo")(demo)
+    app.command("inspect")(inspect)
     app.command("match")(match)
+    app.command("diff")(diff)
 
     def show_version(wanted: bool) -> None:
         if wanted:

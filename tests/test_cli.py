@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,71 @@ def profile(tmp_path: Path) -> str:
         "number = 3\n"
     )
     return str(path)
+
+
+def test_inspect_prints_settings_and_fslrs(
+    capsys: pytest.CaptureFixture[str], profile: str
+) -> None:
+    loaded = flerm_fx.BaseProfile.load(profile)
+    code, out, err = run(capsys, "inspect", profile)
+    assert (code, err) == (0, "")
+    assert re.search(r"^optimizer: torch\.optim\.Adam$", out, re.MULTILINE)
+    assert re.search(r"^pool: 6×4, 6$", out, re.MULTILINE)
+    value = f"{loaded.start['2.weight'].value:.4g}"
+    assert re.search(rf"^2\.weight +linear +8×8 +{re.escape(value)} ± 0$", out, re.MULTILINE)
+    code, out, _ = run(capsys, "inspect", profile, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["learning_rate"] == 1e-3
+    assert found["parameters"].keys() == loaded.start.keys()
+    assert found["parameters"]["4.bias"]["start"]["fslr"] == loaded.start["4.bias"].value
+
+
+def test_inspect_shows_the_ends_of_a_trajectory(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    with flerm_fx.record(model, optimizer, x, y, every=2) as recorder:
+        for _ in range(5):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    recorder.profile.save(path := tmp_path / "run.safetensors")
+    code, out, _ = run(capsys, "inspect", str(path))
+    assert code == 0
+    assert re.search(r"^parameter +op +shape +start +step 0 +step 4$", out, re.MULTILINE)
+    assert "steps: 0, 2, 4" in out
+
+
+def test_diff_says_what_differs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, profile: str
+) -> None:
+    code, out, err = run(capsys, "diff", profile, profile)
+    assert (code, out.strip(), err) == (0, "no difference", "")
+    loaded = flerm_fx.BaseProfile.load(profile)
+    start = dict(loaded.start)
+    start["2.weight"] = replace(start["2.weight"], value=2 * start["2.weight"].value)
+    replace(loaded, start=start, seed=7).save(other := tmp_path / "other.safetensors")
+    code, out, _ = run(capsys, "diff", profile, str(other))
+    assert code == 3
+    assert "seed: 0 | 7" in out
+    assert re.search(r"^2\.weight .* 2$", out, re.MULTILINE)
+    assert "0.weight" not in out
+    code, out, _ = run(capsys, "diff", profile, str(other), "--json")
+    found = json.loads(out)
+    assert code == 3
+    assert found["settings"] == {"seed": [0, 7]}
+    assert found["fslrs"].keys() == {"2.weight"}
+    small = nn.Linear(4, 3)
+    optimizer = torch.optim.Adam(small.parameters(), lr=1e-3)
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    flerm_fx.record(small, optimizer, x, y).profile.save(other)
+    code, out, _ = run(capsys, "diff", profile, str(other))
+    assert code == 3
+    assert "only in the first: 0.weight" in out
+    assert "only in the second: weight" in out
 
 
 def test_match_prints_what_answers_to_what(

@@ -68,7 +68,16 @@ def format_shape(shape: Sequence[int]) -> str:
 
 def format_fslr(assignment: Assignment) -> str:
     """The target's FSLR ± its standard error."""
-    return f"{assignment.target.value:.4g} ± {assignment.target.stderr:.2g}"
+    return format_estimate(assignment.target.value, assignment.target.stderr)
+
+
+def format_estimate(value: float, stderr: float) -> str:
+    """An FSLR ± its standard error.
+
+    >>> format_estimate(1.23456, 0.01)
+    '1.235 ± 0.01'
+    """
+    return f"{value:.4g} ± {stderr:.2g}"
 
 
 def format_status(assignment: Assignment) -> str:
