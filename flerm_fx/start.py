@@ -163,12 +163,17 @@ def answers_to(
 def _first_update(
     captured: Capture, procedure: StartProcedure, multipliers: Mapping[str, float] | None
 ) -> dict[str, Tensor]:
-    with contextlib.closing(_unit_updates(captured, procedure, multipliers)) as steps:
+    steps = _unit_updates(captured, procedure, multipliers, find_rounding=False)
+    with contextlib.closing(steps):
         return next(steps)[1]
 
 
 def _unit_updates(
-    captured: Capture, procedure: StartProcedure, multipliers: Mapping[str, float] | None
+    captured: Capture,
+    procedure: StartProcedure,
+    multipliers: Mapping[str, float] | None,
+    *,
+    find_rounding: bool = True,
 ) -> Generator[tuple[dict[str, Tensor], dict[str, Tensor], frozenset[str]]]:
     """At each simulated step: the weights, their unit updates, and those that rounding makes."""
     model, parameters = captured.model, captured.parameters
@@ -199,7 +204,7 @@ def _unit_updates(
                 batch = pool[0] if len(pool) == 1 else pool[1 + step % (len(pool) - 1)]
                 before = {name: p.detach().clone() for name, p in parameters.items()}
                 _differentiate(model, parameters, batch, procedure, step)
-                if step == 0:
+                if step == 0 and find_rounding:
                     rounding = _rounding(model, parameters, batch, procedure)
                 optimizer.step()
                 updates = {
