@@ -166,6 +166,14 @@ class Folded:
         hanging: dict[str, list[str]] = {v: [] for v in ["", *self.stream]}
         for v in self.stream:
             hanging[meeting[v]].append(v)
+        for u in self.stream:
+            for v in self.readers[u]:
+                others = hanging[v]
+                if v != meeting[u] and others and all(self._comes_from(u, w) for w in others):
+                    # A branch of u comes back to it, however far u goes on beside the stream.
+                    hanging[meeting[u]].remove(u)
+                    hanging[v] = sorted([u, *others], key=self.order.__getitem__)
+                    break
         return hanging
 
     def _chains(self) -> dict[str, list[str]]:

@@ -335,6 +335,25 @@ def test_attention_to_a_bottleneck_that_forks_again(depths: tuple[int, int]) -> 
     assert_in_place(*(network(body, depth) for depth in depths))
 
 
+def with_global_skip(depth: int) -> nx.DiGraph:
+    """Every block reads the embedding again, beside the stream."""
+    net = Net()
+    x = first = net.layer("linear", net.input, "embed")
+    for index in range(depth):
+        x = net.residual(["norm", "gated"], x, f"blocks.{index}.plain")
+        both = net.call(ATEN.cat.default, [x, first], -1)
+        side = net.layer(
+            "linear", net.layer("norm", both, f"blocks.{index}.n"), f"blocks.{index}.s"
+        )
+        x = net.call(ATEN.add.Tensor, x, side)
+    return net.finish(net.layer("linear", x, "head"))
+
+
+@pytest.mark.parametrize("depths", [(2, 4), (3, 2), (1, 3), (2, 2)])
+def test_what_all_blocks_read_beside_the_stream(depths: tuple[int, int]) -> None:
+    assert_in_place(*map(with_global_skip, depths))
+
+
 # The models of the project, and others, as exported.
 
 
