@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import inspect
 import io
 import logging
 import traceback
@@ -333,10 +334,13 @@ def _run_eagerly(
             handle.remove()
     functions = _own_backwards(output)
     # An operation registered with torch.library stays one node, and keeps its derivative.
-    lost = [name for name in functions if not name.startswith("GeneratedBackward")]
+    lost = [kind for kind in functions if not kind.__name__.startswith("GeneratedBackward")]
     if lost and not replaced:
-        name = lost[0].removesuffix("Backward")
-        replaced = f"{name} is a torch.autograd.Function, whose backward pass a graph would lose"
+        name = lost[0].__name__.removesuffix("Backward")
+        replaced = (
+            f"{name} is a torch.autograd.Function, whose backward pass a graph would lose"
+            + _where_defined(getattr(lost[0], "_forward_cls", None))
+        )
     return _Run(entries, output.detach(), replaced, bool(functions))
 
 
@@ -367,9 +371,18 @@ def _taken_name(model: nn.Module) -> str:
     return ""
 
 
-def _own_backwards(output: Tensor) -> list[str]:
-    """Names of the backward passes, on the way to an output, that are written in Python."""
-    found: list[str] = []
+def _where_defined(kind: type | None) -> str:
+    """`` (file:line)`` of a class, if it is known."""
+    try:
+        assert kind is not None
+        return f" ({inspect.getsourcefile(kind)}:{inspect.getsourcelines(kind)[1]})"
+    except (AssertionError, OSError, TypeError):
+        return ""
+
+
+def _own_backwards(output: Tensor) -> list[type]:
+    """The backward passes, on the way to an output, that are written in Python."""
+    found: list[type] = []
     pending: list[Any] = [output.grad_fn]
     seen = set(pending)
     while pending:
@@ -379,7 +392,7 @@ def _own_backwards(output: Tensor) -> list[str]:
         if BackwardCFunction in type(node).__mro__:
             defined = getattr(type(node), "_forward_cls", type(node)).__module__
             if not defined.startswith("torch._higher_order_ops"):  # as of torch.cond
-                found.append(node.name())
+                found.append(type(node))
         fresh = {following for following, _ in node.next_functions} - seen
         seen |= fresh
         pending += fresh

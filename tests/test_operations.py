@@ -106,7 +106,10 @@ def test_an_operation_of_torch_library_keeps_its_tangent() -> None:
 def test_a_custom_backward_pass_is_what_is_measured() -> None:
     model, x = between(StraightThrough.apply), features(6, 4)
     updates = random_updates(model)
-    with pytest.warns(CaptureWarning, match="StraightThrough is a torch.autograd.Function"):
+    with pytest.warns(
+        CaptureWarning,
+        match=r"StraightThrough is a torch.autograd.Function.*test_operations.py:\d+\)",
+    ):
         exact = flerm_fx.measure(model, updates, x, method="exact")
     with pytest.warns(CaptureWarning):
         sampled = flerm_fx.measure(model, updates, x)
