@@ -13,6 +13,7 @@ from flerm_fx.assignment import Assignment, Status
 from flerm_fx.capture import Capture
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.profile import BaseProfile
+from flerm_fx.scale import parameter_nodes
 from flerm_fx.start import StartProcedure, answers_to, measure_start
 
 NOISE = 2.0
@@ -159,6 +160,11 @@ def _assign(
         for node in (captured.graph_module.graph.nodes if captured.graph_module else ())
         if "parameter" in node.meta
     }
+    # Those that the measured output depends on: the graph may return others, too.
+    measured = set(captured.modules)
+    if captured.probe_module is not None:
+        read = parameter_nodes(captured.probe_module.graph)
+        measured = {name for name, found in read.items() if any(node.users for node in found)}
     sides = {0: (profile.start, start)}
     if profile.late:
         sides[profile.resolve_after] = (profile.late, late)
@@ -169,7 +175,7 @@ def _assign(
     rows = []
     for name, parameter in captured.parameters.items():
         node = nodes.get(name)
-        used = name in captured.modules if node is None else bool(node.users)
+        used = name in measured
         base = matches[name].base
         status: Status = "unmatched" if used and not base else "unresolved" if used else "unused"
         at_zero = not (start[name].value and all(profile.start[b].value for b, _ in base))

@@ -30,8 +30,9 @@ class Architecture:
             (i+1)/n, as names tell; False where names do not tell.
         period: how many kinds of layers alternate; each answers to layers of its kind.
         one_to_one: whether names of the wide model's parameters are those of their counterparts.
-        own_backward: whether something in it has a backward pass that is not its forward's
-            derivative, on purpose; that is what such a model is measured by.
+        by_rows: whether it is held to the whole Jacobian, one backward pass for each number in the
+            output: where a backward pass is not the forward's derivative, on purpose, or where
+            forward mode fails and parts that stay in float32 make noise of differences.
         detaches: whether some of the output's dependence on parameters is detached on purpose.
         note: why something in it is not as usual.
     """
@@ -47,7 +48,7 @@ class Architecture:
     in_step: bool = True
     period: int = 1
     one_to_one: bool = True
-    own_backward: bool = False
+    by_rows: bool = False
     detaches: bool = False
     note: str = ""
 

@@ -98,7 +98,7 @@ ARCHITECTURES = [
         {"hidden_size": 32},
         GPT_DEEPER,
         plain=True,
-        own_backward=True,
+        by_rows=True,
         note="its GELU has a backward pass of its own",
     ),
     causal("mpt", "Mpt", MPT, {"d_model": 32}, {"n_layers": 4}, plain=True),

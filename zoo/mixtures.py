@@ -53,9 +53,7 @@ ARCHITECTURES = [
         {**ROUTED, **FFN, **GQA, "head_dim": 8, "first_k_dense_replace": 0},
         {**WIDER_FFN, "head_dim": 16},
     ),
-    _mixture(
-        "phimoe", "Phimoe", GQA, own_backward=True, note="routes by a backward pass of its own"
-    ),
+    _mixture("phimoe", "Phimoe", GQA, by_rows=True, note="routes by a backward pass of its own"),
     _mixture(
         "gpt_oss",
         "GptOss",

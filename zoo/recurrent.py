@@ -97,7 +97,7 @@ ARCHITECTURES = [
         },
         {"lru_width": 32},
         family="recurrent",
-        own_backward=True,
+        by_rows=True,
         in_step=False,
     ),
     causal(

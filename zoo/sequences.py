@@ -101,6 +101,7 @@ ARCHITECTURES = [
         T5_WIDER,
         {**T5_DEEPER, "num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2},
         in_step=False,
+        by_rows=True,
     ),
     _bart("bart", "Bart"),
     _bart("mbart", "MBart"),

@@ -120,7 +120,7 @@ class Subject:
             given = model, updates, self.inputs, self.architecture.output_fn, SEED
             self._references[model.training] = (
                 Reference(by_rows(*given), "backward passes")
-                if self.architecture.own_backward
+                if self.architecture.by_rows
                 else reference(*given, self.architecture.detaches)
             )
         return self._references[model.training]

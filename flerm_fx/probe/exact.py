@@ -39,8 +39,9 @@ def exact(
 
     A tangent starts where its parameter enters and exists only downstream of there; all that are
     alive at a node travel as one stacked tensor, through ``vmap`` of the node's ``jvp``. Random
-    operations (dropout) repeat the draw of the one forward pass. Without a graph, a loop of
-    ``torch.func.jvp`` over the whole function gives the same numbers.
+    operations (dropout) repeat the draw of the one forward pass. Without a graph, a loop over
+    parameters differentiates the whole function, by backward passes that are differentiated once
+    more, or by forward mode where an operation does not allow that.
 
     Args:
         captured: the model.
@@ -91,16 +92,19 @@ def _whole_tangent(
     def moved(value: Tensor) -> Tensor:
         return captured.apply({**parameters, name: value}, inputs)
 
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward-mode derivative
-        if not captured.own_backward:
-            return jvp(moved, (parameters[name],), {}, {0: update})  # type: ignore[no-any-return]
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have neither other derivative
         try:
+            # Forward mode crashes torch in a model that casts its modules as it runs, as Switch
+            # Transformers do.
             return tangent_by_autograd(moved, parameters[name], update)
         except RuntimeError as error:
-            raise EstimateError(
-                f"the exact FSLR of parameter {name!r} takes a second derivative, which something "
-                f"in the model does not have: {error}; use method='sampled'"
-            ) from error
+            if captured.own_backward:
+                raise EstimateError(
+                    f"the exact FSLR of parameter {name!r} takes a second derivative, which "
+                    f"something in the model does not have: {error}; use method='sampled'"
+                ) from error
+        set_rng_state(state)
+        return jvp(moved, (parameters[name],), {}, {0: update})  # type: ignore[no-any-return]
 
 
 Stack = tuple[tuple[str, ...], Tensor]
