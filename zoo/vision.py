@@ -65,6 +65,8 @@ def _vision(
     )
 
 
+BATCH_STATISTICS = "smaller images leave BatchNorm three numbers to normalise, and rounding decides"
+
 ARCHITECTURES = [
     _vision("vit", "ViT", VIT, VIT_WIDER, VIT_DEEPER),
     _vision("deit", "DeiT", VIT, VIT_WIDER, VIT_DEEPER),
@@ -76,7 +78,15 @@ ARCHITECTURES = [
     ),
     _vision("ijepa", "IJepa", VIT, VIT_WIDER, VIT_DEEPER),
     _vision("swin", "Swin", SWIN, SWIN_WIDER, DEEPER),
-    _vision("swinv2", "Swinv2", SWIN, SWIN_WIDER, DEEPER),
+    _vision(
+        "swinv2",
+        "Swinv2",
+        SWIN,
+        SWIN_WIDER,
+        DEEPER,
+        by_rows=True,
+        note="a relu is at exactly 0, where differences take half of it",
+    ),
     _vision("convnext", "ConvNext", CONVNEXT, WIDER, DEEPER),
     _vision("convnextv2", "ConvNextV2", CONVNEXT, WIDER, DEEPER),
     _vision(
@@ -107,18 +117,21 @@ ARCHITECTURES = [
     _vision(
         "mobilenet_v1",
         "MobileNetV1",
-        {"depth_multiplier": 0.125, "min_depth": 4, "image_size": 32},
+        {"depth_multiplier": 0.125, "min_depth": 4, "image_size": 96},
         {"depth_multiplier": 0.25},
         None,
-        size=32,
+        size=96,
+        note=BATCH_STATISTICS,
     ),
     _vision(
         "mobilenet_v2",
         "MobileNetV2",
-        {"depth_multiplier": 0.125, "min_depth": 4, "depth_divisible_by": 4, "image_size": 32},
+        {"depth_multiplier": 0.125, "min_depth": 4, "depth_divisible_by": 4, "image_size": 96},
         {"depth_multiplier": 0.25},
         None,
-        size=32,
+        size=96,
+        by_rows=True,
+        note=BATCH_STATISTICS,
     ),
     _vision(
         "segformer",
@@ -186,7 +199,7 @@ ARCHITECTURES = [
         "efficientnet",
         "EfficientNet",
         {
-            "image_size": 32,
+            "image_size": 96,
             "width_coefficient": 0.125,
             "depth_coefficient": 0.3,
             "depth_divisor": 4,
@@ -194,7 +207,8 @@ ARCHITECTURES = [
         },
         {"width_coefficient": 0.25, "hidden_dim": 320},
         None,
-        size=32,
+        size=96,
+        note=BATCH_STATISTICS,
     ),
     _vision(
         "cvt",
@@ -222,6 +236,8 @@ ARCHITECTURES = [
         },
         {"embed_dim": [16, 32]},
         {"depth": [4, 4]},
+        by_rows=True,
+        note="draws its paths in the type of its weights, so that float64 draws others",
     ),
     _vision(
         "bit",
