@@ -20,9 +20,9 @@ def shares_by_names(base: nx.DiGraph, target: nx.DiGraph) -> Shares:
     What a run of a model without a graph shows is the order of its modules, and under LayerDrop not
     even that. Parameters of one name and rank but for numbers are copies, at each number among
     those with the same numbers before it, and are laid over each other like other copies (see
-    :func:`flerm_fx.mass.shares`). What surrounds all names, as ``module.`` does, is left out. A
-    number that is a parameter's own module is no evidence if the two sides differ in it: in a
-    ``Sequential`` it may be the place of an activation.
+    :func:`flerm_fx.mass.shares`). What surrounds all names, as ``module.`` does, is left out, up to
+    the first number. A number that is a parameter's own module is no evidence if the two sides
+    differ in it: in a ``Sequential`` it may be the place of an activation.
 
     >>> from flerm_fx.parameter_graph import chain
     >>> def stack(depth):
@@ -48,7 +48,7 @@ def _copies(pg: nx.DiGraph) -> dict[Pattern, dict[Numbers, str]]:
     names = [name for name in parameters(pg) if pg.nodes[name]["op"]]
     parts = {name: name.split(".") for name in names}
     around = 0
-    while all(len(p) > around + 1 for p in parts.values()) and (
+    while all(len(p) > around + 1 and not p[around].isdigit() for p in parts.values()) and (
         len({p[around] for p in parts.values()}) == 1
     ):
         around += 1
