@@ -38,6 +38,7 @@ def _adapter(
     config: str = "LoraConfig",
     *,
     wide: Mapping[str, Any] | None = None,
+    by_rows: bool = False,
     **settings: Any,
 ) -> Architecture:
     """An adapter of each size of a Llama; ``wide`` changes the adapter of a Llama of equal size."""
@@ -48,7 +49,7 @@ def _adapter(
             return _adapted(_llama("base"), config, {**settings, **wide})
         return _adapted(_llama(size), config, settings)
 
-    return Architecture(name, "adapters", builder, _inputs, next_tokens)
+    return Architecture(name, "adapters", builder, _inputs, next_tokens, by_rows=by_rows)
 
 
 def _prompt(name: str, config: str, **settings: Any) -> Architecture:
@@ -86,12 +87,12 @@ ARCHITECTURES = [
     _adapter("lora-wider-rank", r=2, lora_alpha=4, wide={"r": 8}, **RANDOM),
     Architecture("lora-gpt2", "adapters", _gpt2, _inputs, next_tokens),
     _adapter("rslora", r=2, use_rslora=True, **RANDOM),
-    _adapter("dora", r=2, use_dora=True, **RANDOM),
+    _adapter("dora", by_rows=True, r=2, use_dora=True, **RANDOM),
     _adapter("lora-bias", r=2, lora_bias=True, **RANDOM),
     _adapter("lora-and-head", r=2, modules_to_save=["lm_head"], **RANDOM),
     _adapter("adalora", "AdaLoraConfig", init_r=4, target_r=2, total_step=10, **RANDOM),
     _adapter("vera", "VeraConfig", r=4, target_modules=["q_proj", "o_proj"], d_initial=0.3),
-    _adapter("loha", "LoHaConfig", r=2, init_weights=False),
+    _adapter("loha", "LoHaConfig", by_rows=True, r=2, init_weights=False),
     _adapter("lokr", "LoKrConfig", r=1, init_weights=False),
     _adapter("ia3", "IA3Config", feedforward_modules=["down_proj"]),
     _adapter(

@@ -32,7 +32,8 @@ class Architecture:
         one_to_one: whether names of the wide model's parameters are those of their counterparts.
         by_rows: whether it is held to the whole Jacobian, one backward pass for each number in the
             output: where a backward pass is not the forward's derivative, on purpose, or where
-            forward mode fails and parts that stay in float32 make noise of differences.
+            forward mode fails and differences mislead: they are noise where parts stay in float32,
+            and too long where a norm divides by next to nothing.
         detaches: whether some of the output's dependence on parameters is detached on purpose.
         note: why something in it is not as usual.
     """

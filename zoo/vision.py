@@ -281,6 +281,7 @@ ARCHITECTURES = [
         {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 16, 16, 32]},
         None,
         size=32,
+        by_rows=True,
     ),
     _vision(
         "swiftformer",
