@@ -10,7 +10,7 @@ import functools
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -24,6 +24,11 @@ from flerm_fx.inputs import Inputs, OutputFn, is_differentiable
 from flerm_fx.operation import is_opaque, is_random
 from flerm_fx.probed_as import CONSTANT
 from flerm_fx.scale import ScaleNodes, parameter_nodes
+
+
+T = TypeVar("T")
+Entering = Mapping[str, Mapping[int, T]]
+"""What enters an operation: by parameter, the update of each argument that it varies."""
 
 
 def jvp(
@@ -254,15 +259,17 @@ class ProbeNodes(PassBase):
         InputError: a parameter that the graph does not have.
     """
 
+    first_input = "epsilon"
+
     def __init__(self, parameters: Sequence[str]) -> None:
         super().__init__()
-        self.parameters = tuple(parameters)
+        self.parameters = {name: index for index, name in enumerate(parameters)}
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         """The graph mutates nothing and holds every parameter."""
         if not is_functional(graph_module.graph):
             raise FlermError("the graph has in-place operations; probe the functional graph")
-        unknown = sorted(set(self.parameters) - set(parameter_nodes(graph_module.graph)))
+        unknown = sorted(self.parameters.keys() - set(parameter_nodes(graph_module.graph)))
         if unknown:
             raise InputError(f"the graph has no parameter {', '.join(map(repr, unknown))}")
 
@@ -270,28 +277,27 @@ class ProbeNodes(PassBase):
         """Insert tangents in the parameter region and probes on the frontier; recompile."""
         graph = graph_module.graph
         data = data_nodes(graph)
-        index = {name: i for i, name in enumerate(self.parameters)}
         nodes = list(graph.nodes)
         with graph.inserting_before(nodes[0]):
-            epsilon = graph.placeholder("epsilon")
+            first = graph.placeholder(self.first_input)
         tangents: dict[fx.Node, dict[str, fx.Node]] = {}
         for node in nodes:
             name = node.meta.get("parameter")
-            if node.op == "get_attr" and name in index:
+            if node.op == "get_attr" and name in self.parameters:
                 tangents[node] = {name: self._unit_update(graph_module, node, name)}
                 continue
             if node.op != "call_function" or node.target in CONSTANT:
                 continue
-            entering = {
-                name: None for source in node.all_input_nodes for name in tangents.get(source, ())
-            }
             if not _is_differentiable(node):
                 continue
-            local = {name: self._tangent(node, tangents, name) for name in entering}
+            entering = _entering(node, tangents)
             if node not in data:
-                tangents[node] = local
-            elif local:
-                self._insert_probes(node, local, epsilon, index)
+                tangents[node] = {
+                    name: self._tangent(node, tangents, name, updates)
+                    for name, updates in entering.items()
+                }
+            elif entering:
+                self._insert(node, entering, first)
         graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
         graph_module.recompile()
         return PassResult(graph_module, True)
@@ -303,53 +309,61 @@ class ProbeNodes(PassBase):
     def _unit_update(self, module: fx.GraphModule, node: fx.Node, name: str) -> fx.Node:
         buffer = unit_update_name(name)
         parameter = module.get_parameter(str(node.target))
-        module.register_buffer(buffer, torch.zeros_like(parameter.detach()))
+        module.register_buffer(buffer, self._blank(parameter.detach()))
         with node.graph.inserting_after(node):
             return node.graph.get_attr(buffer)
+
+    def _blank(self, parameter: Tensor) -> Tensor:
+        """A unit update that is not set yet."""
+        return torch.zeros_like(parameter)
+
+    def _insert(self, node: fx.Node, entering: Entering[fx.Node], first: fx.Node) -> None:
+        """Give a node on the frontier its tangents and probes."""
+        probed = node
+        inserted: set[fx.Node] = set()
+        for name, updates in entering.items():
+            with node.graph.inserting_after(probed):
+                tangent = _tangent_node(node, name, updates)
+            with node.graph.inserting_after(tangent):
+                probed = node.graph.call_function(probe, (probed, tangent, first, self.parameters[name]))
+            probed.meta = {"parameter_probed": name}
+            inserted |= {tangent, probed}
+        node.replace_all_uses_with(probed, delete_user_cb=lambda user: user not in inserted)
 
     def _tangent(
         self,
         node: fx.Node,
         tangents: Mapping[fx.Node, Mapping[str, fx.Node]],
         name: str,
+        updates: Mapping[int, fx.Node],
     ) -> fx.Node:
-        source = node.args[0] if node.args else None
-        if node.target is operator.getitem and isinstance(source, fx.Node):
-            with node.graph.inserting_after(node):
+        with node.graph.inserting_after(node):
+            source = node.args[0] if node.args else None
+            if node.target is operator.getitem and isinstance(source, fx.Node):
                 return node.graph.call_function(
                     operator.getitem, (tangents[source][name], node.args[1])
                 )
-        leaves = pytree.tree_leaves((node.args, dict(node.kwargs)))
-        entering = {
-            position: tangents[leaf][name]
-            for position, leaf in enumerate(leaves)
-            if isinstance(leaf, fx.Node) and name in tangents.get(leaf, ())
-        }
-        with node.graph.inserting_after(node):
-            keywords: dict[str, Any] = {**node.kwargs, "tangents": entering}
-            tangent = node.graph.call_function(_jvp_target(node), node.args, keywords)
-        tangent.meta = {"parameter_probed": name}
-        return tangent
+            return _tangent_node(node, name, updates)
 
-    def _insert_probes(
-        self,
-        node: fx.Node,
-        local: Mapping[str, fx.Node],
-        epsilon: fx.Node,
-        index: Mapping[str, int],
-    ) -> None:
-        probed = node
-        last = next(
-            iter(local.values())
-        )  # each was inserted right after ``node``: the first is last
-        inserted: set[fx.Node] = set(local.values())
-        for name, tangent in local.items():
-            with node.graph.inserting_after(last):
-                probed = node.graph.call_function(probe, (probed, tangent, epsilon, index[name]))
-            probed.meta = {"parameter_probed": name}
-            inserted.add(probed)
-            last = probed
-        node.replace_all_uses_with(probed, delete_user_cb=lambda user: user not in inserted)
+
+def _entering(
+    node: fx.Node, tangents: Mapping[fx.Node, Mapping[str, fx.Node]]
+) -> Entering[fx.Node]:
+    """The tangents of a node's arguments, by parameter and position among the flattened ones."""
+    found: dict[str, dict[int, fx.Node]] = {}
+    for position, leaf in enumerate(pytree.tree_leaves((node.args, dict(node.kwargs)))):
+        if isinstance(leaf, fx.Node):
+            for name, tangent in tangents.get(leaf, {}).items():
+                found.setdefault(name, {})[position] = tangent
+    return found
+
+
+def _tangent_node(node: fx.Node, name: str, updates: Mapping[int, fx.Node]) -> fx.Node:
+    """The node's tangent for one parameter's update, where the graph inserts."""
+    keywords: dict[str, Any] = {**node.kwargs, "tangents": dict(updates)}
+    tangent = node.graph.call_function(_jvp_target(node), node.args, keywords)
+    tangent.meta = {"parameter_probed": name}
+    return tangent
 
 
 def instrument(

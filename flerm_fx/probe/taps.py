@@ -1,0 +1,234 @@
+r"""Projections of function changes by one plain backward pass: taps on the parameter frontier.
+
+At a frontier node :math:`y = \mathrm{op}(x, \theta)`, with :math:`\bar y = \partial (q \cdot f) /
+\partial y`, the projection of the change that parameter l makes there is
+
+.. math:: s_{n,l} = \langle \bar y_n, \, \partial_\theta \mathrm{op}(x, \theta)_n \, u_l \rangle .
+
+Where examples do not influence each other, the backward pass of a batch holds that of each example,
+so the one of :math:`\sum_n q_n \cdot f_n` serves all. It costs a forward pass, the backward pass of
+the activations, and the tangent of each operation that reads a parameter: as many products as a
+training step, without the gradients of weights.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.passes.infra.pass_base import PassResult
+from torch.utils import _pytree as pytree
+
+from flerm_fx.capture import Capture
+from flerm_fx.frontier import Entering, ProbeNodes, unit_update_name
+from flerm_fx.inputs import Inputs, is_differentiable
+from flerm_fx.probe.rules import tangent
+from flerm_fx.probed_as import attention
+
+KEPT = 2**28
+"""Bytes of tangents to keep from one draw to the next; others are computed again."""
+
+
+class TapNodes(ProbeNodes):
+    """A tap on every frontier node, to hear the cotangents of a backward pass.
+
+    The graph gets a first input ``taps`` (see :class:`Taps`) and computes the model's function.
+
+    Args:
+        parameters: the parameters to measure.
+    """
+
+    first_input = "taps"
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Insert the taps; let attention use the fused kernels, which have a backward pass."""
+        result = super().call(graph_module)
+        for node in graph_module.graph.nodes:
+            if node.target is attention and node.kwargs.get("dropout_mask") is None:
+                node.target = torch.ops.aten.scaled_dot_product_attention.default
+        graph_module.recompile()
+        return result
+
+    def _blank(self, parameter: Tensor) -> Tensor:
+        """Zeros without memory: calls bring the unit updates along."""
+        return torch.zeros((), dtype=parameter.dtype, device=parameter.device).expand_as(parameter)
+
+    def _insert(self, node: fx.Node, entering: Entering[fx.Node], first: fx.Node) -> None:
+        axes = [_batch_axis(value) for value in pytree.tree_leaves(node.meta.get("val"))]
+        with node.graph.inserting_after(node):
+            tapped = node.graph.call_function(tap, (node, first))
+        node.replace_all_uses_with(tapped, delete_user_cb=lambda user: user is not tapped)
+        tapped.args = (node, first, node.target, node.args, node.kwargs, entering, axes)
+
+
+def tells_examples_apart(graph: fx.Graph) -> bool:
+    """Whether every tap of a graph knows the axis that holds the examples."""
+    taps = graph.find_nodes(op="call_function", target=tap)
+    return all(axes and None not in axes for *_, axes in (node.args for node in taps))
+
+
+def tap(
+    value: Any,
+    taps: "Taps",
+    op: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    entering: Entering[Tensor],
+    axes: Sequence[int | None],
+) -> Any:
+    """``value`` itself; ``taps`` will hear its cotangents."""
+    operation = _Operation(op, args, kwargs, entering)
+    return taps.on(value, operation, axes)
+
+
+def _batch_axis(value: Any) -> int | None:
+    """The dimension of a captured tensor that holds the examples; None if there is not just one."""
+    sizes = value.shape if isinstance(value, Tensor) else ()
+    axes = [axis for axis, size in enumerate(sizes) if isinstance(size, torch.SymInt)]
+    return axes[0] if len(axes) == 1 else None
+
+
+@dataclass(frozen=True)
+class _Operation:
+    """An operation on the frontier, as it was called, and the updates that enter it."""
+
+    op: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    entering: Entering[Tensor]
+
+    def tangents(self, name: str) -> list[Tensor]:
+        """What a parameter's update makes of each output, in shapes that broadcast to theirs."""
+        return pytree.tree_leaves(tangent(self.op, self.args, self.kwargs, self.entering[name]))
+
+
+class Taps:
+    """Projections that gather while backward passes go by.
+
+    Args:
+        names: the parameters, in the order of the columns of ``found``.
+        examples: N; 1 if they are not to be told apart.
+        keep: bytes of tangents to keep for another backward pass.
+    """
+
+    def __init__(self, names: Sequence[str], examples: int, keep: int = 0) -> None:
+        self.columns: dict[str, list[Tensor]] = {name: [] for name in names}
+        self.examples = examples
+        self.leaves: list[Tensor] = []
+        self._keep = keep
+        self._kept: dict[tuple[int, str], list[Tensor]] = {}
+
+    def on(self, value: Any, operation: _Operation, axes: Sequence[int | None]) -> Any:
+        """Hear the cotangents of an operation's output, which is returned."""
+        leaves, spec = pytree.tree_flatten(value)
+        for position, leaf in enumerate(leaves):
+            if is_differentiable(leaf):
+                if not leaf.requires_grad:
+                    leaves[position] = leaf.detach().requires_grad_()
+                    self.leaves.append(leaves[position])
+                axis = axes[position] if self.examples > 1 else None
+                hear = functools.partial(self._hear, operation, position, axis)
+                leaves[position].register_hook(hear)
+        return pytree.tree_unflatten(leaves, spec)
+
+    def found(self) -> Tensor:
+        """The projections since the last call, of shape (examples, parameters)."""
+        some = next(products[0] for products in self.columns.values() if products)
+        zero = some.new_zeros(self.examples)
+        found = torch.stack([sum(products, zero) for products in self.columns.values()], 1)
+        for products in self.columns.values():
+            products.clear()
+        return found
+
+    def _hear(
+        self, operation: _Operation, position: int, axis: int | None, cotangent: Tensor
+    ) -> None:
+        for name in operation.entering:
+            moved = self._tangents(operation, name)[position]
+            self.columns[name].append(products(cotangent, moved, axis, self.examples))
+
+    def _tangents(self, operation: _Operation, name: str) -> list[Tensor]:
+        key = id(operation), name
+        if key in self._kept:
+            return self._kept[key]
+        found = operation.tangents(name)
+        size = sum(leaf.numel() * leaf.element_size() for leaf in found)
+        if size <= self._keep:
+            self._keep -= size
+            self._kept[key] = found
+        return found
+
+
+def products(cotangent: Tensor, tangent: Tensor, axis: int | None, examples: int) -> Tensor:
+    """Inner products of cotangents and a tangent that broadcasts to them, for each example.
+
+    Args:
+        cotangent: of any shape.
+        tangent: of a shape that broadcasts to it.
+        axis: dimension of the cotangent that holds the examples, one after another, each with
+            any number of entries; None for one product of all.
+        examples: N.
+
+    >>> products(torch.ones(4, 3), torch.tensor([0.0, 1.0, 2.0]), 0, 2)
+    tensor([6., 6.])
+    """
+    precise = torch.promote_types(cotangent.dtype, torch.float32)
+    cotangent, tangent = cotangent.to(precise), tangent.to(precise)
+    if axis is None:
+        summed = cotangent.sum_to_size(tangent.shape)
+        return torch.dot(summed.reshape(-1), tangent.reshape(-1)).unsqueeze(0)
+    tangent = tangent.reshape(*[1] * (cotangent.dim() - tangent.dim()), *tangent.shape)
+    by_example = cotangent.movedim(axis, 0).reshape(
+        examples, -1, *cotangent.shape[:axis], *cotangent.shape[axis + 1 :]
+    )
+    if tangent.shape[axis] == 1:
+        moved = tangent.movedim(axis, 0)
+        by_example = by_example.sum_to_size(examples, *moved.shape).flatten(1)
+        return by_example @ moved.flatten()
+    moved = tangent.expand(cotangent.shape).movedim(axis, 0)
+    return torch.linalg.vecdot(by_example.flatten(1), moved.reshape(examples, -1))
+
+
+def projections_by_taps(
+    captured: Capture,
+    tapped: fx.GraphModule,
+    parameters: Mapping[str, Tensor],
+    updates: Mapping[str, Tensor],
+    inputs: Inputs,
+    cotangents: Tensor,
+    *,
+    coupled: bool = False,
+) -> Tensor:
+    r"""The projections :math:`s_{n,i,l} = q_{n,i} \cdot \Delta_l f_n` on given cotangents.
+
+    Args:
+        captured: the model.
+        tapped: its probe graph with :class:`TapNodes`.
+        parameters: values of the trainable parameters.
+        updates: unit update of each parameter.
+        inputs: probe inputs, batch first.
+        cotangents: rows q of shape (examples, rows, coordinates).
+        coupled: the batch is one example.
+
+    Returns:
+        A tensor of shape (examples, rows, parameters).
+    """
+    state = {
+        **parameters,
+        **{unit_update_name(n): u.detach().to(parameters[n]) for n, u in updates.items()},
+    }
+    examples, rows = cotangents.shape[:2]
+    taps = Taps(tuple(updates), examples, KEPT if rows > 1 else 0)
+    with torch.enable_grad():
+        output = torch.func.functional_call(tapped, state, (taps, *captured.flat(inputs)))
+    found = []
+    for row in range(rows):
+        cotangent = cotangents[:, row].reshape(output.shape).to(output)
+        if output.requires_grad:
+            torch.autograd.grad(
+                output, taps.leaves, cotangent, retain_graph=row < rows - 1, allow_unused=True
+            )
+        found.append(taps.found())
+    return torch.stack(found, 1)
