@@ -25,7 +25,6 @@ from flerm_fx.operation import is_opaque, is_random
 from flerm_fx.probed_as import CONSTANT
 from flerm_fx.scale import ScaleNodes, parameter_nodes
 
-
 T = TypeVar("T")
 Entering = Mapping[str, Mapping[int, T]]
 """What enters an operation: by parameter, the update of each argument that it varies."""
@@ -291,7 +290,7 @@ class ProbeNodes(PassBase):
             if not _is_differentiable(node):
                 continue
             entering = _entering(node, tangents)
-            if node not in data:
+            if node not in data or self._is_carried(node):
                 tangents[node] = {
                     name: self._tangent(node, tangents, name, updates)
                     for name, updates in entering.items()
@@ -313,6 +312,10 @@ class ProbeNodes(PassBase):
         with node.graph.inserting_after(node):
             return node.graph.get_attr(buffer)
 
+    def _is_carried(self, node: fx.Node) -> bool:
+        """Whether tangents go on with a node that reads data; none do here."""
+        return False
+
     def _blank(self, parameter: Tensor) -> Tensor:
         """A unit update that is not set yet."""
         return torch.zeros_like(parameter)
@@ -325,7 +328,9 @@ class ProbeNodes(PassBase):
             with node.graph.inserting_after(probed):
                 tangent = _tangent_node(node, name, updates)
             with node.graph.inserting_after(tangent):
-                probed = node.graph.call_function(probe, (probed, tangent, first, self.parameters[name]))
+                probed = node.graph.call_function(
+                    probe, (probed, tangent, first, self.parameters[name])
+                )
             probed.meta = {"parameter_probed": name}
             inserted |= {tangent, probed}
         node.replace_all_uses_with(probed, delete_user_cb=lambda user: user not in inserted)

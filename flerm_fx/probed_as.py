@@ -65,13 +65,28 @@ def attention(
         op = torch.ops.aten.scaled_dot_product_attention.default
         with sdpa_kernel(SDPBackend.MATH):
             return op(query, key, value, bias, *rest, **kwargs)  # type: ignore[no-any-return]
+    weights = attention_weights(query, key, value, bias, *rest[1:], **kwargs)
+    if kwargs.get("enable_gqa", False):
+        value = value.repeat_interleave(weights.shape[-3] // value.shape[-3], -3)
+    return (weights * dropout_mask) @ value
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The softmax of scaled dot-product attention, for all pairs of query and key."""
     if bias is not None and bias.dtype == torch.bool:
         bias = torch.zeros_like(bias, dtype=query.dtype).masked_fill(~bias, -math.inf)
     op = torch.ops.aten._scaled_dot_product_attention_math.default
-    _, weights = op(query, key, value, bias, *rest, **kwargs)
-    if kwargs.get("enable_gqa", False):
-        value = value.repeat_interleave(weights.shape[-3] // value.shape[-3], -3)
-    return (weights * dropout_mask) @ value  # type: ignore[no-any-return]
+    settings: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
+    weights: Tensor = op(query, key, value, bias, 0.0, is_causal, **settings)[1]
+    return weights
 
 
 def alpha_dropout(x: Tensor, p: float, train: bool) -> Tensor:

@@ -1,13 +1,14 @@
 """Tangents of single operations by rule: what most parameters enter by is linear in them."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from flerm_fx.frontier import jvp
+from flerm_fx.frontier import Entering, jvp
 
 aten = torch.ops.aten
 
@@ -36,15 +37,41 @@ def tangent(
     """
     if len(updates) == 1:
         ((position, update),) = updates.items()
-        index = _argument(args, position)
+        index = argument_at(args, position)
         rule = RULES.get((op, index))
         if rule is not None:
             return rule(update.to(args[index].dtype), *args, **kwargs)
     return jvp(op, args, kwargs, updates)
 
 
-def _argument(args: tuple[Any, ...], position: int) -> int:
-    """Which argument the leaf at a position of the flattened ones is; -1 if it is inside of one."""
+@dataclass(frozen=True)
+class Operation:
+    """An operation on the parameter frontier, as it was called.
+
+    Attributes:
+        op: what was called.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        entering: by parameter, the update of each argument that it varies, by position among the
+            flattened ones.
+    """
+
+    op: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    entering: Entering[Tensor]
+
+    def tangents(self, name: str) -> list[Tensor]:
+        """What a parameter's update makes of each output, in shapes that broadcast to theirs."""
+        return pytree.tree_leaves(tangent(self.op, self.args, self.kwargs, self.entering[name]))
+
+
+def argument_at(args: tuple[Any, ...], position: int) -> int:
+    """Which argument is the leaf at a position of the flattened ones; -1 if it is inside of one.
+
+    >>> argument_at((torch.zeros(1), [2, 3], torch.zeros(1)), 3)
+    2
+    """
     for index, argument in enumerate(args):
         leaves = len(pytree.tree_leaves(argument))
         if position < leaves:

@@ -13,7 +13,6 @@ training step, without the gradients of weights.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from torch.utils import _pytree as pytree
 from flerm_fx.capture import Capture
 from flerm_fx.frontier import Entering, ProbeNodes, unit_update_name
 from flerm_fx.inputs import Inputs, is_differentiable
-from flerm_fx.probe.rules import tangent
+from flerm_fx.probe.rules import Operation
 from flerm_fx.probed_as import attention
 
 KEPT = 2**28
@@ -50,6 +49,12 @@ class TapNodes(ProbeNodes):
                 node.target = torch.ops.aten.scaled_dot_product_attention.default
         graph_module.recompile()
         return result
+
+    def _is_carried(self, node: fx.Node) -> bool:
+        """What has no axis for examples is one for all of them, and its tangents go on with it."""
+        values = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
+        sizes = [size for value in values for size in value.shape]
+        return bool(values) and not any(isinstance(size, torch.SymInt) for size in sizes)
 
     def _blank(self, parameter: Tensor) -> Tensor:
         """Zeros without memory: calls bring the unit updates along."""
@@ -79,7 +84,7 @@ def tap(
     axes: Sequence[int | None],
 ) -> Any:
     """``value`` itself; ``taps`` will hear its cotangents."""
-    operation = _Operation(op, args, kwargs, entering)
+    operation = Operation(op, args, kwargs, entering)
     return taps.on(value, operation, axes)
 
 
@@ -88,20 +93,6 @@ def _batch_axis(value: Any) -> int | None:
     sizes = value.shape if isinstance(value, Tensor) else ()
     axes = [axis for axis, size in enumerate(sizes) if isinstance(size, torch.SymInt)]
     return axes[0] if len(axes) == 1 else None
-
-
-@dataclass(frozen=True)
-class _Operation:
-    """An operation on the frontier, as it was called, and the updates that enter it."""
-
-    op: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    entering: Entering[Tensor]
-
-    def tangents(self, name: str) -> list[Tensor]:
-        """What a parameter's update makes of each output, in shapes that broadcast to theirs."""
-        return pytree.tree_leaves(tangent(self.op, self.args, self.kwargs, self.entering[name]))
 
 
 class Taps:
@@ -120,7 +111,7 @@ class Taps:
         self._keep = keep
         self._kept: dict[tuple[int, str], list[Tensor]] = {}
 
-    def on(self, value: Any, operation: _Operation, axes: Sequence[int | None]) -> Any:
+    def on(self, value: Any, operation: Operation, axes: Sequence[int | None]) -> Any:
         """Hear the cotangents of an operation's output, which is returned."""
         leaves, spec = pytree.tree_flatten(value)
         for position, leaf in enumerate(leaves):
@@ -143,13 +134,13 @@ class Taps:
         return found
 
     def _hear(
-        self, operation: _Operation, position: int, axis: int | None, cotangent: Tensor
+        self, operation: Operation, position: int, axis: int | None, cotangent: Tensor
     ) -> None:
         for name in operation.entering:
             moved = self._tangents(operation, name)[position]
             self.columns[name].append(products(cotangent, moved, axis, self.examples))
 
-    def _tangents(self, operation: _Operation, name: str) -> list[Tensor]:
+    def _tangents(self, operation: Operation, name: str) -> list[Tensor]:
         key = id(operation), name
         if key in self._kept:
             return self._kept[key]
