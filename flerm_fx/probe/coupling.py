@@ -1,10 +1,12 @@
 """Does the model couple the examples of a batch?"""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from flerm_fx.capture import (
     Capture,
@@ -15,11 +17,9 @@ from flerm_fx.capture import (
 )
 from flerm_fx.frontier import jvp
 from flerm_fx.inputs import Inputs
-from flerm_fx.operation import is_opaque, operation
+from flerm_fx.operation import is_opaque, is_random, operation
 from flerm_fx.probe.cotangent import Cotangents
 from flerm_fx.probe.sampled import (
-    as_batch_of_one,
-    batch_axes,
     examples_of,
     output_size,
     projections,
@@ -38,7 +38,8 @@ def coupling(
     """Why examples cannot be treated one by one; empty if they can.
 
     Runs the model on the batch and on each example by itself (all at once through ``vmap``, with
-    the same random draws) and compares the outputs. What fails to batch counts as coupled.
+    the same random draws) and compares the outputs. What has no batching rule is run on two copies
+    of each example, unless it draws; what fails to run counts as coupled.
     """
     parameters = {name: value.detach() for name, value in parameters.items()}
     if captured.probe_module is not None:
@@ -57,7 +58,13 @@ def coupling(
         try:
             alone = _one_by_one(captured, parameters, inputs)
         except Exception as error:  # an operation may refuse vmap, or a batch of 1, in any way
-            return f"examples cannot be run one by one: {_first_line(error)}"
+            refused = f"examples cannot be run one by one: {_first_line(error)}"
+            if captured.probe_module is None or _draws(captured.probe_module.graph):
+                return refused
+            try:
+                alone = torch.cat([_in_pairs(captured, parameters, x) for x in examples_of(inputs)])
+            except Exception:
+                return refused
     if alone.shape != together.shape:
         return "the output's shape depends on the batch"
     scale = together.abs().max().clamp_min(torch.finfo(together.dtype).tiny)
@@ -69,7 +76,7 @@ def coupling(
 
 def disagreement(
     captured: Capture,
-    instrumented: fx.GraphModule,
+    tapped: fx.GraphModule,
     parameters: Mapping[str, Tensor],
     updates: Mapping[str, Tensor],
     inputs: Inputs,
@@ -80,15 +87,12 @@ def disagreement(
 
     .. math:: \sum_l s_{n,l} = q_n \cdot \partial_t f_n(\theta + t u) |_{t=0},
 
-    computed without ``vmap`` and without probes. It guards against batching rules with wrong
-    derivatives, of which torch has had some.
+    computed without taps. It finds coupling that is hidden at first, as behind a closed gate, and
+    an axis that does not hold the examples one after another.
     """
     examples, coordinates = output_size(captured, parameters, inputs)
     (rows,) = Cotangents(examples, coordinates, 1).sets(torch.Generator().manual_seed(0))
-    try:
-        found = projections(captured, instrumented, parameters, updates, inputs, rows)[:, 0]
-    except RuntimeError as error:
-        return f"examples cannot be differentiated one by one: {_first_line(error)}"
+    found = projections(captured, tapped, parameters, updates, inputs, rows)[:, 0]
     module = captured.probe_module
     assert module is not None
     fixed = {**cloned_buffers(module), **{n: p.detach() for n, p in parameters.items()}}
@@ -129,6 +133,16 @@ def _one_by_one(captured: Capture, parameters: Mapping[str, Tensor], inputs: Inp
     return _vmapped(captured, module, parameters, inputs)
 
 
+def _draws(graph: fx.Graph) -> bool:
+    return any(node.op == "call_function" and is_random(node.target) for node in graph.nodes)
+
+
+def _in_pairs(captured: Capture, parameters: Mapping[str, Tensor], one: Inputs) -> Tensor:
+    """The output for an example, beside a copy of itself."""
+    pair = pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]), one)
+    return captured.apply(parameters, pair)[:1]
+
+
 def _vmapped(
     captured: Capture,
     module: fx.GraphModule,
@@ -139,7 +153,17 @@ def _vmapped(
     flat = captured.flat(inputs)
 
     def one(*arguments: object) -> Tensor:
-        output = torch.func.functional_call(module, state, as_batch_of_one(arguments))
+        output = torch.func.functional_call(module, state, _as_batch_of_one(arguments))
         return output.squeeze(0)  # type: ignore[no-any-return]
 
-    return torch.func.vmap(one, in_dims=batch_axes(flat), randomness="different")(*flat)
+    return torch.func.vmap(one, in_dims=_batch_axes(flat), randomness="different")(*flat)
+
+
+def _batch_axes(flat: Sequence[Any]) -> tuple[int | None, ...]:
+    """Where ``vmap`` finds the examples in flat inputs: first in tensors, nowhere else."""
+    return tuple(0 if isinstance(value, Tensor) else None for value in flat)
+
+
+def _as_batch_of_one(arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """One example's arguments, under ``vmap``, as the batch that a graph takes."""
+    return tuple(v.unsqueeze(0) if isinstance(v, Tensor) else v for v in arguments)

@@ -21,6 +21,8 @@ def exact(
     parameters: Mapping[str, Tensor],
     updates: Mapping[str, Tensor],
     inputs: Inputs,
+    *,
+    memory: int = STACK,
 ) -> dict[str, float]:
     r"""FSLRs without sampling error, in about L/2 forward passes of arithmetic.
 
@@ -37,6 +39,7 @@ def exact(
         parameters: values of the trainable parameters at which to differentiate.
         updates: unit update of each parameter to measure.
         inputs: probe inputs, batch first.
+        memory: bound in bytes on a stack of tangents; one parameter at a time if that takes more.
 
     Raises:
         EstimateError: there is no graph, and a custom autograd function has no second derivative.
@@ -51,7 +54,7 @@ def exact(
             }
         linear = Linearization(captured.probe_module, parameters, updates, captured.flat(inputs))
         found = dict.fromkeys(updates, 0.0)
-        for names in linear.groups(max(1, STACK // max(linear.largest, 1))):
+        for names in linear.groups(max(1, memory // max(linear.largest, 1))):
             found.update(zip(names, linear.mean_squares(names).sqrt().tolist(), strict=True))
         return found
 

@@ -1,7 +1,6 @@
 """Measure FSLRs of one captured model, again and again."""
 
 import copy
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -10,7 +9,6 @@ from torch import Tensor, fx
 
 from flerm_fx.capture import Capture
 from flerm_fx.errors import EstimateError, InputError
-from flerm_fx.frontier import ProbeNodes
 from flerm_fx.inputs import Inputs, check_finite
 from flerm_fx.probe.cotangent import Cotangents
 from flerm_fx.probe.coupling import coupling, disagreement
@@ -27,12 +25,13 @@ from flerm_fx.probe.planner import (
     sampled_cost,
 )
 from flerm_fx.probe.sampled import Samples, output_size, sampled
+from flerm_fx.probe.taps import TapNodes, no_axis
 
 
 class Prober:
     """A captured model with what measuring it over and over can keep.
 
-    Keeps the instrumented graph and whether examples are coupled. It holds no weights of its own:
+    Keeps the graph with taps and whether examples are coupled. It holds no weights of its own:
     every measurement is at the parameter values it is given.
 
     Args:
@@ -42,7 +41,7 @@ class Prober:
     def __init__(self, captured: Capture) -> None:
         self.captured = captured
         self._coupling: str | None = None
-        self._instrumented: dict[tuple[str, ...], fx.GraphModule] = {}
+        self._tapped: dict[tuple[str, ...], fx.GraphModule] = {}
 
     def estimate(
         self,
@@ -180,18 +179,16 @@ class Prober:
         cotangents: Cotangents,
         generator: torch.Generator,
     ) -> Samples:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # vmap's "no batching rule": slower, not wrong
-            return sampled(
-                self.captured,
-                self._graph(tuple(updates)),
-                parameters,
-                updates,
-                inputs,
-                cotangents=cotangents,
-                generator=generator,
-                coupled=bool(self._coupling),
-            )
+        return sampled(
+            self.captured,
+            self._graph(tuple(updates)),
+            parameters,
+            updates,
+            inputs,
+            cotangents=cotangents,
+            generator=generator,
+            coupled=bool(self._coupling),
+        )
 
     def _estimates(self, taken: list[Samples]) -> dict[str, Estimate]:
         """Estimates from independent sets of draws, each weighted by its number of draws."""
@@ -216,20 +213,20 @@ class Prober:
             self._coupling = coupling(self.captured, parameters, inputs)
             graph = self._graph(tuple(updates))
             if graph is not None and not self._coupling:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    self._coupling = disagreement(self.captured, graph, parameters, updates, inputs)
+                self._coupling = no_axis(graph.graph) or disagreement(
+                    self.captured, graph, parameters, updates, inputs
+                )
         return self._coupling
 
     def _graph(self, names: tuple[str, ...]) -> fx.GraphModule | None:
         if self.captured.probe_module is None:
             return None
-        if names not in self._instrumented:
+        if names not in self._tapped:
             module = self.captured.probe_module
-            root = fx.GraphModule(module, copy.deepcopy(module.graph), class_name="Instrumented")
-            ProbeNodes(names)(root)
-            self._instrumented[names] = root
-        return self._instrumented[names]
+            root = fx.GraphModule(module, copy.deepcopy(module.graph), class_name="Tapped")
+            TapNodes(names)(root)
+            self._tapped[names] = root
+        return self._tapped[names]
 
 
 def _plan(rtol: float, updates: Mapping[str, Tensor], size: tuple[int, int]) -> Plan:

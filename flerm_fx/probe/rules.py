@@ -116,15 +116,15 @@ def _on_channels_of_convolution(update: Tensor, x: Tensor, weight: Tensor, *_: A
     return update.reshape(-1, *[1] * (weight.dim() - 2))
 
 
-def _quotient(update: Tensor, _: Tensor, other: Any) -> Tensor:
+def _quotient(update: Tensor, _: Tensor, other: Tensor | float) -> Tensor:
     return update / other
 
 
-def _left(update: Tensor, bias: Tensor, left: Tensor, right: Tensor, **scales: Any) -> Tensor:
+def _left(update: Tensor, bias: Tensor, left: Tensor, right: Tensor, **scales: float) -> Tensor:
     return (update @ right) * scales.get("alpha", 1)
 
 
-def _right(update: Tensor, bias: Tensor, left: Tensor, right: Tensor, **scales: Any) -> Tensor:
+def _right(update: Tensor, bias: Tensor, left: Tensor, right: Tensor, **scales: float) -> Tensor:
     return (left @ update) * scales.get("alpha", 1)
 
 

@@ -3,23 +3,21 @@ r"""The sampled FSLR: one random cotangent per example, in reverse mode.
 For example n draw a random unit vector q over the K output coordinates and let
 :math:`s_{n,l} = q \cdot \Delta_l f_n`. Then :math:`E s_{n,l}^2 = \lVert \Delta_l f_n \rVert^2 / K`,
 so :math:`\mathrm{FSLR}_l^2` is the mean of :math:`s^2` over examples and draws, for all parameters
-from one backward pass: with probes in the graph, :math:`s_{n,l}` is the derivative of
-:math:`q \cdot f_n` in :math:`\varepsilon_l`.
+from one backward pass (see :mod:`flerm_fx.probe.taps`).
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from flerm_fx.capture import Capture, cloned_buffers, preserved_rng
-from flerm_fx.frontier import unit_update_name
+from flerm_fx.capture import Capture, preserved_rng
 from flerm_fx.inputs import Inputs
 from flerm_fx.probe.cotangent import Cotangents
+from flerm_fx.probe.taps import by_taps
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Samples:
 
 def sampled(
     captured: Capture,
-    instrumented: fx.GraphModule | None,
+    tapped: fx.GraphModule | None,
     parameters: Mapping[str, Tensor],
     updates: Mapping[str, Tensor],
     inputs: Inputs,
@@ -66,8 +64,8 @@ def sampled(
 
     Args:
         captured: the model.
-        instrumented: its graph with probes for the parameters of ``updates``, in that order; None
-            on the eager path, where each example and draw costs a backward pass of its own.
+        tapped: its graph with taps for the parameters of ``updates``; None on the eager path,
+            where each example and draw costs a backward pass of its own.
         parameters: values of the trainable parameters.
         updates: unit update of each parameter.
         inputs: probe inputs, batch first.
@@ -77,16 +75,14 @@ def sampled(
     """
     columns = []
     for rows in cotangents.sets(generator):
-        found = projections(
-            captured, instrumented, parameters, updates, inputs, rows, coupled=coupled
-        )
+        found = projections(captured, tapped, parameters, updates, inputs, rows, coupled=coupled)
         columns.append(found.square().sum(1))
     return Samples(tuple(updates), sum(columns[1:], columns[0]) / cotangents.draws, cotangents)
 
 
 def projections(
     captured: Capture,
-    instrumented: fx.GraphModule | None,
+    tapped: fx.GraphModule | None,
     parameters: Mapping[str, Tensor],
     updates: Mapping[str, Tensor],
     inputs: Inputs,
@@ -100,7 +96,7 @@ def projections(
 
     Args:
         captured: the model.
-        instrumented: as for :func:`sampled`.
+        tapped: as for :func:`sampled`.
         parameters: as for :func:`sampled`.
         updates: as for :func:`sampled`.
         inputs: as for :func:`sampled`.
@@ -108,66 +104,13 @@ def projections(
         coupled: as for :func:`sampled`.
 
     Returns:
-        A tensor of shape (examples, rows, parameters).
+        A tensor of shape (examples, rows, parameters); with ``coupled``, of one example.
     """
     parameters = {name: value.detach() for name, value in parameters.items()}
     with preserved_rng():
-        if instrumented is None:
+        if tapped is None:
             return _eager(captured, parameters, updates, inputs, cotangents, coupled)
-        return _by_graph(captured, instrumented, parameters, updates, inputs, cotangents, coupled)
-
-
-def _by_graph(
-    captured: Capture,
-    instrumented: fx.GraphModule,
-    parameters: Mapping[str, Tensor],
-    updates: Mapping[str, Tensor],
-    inputs: Inputs,
-    cotangents: Tensor,
-    coupled: bool,
-) -> Tensor:
-    """The derivatives s of q·f in ε."""
-    state = {
-        **cloned_buffers(instrumented),
-        **{n: p.detach() for n, p in instrumented.named_parameters(remove_duplicate=False)},
-        **parameters,
-        **{unit_update_name(n): u.detach().to(parameters[n]) for n, u in updates.items()},
-    }
-    leaf = next(iter(parameters.values()))
-    epsilon = torch.zeros(len(updates), device=leaf.device, dtype=_probe_dtype(leaf))
-    flat = captured.flat(inputs)
-
-    def probed(e: Tensor, arguments: Sequence[Any]) -> Tensor:
-        return torch.func.functional_call(instrumented, state, (e, *arguments))  # type: ignore[no-any-return]
-
-    cotangents = cotangents.to(epsilon.device)
-    if coupled:
-        # Plain autograd: it also differentiates operations from outside of torch.
-        with torch.enable_grad():
-            output = probed(epsilon.requires_grad_(), flat)
-        if not output.requires_grad:  # no parameter is used
-            return torch.zeros(1, cotangents.shape[1], len(updates), dtype=epsilon.dtype)
-        return torch.stack(
-            [
-                torch.autograd.grad(output, epsilon, row.reshape(output.shape).to(output), True)[0]
-                for row in cotangents[0]
-            ]
-        ).unsqueeze(0)
-
-    def of_example(rows: Tensor, *arguments: Any) -> Tensor:
-        pair: Any = torch.func.vjp(lambda e: probed(e, as_batch_of_one(arguments)), epsilon)
-        output, pullback = pair
-        return torch.stack(
-            [pullback(row.reshape(output.shape).to(output.dtype))[0] for row in rows]
-        )
-
-    # vmap outside and vjp inside: the other order trusts the backward of batching rules, and that
-    # of select_scatter is twice what it should be (torch 2.13). Without gradients around it, a
-    # pullback keeps no graph of its own backward pass.
-    with torch.no_grad():
-        return torch.func.vmap(of_example, in_dims=(0, *batch_axes(flat)), randomness="different")(
-            cotangents, *flat
-        )
+        return by_taps(tapped, parameters, updates, captured.flat(inputs), cotangents)
 
 
 def _probe_dtype(leaf: Tensor) -> torch.dtype:
@@ -182,16 +125,6 @@ def output_size(
     with torch.no_grad(), preserved_rng():
         output = captured.apply(parameters, inputs)
     return output.shape[0], math.prod(output.shape[1:])
-
-
-def batch_axes(flat: Sequence[Any]) -> tuple[int | None, ...]:
-    """Where ``vmap`` finds the examples in flat inputs: first in tensors, nowhere else."""
-    return tuple(0 if isinstance(value, Tensor) else None for value in flat)
-
-
-def as_batch_of_one(arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """One example's arguments, under ``vmap``, as the batch that a graph takes."""
-    return tuple(v.unsqueeze(0) if isinstance(v, Tensor) else v for v in arguments)
 
 
 def examples_of(inputs: Inputs) -> Iterator[Inputs]:

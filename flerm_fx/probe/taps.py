@@ -20,9 +20,9 @@ from torch import Tensor, fx
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
 
-from flerm_fx.capture import Capture
 from flerm_fx.frontier import Entering, ProbeNodes, unit_update_name
-from flerm_fx.inputs import Inputs, is_differentiable
+from flerm_fx.inputs import is_differentiable
+from flerm_fx.operation import operation
 from flerm_fx.probe.rules import Operation
 from flerm_fx.probed_as import attention
 
@@ -53,7 +53,7 @@ class TapNodes(ProbeNodes):
     def _is_carried(self, node: fx.Node) -> bool:
         """What has no axis for examples is one for all of them, and its tangents go on with it."""
         values = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
-        sizes = [size for value in values for size in value.shape]
+        sizes: list[Any] = [size for value in values for size in value.shape]
         return bool(values) and not any(isinstance(size, torch.SymInt) for size in sizes)
 
     def _blank(self, parameter: Tensor) -> Tensor:
@@ -65,13 +65,17 @@ class TapNodes(ProbeNodes):
         with node.graph.inserting_after(node):
             tapped = node.graph.call_function(tap, (node, first))
         node.replace_all_uses_with(tapped, delete_user_cb=lambda user: user is not tapped)
-        tapped.args = (node, first, node.target, node.args, node.kwargs, entering, axes)
+        arguments: Any = (node, first, node.target, node.args, node.kwargs, entering, axes)
+        tapped.args = arguments
 
 
-def tells_examples_apart(graph: fx.Graph) -> bool:
-    """Whether every tap of a graph knows the axis that holds the examples."""
-    taps = graph.find_nodes(op="call_function", target=tap)
-    return all(axes and None not in axes for *_, axes in (node.args for node in taps))
+def no_axis(graph: fx.Graph) -> str:
+    """Why taps cannot tell examples apart; empty if they can."""
+    for node in graph.find_nodes(op="call_function", target=tap):
+        *_, axes = node.args
+        if not axes or None in axes:
+            return f"examples have no one axis in the output of {operation(node.args[0])}"
+    return ""
 
 
 def tap(
@@ -90,7 +94,7 @@ def tap(
 
 def _batch_axis(value: Any) -> int | None:
     """The dimension of a captured tensor that holds the examples; None if there is not just one."""
-    sizes = value.shape if isinstance(value, Tensor) else ()
+    sizes: Sequence[Any] = value.shape if isinstance(value, Tensor) else ()
     axes = [axis for axis, size in enumerate(sizes) if isinstance(size, torch.SymInt)]
     return axes[0] if len(axes) == 1 else None
 
@@ -179,47 +183,45 @@ def products(cotangent: Tensor, tangent: Tensor, axis: int | None, examples: int
         by_example = by_example.sum_to_size(examples, *moved.shape).flatten(1)
         return by_example @ moved.flatten()
     moved = tangent.expand(cotangent.shape).movedim(axis, 0)
-    return torch.linalg.vecdot(by_example.flatten(1), moved.reshape(examples, -1))
+    found: Tensor = torch.linalg.vecdot(by_example.flatten(1), moved.reshape(examples, -1))
+    return found
 
 
-def projections_by_taps(
-    captured: Capture,
+def by_taps(
     tapped: fx.GraphModule,
     parameters: Mapping[str, Tensor],
     updates: Mapping[str, Tensor],
-    inputs: Inputs,
+    flat_inputs: Sequence[Any],
     cotangents: Tensor,
-    *,
-    coupled: bool = False,
 ) -> Tensor:
     r"""The projections :math:`s_{n,i,l} = q_{n,i} \cdot \Delta_l f_n` on given cotangents.
 
     Args:
-        captured: the model.
-        tapped: its probe graph with :class:`TapNodes`.
-        parameters: values of the trainable parameters.
+        tapped: the probe graph with :class:`TapNodes` for the parameters of ``updates``.
+        parameters: values of the trainable parameters, without gradients.
         updates: unit update of each parameter.
-        inputs: probe inputs, batch first.
-        cotangents: rows q of shape (examples, rows, coordinates).
-        coupled: the batch is one example.
+        flat_inputs: the probe graph's.
+        cotangents: rows q of shape (examples, rows, coordinates); one example has the coordinates
+            of the whole batch, if its examples are not to be told apart.
 
     Returns:
         A tensor of shape (examples, rows, parameters).
     """
-    state = {
-        **parameters,
-        **{unit_update_name(n): u.detach().to(parameters[n]) for n, u in updates.items()},
-    }
+    unit_updates = {unit_update_name(n): u.detach().to(parameters[n]) for n, u in updates.items()}
     examples, rows = cotangents.shape[:2]
     taps = Taps(tuple(updates), examples, KEPT if rows > 1 else 0)
     with torch.enable_grad():
-        output = torch.func.functional_call(tapped, state, (taps, *captured.flat(inputs)))
+        output: Tensor = torch.func.functional_call(
+            tapped, {**parameters, **unit_updates}, (taps, *flat_inputs)
+        )
+    precise = torch.promote_types(output.dtype, torch.float32)
+    if not output.requires_grad:  # no parameter is used
+        return torch.zeros(*cotangents.shape[:2], len(updates), dtype=precise)
     found = []
     for row in range(rows):
         cotangent = cotangents[:, row].reshape(output.shape).to(output)
-        if output.requires_grad:
-            torch.autograd.grad(
-                output, taps.leaves, cotangent, retain_graph=row < rows - 1, allow_unused=True
-            )
+        torch.autograd.grad(
+            output, taps.leaves, cotangent, retain_graph=row < rows - 1, allow_unused=True
+        )
         found.append(taps.found())
     return torch.stack(found, 1)

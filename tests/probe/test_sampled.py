@@ -8,10 +8,10 @@ from torch import nn
 
 import flerm_fx
 from flerm_fx.capture import capture
-from flerm_fx.frontier import ProbeNodes, probe
 from flerm_fx.probe import cotangent
 from flerm_fx.probe.coupling import disagreement
 from flerm_fx.probe.prober import Prober
+from flerm_fx.probe.taps import TapNodes, tap
 from tests.cases import CASES, DataDependent, features, make, random_updates
 
 SEEDS = 200
@@ -105,17 +105,21 @@ def test_a_wrong_derivative_of_single_examples_is_found_out(name: str) -> None:
     updates = random_updates(model)
     captured = capture(model, inputs)
     assert captured.probe_module is not None
-    instrumented = ProbeNodes(tuple(updates))(captured.probe_module).graph_module
+    tapped = TapNodes(tuple(updates))(captured.probe_module).graph_module
     parameters = dict(captured.parameters)
     right = capture(model, inputs)
-    assert disagreement(right, instrumented, parameters, updates, inputs) == ""
+    assert disagreement(right, tapped, parameters, updates, inputs) == ""
     # As if a rule counted twice what comes through one operation.
-    node = next(n for n in instrumented.graph.nodes if n.target is probe)
-    with instrumented.graph.inserting_before(node):
-        twice = instrumented.graph.call_function(torch.mul, (node.args[1], 2.0))
-    node.update_arg(1, twice)
-    instrumented.recompile()
-    found = disagreement(right, instrumented, parameters, updates, inputs)
+    node = next(n for n in tapped.graph.nodes if n.target is tap)
+    *others, entering, axes = node.args
+    with tapped.graph.inserting_before(node):
+        twice = {
+            name: {p: tapped.graph.call_function(torch.mul, (u, 2.0)) for p, u in updates.items()}
+            for name, updates in entering.items()
+        }
+    node.args = (*others, twice, axes)
+    tapped.recompile()
+    found = disagreement(right, tapped, parameters, updates, inputs)
     assert "derivatives of single examples differ" in found
 
 
