@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from flerm_fx.capture import (
     Capture,
+    RngState,
     cloned_buffers,
     preserved_rng,
     rng_state,
@@ -17,7 +18,7 @@ from flerm_fx.capture import (
 )
 from flerm_fx.frontier import jvp
 from flerm_fx.inputs import Inputs
-from flerm_fx.operation import is_opaque, is_random, operation
+from flerm_fx.operation import is_opaque, operation
 from flerm_fx.probe.cotangent import Cotangents
 from flerm_fx.probe.sampled import (
     examples_of,
@@ -54,12 +55,13 @@ def coupling(
         warnings.simplefilter("ignore")  # "no batching rule": slower, not wrong
         state = rng_state()
         together = captured.apply(parameters, inputs)
+        draws = not _same(state, rng_state())
         set_rng_state(state)
         try:
             alone = _one_by_one(captured, parameters, inputs)
         except Exception as error:  # an operation may refuse vmap, or a batch of 1, in any way
             refused = f"examples cannot be run one by one: {_first_line(error)}"
-            if captured.probe_module is None or _draws(captured.probe_module.graph):
+            if captured.probe_module is None or draws:
                 return refused
             try:
                 alone = torch.cat([_in_pairs(captured, parameters, x) for x in examples_of(inputs)])
@@ -133,8 +135,9 @@ def _one_by_one(captured: Capture, parameters: Mapping[str, Tensor], inputs: Inp
     return _vmapped(captured, module, parameters, inputs)
 
 
-def _draws(graph: fx.Graph) -> bool:
-    return any(node.op == "call_function" and is_random(node.target) for node in graph.nodes)
+def _same(one: RngState, other: RngState) -> bool:
+    devices = zip([one[0], *one[1]], [other[0], *other[1]], strict=True)
+    return all(torch.equal(before, after) for before, after in devices)
 
 
 def _in_pairs(captured: Capture, parameters: Mapping[str, Tensor], one: Inputs) -> Tensor:

@@ -442,8 +442,8 @@ def _attention(
     kept = weights if dropout_mask is None else weights * dropout_mask
 
     def one(row: Mapping[int, Tensor]) -> Tensor:
-        found = None
-        scores = None
+        found: Tensor | None = None
+        scores: Tensor | None = None
         if 0 in row:
             scores = row[0] @ keys.mT
         if 1 in row:

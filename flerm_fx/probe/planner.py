@@ -5,16 +5,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flerm_fx.probe.cotangent import Cotangents
+from flerm_fx.probe.workload import Workload
 
 Method = Literal["auto", "exact", "sampled", "full_cov", "iid", "kronecker"]
 METHODS = ("auto", "exact", "sampled", "full_cov", "iid", "kronecker")
 
-EXACT_PER_PARAMETER = 2.3
-"""Forward passes per tangent of the exact method: 2.1 to 2.7 in ``make bench``."""
+EXACT_BASE, EXACT_PER_PASS = 1.5, 1.3
+"""Forward passes of the exact method: the linearisation, and what a tangent takes that passes all
+of the graph."""
 
-SAMPLED_BASE, SAMPLED_PER_DRAW = 9.0, 1.6
-"""Forward passes of the sampled method, m draws sharing one forward pass: 10 to 13 for one draw, 24
-to 29 for ten in ``make bench``."""
+SAMPLED_BASE, SAMPLED_PER_DRAW = 1.8, 1.5
+"""Forward passes of the sampled method: of the m draws that share one forward pass, each is a
+backward pass."""
+
+EAGER_TANGENT, EAGER_EXAMPLE = 7.0, 0.3
+"""The same on the eager path: of one parameter's tangent, and of one example's run or gradient."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +35,19 @@ class Plan:
     cost: float
 
 
-def exact_cost(parameters: int) -> float:
-    """Forward passes that the exact method takes for L parameters."""
-    return 1.0 + EXACT_PER_PARAMETER * parameters
+def exact_cost(work: Workload) -> float:
+    """Forward passes that the exact method takes."""
+    if work.eager:
+        return EAGER_TANGENT * work.parameters
+    return EXACT_BASE + EXACT_PER_PASS * work.passes
 
 
-def sampled_cost(draws: int) -> float:
-    """Forward passes that m draws take."""
-    return SAMPLED_BASE + SAMPLED_PER_DRAW * draws
+def sampled_cost(work: Workload, examples: int, coordinates: int, draws: int) -> float:
+    """Forward passes that m draws take, of N examples with K coordinates."""
+    random = examples * coordinates * draws * work.per_random_number
+    if work.eager:
+        return examples * (1 + draws) * EAGER_EXAMPLE + random
+    return SAMPLED_BASE + SAMPLED_PER_DRAW * draws + random
 
 
 def draws_needed(rtol: float, examples: int, coordinates: int) -> int:
@@ -57,16 +67,17 @@ def draws_needed(rtol: float, examples: int, coordinates: int) -> int:
     return coordinates if 2 * draws >= coordinates else draws
 
 
-def plan(*, rtol: float, parameters: int, examples: int, coordinates: int) -> Plan:
+def plan(work: Workload, *, rtol: float, examples: int, coordinates: int) -> Plan:
     """The cheapest that reaches ``rtol``: tangents, every coordinate, or random cotangents.
 
-    >>> plan(rtol=0.05, parameters=12, examples=256, coordinates=10).cotangents.draws
+    >>> many = Workload(parameters=12, passes=6.0, per_random_number=0.0, eager=False)
+    >>> plan(many, rtol=0.05, examples=256, coordinates=10).cotangents.draws
     1
     """
     draws = draws_needed(rtol, examples, coordinates)
-    candidates = [
-        Plan(None, exact_cost(parameters)),
-        Plan(Cotangents(examples, coordinates, coordinates, every=True), sampled_cost(coordinates)),
-        Plan(Cotangents(examples, coordinates, draws), sampled_cost(draws)),
-    ]
-    return min(candidates, key=lambda p: p.cost)
+    kinds = (
+        Cotangents(examples, coordinates, coordinates, every=True),
+        Cotangents(examples, coordinates, draws),
+    )
+    sampled = [Plan(k, sampled_cost(work, examples, coordinates, k.draws)) for k in kinds]
+    return min([Plan(None, exact_cost(work)), *sampled], key=lambda p: p.cost)

@@ -26,6 +26,7 @@ from flerm_fx.probe.planner import (
 )
 from flerm_fx.probe.sampled import Samples, output_size, sampled
 from flerm_fx.probe.taps import TapNodes, no_axis
+from flerm_fx.probe.workload import Workload, workload
 
 
 class Prober:
@@ -42,6 +43,7 @@ class Prober:
         self.captured = captured
         self._coupling: str | None = None
         self._tapped: dict[tuple[str, ...], fx.GraphModule] = {}
+        self._workloads: dict[tuple[str, ...], Workload] = {}
 
     def estimate(
         self,
@@ -135,21 +137,21 @@ class Prober:
             # Such a backward pass is all there may be: exact would take one of second order.
             return self._sampled(parameters, updates, inputs, rtol, None, generator)
         size = output_size(self.captured, parameters, inputs)
-        chosen = _plan(rtol, updates, size)
+        work = self._work(tuple(updates))
+        chosen = _plan(work, rtol, size)
         if chosen.cotangents is not None and self._coupled(parameters, updates, inputs):
-            chosen = _plan(rtol, updates, _as_one_example(size))
+            chosen = _plan(work, rtol, _as_one_example(size))
         if chosen.cotangents is None:
             return self._exact(parameters, updates, inputs)
         taken = [self._draw(parameters, updates, inputs, chosen.cotangents, generator)]
         # Examples that change unequally need more draws than planned; exact may then be cheaper.
         while (worst := _worst(self._estimates(taken))) > rtol:
             more = max(1, round(_draws(taken) * ((worst / rtol) ** 2 - 1)))
-            if sampled_cost(more) > exact_cost(len(updates)):
+            examples, coordinates = chosen.cotangents.examples, chosen.cotangents.coordinates
+            if sampled_cost(work, examples, coordinates, more) > exact_cost(work):
                 return self._exact(parameters, updates, inputs)
-            every = 2 * (_draws(taken) + more) >= chosen.cotangents.coordinates
-            extra = replace(
-                chosen.cotangents, draws=chosen.cotangents.coordinates if every else more
-            )
+            every = 2 * (_draws(taken) + more) >= coordinates
+            extra = replace(chosen.cotangents, draws=coordinates if every else more)
             found = self._draw(parameters, updates, inputs, extra, generator)
             taken = [found] if every else [*taken, found]
         return self._estimates(taken)
@@ -218,6 +220,12 @@ class Prober:
                 )
         return self._coupling
 
+    def _work(self, names: tuple[str, ...]) -> Workload:
+        if names not in self._workloads:
+            module = self.captured.probe_module
+            self._workloads[names] = workload(None if module is None else module.graph, names)
+        return self._workloads[names]
+
     def _graph(self, names: tuple[str, ...]) -> fx.GraphModule | None:
         if self.captured.probe_module is None:
             return None
@@ -229,9 +237,9 @@ class Prober:
         return self._tapped[names]
 
 
-def _plan(rtol: float, updates: Mapping[str, Tensor], size: tuple[int, int]) -> Plan:
+def _plan(work: Workload, rtol: float, size: tuple[int, int]) -> Plan:
     examples, coordinates = size
-    return plan(rtol=rtol, parameters=len(updates), examples=examples, coordinates=coordinates)
+    return plan(work, rtol=rtol, examples=examples, coordinates=coordinates)
 
 
 def _as_one_example(size: tuple[int, int]) -> tuple[int, int]:

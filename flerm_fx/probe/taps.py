@@ -63,33 +63,38 @@ class TapNodes(ProbeNodes):
     def _insert(self, node: fx.Node, entering: Entering[fx.Node], first: fx.Node) -> None:
         axes = [_batch_axis(value) for value in pytree.tree_leaves(node.meta.get("val"))]
         with node.graph.inserting_after(node):
-            tapped = node.graph.call_function(tap, (node, first))
+            tapped = node.graph.call_function(_tap(node.target), (node, first))
         node.replace_all_uses_with(tapped, delete_user_cb=lambda user: user is not tapped)
-        arguments: Any = (node, first, node.target, node.args, node.kwargs, entering, axes)
-        tapped.args = arguments
+        arguments: Any = (node, first, node.args, node.kwargs, entering, axes)
+        tapped.args, tapped.meta = arguments, {"axes": axes}
 
 
 def no_axis(graph: fx.Graph) -> str:
     """Why taps cannot tell examples apart; empty if they can."""
-    for node in graph.find_nodes(op="call_function", target=tap):
-        *_, axes = node.args
+    for node in graph.nodes:
+        axes = node.meta.get("axes", [0])
         if not axes or None in axes:
             return f"examples have no one axis in the output of {operation(node.args[0])}"
     return ""
 
 
-def tap(
-    value: Any,
-    taps: "Taps",
-    op: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    entering: Entering[Tensor],
-    axes: Sequence[int | None],
-) -> Any:
-    """``value`` itself; ``taps`` will hear its cotangents."""
-    operation = Operation(op, args, kwargs, entering)
-    return taps.on(value, operation, axes)
+@functools.cache
+def _tap(op: Any) -> Callable[..., Any]:
+    """What hands on an operation's output, whose cotangents ``taps`` will hear."""
+
+    def of_op(
+        value: Any,
+        taps: "Taps",
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        entering: Entering[Tensor],
+        axes: Sequence[int | None],
+    ) -> Any:
+        return taps.on(value, Operation(op, args, kwargs, entering), axes)
+
+    packet = getattr(op, "overloadpacket", op)
+    of_op.__name__ = of_op.__qualname__ = f"{packet.__name__}_tap"
+    return of_op
 
 
 def _batch_axis(value: Any) -> int | None:

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 import flerm_fx
+from flerm_fx.capture import capture
 from flerm_fx.probe.planner import draws_needed, plan
+from flerm_fx.probe.workload import Workload, workload
 from tests.cases import CASES, features, make, random_updates
 
 
@@ -96,15 +98,31 @@ def test_bfloat16_models_are_measured(case: str) -> None:
             assert half[name].value == pytest.approx(estimate.value, rel=0.15), name
 
 
+def work(parameters: int) -> Workload:
+    """A chain of equal layers."""
+    return Workload(parameters, parameters / 2, per_random_number=0.0, eager=False)
+
+
 def test_the_plan_is_the_cheapest_that_reaches_the_tolerance() -> None:
-    few_outputs = plan(rtol=0.01, parameters=100, examples=8, coordinates=3).cotangents
+    few_outputs = plan(work(100), rtol=0.01, examples=8, coordinates=3).cotangents
     assert few_outputs is not None and few_outputs.every
-    assert plan(rtol=0.05, parameters=4, examples=4, coordinates=999).cotangents is None
-    many_examples = plan(rtol=0.05, parameters=99, examples=256, coordinates=999).cotangents
+    assert plan(work(4), rtol=0.05, examples=4, coordinates=999).cotangents is None
+    many_examples = plan(work(99), rtol=0.05, examples=256, coordinates=999).cotangents
     assert many_examples is not None and many_examples.draws == 1
-    one_example = plan(rtol=0.05, parameters=20, examples=1, coordinates=9 * 256)
-    assert one_example.cotangents is None
+    assert plan(work(20), rtol=0.05, examples=1, coordinates=9 * 256).cotangents is None
     assert draws_needed(1e-6, examples=1, coordinates=7) == 7
+
+
+def test_work_is_the_share_of_the_graph_behind_each_parameter() -> None:
+    # Tangents pass the last product, to 8 times as many, by way of its triangular factor.
+    layers = [nn.Linear(256, 256, bias=False) for _ in range(4)]
+    model = nn.Sequential(*layers, nn.Linear(256, 2048, bias=False))
+    captured = capture(model, torch.zeros(16, 256))
+    assert captured.probe_module is not None
+    found = workload(captured.probe_module.graph, tuple(captured.parameters))
+    # In units of a small product, the last is 8: (4 + 3 + 2 + 1) and 8, of 12.
+    assert found.passes == pytest.approx((10 + 8) / 12, rel=0.05)
+    assert found.parameters == 5 and not found.eager
 
 
 def measure_linear(**changes: object) -> dict[str, flerm_fx.Estimate]:
