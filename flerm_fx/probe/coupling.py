@@ -17,8 +17,8 @@ from flerm_fx.capture import (
     set_rng_state,
 )
 from flerm_fx.frontier import jvp
-from flerm_fx.inputs import Inputs
-from flerm_fx.operation import is_opaque, operation
+from flerm_fx.inputs import Inputs, is_differentiable
+from flerm_fx.operation import SHAPED_LIKE, is_opaque, operation
 from flerm_fx.probe.cotangent import Cotangents
 from flerm_fx.probe.sampled import (
     examples_of,
@@ -38,15 +38,18 @@ def coupling(
 ) -> str:
     """Why examples cannot be treated one by one; empty if they can.
 
-    Runs the model on the batch and on each example by itself (all at once through ``vmap``, with
-    the same random draws) and compares the outputs. What has no batching rule is run on two copies
-    of each example, unless it draws; what fails to run counts as coupled.
+    Looks for operations of the graph that leave no axis for the examples. Then runs the model on
+    the batch and on each example by itself (all at once through ``vmap``, with the same random
+    draws), and compares the outputs. What has no batching rule is run on two copies of each
+    example, unless it draws; what fails to run counts as coupled.
     """
     parameters = {name: value.detach() for name, value in parameters.items()}
     if captured.probe_module is not None:
         for node in captured.probe_module.graph.nodes:
             if is_opaque(node.target):
                 return f"{operation(node)} cannot be batched"
+            if _joins_examples(node):
+                return f"examples influence each other (they meet in {operation(node)})"
     with (
         torch.no_grad(),
         preserved_rng(),
@@ -133,6 +136,22 @@ def _one_by_one(captured: Capture, parameters: Mapping[str, Tensor], inputs: Inp
     if module is None:
         return torch.cat([captured.apply(parameters, one) for one in examples_of(inputs)])
     return _vmapped(captured, module, parameters, inputs)
+
+
+def _joins_examples(node: fx.Node) -> bool:
+    """Whether an operation makes something without an axis for examples of something with one."""
+    if node.op != "call_function" or operation(node) in SHAPED_LIKE or _has_axis(node) is not False:
+        return False
+    return any(_has_axis(source) is True for source in node.all_input_nodes)
+
+
+def _has_axis(node: fx.Node) -> bool | None:
+    """Whether a captured value has an axis for examples; None if it is no floating tensor."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or not is_differentiable(value):
+        return None
+    sizes: list[Any] = list(value.shape)
+    return any(isinstance(size, torch.SymInt) for size in sizes)
 
 
 def _same(one: RngState, other: RngState) -> bool:

@@ -174,6 +174,9 @@ def products(cotangent: Tensor, tangent: Tensor, axis: int | None, examples: int
     >>> products(torch.ones(4, 3), torch.tensor([0.0, 1.0, 2.0]), 0, 2)
     tensor([6., 6.])
     """
+    if cotangent.is_complex():  # dL = Re(conj(cotangent) dy)
+        cotangent = torch.view_as_real(cotangent.resolve_conj())
+        tangent = torch.view_as_real(tangent.to(torch.complex128).resolve_conj())
     precise = torch.promote_types(cotangent.dtype, torch.float32)
     cotangent, tangent = cotangent.to(precise), tangent.to(precise)
     if axis is None:

@@ -77,9 +77,9 @@ class Prompted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         places = torch.arange(3).expand(x.shape[0], 3)[:1]
         prompt = torch.tanh(self.mix(self.prompt(places)))
-        return (
-            self.out(torch.cat([prompt.expand(x.shape[0], 3, 4), x], 1)) * x.sum((1, 2))[:, None, None]
-        )
+        together = torch.cat([prompt.expand(x.shape[0], 3, 4), x], 1)
+        size = x.sum((1, 2), keepdim=True)
+        return self.out(together) * size  # type: ignore[no-any-return]
 
 
 def test_what_is_one_for_all_examples_is_carried_on() -> None:
