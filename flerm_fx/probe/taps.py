@@ -26,6 +26,9 @@ from flerm_fx.operation import operation
 from flerm_fx.probe.rules import Operation
 from flerm_fx.probed_as import attention
 
+LONG = 2**15
+"""Numbers from which on an inner product is one of its own."""
+
 KEPT = 2**28
 """Bytes of tangents to keep from one draw to the next; others are computed again."""
 
@@ -182,16 +185,24 @@ def products(cotangent: Tensor, tangent: Tensor, axis: int | None, examples: int
     if axis is None:
         summed = cotangent.sum_to_size(tangent.shape)
         return torch.dot(summed.reshape(-1), tangent.reshape(-1)).unsqueeze(0)
-    tangent = tangent.reshape(*[1] * (cotangent.dim() - tangent.dim()), *tangent.shape)
-    by_example = cotangent.movedim(axis, 0).reshape(
-        examples, -1, *cotangent.shape[:axis], *cotangent.shape[axis + 1 :]
-    )
-    if tangent.shape[axis] == 1:
-        moved = tangent.movedim(axis, 0)
-        by_example = by_example.sum_to_size(examples, *moved.shape).flatten(1)
-        return by_example @ moved.flatten()
-    moved = tangent.expand(cotangent.shape).movedim(axis, 0)
-    found: Tensor = torch.linalg.vecdot(by_example.flatten(1), moved.reshape(examples, -1))
+    if axis:
+        cotangent = cotangent.movedim(axis, 0)
+    missing = cotangent.dim() - tangent.dim()
+    tangent = tangent.reshape(*[1] * missing, *tangent.shape) if missing else tangent
+    if axis:
+        tangent = tangent.movedim(axis, 0)
+    by_example = cotangent.reshape(examples, -1, *cotangent.shape[1:])
+    if len(tangent) == 1:
+        return by_example.sum_to_size(examples, *tangent.shape).flatten(1) @ tangent.flatten()
+    moved = tangent.expand(cotangent.shape).reshape(examples, -1)
+    return _dots(by_example.flatten(1), moved)
+
+
+def _dots(left: Tensor, right: Tensor) -> Tensor:
+    """Inner products of rows. Of long ones ``vecdot`` would write all products to memory."""
+    if left.shape[1] >= LONG and left.device.type == "cpu":
+        return torch.stack([torch.dot(x, y) for x, y in zip(left, right, strict=True)])
+    found: Tensor = torch.linalg.vecdot(left, right)
     return found
 
 
