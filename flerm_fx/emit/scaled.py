@@ -274,5 +274,5 @@ _EAGER = _Emitted(None, None, None)
 def _casts_to_float16() -> bool:
     return any(
         torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-        for device in ("cpu", "cuda")
+        for device in ("cpu", "cuda", "mps", "xpu")
     )
