@@ -42,9 +42,10 @@ format: $(INSTALLED) ## Format the code and fix what can be fixed.
 demo: $(INSTALLED) ## Record a small model, compile a larger one, sweep the rates of both.
 	$(BIN)/flerm-fx demo
 
-bench: $(INSTALLED) ## Measure what each estimator costs, in forward passes, and what matching does.
+bench: $(INSTALLED) ## Measure what each estimator costs, in forward passes, matching and the emitters.
 	$(BIN)/python -m benchmarks.estimators
 	$(BIN)/python -m benchmarks.matching
+	$(BIN)/python -m benchmarks.emitters
 
 zoo: $(INSTALLED) ## Take every architecture of the zoo through all stages (about an hour on 2 cores).
 	$(BIN)/python -m zoo --jobs $(WORKERS) --markdown docs/architectures.md

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from flerm_fx.capture import Capture, capture, modes
 from flerm_fx.copying import copied
+from flerm_fx.emit.lower import lowered
 from flerm_fx.errors import CaptureWarning, InputError
 from flerm_fx.inputs import Inputs, call_arguments, is_floating
 from flerm_fx.scale import ScaleNodes, scale
@@ -69,24 +70,31 @@ class ScaledModel(nn.Module):
         """What the model returns."""
         if not self.scales:
             return self.skeleton(*args, **kwargs)
-        graph_module = self.graph_for(args, kwargs)
-        if graph_module is not None:
-            return graph_module(*args, **kwargs)
+        emitted = self._emitted(args, kwargs)
+        if emitted.graph_module is not None:
+            return emitted.to_run()(*args, **kwargs)
         parameters = dict(self.skeleton.named_parameters())
         scaled = {name: scale(parameters[name], s) for name, s in self.scales.items()}
         return torch.func.functional_call(self.skeleton, scaled, args, kwargs)
 
     def graph_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fx.GraphModule | None:
-        """The graph with scale nodes for such a call in the present mode; None where eager."""
+        """The graph with scale nodes for such a call in the present mode; None where eager.
+
+        It is the graph to read. What runs is its lowered form, with the same function and
+        gradients (see :class:`flerm_fx.emit.lower.LowerScales`).
+        """
+        return self._emitted(args, kwargs).graph_module
+
+    def _emitted(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "_Emitted":
         if not all(isinstance(parameter, nn.Parameter) for parameter in self.parameters()):
-            return None  # torch.func.functional_call put other tensors in their place
+            return _EAGER  # torch.func.functional_call put other tensors in their place
         state, shapes, leaves = self._signature(args, kwargs)
         if (state, shapes) not in self._graphs:
             known = [e for (s, _), e in self._graphs.items() if s == state and e.holds(leaves)]
             self._graphs[state, shapes] = (
                 known[0] if known else self._with_scales(self._captured(args, dict(kwargs)))
             )
-        return self._graphs[state, shapes].graph_module
+        return self._graphs[state, shapes]
 
     def adopt(self, captured: Capture, inputs: Inputs) -> None:
         """Use a capture of the model for calls with such inputs in the present mode."""
@@ -187,10 +195,11 @@ class ScaledModel(nn.Module):
 
     def _with_scales(self, captured: Capture | None) -> "_Emitted":
         if captured is None or captured.graph_module is None:
-            return _Emitted(None, None)
+            return _EAGER
         ScaleNodes(self.scales)(captured.graph_module)
         self.annotate(captured.graph_module)
-        return _Emitted(captured.graph_module, captured.guards)
+        low = lowered(captured.graph_module)
+        return _Emitted(captured.graph_module, low, captured.guards)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._graphs.clear()  # they hold buffers, dtypes and devices as they were
@@ -205,6 +214,9 @@ class ScaledModel(nn.Module):
 
 def with_scale_nodes(captured: Capture, scales: Mapping[str, float]) -> Capture:
     r"""A captured model with scale nodes in its graphs and stored weights in its parameters.
+
+    Its model is the lowered graph, so that losses and gradients are those of training; the graph
+    and the probe graph keep the nodes.
 
     Args:
         captured: a model that the caller owns and that has a graph; its weights are divided by s.
@@ -223,15 +235,22 @@ def with_scale_nodes(captured: Capture, scales: Mapping[str, float]) -> Capture:
             captured.parameters[name].div_(s)
     for graph_module in (captured.graph_module, captured.probe_module):
         ScaleNodes(scales)(graph_module)
-    return replace(captured, model=captured.graph_module)
+    return replace(captured, model=lowered(captured.graph_module))
 
 
 @dataclass(frozen=True)
 class _Emitted:
-    """A graph with scale nodes and the guards of its shapes; None and None for eager calls."""
+    """A graph with scale nodes, its lowered form and the guards of its shapes; None where eager."""
 
     graph_module: fx.GraphModule | None
+    lowered: fx.GraphModule | None
     guards: Callable[..., None] | None
+
+    def to_run(self) -> fx.GraphModule:
+        """The lowered graph, unless autocast would store its unscaled weights in float16."""
+        assert self.graph_module is not None
+        assert self.lowered is not None
+        return self.graph_module if _casts_to_float16() else self.lowered
 
     def holds(self, leaves: list[Any]) -> bool:
         if self.guards is None:
@@ -247,3 +266,13 @@ def _any_output(output: Any) -> Tensor:
     """Some floating tensor of the output: training calls do not say which one is measured."""
     floating = [leaf for leaf in pytree.tree_leaves(output) if is_floating(leaf)]
     return floating[0] if floating else torch.zeros(1)
+
+
+_EAGER = _Emitted(None, None, None)
+
+
+def _casts_to_float16() -> bool:
+    return any(
+        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+        for device in ("cpu", "cuda", "mps", "xpu")
+    )
