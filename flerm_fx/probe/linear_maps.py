@@ -23,6 +23,7 @@ from flerm_fx.probe.rules import CONVOLUTIONS, LINEAR, argument_at
 from flerm_fx.probed_as import attention, attention_weights
 
 aten = torch.ops.aten
+CAT = aten.cat.default
 
 Stacks = Mapping[int, Tensor]
 """Stacks of tangents by the position of their argument."""
@@ -62,7 +63,7 @@ def linear_map(
     [tensor([[2., 0.],
             [0., 4.]])]
     """
-    if op in (aten.cat.default, aten.stack.default):
+    if op in (CAT, aten.stack.default):
         return _joined(op, *args, **kwargs)
     if op is attention and set(varying) <= {0, 1, 2, 3} and not any(args[4:5]):
         return _attention(*args, **kwargs)
@@ -405,13 +406,14 @@ def _batch_norm(
 
 def _joined(op: Callable[..., Any], tensors: Sequence[Tensor], dim: int = 0) -> LinearMap:
     """Concatenation, along an old dimension or a new one; what has no tangent joins as zeros."""
-    shapes = [tensor.shape for tensor in tensors]
+    # Concatenation passes over an empty vector, whatever the others' shape.
+    shapes = {i: t.shape for i, t in enumerate(tensors) if op is not CAT or t.shape != (0,)}
 
     def moved(stacks: Stacks) -> list[Tensor | None]:
         some = next(iter(stacks.values()))
         parts = [
             stacks[i] if i in stacks else some.new_zeros(()).expand(len(some), *shape)
-            for i, shape in enumerate(shapes)
+            for i, shape in shapes.items()
         ]
         return [op(parts, _dimension(dim))]
 

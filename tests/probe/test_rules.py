@@ -165,6 +165,13 @@ def test_what_joins_without_a_tangent_joins_as_zero(op: Any, dim: int) -> None:
     assert moved is not None and torch.equal(moved, expected)
 
 
+def test_concatenation_passes_over_an_empty_vector() -> None:
+    args = ([torch.zeros(0, dtype=torch.float64), t(2, 3)], -2)
+    stack = torch.randn(4, 2, 3, dtype=torch.float64)
+    (moved,) = linear_map(aten.cat.default, args, {}, torch.cat(*args), (1,))({1: stack})
+    assert moved is not None and torch.equal(moved, stack)
+
+
 ATTENTION: dict[str, Mapping[str, Any]] = {
     "plain": {},
     "causal": {"is_causal": True},
