@@ -42,7 +42,7 @@ format: $(INSTALLED) ## Format the code and fix what can be fixed.
 demo: $(INSTALLED) ## Record a small model, compile a larger one, sweep the rates of both.
 	$(BIN)/flerm-fx demo
 
-bench: $(INSTALLED) ## Measure what estimating, compiling and matching cost (hours on 2 cores).
+bench: $(INSTALLED) ## Measure what estimating, compiling and matching cost; takes long, GPT-2 most of it.
 	$(BIN)/python -m benchmarks --markdown docs/performance.md
 
 zoo: $(INSTALLED) ## Take every architecture of the zoo through all stages (about an hour on 2 cores).
