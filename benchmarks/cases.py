@@ -138,6 +138,8 @@ def gpt2(
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
     )
     inputs, targets = pairs_of_text(sequences, length, vocabulary)
     model = GPT2LMHeadModel(config).train()

@@ -30,8 +30,8 @@ def equal_accuracy(methods: Sequence[MethodResult]) -> EqualAccuracy:
 def hindsight(methods: Sequence[MethodResult], rtol: float, coordinates: int) -> Hindsight:
     """The planner's choice against exact, and sampled with just as many draws as it takes.
 
-    Standard errors fall with the square root of the draws, and costs lie on a straight line. With as many draws as coordinates nothing is left to
-    sample.
+    Standard errors fall with the square root of the draws, and costs lie on a straight line. With
+    as many draws as coordinates nothing is left to sample.
     """
     by_name = {method.name: method for method in methods}
     auto, exact = by_name["auto"], by_name["exact"]
