@@ -42,10 +42,8 @@ format: $(INSTALLED) ## Format the code and fix what can be fixed.
 demo: $(INSTALLED) ## Record a small model, compile a larger one, sweep the rates of both.
 	$(BIN)/flerm-fx demo
 
-bench: $(INSTALLED) ## Measure what each estimator costs, in forward passes, matching and the emitters.
-	$(BIN)/python -m benchmarks.estimators
-	$(BIN)/python -m benchmarks.matching
-	$(BIN)/python -m benchmarks.emitters
+bench: $(INSTALLED) ## Measure what estimating, compiling and matching cost; takes long, GPT-2 most of it.
+	$(BIN)/python -m benchmarks --markdown docs/performance.md
 
 zoo: $(INSTALLED) ## Take every architecture of the zoo through all stages (about an hour on 2 cores).
 	$(BIN)/python -m zoo --jobs $(WORKERS) --markdown docs/architectures.md
@@ -54,5 +52,5 @@ dist: $(INSTALLED) ## Build the source distribution and the wheel in dist/.
 	$(BIN)/python -m hatchling build
 
 clean: ## Remove what the other targets made.
-	rm -rf $(VENV) dist build demo-out zoo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist build demo-out zoo-out bench-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -63,7 +63,8 @@ class Logits(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids (B, T) -> logits (B, T, V)."""
-        return self.model(tokens).logits
+        logits: Tensor = self.model(tokens).logits
+        return logits
 
 
 def gpt2(blocks: int = 12, vocabulary: int = 50257) -> nn.Module:
@@ -141,7 +142,7 @@ def step_seconds(way: Way, tokens: Tensor) -> tuple[float, float]:
     began = time.process_time()
     logits = way.call(tokens)
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-    loss.backward()
+    torch.autograd.backward(loss)
     passed = time.process_time()
     way.optimizer.step()
     return passed - began, time.process_time() - passed
@@ -183,8 +184,9 @@ def optimizer_ratios(repetitions: int = 15) -> dict[str, float]:
     groups = _groups(model, drawn_multipliers(model))
     found = {}
     for kind in ("fused", "foreach"):
-        one = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, **{kind: True})
-        many = torch.optim.Adam(groups, lr=LEARNING_RATE, **{kind: True})
+        chosen: dict[str, Any] = {kind: True}
+        one = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, **chosen)
+        many = torch.optim.Adam(groups, lr=LEARNING_RATE, **chosen)
         many.state = one.state
         ratios = []
         for _ in range(repetitions + 1):
@@ -226,7 +228,8 @@ def _run(recorded: bool) -> tuple[float, float]:
     started = time.process_time()
     for _ in range(RECORDED_STEPS):
         optimizer.zero_grad()
-        F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
+        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+        torch.autograd.backward(loss)
         optimizer.step()
     ended = time.process_time()
     if recorded:

@@ -1,9 +1,6 @@
 """Time of matching against the number of parameters: equal graphs, and twice the depth.
 
-    make bench
-
 The graphs are those of transformers with separate projections and biases, 16 parameters a block.
-Ratios are to the smallest size, per parameter: 1 throughout would be linear.
 """
 
 import time
@@ -12,6 +9,8 @@ import networkx as nx
 import torch
 from torch import fx
 
+from benchmarks.results import MatchingResult
+from benchmarks.settings import Progress, Settings
 from flerm_fx.align import align
 from flerm_fx.parameter_graph import parameter_graph, parameters
 
@@ -59,22 +58,18 @@ class _Writer:
         return parameter_graph(self.graph)
 
 
-def main() -> None:
-    """Print the table."""
-    print("parameters   equal graphs       twice as deep")
-    smallest: list[float] = []
-    for blocks in BLOCKS:
+def run(settings: Settings, progress: Progress) -> list[MatchingResult]:
+    """Every size, the smallest first."""
+    found = []
+    for blocks in BLOCKS[:1] if settings.quick else BLOCKS:
+        progress(f"matching: {blocks} blocks")
         half, whole = _Writer().transformer(blocks // 2), _Writer().transformer(blocks)
-        number = len(parameters(whole))
-        each = []
-        for base in (whole, half):
-            began = time.perf_counter()
-            align(base, whole)
-            each.append((time.perf_counter() - began) / number)
-        smallest = smallest or each
-        cells = (f"{t * number:6.2f} s ({t / s:4.2f})" for t, s in zip(each, smallest, strict=True))
-        print(f"{number:10d}   {'     '.join(cells)}", flush=True)
+        equal, deeper = (_seconds(base, whole) for base in (whole, half))
+        found.append(MatchingResult(len(parameters(whole)), equal, deeper))
+    return found
 
 
-if __name__ == "__main__":
-    main()
+def _seconds(base: nx.DiGraph, target: nx.DiGraph) -> float:
+    began = time.perf_counter()
+    align(base, target)
+    return time.perf_counter() - began

@@ -1,0 +1,100 @@
+"""What ``flerm_fx.compile`` takes, by stage, in training steps of 1,024 tokens."""
+
+import statistics
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import nn
+
+import flerm_fx
+from benchmarks.cases import Case, gpt2, tensors, text
+from benchmarks.results import CompileResult
+from benchmarks.settings import Progress, Settings
+from benchmarks.stages import STAGES, Stopwatch, stages
+from benchmarks.timing import mean_seconds, once
+from flerm_fx.errors import CaptureWarning
+from models.transformer import Transformer
+
+LEARNING_RATE = 1e-3
+SETTINGS = ((0, 1), (10, 2))
+"""Pairs of ``settle`` and ``rounds``."""
+
+Pair = tuple[Case, nn.Module]
+"""The target, and the smaller model that it is compiled for."""
+
+
+def _transformer(quick: bool) -> Pair:
+    sequences, width = (2, 16) if quick else (16, 128)
+    batch = text(sequences, 64)
+    depth = 2 if quick else 6
+    title = f"transformer, {depth} blocks of width {width}, from a quarter of the width"
+    case = Case("transformer-6", title, Transformer(width=width, depth=depth), *batch)
+    return case, Transformer(width=width // 4, depth=depth)
+
+
+def _gpt2(quick: bool) -> Pair:
+    if quick:
+        return gpt2(2, 16, width=32, depth=1, vocabulary=300), gpt2(2, 16, 16, 1, 300).model
+    case = gpt2(8, 128)
+    case.title = "GPT-2, 12 blocks of width 768, from a quarter of the width"
+    return case, gpt2(8, 128, width=192).model
+
+
+_BUILDERS: dict[str, Callable[[bool], Pair]] = {"transformer-6": _transformer, "gpt2": _gpt2}
+
+KEYS = tuple(_BUILDERS)
+
+
+def run(keys: Sequence[str], settings: Settings, progress: Progress) -> Iterator[CompileResult]:
+    """Compile each target under all settings."""
+    for key in keys:
+        if key not in _BUILDERS:
+            continue
+        torch.manual_seed(0)
+        case, base = _BUILDERS[key](settings.quick)
+        case.on(settings.device)
+        base.to(settings.device)
+        for settle, rounds in SETTINGS:
+            progress(f"{key}: settle = {settle}, rounds = {rounds}")
+            yield measure(case, base, settle, rounds, settings)
+
+
+def measure(
+    case: Case, base: nn.Module, settle: int, rounds: int, settings: Settings
+) -> CompileResult:
+    """Compile a target, several times where that does not take long; the median by stage."""
+    optimizer = torch.optim.Adam(base.parameters(), lr=LEARNING_RATE)
+    recorder = flerm_fx.record(base, optimizer, case.inputs, case.targets, settle=settle)
+    recorder.close()
+    profile = recorder.profile
+    case.step()
+    repetitions: list[tuple[float, float, Stopwatch]] = []
+    while len(repetitions) < min(3, settings.repetitions):
+        before = mean_seconds(case.step, settings.device)
+        seconds, watch = once(lambda: _compiled(case, profile, rounds), settings.device)
+        step = (before + mean_seconds(case.step, settings.device)) / 2
+        repetitions.append((seconds, step, watch))
+        if sum(taken for taken, *_ in repetitions) > settings.budget:
+            break
+    middle = statistics.median
+    return CompileResult(
+        title=case.title,
+        tensors=tensors(case.model),
+        settle=settle,
+        rounds=rounds,
+        step_seconds=middle(step for _, step, _ in repetitions),
+        steps=middle(seconds / step for seconds, step, _ in repetitions),
+        stages={s: middle(w.seconds[s] / step for _, step, w in repetitions) for s in STAGES},
+        calls={s: repetitions[0][2].calls[s] for s in STAGES},
+        seconds=middle(seconds for seconds, *_ in repetitions),
+    )
+
+
+def _compiled(case: Case, profile: flerm_fx.BaseProfile, rounds: int) -> Stopwatch:
+    with warnings.catch_warnings(), stages() as watch:
+        # That multipliers have not settled is nothing that a benchmark has to say.
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("default", CaptureWarning)
+        flerm_fx.compile(case.model, profile, rounds=rounds)
+    return watch

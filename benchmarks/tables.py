@@ -1,0 +1,258 @@
+"""Results as tables of text, for the terminal and for a page."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.results import (
+    CompileResult,
+    EstimatorResult,
+    MatchingResult,
+    PrecisionResult,
+    Results,
+    ScalingResult,
+    Spread,
+)
+from benchmarks.stages import STAGES
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, a row of headings, rows, and lines below them."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+
+def tables(results: Results) -> Iterator[Table]:
+    """All tables of a run."""
+    if results.estimators:
+        yield summary(results.estimators)
+    yield from details(results)
+
+
+def details(results: Results) -> Iterator[Table]:
+    """All but the summary."""
+    yield from map(estimators, results.estimators)
+    if results.compiling:
+        yield compiling(results.compiling)
+    if results.scaling is not None:
+        yield exponents(results.scaling)
+        yield points(results.scaling)
+        yield compiling([results.scaling.large], "Compiling a thousand tensors")
+    if results.precision:
+        yield precision(results.precision)
+    if results.matching:
+        yield matching(results.matching)
+    if results.emitters:
+        yield emitters(results.emitters)
+
+
+def summary(cases: Sequence[EstimatorResult]) -> Table:
+    """One line for each case: what it comes down to."""
+    rows = []
+    for case in cases:
+        by_name = {method.name: method for method in case.methods}
+        equal, best = case.equal_accuracy, case.hindsight
+        rows.append(
+            (
+                case.title,
+                str(case.tensors),
+                number(by_name["exact"].steps.median),
+                f"1/{1 / case.loop.exact:.1f}",
+                number(by_name["sampled, m = 1"].steps.median),
+                f"m = {equal.samples}: 1/{1 / equal.cost:.0f}",
+                f"{best.chosen}: {number(best.steps)}",
+                f"{best.best}: {number(best.best_steps)}",
+            )
+        )
+    header = (
+        "case",
+        "L",
+        "exact",
+        "exact / loop of jvp",
+        "m = 1",
+        "at the accuracy of kronecker, 40 passes",
+        "auto",
+        "best in hindsight",
+    )
+    return Table("Estimators, in training steps", header, rows)
+
+
+def estimators(case: EstimatorResult) -> Table:
+    """All methods on one case."""
+    forward = case.forward.median
+    rows = [
+        (
+            method.name,
+            spread(method.steps),
+            number(method.steps.median / forward),
+            "" if method.first_call is None else number(method.first_call),
+            "0" if method.method == "exact" else percent(method.error),
+            percent(method.worst_stderr),
+            "" if method.memory is None else f"{method.memory:.1f}",
+            method.chosen if method.method == "auto" else "",
+        )
+        for method in case.methods
+    ]
+    header = (
+        "method",
+        "training steps",
+        "forward passes",
+        "first call, steps",
+        "RMS log error",
+        "worst stderr",
+        "peak memory / step's",
+        "chosen",
+    )
+    return Table(case.title, header, rows, tuple(_notes(case)))
+
+
+def _notes(case: EstimatorResult) -> Iterator[str]:
+    yield (
+        f"L = {case.tensors}, {case.parameters:,} parameters, N = {case.examples}, "
+        f"K = {case.coordinates:,}. A training step takes {milliseconds(case.step_seconds)} and "
+        f"{case.step_bytes / 2**20:,.0f} MiB, a forward pass {case.forward.median:.2f} of it, "
+        f"capture {number(case.capture)} steps."
+    )
+    every = case.loop.timed == case.tensors
+    which = "all timed" if every else f"extrapolated from {case.loop.timed} at different depths"
+    yield (
+        f"A loop of torch.func.jvp over the {case.tensors} parameters takes "
+        f"{number(case.loop.steps)} steps ({which}); exact takes {case.loop.exact:.2f} of that."
+    )
+    equal = case.equal_accuracy
+    verdict = "" if equal.error <= equal.paper_error else ", still less accurate"
+    yield (
+        f"40 passes of kronecker are off by {percent(equal.paper_error)}; sampled "
+        f"with m = {equal.samples} by {percent(equal.error)}{verdict}, at {equal.cost:.3f} of "
+        "their cost."
+    )
+    best = case.hindsight
+    yield (
+        f"auto at rtol 5 % took {best.chosen} ({number(best.steps)} steps); best in hindsight is "
+        f"{best.best} ({number(best.best_steps)} steps)."
+    )
+    for note in dict.fromkeys(m.note for m in case.methods if m.note):
+        yield f"Sampled: {note}."
+
+
+def compiling(found: Sequence[CompileResult], title: str = "Compiling") -> Table:
+    """Time by stage."""
+    header = ("target", "L", "settle, rounds", "seconds", "training steps", *STAGES)
+    rows = [
+        (
+            result.title,
+            str(result.tensors),
+            f"{result.settle}, {result.rounds}",
+            number(result.seconds),
+            number(result.steps),
+            *(_stage(result, stage) for stage in STAGES),
+        )
+        for result in found
+    ]
+    note = (
+        "Stages in training steps of the batch, with the number of calls in brackets. settle: "
+        "simulated steps, probe: estimates, emit: what is in no other stage."
+    )
+    return Table(title, header, rows, (note,))
+
+
+def _stage(result: CompileResult, stage: str) -> str:
+    calls = result.calls[stage]
+    return number(result.stages[stage]) + (f" ({calls})" if calls > 1 else "")
+
+
+def exponents(scaling: ScalingResult) -> Table:
+    """The powers with which costs grow."""
+    axes = list(dict.fromkeys(e.axis for e in scaling.exponents))
+    found = {(e.quantity, e.axis): f"{e.exponent:.2f}" for e in scaling.exponents}
+    quantities = dict.fromkeys(quantity for quantity, _ in found)
+    rows = [(quantity, *(found.get((quantity, a), "") for a in axes)) for quantity in quantities]
+    note = (
+        "Fitted exponents of the time against width, number of parameter tensors (depth) and "
+        "sequences in the batch, the others fixed. Overhead: the same calls on models of the same "
+        "depth with hardly any arithmetic in them (width 16, 2 sequences of 2 tokens)."
+    )
+    return Table("Scaling", ("time of", *axes), rows, (note,))
+
+
+def points(scaling: ScalingResult) -> Table:
+    """What the exponents are fitted to."""
+    series: dict[tuple[str, str], list[str]] = {}
+    for point in scaling.points:
+        cell = f"{point.size}: {milliseconds(point.seconds)}"
+        series.setdefault((point.axis, point.quantity), []).append(cell)
+    rows = [(axis, quantity, ", ".join(cells)) for (axis, quantity), cells in series.items()]
+    return Table("Scaling: times by size", ("axis", "time of", "size: time"), rows)
+
+
+def precision(found: Sequence[PrecisionResult]) -> Table:
+    """Errors of coarser types."""
+    header = ("model", "measured in", "method", "RMS log error", "from rounding", "worst of it")
+    rows = [
+        (
+            row.title,
+            row.arithmetic,
+            row.method,
+            f"{row.error:.1e}",
+            f"{row.rounding:.1e}",
+            f"{row.worst:.1e}",
+        )
+        for row in found
+    ]
+    note = (
+        "Against exact FSLRs in float64, of a model with the same rounded weights, inputs and "
+        "updates. From rounding: against the same method with the same draws in float64."
+    )
+    return Table("Precision", header, rows, (note,))
+
+
+def matching(found: Sequence[MatchingResult]) -> Table:
+    """Seconds against the number of parameters."""
+    rows = [(f"{r.parameters:,}", f"{r.equal:.2f} s", f"{r.half:.2f} s") for r in found]
+    return Table("Matching", ("parameters", "equal graphs", "base half as deep"), rows)
+
+
+def emitters(found: dict[str, Any]) -> Table:
+    """Whatever the emitters' benchmark gives, flat."""
+    rows = [(name, value) for name, value in _flat("", found)]
+    return Table("Emitters", ("what", "value"), rows)
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flat(f"{prefix}, {key}" if prefix else str(key), item)
+    else:
+        yield prefix, number(value) if isinstance(value, float) else str(value)
+
+
+def spread(found: Spread) -> str:
+    """A median, with the quartiles where there are some."""
+    if found.repetitions == 1:
+        return number(found.median)
+    return f"{number(found.median)} ({number(found.low)} to {number(found.high)})"
+
+
+def number(value: float) -> str:
+    """Three digits, two below 10.
+
+    >>> number(1234.4), number(23.45), number(2.345), number(0.1234)
+    ('1,234', '23.4', '2.3', '0.12')
+    """
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
+def percent(value: float) -> str:
+    """As a percentage."""
+    return f"{100 * value:.1f} %"
+
+
+def milliseconds(seconds: float) -> str:
+    """A time in a unit that suits it."""
+    return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
