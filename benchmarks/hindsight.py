@@ -13,14 +13,14 @@ def sampled(methods: Sequence[MethodResult]) -> list[tuple[int, MethodResult]]:
     return sorted(found, key=lambda pair: pair[0])
 
 
-def equal_accuracy(methods: Sequence[MethodResult]) -> EqualAccuracy:
-    """The fewest draws that are as accurate as the most passes of ``kronecker``.
+def equal_accuracy(methods: Sequence[MethodResult], passes: int) -> EqualAccuracy | None:
+    """The fewest draws that are as accurate as so many passes of ``kronecker``, if those were run.
 
     If none are, the most draws there are; the errors tell.
     """
-    paper = max(
-        (m for m in methods if m.method == "kronecker"), key=lambda method: method.samples or 0
-    )
+    paper = next((m for m in methods if (m.method, m.samples) == ("kronecker", passes)), None)
+    if paper is None:
+        return None
     by_draws = sampled(methods)
     draws, enough = next((p for p in by_draws if p[1].error <= paper.error), by_draws[-1])
     cost = enough.steps.median / paper.steps.median

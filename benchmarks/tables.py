@@ -63,7 +63,7 @@ def summary(cases: Sequence[EstimatorResult]) -> Table:
                 number(by_name["exact"].steps.median),
                 f"1/{1 / case.loop.exact:.1f}",
                 number(by_name["sampled, m = 1"].steps.median),
-                f"m = {equal.samples}: 1/{1 / equal.cost:.0f}",
+                f"m = {equal.samples}: 1/{1 / equal.cost:.0f}" if equal else "",
                 f"{best.chosen}: {number(best.steps)}",
                 f"{best.best}: {number(best.best_steps)}",
             )
@@ -124,12 +124,13 @@ def _notes(case: EstimatorResult) -> Iterator[str]:
         f"{number(case.loop.steps)} steps ({which}); exact takes {case.loop.exact:.2f} of that."
     )
     equal = case.equal_accuracy
-    verdict = "" if equal.error <= equal.paper_error else ", still less accurate"
-    yield (
-        f"40 passes of kronecker are off by {percent(equal.paper_error)}; sampled "
-        f"with m = {equal.samples} by {percent(equal.error)}{verdict}, at {equal.cost:.3f} of "
-        "their cost."
-    )
+    if equal is not None:
+        verdict = "" if equal.error <= equal.paper_error else ", still less accurate"
+        yield (
+            f"40 passes of kronecker are off by {percent(equal.paper_error)}; sampled "
+            f"with m = {equal.samples} by {percent(equal.error)}{verdict}, at {equal.cost:.3f} of "
+            "their cost."
+        )
     best = case.hindsight
     yield (
         f"auto at rtol 5 % took {best.chosen} ({number(best.steps)} steps); best in hindsight is "

@@ -12,6 +12,7 @@ from flerm_fx.align import Match
 from flerm_fx.assignment import Assignment, Status
 from flerm_fx.capture import Capture
 from flerm_fx.probe.estimate import Estimate
+from flerm_fx.probe.prober import Prober
 from flerm_fx.profile import BaseProfile
 from flerm_fx.scale import parameter_nodes
 from flerm_fx.start import StartProcedure, answers_to, measure_start
@@ -64,7 +65,7 @@ def assigned(
         UserWarning: multipliers did not settle.
     """
     assign = functools.partial(_assign, captured, profile, matches)
-    measure = functools.partial(measure_start, captured)
+    measure = functools.partial(measure_start, captured, prober=Prober(captured))
     unmeasured = Estimate(0.0, 0.0, "not measured", 0)
     late = dict.fromkeys(captured.parameters, unmeasured)
     start = measure(procedure)

@@ -172,15 +172,16 @@ class Recorder:
         _check_covered(model, optimizer)
         self._graph = capture_graph(twin)
         self._parameters = twin.parameters.keys()
-        self._start = measure_start(twin, self.procedure)
+        prober = Prober(twin)
+        self._start = measure_start(twin, self.procedure, prober=prober)
         # Exactly 0: an FSLR within rounding, such as that of an attention key's bias, is as small
         # at any later step.
         at_zero = any(e.value == 0 and self._graph.nodes[n]["op"] for n, e in self._start.items())
         late = resolve_after if at_zero else 0
-        self._late = measure_start(twin, self.procedure.after(late)) if late else {}
+        self._late = measure_start(twin, self.procedure.after(late), prober=prober) if late else {}
         self._training = model.training
         self._probe_inputs = to_device(pool[0][0], device_of(model))
-        self._probers = {modes(model): Prober(twin.bound(model))}
+        self._probers = {modes(model): prober.bound(model)}
         self._steps: list[int] = []
         self._rates: list[float] = []
         self._fslrs: dict[str, list[Estimate]] = {name: [] for name in self._parameters}

@@ -103,6 +103,7 @@ def measure_start(
     multipliers: Mapping[str, float] | None = None,
     *,
     draw_seed: int | None = None,
+    prober: Prober | None = None,
 ) -> dict[str, Estimate]:
     r"""FSLRs of the unit update after ``settle`` steps of the optimizer's own rule.
 
@@ -116,6 +117,7 @@ def measure_start(
         procedure: what to do.
         multipliers: learning-rate multiplier m_l of each parameter while settling; 1 if None.
         draw_seed: of the random cotangents; the procedure's own if None.
+        prober: of ``captured``, where there is one: it knows whether examples are coupled.
 
     Returns:
         An estimate for every trainable parameter, averaged over the last few steps.
@@ -125,16 +127,25 @@ def measure_start(
         EstimateError: so it is at the first step.
     """
     draws = procedure.seed if draw_seed is None else draw_seed
-    prober = Prober(captured)
+    prober = prober or Prober(captured)
+    averaged = min(AVERAGED_STEPS, procedure.settle + 1)
     probe = to_device(procedure.pool[0], device_of(captured.model))
     measured: list[dict[str, Estimate]] = []
     with contextlib.closing(_unit_updates(captured, procedure, multipliers)) as steps:
         for step, (before, updates, rounding) in enumerate(steps):
-            if step <= procedure.settle - AVERAGED_STEPS:
+            if step <= procedure.settle - averaged:
                 continue
             generator = torch.Generator().manual_seed(draws + step)
             try:
-                found = _estimate(prober, before, updates, probe, procedure, generator)
+                found = prober.estimate(
+                    before,
+                    updates,
+                    probe[0],
+                    method=procedure.method,
+                    # Errors of several steps are independent, and their mean has less.
+                    rtol=min(procedure.rtol * math.sqrt(averaged), 0.99),
+                    generator=generator,
+                )
             except EstimateError as error:
                 if step:
                     _fail(f"{error}; that is", procedure, step)
@@ -320,24 +331,6 @@ def _fail(what: str, procedure: StartProcedure, step: int) -> None:
         f"{what} at step {step} of {procedure.settle} settling steps at learning rate "
         f"{procedure.learning_rate:g}: the start diverges; record with a lower learning rate, or "
         "a smaller settle or resolve_after"
-    )
-
-
-def _estimate(
-    prober: Prober,
-    parameters: Mapping[str, Tensor],
-    updates: Mapping[str, Tensor],
-    probe: Batch,
-    procedure: StartProcedure,
-    generator: torch.Generator,
-) -> dict[str, Estimate]:
-    return prober.estimate(
-        parameters,
-        updates,
-        probe[0],
-        method=procedure.method,
-        rtol=procedure.rtol,
-        generator=generator,
     )
 
 

@@ -26,7 +26,8 @@ def test_a_quick_run_measures_writes_and_draws(tmp_path: Path) -> None:
     assert [case.case for case in found.estimators] == cases
     for case in found.estimators:
         ratios = [m.steps.median for m in case.methods]
-        ratios += [case.forward.median, case.loop.steps, case.loop.exact, case.equal_accuracy.cost]
+        ratios += [case.forward.median, case.loop.steps, case.loop.exact]
+        ratios += [case.equal_accuracy.cost] if case.equal_accuracy else []
         ratios += [case.hindsight.steps, case.hindsight.best_steps, case.capture]
         ratios += [m.memory for m in case.methods if m.memory is not None]
         assert all(0 < ratio < math.inf for ratio in ratios)
@@ -67,8 +68,13 @@ def kronecker(passes: int, error: float) -> MethodResult:
 
 def test_equal_accuracy_takes_the_fewest_draws_that_are_as_good() -> None:
     methods = [sampled(1, 2.0, 0.2), sampled(2, 3.0, 0.14), sampled(4, 5.0, 0.1)]
-    found = equal_accuracy([*methods, kronecker(10, 0.3), kronecker(40, 0.15)])
+    found = equal_accuracy([*methods, kronecker(10, 0.3), kronecker(40, 0.15)], 40)
+    assert found is not None
     assert (found.samples, found.cost) == (2, 3 / 40)
+
+
+def test_equal_accuracy_is_with_passes_that_were_run() -> None:
+    assert equal_accuracy([sampled(1, 2.0, 0.2), kronecker(1, 0.3)], 40) is None
 
 
 def test_draws_and_costs_between_measured_ones() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from flerm_fx.capture import Capture
 from flerm_fx.errors import EstimateError, InputError
@@ -44,6 +44,12 @@ class Prober:
         self._coupling: str | None = None
         self._tapped: dict[tuple[str, ...], fx.GraphModule] = {}
         self._workloads: dict[tuple[str, ...], Workload] = {}
+
+    def bound(self, model: nn.Module) -> "Prober":
+        """The same for another copy of the model: what couples examples is known already."""
+        prober = Prober(self.captured.bound(model))
+        prober._coupling = self._coupling
+        return prober
 
     def estimate(
         self,
