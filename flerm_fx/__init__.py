@@ -10,6 +10,7 @@ After Milsom, Anson, Aitchison, *Function-Space Learning Rates*, ICML 2025, arXi
 """
 
 from flerm_fx.assignment import Assignment
+from flerm_fx.clip import clip_grad_norm_
 from flerm_fx.compiler import Check, CompiledModel, compile
 from flerm_fx.errors import (
     CaptureError,
@@ -23,6 +24,7 @@ from flerm_fx.errors import (
     ProfileError,
 )
 from flerm_fx.frontier import instrument
+from flerm_fx.match import Matcher, match
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.measure import measure
 from flerm_fx.profile import BaseProfile
@@ -43,11 +45,14 @@ __all__ = [
     "FlermError",
     "InputError",
     "MatchError",
+    "Matcher",
     "OptimizerError",
     "ProfileError",
     "Recorder",
+    "clip_grad_norm_",
     "compile",
     "instrument",
+    "match",
     "measure",
     "record",
 ]

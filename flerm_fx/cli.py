@@ -45,6 +45,7 @@ def build_app() -> "typer.Typer":
     """The commands, imported only now: the library itself needs none of their packages."""
     import typer
 
+    from flerm_fx.commands.compile import compile
     from flerm_fx.commands.diff import diff
     from flerm_fx.commands.inspect import inspect
     from flerm_fx.commands.match import match
@@ -60,6 +61,7 @@ def build_app() -> "typer.Typer":
     app.command("demo")(demo)
     app.command("inspect")(inspect)
     app.command("match")(match)
+    app.command("compile")(compile)
     app.command("diff")(diff)
 
     def show_version(wanted: bool) -> None:

@@ -4,21 +4,22 @@ import copy
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
+import torch
 from torch import Tensor, fx, nn
-from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from flerm_fx.align import Mapped, Match, OnUnmatched, align, unanswered
+from flerm_fx.align import Mapped, Match, OnUnmatched
 from flerm_fx.assignment import Assignment
-from flerm_fx.capture import Capture, capture
+from flerm_fx.capture import Capture, capture, untouched
 from flerm_fx.copying import copied
 from flerm_fx.dump import Format, dump
-from flerm_fx.emit.scaled import ScaledModel, with_scale_nodes
+from flerm_fx.emit.module import scales_of, take_scales
+from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.errors import FlermError, InputError, OptimizerError
 from flerm_fx.inputs import (
     Inputs,
@@ -27,19 +28,21 @@ from flerm_fx.inputs import (
     detached,
     device_of,
     probe_pool,
+    select_output,
     to_device,
 )
 from flerm_fx.loss import Loss, LossFunction, resolve
+from flerm_fx.matches import held_as_matched, matched
 from flerm_fx.multipliers import assigned
-from flerm_fx.parameter_graph import capture_graph
+from flerm_fx.optimizers import OptimizerLike
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
 from flerm_fx.profile import BaseProfile
 from flerm_fx.scale import is_scale
 from flerm_fx.start import MODEL_LOSS, StartProcedure, measure_start
-from flerm_fx.update_rule import UpdateRule, group_settings, node_scale
+from flerm_fx.update_rule import UpdateRule, group_settings, node_multiplier, node_scale
 
-Emit = Literal["graph", "param_groups"]
+Emit = Literal["graph", "module", "param_groups"]
 
 CHECK_ERRORS = 4.0
 """Standard errors that :meth:`CompiledModel.check` allows: with hundreds of parameters, 3 would
@@ -76,7 +79,7 @@ def compile(
     inputs: Inputs | list[Inputs] | None = None,
     targets: Any = None,
     loss_fn: LossFunction | str | None = None,
-    optimizer: Optimizer | type[Optimizer] | Callable[..., Optimizer] | None = None,
+    optimizer: OptimizerLike | Sequence[OptimizerLike] | None = None,
     output_fn: OutputFn | None = None,
     emit: Emit = "graph",
     mapping: Mapped | None = None,
@@ -112,10 +115,12 @@ def compile(
         targets: the targets that go with ``inputs``.
         loss_fn: needed if the profile's loss is not in ``torch.nn.functional``.
         optimizer: needed if the profile's is not in ``torch.optim``: an optimizer, its class, or a
-            function from parameter groups to one.
+            function from parameter groups to one. A list, if the run has several.
         output_fn: picks the output tensor (default ``.logits``, else the first floating tensor).
         emit: ``"graph"`` for a copy of the model with scale nodes, trained by one optimizer group;
-            ``"param_groups"`` to train ``model`` itself with :meth:`CompiledModel.param_groups`.
+            ``"module"`` for scale nodes on ``model`` itself, as parametrizations that all its other
+            methods see too (``generate``, trainers, ``fully_shard``); ``"param_groups"`` to change
+            nothing and train ``model`` with :meth:`CompiledModel.param_groups`.
         mapping: target name to base name, as a dict or a function, where structure cannot decide.
         on_unmatched: what becomes of parameters that only one of the models has, such as biases or
             an added head: an ``"error"``, or ``"unit"`` to train the target's with a multiplier of
@@ -164,8 +169,10 @@ def compile(
             f"base_profile must be a BaseProfile, got {type(base_profile).__name__}; read a file "
             "with flerm_fx.BaseProfile.load(path)"
         )
-    if emit not in ("graph", "param_groups"):
-        raise InputError(f"unknown emit {emit!r}; expected 'graph' or 'param_groups'")
+    if emit not in get_args(Emit):
+        raise InputError(f"unknown emit {emit!r}; expected one of {', '.join(get_args(Emit))}")
+    if isinstance(model, ScaledModel) or scales_of(model):
+        raise InputError("the model has scale nodes already; compile it as it was, or fold() it")
     if not isinstance(rounds, int) or rounds < 1:
         raise InputError(f"rounds must be a whole number of at least 1, got {rounds}")
     if donate and emit != "graph":
@@ -186,19 +193,27 @@ def compile(
     probe_inputs = to_device(procedure.pool[0][0], device_of(model))
     twin = copied(model)
     captured = capture(twin, probe_inputs, output_fn)
-    matches = _matched(base_profile, captured, mapping, on_unmatched)
+    matches = matched(base_profile, captured, mapping, on_unmatched)
+    procedure = procedure.held_as(held_as_matched(base_profile, captured, matches))
     assignments = assigned(captured, base_profile, matches, procedure, rounds)
     scales = {}
-    if emit == "graph":
-        scales = {a.parameter: node_scale(procedure.rule, a.multiplier) for a in assignments}
-    if emit == "param_groups":
+    if emit != "param_groups":
+        run = procedure.optimizers
+        scales = {a.parameter: node_scale(run.rule(a.parameter), a.multiplier) for a in assignments}
+    if emit != "graph":
         skeleton = model
     elif donate:
         skeleton = _donated(model)
     else:
         skeleton = twin
     kept = None if donate else model
-    compiled = CompiledModel(kept, skeleton, scales, matches, assignments, procedure, probe_inputs)
+    in_module = emit == "module"
+    before = _output(captured, model, probe_inputs) if in_module else None
+    compiled = CompiledModel(
+        kept, skeleton, scales, matches, assignments, procedure, probe_inputs, in_module=in_module
+    )
+    if before is not None:
+        _check_unchanged(before, _output(captured, model, probe_inputs), model)
     compiled.adopt(captured, probe_inputs)
     return compiled
 
@@ -233,8 +248,10 @@ class CompiledModel(ScaledModel):
         assignments: tuple[Assignment, ...],
         procedure: StartProcedure,
         probe_inputs: Inputs,
+        *,
+        in_module: bool = False,
     ) -> None:
-        super().__init__(skeleton, scales)
+        super().__init__(skeleton, scales, in_module=in_module)
         # Not by setattr, which would refuse the name of a member of the model.
         self.__dict__.update(
             matches=dict(matches),
@@ -256,8 +273,18 @@ class CompiledModel(ScaledModel):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over scales and multipliers."""
         super().set_extra_state(state)
+        self._multiply(state.get("multipliers", {}))
+
+    def rescale(self, scales: Mapping[str, float]) -> None:
+        """Change the scales of the nodes, and the multipliers that they stand for."""
+        rule = self.procedure.optimizers.rule
+        self._multiply({name: node_multiplier(rule(name), s) for name, s in scales.items()})
+        super().rescale(scales)
+
+    def _multiply(self, multipliers: Mapping[str, float]) -> None:
         self.__dict__["assignments"] = tuple(
-            replace(row, multiplier=state["multipliers"][row.parameter]) for row in self.assignments
+            replace(row, multiplier=multipliers.get(row.parameter, row.multiplier))
+            for row in self.assignments
         )
 
     @property
@@ -283,7 +310,9 @@ class CompiledModel(ScaledModel):
                     after=row.after,
                 )
 
-    def param_groups(self, lr: float, weight_decay: float | None = None) -> list[dict[str, Any]]:
+    def param_groups(
+        self, lr: float, weight_decay: float | None = None, *, optimizer: int = 0
+    ) -> list[dict[str, Any]]:
         """Parameter groups that train the *original* model as the scale nodes train this one.
 
         Parameters with equal multipliers share a group; each group has ``lr * m``, and weight
@@ -293,10 +322,11 @@ class CompiledModel(ScaledModel):
         Args:
             lr: the base's learning rate.
             weight_decay: as for the base; None for the recorded optimizer's own.
+            optimizer: which of the base's optimizers the groups are for, where it had several.
 
         Raises:
-            InputError: the original model is gone (donated or deleted), or a learning rate that is
-                not above 0.
+            InputError: the original model is gone (donated or deleted), a learning rate that is
+                not above 0, or an optimizer that the base did not have.
 
         Example::
 
@@ -314,19 +344,30 @@ class CompiledModel(ScaledModel):
         if not (math.isfinite(lr) and lr > 0):
             raise InputError(f"lr must be a finite number above 0, got {lr!r}")
         model = self._model()
+        if self.in_module:
+            raise InputError(
+                "the model that was compiled has scale nodes now: train it with one group at the "
+                "base's learning rate, or compile it with emit='param_groups'"
+            )
         if model is None:
             raise InputError(
                 "the model that was compiled is gone (donated or deleted), so it has no "
                 "parameters to group; keep it, or train the compiled model itself"
             )
+        run = self.procedure.optimizers
+        if not 0 <= optimizer < len(run.rules):
+            raise InputError(
+                f"there is no optimizer {optimizer}: the base was trained by {len(run.rules)}, "
+                "counted from 0"
+            )
         groups: dict[float, dict[str, Any]] = {}
         multipliers = self.multipliers
         for name, parameter in model.named_parameters():
-            if name not in multipliers:
+            if name not in multipliers or run.index(name) != optimizer:
                 continue
             m = multipliers[name]
             if m not in groups:
-                settings = group_settings(self.procedure.rule, lr, m, weight_decay)
+                settings = group_settings(run.rules[optimizer], lr, m, weight_decay)
                 groups[m] = {"params": [], **settings}
             groups[m]["params"].append(parameter)
         return list(groups.values())
@@ -357,13 +398,14 @@ class CompiledModel(ScaledModel):
         .. math:: |\mathrm{FSLR}_l - \mathrm{FSLR}_{base}| \le
                   4 \sqrt{\sigma_l^2 + (m_l \sigma_{l,compile})^2} + 10^{-2}\,\mathrm{FSLR}_{base}.
         """
-        twin = self.plain()
-        for name, parameter in twin.named_parameters():
-            parameter.requires_grad_(name in self.multipliers)
-        captured = self.adopted(twin) or capture(twin, self._probe_inputs, self.procedure.output_fn)
-        multipliers: dict[str, float] | None = self.multipliers
-        if self.scales and captured.graph_module is not None:
-            captured, multipliers = with_scale_nodes(captured, self.scales), None
+        captured, multipliers = self.trained() if self.scales else None, None
+        if captured is None:
+            twin, multipliers = self.plain(), self.multipliers
+            for name, parameter in twin.named_parameters():
+                parameter.requires_grad_(name in multipliers)
+            captured = self.adopted(twin) or capture(
+                twin, self._probe_inputs, self.procedure.output_fn
+            )
         measured = {
             after: measure_start(
                 captured, self.procedure.after(after), multipliers, draw_seed=1_000_003
@@ -410,7 +452,7 @@ def _procedure(
     inputs: Inputs | list[Inputs] | None,
     targets: Any,
     loss_fn: LossFunction | str | None,
-    optimizer: Optimizer | type[Optimizer] | Callable[..., Optimizer] | None,
+    optimizer: OptimizerLike | Sequence[OptimizerLike] | None,
     output_fn: OutputFn | None,
     method: Method,
     rtol: float,
@@ -425,15 +467,23 @@ def _procedure(
         loss = None
     else:
         loss = Loss.from_name(profile.loss)
-    rule = profile.optimizer if optimizer is None else UpdateRule.of(optimizer)
-    if rule.name is None and rule.factory is None:
-        raise OptimizerError(
-            f"the profile was recorded with {rule.source or 'an optimizer'}, which is not in "
-            "torch.optim; pass optimizer=... to flerm_fx.compile"
-        )
+    run = profile.optimizers
+    if optimizer is not None:
+        given = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
+        if len(given) != len(run.rules):
+            raise InputError(
+                f"the base was trained by {len(run.rules)} optimizers "
+                f"({', '.join(rule.source for rule in run.rules)}), and optimizer= has {len(given)}"
+            )
+        run = replace(run, rules=tuple(UpdateRule.of(item) for item in given))
+    for rule in run.rules:
+        if rule.name is None and rule.factory is None:
+            raise OptimizerError(
+                f"the profile was recorded with {rule.source or 'an optimizer'}, which is not in "
+                "torch.optim; pass optimizer=... to flerm_fx.compile"
+            )
     return StartProcedure(
-        rule=rule,
-        learning_rate=profile.learning_rate,
+        optimizers=run,
         settle=profile.settle,
         loss=loss,
         pool=pool,
@@ -444,27 +494,27 @@ def _procedure(
     )
 
 
-def _matched(
-    profile: BaseProfile, captured: Capture, mapping: Mapped | None, on_unmatched: OnUnmatched
-) -> dict[str, Match]:
-    """Matches of the target's parameters, with a warning if some are left without."""
-    graph = capture_graph(captured)
-    matches = align(profile.graph, graph, mapping, on_unmatched)
-    left_base = unanswered(profile.graph, matches.values())
-    left = [name for name, match in matches.items() if not match.base and graph.nodes[name]["op"]]
-    if on_unmatched == "unit" and (left or left_base):
-        warnings.warn(
-            f"{len(left)} parameters of the model have no counterpart in the base and keep a "
-            f"multiplier of 1 ({_some(left)}), and {len(left_base)} of the base have none in the "
-            f"model ({_some(left_base)})",
-            stacklevel=3,
+def _output(captured: Capture, model: nn.Module, inputs: Inputs) -> Tensor:
+    """What the model returns, with the random draws that follow."""
+    args, kwargs = call_arguments(inputs)
+    with torch.no_grad(), untouched(model):
+        return select_output(model(*args, **kwargs), captured.output_fn)
+
+
+def _check_unchanged(before: Tensor, after: Tensor, model: nn.Module) -> None:
+    """Whether a model with scales is still the same function; otherwise without them again.
+
+    It is not where a module keeps references to its weights, which parametrizations do not reach.
+    """
+    largest = before.abs().max().clamp_min(torch.finfo(before.dtype).tiny)
+    change = float((after - before).abs().max() / largest)
+    if not change <= torch.finfo(before.dtype).eps ** 0.5:
+        take_scales(model)
+        raise InputError(
+            f"the model's output changes by {change:.1e} of its largest with scale nodes as "
+            "parametrizations: some module does not read its weights as attributes. The model is "
+            "as it was; use emit='graph' or emit='param_groups'"
         )
-    return matches
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3]) or "none"
-    return shown + ", …" * (len(names) > 3)
 
 
 def _donated(model: nn.Module) -> nn.Module:

@@ -5,11 +5,12 @@ import warnings
 
 from torch import Tensor, nn
 
+from flerm_fx.distributed import as_plain, without_sharding
 from flerm_fx.errors import InputError
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy of a model, without gradients.
+    """A deep copy of a model, without gradients; of a sharded one, plain and whole.
 
     Tensors with a history that modules keep as plain attributes, as ``torch.nn.utils.weight_norm``
     does until the next forward pass, are copied without it.
@@ -28,9 +29,12 @@ def copied(model: nn.Module) -> nn.Module:
         if isinstance(value, Tensor) and not value.is_leaf
     }
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), as_plain(model) as plain:
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, for a graph module
-            twin = copy.deepcopy(model, memo)
+            twin = copy.deepcopy(model, {**memo, **plain})
+        without_sharding(twin)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(
             f"the model cannot be copied, which simulating its start needs: {error}; attributes "

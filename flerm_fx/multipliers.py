@@ -170,7 +170,7 @@ def _assign(
     if profile.late:
         sides[profile.resolve_after] = (profile.late, late)
     above_noise = {
-        after: (_resolved(base, captured), _resolved(target, captured))
+        after: (resolved(base, captured), resolved(target, captured))
         for after, (base, target) in sides.items()
     }
     rows = []
@@ -184,7 +184,7 @@ def _assign(
         base_fslrs, fslrs = sides[after]
         base_resolved, target_resolved = above_noise[after]
         wanted = sum(share * base_fslrs[b].value for b, share in base)
-        resolved = name in target_resolved and any(b in base_resolved for b, _ in base)
+        is_matched = name in target_resolved and any(b in base_resolved for b, _ in base)
         target = fslrs[name]
         rows.append(
             Assignment(
@@ -195,15 +195,15 @@ def _assign(
                 base=base,
                 base_fslr=wanted,
                 target=target,
-                multiplier=wanted / target.value if resolved else 1.0,
-                status="matched" if resolved else status,
+                multiplier=wanted / target.value if is_matched else 1.0,
+                status="matched" if is_matched else status,
                 after=after,
             )
         )
     return tuple(rows)
 
 
-def _resolved(estimates: Mapping[str, Estimate], captured: Capture) -> set[str]:
+def resolved(estimates: Mapping[str, Estimate], captured: Capture) -> set[str]:
     """Parameters whose FSLR is above its noise and above rounding."""
     dtype = next(iter(captured.parameters.values())).dtype
     largest = max(e.value for e in estimates.values())

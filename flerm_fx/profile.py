@@ -1,5 +1,6 @@
 """The base profile: what was recorded on the small model, and the one file that holds it."""
 
+import bisect
 import contextlib
 import importlib.metadata
 import json
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from flerm_fx.errors import FlermError, InputError, ProfileError
 from flerm_fx.inputs import Batch
+from flerm_fx.optimizers import Optimizers
 from flerm_fx.parameter_graph import from_json, to_json
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.update_rule import UpdateRule
@@ -95,6 +97,51 @@ class Trajectory:
         index = self.steps.index(step)
         return {name: estimates[index] for name, estimates in self.fslrs.items()}
 
+    def between(self, step: float) -> dict[str, Estimate]:
+        """The FSLRs at any step, logarithms interpolated between recorded ones.
+
+        Before the first recorded step they are as there, after the last as there; beside an FSLR
+        of 0, which has no logarithm, the FSLRs themselves are interpolated.
+
+        Raises:
+            InputError: no step was recorded.
+
+        >>> fslrs = [Estimate(value, 0.0, "exact", 0) for value in (1.0, 4.0)]
+        >>> Trajectory((0, 10), (0.1, 0.1), {"weight": tuple(fslrs)}).between(5)["weight"].value
+        2.0
+        """
+        if not self.steps:
+            raise InputError("the trajectory is empty; record the base while it trains")
+        right = bisect.bisect_left(self.steps, step)
+        if right == len(self.steps) or right == 0 or self.steps[right] == step:
+            return self.at(self.steps[min(right, len(self.steps) - 1)])
+        left = right - 1
+        weight = (step - self.steps[left]) / (self.steps[right] - self.steps[left])
+        return {
+            name: _interpolated(estimates[left], estimates[right], weight)
+            for name, estimates in self.fslrs.items()
+        }
+
+    def smoothed(self, decay: float) -> "Trajectory":
+        r"""Roots of moving averages of the squared FSLRs, corrected for their start.
+
+        .. math:: \bar F_k^2 = \frac{\sum_{i \le k} d^{k-i} F_i^2}{\sum_{i \le k} d^{k-i}}
+
+        The same trajectory for a decay d of 0. Errors are kept as they are.
+        """
+        if not decay:
+            return self
+        course = {}
+        for name, estimates in self.fslrs.items():
+            total = weight = 0.0
+            averaged = []
+            for estimate in estimates:
+                total = decay * total + estimate.value**2
+                weight = decay * weight + 1.0
+                averaged.append(replace(estimate, value=math.sqrt(total / weight)))
+            course[name] = tuple(averaged)
+        return replace(self, fslrs=course)
+
 
 @dataclass(frozen=True, eq=False)
 class BaseProfile:
@@ -106,8 +153,8 @@ class BaseProfile:
         start: their FSLRs at the start of training, per unit of learning rate.
         trajectory: their FSLRs during the recorded run.
         graph: the parameter graph.
-        optimizer: the update rule of the recorded run.
-        learning_rate: learning rate of the run when recording began.
+        optimizer: the update rule of the recorded run; the first of them where it had several.
+        learning_rate: learning rate of the run when recording began, of that optimizer.
         settle: simulated steps before the start was measured.
         resolve_after: further simulated steps before the late start; 0 if it was turned off.
         loss: name in ``torch.nn.functional``, or ``"output.loss"`` for one that the model returns;
@@ -119,6 +166,8 @@ class BaseProfile:
         training: whether the model was in training mode.
         late: FSLRs of all parameters ``resolve_after`` steps after the start, where one that is
             used had an FSLR of exactly 0 at the start; else empty.
+        others: rules and learning rates of the run's other optimizers, as of AdamW beside Muon.
+        held: the optimizer of each parameter, counted from 0; missing ones are the first one's.
         versions: of the file format, flerm_fx and torch.
 
     Raises:
@@ -167,6 +216,8 @@ class BaseProfile:
     training: bool
     resolve_after: int = 0
     late: Mapping[str, Estimate] = field(default_factory=dict)
+    others: tuple[tuple[UpdateRule, float], ...] = ()
+    held: Mapping[str, int] = field(default_factory=dict)
     versions: Mapping[str, str | int] = field(default_factory=_versions)
 
     def __post_init__(self) -> None:
@@ -204,10 +255,24 @@ class BaseProfile:
         for node, attributes in self.graph.nodes(data=True):
             if not attributes.get("junction") and node not in self.shapes:
                 raise ProfileError(f"the parameter graph has {node!r}, which is no parameter")
+        for rule, rate in self.others:
+            if not (math.isfinite(rate) and rate > 0):
+                raise ProfileError(f"learning rate {rate!r} of {rule.source} is out of range")
+        for name, index in self.held.items():
+            if name not in self.shapes or not 0 <= index <= len(self.others):
+                raise ProfileError(
+                    f"{name!r} is held by optimizer {index!r}; there are {1 + len(self.others)}"
+                )
         if not self.pool:
             raise ProfileError("the probe pool is empty; expected at least one batch")
         for index, batch in enumerate(self.pool):
             _pack(batch, f"pool[{index}]", [])
+
+    @property
+    def optimizers(self) -> Optimizers:
+        """The run's optimizers."""
+        rules, rates = zip((self.optimizer, self.learning_rate), *self.others, strict=True)
+        return Optimizers(rules, rates, self.held)
 
     def save(self, path: PathLike) -> None:
         """Write the profile to one ``.safetensors`` file, whole or not at all.
@@ -226,6 +291,8 @@ class BaseProfile:
             "versions": dict(self.versions),
             "graph": to_json(self.graph),
             "optimizer": self.optimizer.spec(),
+            "others": [[rule.spec(), rate] for rule, rate in self.others],
+            "held": dict(self.held),
             "pool": [
                 _pack(batch, f"pool[{index}]", tensors) for index, batch in enumerate(self.pool)
             ],
@@ -323,6 +390,10 @@ class BaseProfile:
             trajectory=trajectory,
             graph=from_json(header["graph"]),
             optimizer=UpdateRule.from_spec(header["optimizer"]),
+            others=tuple(
+                (UpdateRule.from_spec(spec), float(rate)) for spec, rate in header["others"]
+            ),
+            held={str(name): int(index) for name, index in header["held"].items()},
             pool=tuple(_batch(packed, tensors) for packed in header["pool"]),
             versions=dict(header["versions"]),
             **{name: header[name] for name in _TYPES},
@@ -390,8 +461,9 @@ class BaseProfile:
         )
 
 
-# What the header of a file lacks that was written before there was a late start.
-_ADDED: dict[str, Any] = {"resolve_after": 0, "late": False}
+# What the header of a file lacks that was written before there were late starts, or several
+# optimizers.
+_ADDED: dict[str, Any] = {"resolve_after": 0, "late": False, "others": [], "held": {}}
 
 # Fields that the header holds as they are, with their types.
 _TYPES: dict[str, Any] = {
@@ -426,12 +498,27 @@ def _check_estimate(estimate: Estimate, what: str) -> None:
             )
 
 
+def _interpolated(left: Estimate, right: Estimate, weight: float) -> Estimate:
+    """Between two estimates, in logarithms where both have one."""
+
+    def between(a: float, b: float) -> float:
+        return (1 - weight) * a + weight * b
+
+    if left.value > 0 and right.value > 0:
+        value = math.exp(between(math.log(left.value), math.log(right.value)))
+    else:
+        value = between(left.value, right.value)
+    return replace(left, value=value, stderr=between(left.stderr, right.stderr))
+
+
 def _check_same(first: BaseProfile, other: BaseProfile, index: int) -> None:
     """Whether two profiles record one model under one setting, seeds apart."""
 
     def settings(profile: BaseProfile) -> Iterator[tuple[str, Any]]:
         yield "optimizer", profile.optimizer.source
         yield "optimizer settings", profile.optimizer.spec()["settings"]
+        yield "other optimizers", [(rule.spec(), rate) for rule, rate in profile.others]
+        yield "which optimizer trains what", dict(profile.held)
         for name in profile.parameters:
             yield f"the shape of {name!r}", profile.shapes[name]
         for name in _TYPES:

@@ -1,39 +1,35 @@
 """Recording a base model: its start at once, its trajectory as it trains."""
 
 import warnings
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
-from flerm_fx.capture import Capture, capture, modes, untouched
+from flerm_fx.capture import capture
 from flerm_fx.copying import copied
-from flerm_fx.errors import EstimateError, InputError, OptimizerError
-from flerm_fx.inputs import (
-    Inputs,
-    OutputFn,
-    check_finite,
-    detached,
-    device_of,
-    probe_pool,
-    to_device,
-)
+from flerm_fx.distributed import Ranks, is_sharded, unwrapped
+from flerm_fx.errors import InputError
+from flerm_fx.inputs import Inputs, OutputFn, detached, device_of, probe_pool, to_device
+from flerm_fx.logs import FSLR, Log
 from flerm_fx.loss import LossFunction, resolve
+from flerm_fx.observer import Observed, StepHooks, UpdateObserver
+from flerm_fx.optimizers import Optimizers, listed
 from flerm_fx.parameter_graph import capture_graph
-from flerm_fx.probe.estimate import Estimate
+from flerm_fx.probe.estimate import Estimate, estimates, rows
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
 from flerm_fx.profile import BaseProfile, Trajectory
+from flerm_fx.running import RunningProber
 from flerm_fx.start import MODEL_LOSS, StartProcedure, measure_start
-from flerm_fx.update_rule import UpdateRule
 
 
 def record(
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Optimizer | Sequence[Optimizer],
     inputs: Inputs | list[Inputs],
     targets: Any = None,
     *,
@@ -45,6 +41,7 @@ def record(
     method: Method = "auto",
     rtol: float = 0.05,
     generator: torch.Generator | None = None,
+    log: Log | None = None,
 ) -> "Recorder":
     r"""Record the function-space learning rates of a base model.
 
@@ -55,11 +52,13 @@ def record(
     there is such a parameter, the FSLRs of all are measured once more ``resolve_after`` steps
     later, and :func:`flerm_fx.compile` matches it by those. The *trajectory* follows as the model
     trains: hooks on the optimizer measure the real update at steps 0, ``every``, 2 ``every``, …
-    Training itself is left bit for bit what it is without recording.
+    Training itself is left bit for bit what it is without recording. Decay that an optimizer takes
+    from the weights beside the gradient's step (AdamW) is no part of an update.
 
     Args:
         model: the base model, in the mode in which it trains.
-        optimizer: its optimizer; every trainable parameter must be in it.
+        optimizer: its optimizer, or a list of them, such as Muon for matrices and AdamW for the
+            rest; every trainable parameter must be in one.
         inputs: probe pool: one batch (a tensor, tuple or dict of keyword arguments, batch first)
             or a list of batches. FSLRs are measured on the first; simulated steps take the others.
         targets: what the loss compares with, batch by batch; None for a model that returns its
@@ -74,6 +73,7 @@ def record(
         method: as for :func:`flerm_fx.measure`.
         rtol: as for :func:`flerm_fx.measure`.
         generator: its seed becomes the profile's; 0 if None.
+        log: called with ``{"flerm/fslr/<parameter>": FSLR}`` and the step at each measurement.
 
     Returns:
         A :class:`Recorder`: a context manager with a ``profile``.
@@ -110,6 +110,7 @@ def record(
         method=method,
         rtol=rtol,
         generator=generator,
+        log=log,
     )
 
 
@@ -117,15 +118,12 @@ class Recorder:
     """A recording in progress; see :func:`record`.
 
     Leaving the ``with`` block, or :meth:`close`, takes the hooks off the optimizer.
-
-    Attributes:
-        step: optimizer steps seen so far.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         inputs: Inputs | list[Inputs],
         targets: Any = None,
         *,
@@ -137,6 +135,7 @@ class Recorder:
         method: Method = "auto",
         rtol: float = 0.05,
         generator: torch.Generator | None = None,
+        log: Log | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"model must be an nn.Module, got {type(model).__name__}")
@@ -149,17 +148,17 @@ class Recorder:
                 raise InputError(f"{name} must be a whole number of at least {least}, got {value}")
         if method not in METHODS:
             raise InputError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
-        pool = detached(probe_pool(inputs, targets))
+        ranks = Ranks.of(model)
+        model = unwrapped(model)
+        pool = ranks.agreed(detached(probe_pool(inputs, targets)))
         own_loss = loss_fn is None and pool[0][1] is None
         loss = None if own_loss else resolve(loss_fn, pool[0][1])
+        optimizers = listed(optimizer)
         self.model = model
-        self.optimizer = optimizer
         self.every = every
         self.resolve_after = resolve_after
-        self.step = 0
         self.procedure = StartProcedure(
-            rule=UpdateRule.of(optimizer),
-            learning_rate=_learning_rate(optimizer),
+            optimizers=Optimizers.of(model, optimizers),
             settle=settle,
             loss=loss,
             pool=pool,
@@ -168,11 +167,11 @@ class Recorder:
             rtol=rtol,
             seed=generator.initial_seed() % 2**63 if generator is not None else 0,
         )
-        twin = capture(copied(model), to_device(pool[0][0], device_of(model)), output_fn)
-        _check_covered(model, optimizer)
+        probe_inputs = to_device(pool[0][0], device_of(model))
+        twin = capture(copied(model), probe_inputs, output_fn)
         self._graph = capture_graph(twin)
-        self._parameters = twin.parameters.keys()
-        prober = Prober(twin)
+        self._shapes = {name: tuple(p.shape) for name, p in twin.parameters.items()}
+        prober = Prober(twin, ranks)
         self._start = measure_start(twin, self.procedure, prober=prober)
         # Exactly 0: an FSLR within rounding, such as that of an attention key's bias, is as small
         # at any later step.
@@ -180,27 +179,38 @@ class Recorder:
         late = resolve_after if at_zero else 0
         self._late = measure_start(twin, self.procedure.after(late), prober=prober) if late else {}
         self._training = model.training
-        self._probe_inputs = to_device(pool[0][0], device_of(model))
-        self._probers = {modes(model): prober.bound(model)}
+        self._prober = RunningProber(
+            lambda: model,
+            (lambda: copied(model)) if is_sharded(model) else None,
+            prober,
+            probe_inputs,
+            output_fn=output_fn,
+            method=method,
+            rtol=rtol,
+            seed=self.procedure.seed,
+        )
+        self._log = log
         self._steps: list[int] = []
         self._rates: list[float] = []
-        self._fslrs: dict[str, list[Estimate]] = {name: [] for name in self._parameters}
-        self._due = True
+        self._fslrs: dict[str, list[Estimate]] = {name: [] for name in self._shapes}
         self._warned = False
-        self._before: dict[str, Tensor] | None = None
-        self._handles: list[RemovableHandle] = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._observer = UpdateObserver(model, optimizers, self._due, self._observed)
+        self._hooks = StepHooks(optimizers, self._before, self._observer.after)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps seen so far; those that a gradient scaler skipped are none."""
+        return self._observer.step
 
     @property
     def profile(self) -> BaseProfile:
         """What has been recorded so far."""
-        trainable = dict(self.model.named_parameters())
         loss = self.procedure.loss
+        run = self.procedure.optimizers
+        several = len(run.rules) > 1
         return BaseProfile(
-            parameters=tuple(self._parameters),
-            shapes={name: tuple(trainable[name].shape) for name in self._parameters},
+            parameters=tuple(self._shapes),
+            shapes=dict(self._shapes),
             start=dict(self._start),
             late=dict(self._late),
             trajectory=Trajectory(
@@ -209,8 +219,10 @@ class Recorder:
                 fslrs={name: tuple(estimates) for name, estimates in self._fslrs.items()},
             ),
             graph=self._graph,
-            optimizer=self.procedure.rule,
-            learning_rate=self.procedure.learning_rate,
+            optimizer=run.rules[0],
+            learning_rate=run.learning_rates[0],
+            others=tuple(zip(run.rules[1:], run.learning_rates[1:], strict=True)),
+            held={name: run.index(name) for name in self._shapes} if several else {},
             settle=self.procedure.settle,
             resolve_after=self.resolve_after,
             loss=MODEL_LOSS if loss is None else loss.name,
@@ -221,12 +233,51 @@ class Recorder:
             training=self._training,
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """What has been recorded and seen so far, in plain numbers, for a checkpoint.
+
+        Save it with the model's and the optimizer's; see :meth:`load_state_dict`.
+        """
+        measured = len(self._steps)
+        return {
+            "step": self._observer.step,
+            "waiting": self._observer.waiting,
+            "learning_rates": list(self.procedure.optimizers.learning_rates),
+            "start": rows(self._start),
+            "late": rows(self._late),
+            "steps": list(self._steps),
+            "rates": list(self._rates),
+            "fslrs": [rows({n: es[i] for n, es in self._fslrs.items()}) for i in range(measured)],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with a recording: the profile becomes that of one run, as if never interrupted.
+
+        Attach a recorder as in the first run, then load the states of model, optimizer and
+        recorder.
+
+        Raises:
+            InputError: the state is of other parameters.
+        """
+        if state["start"].keys() != self._shapes.keys():
+            odd = sorted(state["start"].keys() ^ self._shapes.keys())
+            raise InputError(
+                f"the recorder's state and the model differ in {', '.join(map(repr, odd[:8]))}; "
+                "load it for the model that it was recorded on"
+            )
+        self._observer.step = state["step"]
+        self._observer.waiting = state["waiting"]
+        self.procedure = self.procedure.at_rates(state["learning_rates"])
+        self._start = estimates(state["start"])
+        self._late = estimates(state["late"])
+        self._steps = list(state["steps"])
+        self._rates = list(state["rates"])
+        measured = [estimates(found) for found in state["fslrs"]]
+        self._fslrs = {name: [found[name] for found in measured] for name in self._shapes}
+
     def close(self) -> None:
         """Take the hooks off the optimizer; the profile stays."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._before = None
+        self._hooks.close()
 
     def __enter__(self) -> Self:
         return self
@@ -239,98 +290,25 @@ class Recorder:
     ) -> None:
         self.close()
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self.step % self.every == 0:
-            self._due = True
-        if not self._due:
-            return
-        rates = _rates(self.model, optimizer)
-        if not any(rates.values()):
-            if not self._warned:
-                warnings.warn(
-                    f"the learning rate is 0 at step {self.step}, so unit updates are not defined; "
-                    "recording at the next step with a rate above 0",
-                    stacklevel=2,
-                )
-            self._warned = True
-            return
-        for name, parameter in self.model.named_parameters():
-            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
-                raise EstimateError(
-                    f"the gradient of parameter {name!r} is NaN or infinite at step {self.step}; "
-                    "the step was not taken. Skip such steps, or lower the learning rate"
-                )
-        self._before = {
-            name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad
-        }
+    def _due(self, step: int) -> bool:
+        return step % self.every == 0
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        before, self._before = self._before, None
-        step, self.step = self.step, self.step + 1
-        if before is None:
-            return
-        self._due = False
-        rates = _rates(self.model, optimizer)
-        after = dict(self.model.named_parameters())
-        updates = {
-            name: (after[name].detach() - before[name]) / rates[name]
-            for name in self._parameters
-            if name in before and rates.get(name, 0) > 0
-        }
-        for name, update in updates.items():
-            check_finite(name, update, f"update (step {step})")
-        generator = torch.Generator().manual_seed(self.procedure.seed + step)
-        with untouched(self.model):
-            found = self._prober().estimate(
-                before,
-                updates,
-                self._probe_inputs,
-                method=self.procedure.method,
-                rtol=self.procedure.rtol,
-                generator=generator,
+    def _before(self, optimizer: Optimizer) -> None:
+        self._observer.before(optimizer)
+        if self._observer.resting and not self._warned:
+            warnings.warn(
+                f"the learning rate is 0 at step {self.step}, so unit updates are not defined; "
+                "recording at the next step with a rate above 0",
+                stacklevel=2,
             )
-        self._steps.append(step)
-        self._rates.append(next(rate for rate in rates.values() if rate > 0))
+            self._warned = True
+
+    def _observed(self, observed: Observed) -> None:
+        found = self._prober.estimate(observed)
+        self._steps.append(observed.step)
+        self._rates.append(next(rate for rate in observed.rates.values() if rate > 0))
         frozen = Estimate(0.0, 0.0, "exact", 0, "not trained at this step")
-        for name in self._parameters:
+        for name in self._shapes:
             self._fslrs[name].append(found.get(name, frozen))
-
-    def _prober(self) -> Prober:
-        mode = modes(self.model)
-        if mode not in self._probers:
-            captured: Capture = capture(self.model, self._probe_inputs, self.procedure.output_fn)
-            self._probers[mode] = Prober(captured)
-        return self._probers[mode]
-
-
-def _learning_rate(optimizer: Optimizer) -> float:
-    """The run's learning rate: the first group's, before any scheduler."""
-    group = optimizer.param_groups[0]
-    rate = float(group.get("initial_lr", group["lr"]))
-    if not rate > 0:
-        raise OptimizerError(
-            f"the optimizer's learning rate is {rate:g}; expected one above 0, since the unit "
-            "update is the update divided by it: attach with the run's learning rate set"
-        )
-    return rate
-
-
-def _check_covered(model: nn.Module, optimizer: Optimizer) -> None:
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    outside = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held]
-    if outside:
-        shown = ", ".join(map(repr, outside[:8])) + (", …" if len(outside) > 8 else "")
-        raise OptimizerError(
-            f"{len(outside)} trainable parameters are in no group of the optimizer: {shown}; add "
-            "them to it, or freeze them with requires_grad_(False)"
-        )
-
-
-def _rates(model: nn.Module, optimizer: Optimizer) -> dict[str, float]:
-    """The learning rate of each trainable parameter in the optimizer, by canonical name."""
-    rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
-    return {
-        name: rates[id(p)]
-        for name, p in model.named_parameters()
-        if p.requires_grad and id(p) in rates
-    }
+        if self._log is not None:
+            self._log({FSLR + name: found[name].value for name in found}, observed.step)

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,10 +20,11 @@ from flerm_fx.inputs import (
     to_device,
 )
 from flerm_fx.loss import Loss
+from flerm_fx.optimizers import Optimizers
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
 from flerm_fx.probe.prober import Prober
-from flerm_fx.update_rule import UpdateRule, group_settings, is_linear
+from flerm_fx.update_rule import group_settings, is_linear
 
 MODEL_LOSS = "output.loss"
 """Name of the loss that a model returns itself."""
@@ -49,8 +50,8 @@ class StartProcedure:
     """How a start is measured: the same for the base model and for every target.
 
     Attributes:
-        rule: the optimizer's update rule; weight decay is left out, as multipliers leave it alone.
-        learning_rate: of the settling steps.
+        optimizers: update rules and learning rates of the settling steps; weight decay is left out,
+            as multipliers leave it alone.
         settle: simulated steps before the measured one; 0 measures the first step.
         loss: loss function; None takes the ``.loss`` of the model's output.
         pool: ``(inputs, targets)`` batches. FSLRs are measured on the first; steps are taken on
@@ -60,8 +61,7 @@ class StartProcedure:
         seed: of dropout in the simulated steps and of the random cotangents.
     """
 
-    rule: UpdateRule
-    learning_rate: float
+    optimizers: Optimizers
     settle: int
     loss: Loss | None
     pool: tuple[Batch, ...]
@@ -73,6 +73,16 @@ class StartProcedure:
     def after(self, steps: int) -> "StartProcedure":
         """The procedure of the late start: the same with so many more simulated steps."""
         return replace(self, settle=self.settle + steps)
+
+    def held_as(self, held: Mapping[str, int]) -> "StartProcedure":
+        """The same for parameters that its optimizers hold in this way."""
+        return replace(self, optimizers=replace(self.optimizers, held=held))
+
+    def at_rates(self, learning_rates: Sequence[float]) -> "StartProcedure":
+        """The same at other learning rates, one for each optimizer."""
+        return replace(
+            self, optimizers=replace(self.optimizers, learning_rates=tuple(learning_rates))
+        )
 
 
 def batch_loss(
@@ -161,7 +171,8 @@ def answers_to(
 
     It is where an ``eps`` is not small beside a gradient: a scale node of s makes it ``eps / s``.
     """
-    if all(math.isclose(m, 1.0) for m in multipliers.values()) or not procedure.rule.has_eps:
+    has_eps = any(rule.has_eps for rule in procedure.optimizers.rules)
+    if not has_eps or all(math.isclose(m, 1.0) for m in multipliers.values()):
         return False
     first = replace(procedure, settle=0)
     plain, scaled = (_first_update(captured, first, given) for given in (None, multipliers))
@@ -190,12 +201,10 @@ def _unit_updates(
     model, parameters = captured.model, captured.parameters
     weights = {name: p.detach().clone() for name, p in parameters.items()}
     pool = to_device(procedure.pool, device_of(model))
+    run = procedure.optimizers
     rates = {
         name: group_settings(
-            procedure.rule,
-            procedure.learning_rate,
-            (multipliers or {}).get(name, 1.0),
-            0.0,
+            run.rule(name), run.rate(name), (multipliers or {}).get(name, 1.0), 0.0
         )
         for name in parameters
     }
@@ -206,18 +215,24 @@ def _unit_updates(
     with untouched(model), torch.enable_grad():
         torch.manual_seed(procedure.seed)
         try:
-            optimizer = procedure.rule.build(
-                _grouped(parameters, rates), procedure.learning_rate, weight_decay=0.0
-            )
-            for group in optimizer.param_groups:
-                group["lr"] *= stretch
+            optimizers = [
+                rule.build(groups, rate, weight_decay=0.0)
+                for rule, rate, groups in zip(
+                    run.rules, run.learning_rates, _grouped(parameters, rates, run), strict=True
+                )
+                if groups
+            ]
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] *= stretch
             for step in range(procedure.settle + 1):
                 batch = pool[0] if len(pool) == 1 else pool[1 + step % (len(pool) - 1)]
                 before = {name: p.detach().clone() for name, p in parameters.items()}
                 _differentiate(model, parameters, batch, procedure, step)
                 if step == 0 and find_rounding:
                     rounding = _rounding(model, parameters, batch, procedure)
-                optimizer.step()
+                for optimizer in optimizers:
+                    optimizer.step()
                 updates = {
                     name: (p.detach() - before[name]) / (stretch * rates[name]["lr"])
                     for name, p in parameters.items()
@@ -234,19 +249,25 @@ def _stretch(parameters: Mapping[str, nn.Parameter], procedure: StartProcedure) 
     """Factor on the learning rate, well inside the range of the weights' type."""
     smallest_range = min(torch.finfo(p.dtype).max for p in parameters.values())
     factor = 2.0**8 if smallest_range < 1e6 else 2.0**24
-    return factor if is_linear(procedure.rule, procedure.learning_rate, factor) else 1.0
+    run = procedure.optimizers
+    linear = all(
+        is_linear(rule, rate, factor)
+        for rule, rate in zip(run.rules, run.learning_rates, strict=True)
+    )
+    return factor if linear else 1.0
 
 
 def _grouped(
-    parameters: Mapping[str, nn.Parameter], rates: Mapping[str, dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Parameter groups, one for each distinct set of settings."""
-    groups: dict[str, dict[str, Any]] = {}
+    parameters: Mapping[str, nn.Parameter], rates: Mapping[str, dict[str, Any]], run: Optimizers
+) -> list[list[dict[str, Any]]]:
+    """For each optimizer, parameter groups, one for each distinct set of settings."""
+    groups: list[dict[str, dict[str, Any]]] = [{} for _ in run.rules]
     for name, parameter in parameters.items():
         settings = {**rates[name]}
-        group = groups.setdefault(repr(sorted(settings.items())), {"params": [], **settings})
+        key = repr(sorted(settings.items()))
+        group = groups[run.index(name)].setdefault(key, {"params": [], **settings})
         group["params"].append(parameter)
-    return list(groups.values())
+    return [list(found.values()) for found in groups]
 
 
 def _differentiate(
@@ -327,10 +348,11 @@ def _fail(what: str, procedure: StartProcedure, step: int) -> None:
             f"{what} on the first batch of the probe pool; expected finite numbers: check the "
             "model, its initialisation and the batch"
         )
+    rates = ", ".join(f"{rate:g}" for rate in procedure.optimizers.learning_rates)
     raise DivergenceError(
-        f"{what} at step {step} of {procedure.settle} settling steps at learning rate "
-        f"{procedure.learning_rate:g}: the start diverges; record with a lower learning rate, or "
-        "a smaller settle or resolve_after"
+        f"{what} at step {step} of {procedure.settle} settling steps at learning rate {rates}: "
+        "the start diverges; record with a lower learning rate, or a smaller settle or "
+        "resolve_after"
     )
 
 

@@ -265,6 +265,15 @@ def node_scale(rule: UpdateRule, multiplier: float) -> float:
     return float(multiplier ** (1.0 / (1.0 + p)))
 
 
+def node_multiplier(rule: UpdateRule, scale: float) -> float:
+    """The learning-rate multiplier m that a node of scale s stands for: the inverse of node_scale.
+
+    >>> node_multiplier(UpdateRule.from_name("SGD"), 2.0)
+    4.0
+    """
+    return float(scale ** (1.0 + degree(rule)))
+
+
 def group_settings(
     rule: UpdateRule, lr: float, multiplier: float, weight_decay: float | None = None
 ) -> dict[str, Any]:
@@ -298,7 +307,20 @@ def group_settings(
     >>> group_settings(UpdateRule.from_name("AdamW", {"weight_decay": 0.1}), 0.01, 4.0)
     {'lr': 0.04, 'weight_decay': 0.025, 'eps': 2.5e-09}
     """
-    settings: dict[str, Any] = {"lr": lr * multiplier}
+    decay = {} if weight_decay is None else {"weight_decay": weight_decay}
+    return multiplied(rule, {**rule.settings, **decay, "lr": lr}, multiplier)
+
+
+def multiplied(rule: UpdateRule, group: Mapping[str, Any], multiplier: float) -> dict[str, Any]:
+    """What a multiplier changes in the present settings of a parameter group.
+
+    As :func:`group_settings`, from the group's own learning rate, decay and ``eps``, which a
+    scheduler or the user may have moved.
+
+    >>> multiplied(UpdateRule.from_name("Adam"), {"lr": 0.01, "eps": 1e-6, "weight_decay": 0}, 2.0)
+    {'lr': 0.02, 'weight_decay': 0.0, 'eps': 5e-07}
+    """
+    settings: dict[str, Any] = {"lr": group["lr"] * multiplier}
     response = rule._response
     p = response.degree
     scale = multiplier ** (1.0 / (1.0 + p)) if _has_node_scale(p) else 1.0
@@ -308,13 +330,61 @@ def group_settings(
         "absolute": 1.0,
     }
     for name, kind in response.decays.items():
-        value = rule.settings[name]
-        if name == "weight_decay" and weight_decay is not None:
-            value = weight_decay
-        settings[name] = value * decay_factor[kind]
+        settings[name] = group.get(name, rule.settings[name]) * decay_factor[kind]
     for name, power in response.powers.items():
-        settings[name] = _times(rule.settings[name], scale**power)
+        settings[name] = _times(group.get(name, rule.settings[name]), scale**power)
     return settings
+
+
+def decay_per_step(rule: UpdateRule, group: Mapping[str, Any]) -> float:
+    r"""The part of a weight that a step of a group takes off, beside what the gradient does.
+
+    :math:`\mathrm{lr} \cdot \lambda` for decoupled decay, :math:`\lambda` for one that the rate
+    does not enter, 0 for decay in the gradient.
+
+    >>> decay_per_step(UpdateRule.from_name("AdamW"), {"lr": 0.1, "weight_decay": 0.5})
+    0.05
+    """
+    factors = {"coupled": 0.0, "decoupled": float(group["lr"]), "absolute": 1.0}
+    return sum(
+        factors[kind] * float(group.get(name, rule.settings[name]))
+        for name, kind in rule._response.decays.items()
+    )
+
+
+def state_powers(rule: UpdateRule) -> dict[str, int]:
+    r"""The power of s by which each entry of a rule's state answers to a scale node, measured.
+
+    Behind a node of s the rule sees the gradient s g and the weight :math:`\theta / s`; an entry of
+    power k is then :math:`s^k` times what it would be. So a running mean of gradients has power 1,
+    one of their squares 2, a count 0.
+
+    Raises:
+        OptimizerError: an entry that answers in another way, so that a scale cannot be changed
+            while training.
+
+    >>> state_powers(UpdateRule.from_name("Adam"))
+    {'step': 0, 'exp_avg': 1, 'exp_avg_sq': 2}
+    """
+    gradients = _LARGE * torch.stack([_matrix(1 + step) for step in range(_STEPS)])
+    weight = _matrix(0).detach()
+    with torch.random.fork_rng(devices=[]):
+        one = _state(rule, gradients, weight)
+        doubled = _state(rule, 2 * gradients, weight / 2)
+    powers = {}
+    for name, value in one.items():
+        for power in (0, 1, 2, -1, -2):
+            wanted = value * 2.0**power
+            if (doubled[name] - wanted).norm() <= _TOLERANCE * wanted.norm():
+                powers[name] = power
+                break
+        else:
+            raise OptimizerError(
+                f"the state {name!r} of {rule.source} is no power of the scale of its weights, so "
+                "scale nodes cannot be changed while it trains: match the plain model, whose "
+                "learning rates change instead"
+            )
+    return powers
 
 
 def is_linear(rule: UpdateRule, lr: float, factor: float) -> bool:
@@ -430,13 +500,7 @@ def _last_update(
 
     Decay acts in the last step only: before it, it would change the state, and with it the step.
     """
-    parameter = torch.nn.Parameter(weight.clone())
-    off = {name: 0.0 for name in _DECAYS if name in rule.settings}
-    group = {"params": [parameter], **off, **(settings or {})}
-    optimizer = rule.build([group], lr)
-    for gradient in gradients[:-1]:
-        parameter.grad = gradient.clone()
-        optimizer.step()
+    parameter, optimizer = _stepped(rule, gradients[:-1], weight, settings, lr)
     for built in optimizer.param_groups:
         built.update(decay or {})
     with torch.no_grad():
@@ -444,6 +508,33 @@ def _last_update(
     parameter.grad = gradients[-1].clone()
     optimizer.step()
     return parameter.detach() - weight
+
+
+def _stepped(
+    rule: UpdateRule,
+    gradients: Tensor,
+    weight: Tensor,
+    settings: Mapping[str, Any] | None = None,
+    lr: float = _LR,
+) -> tuple[torch.nn.Parameter, Optimizer]:
+    """A matrix after steps on gradients without decay, and its optimizer."""
+    parameter = torch.nn.Parameter(weight.clone())
+    off = {name: 0.0 for name in _DECAYS if name in rule.settings}
+    optimizer = rule.build([{"params": [parameter], **off, **(settings or {})}], lr)
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    return parameter, optimizer
+
+
+def _state(rule: UpdateRule, gradients: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """The numbers in an optimizer's state after steps from a matrix."""
+    parameter, optimizer = _stepped(rule, gradients, weight)
+    return {
+        name: torch.as_tensor(value, dtype=torch.float64)
+        for name, value in optimizer.state[parameter].items()
+        if isinstance(value, Tensor) or _is_number(value)
+    }
 
 
 def _matrix(seed: int) -> Tensor:

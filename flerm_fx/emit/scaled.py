@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -13,11 +13,18 @@ from torch.utils import _pytree as pytree
 from flerm_fx.capture import Capture, capture, modes
 from flerm_fx.copying import copied
 from flerm_fx.emit.lower import lowered
+from flerm_fx.emit.module import (
+    EXTRA,
+    plain_names,
+    put_scales,
+    scales_of,
+    set_scales,
+    state_names,
+    take_scales,
+)
 from flerm_fx.errors import CaptureWarning, InputError
 from flerm_fx.inputs import Inputs, call_arguments, is_floating
-from flerm_fx.scale import ScaleNodes, scale
-
-EXTRA = "_extra_state"
+from flerm_fx.scale import ScaleNodes, is_scale, scale
 
 
 class ScaledModel(nn.Module):
@@ -29,36 +36,55 @@ class ScaledModel(nn.Module):
     behind the scenes, all sharing parameters and buffers. Where the model does not export, the same
     scales are applied by ``torch.func.functional_call``.
 
-    The state dict holds the stored weights, and the scales as extra state; a state dict without
-    scales, such as the original model's, is read as effective weights.
+    With ``in_module`` the nodes are parametrizations of the model itself (see
+    :mod:`flerm_fx.emit.module`), and calls go to it.
+
+    The state dict holds the stored weights under the model's own names, and the scales as extra
+    state, whichever way the scales are put; a state dict without scales, such as the original
+    model's, is read as effective weights.
 
     Args:
-        skeleton: a copy of the model that this object may own; its weights are divided by s.
+        skeleton: a copy of the model that this object may own, or with ``in_module`` the model
+            itself; its weights are divided by s, unless it has its scales already.
         scales: s_l of each trainable parameter, by canonical name; if empty, calls go to
             ``skeleton`` as it is.
+        in_module: put the scales on the skeleton.
 
     >>> model = ScaledModel(nn.Linear(2, 1, bias=False), {"weight": 4.0})
     >>> print(model.graph_for((torch.zeros(3, 2),), {}).code.strip().splitlines()[3].strip())
     scale = flerm_fx_scale_scale(weight, 4.0);  weight = None
     """
 
-    def __init__(self, skeleton: nn.Module, scales: Mapping[str, float]) -> None:
+    def __init__(
+        self, skeleton: nn.Module, scales: Mapping[str, float], *, in_module: bool = False
+    ) -> None:
         super().__init__()
         # Set before the skeleton's names are there, which may be the same.
-        self.scales = dict(scales)
+        self._scales = dict(scales)
         self._skeleton = (skeleton,)  # in a tuple, so that it is no submodule
         self._graphs: dict[Any, _Emitted] = {}
         self._given: tuple[tuple[bool, ...], Capture] | None = None
-        with torch.no_grad():
-            for name, parameter in skeleton.named_parameters():
-                if name in self.scales:
-                    parameter.div_(self.scales[name])
+        self.in_module = in_module
+        if not in_module:
+            with torch.no_grad():
+                for name, parameter in skeleton.named_parameters():
+                    if name in self._scales:
+                        parameter.div_(self._scales[name])
+        elif not scales_of(skeleton):
+            put_scales(skeleton, self._scales)
+        if in_module:
+            self._register_state_dict_hook(_with_plain_names)  # type: ignore[no-untyped-call]
         # The skeleton's own dictionaries: names, modes and buffers are one with it.
         self._parameters = skeleton._parameters
         self._buffers = skeleton._buffers
         self._modules = skeleton._modules
         self._non_persistent_buffers_set = skeleton._non_persistent_buffers_set
         self.training = skeleton.training
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """The scale s_l of each trainable parameter; empty if there are no nodes."""
+        return scales_of(self.skeleton) if self.in_module else self._scales
 
     @property
     def skeleton(self) -> nn.Module:
@@ -68,7 +94,7 @@ class ScaledModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns."""
-        if not self.scales:
+        if not self.scales or self.in_module:
             return self.skeleton(*args, **kwargs)
         emitted = self._emitted(args, kwargs)
         if emitted.graph_module is not None:
@@ -99,8 +125,9 @@ class ScaledModel(nn.Module):
     def adopt(self, captured: Capture, inputs: Inputs) -> None:
         """Use a capture of the model for calls with such inputs in the present mode."""
         state, shapes, _ = self._signature(*call_arguments(inputs))
-        self._graphs[state, shapes] = self._with_scales(captured.bound(self.skeleton))
-        self._given = (modes(self), captured.bound(self.skeleton))
+        held: nn.Module = self if self.in_module else self.skeleton
+        self._graphs[state, shapes] = self._with_scales(captured.bound(held))
+        self._given = (modes(self), captured.bound(held))
 
     def adopted(self, model: nn.Module) -> Capture | None:
         """That capture on a copy of the model, if the model is still in that mode."""
@@ -108,17 +135,62 @@ class ScaledModel(nn.Module):
             return None
         return self._given[1].bound(model)
 
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """The stored weights, under the model's own names."""
+        plain = plain_names(self.skeleton) if self.in_module else {}
+        for name, parameter in super().named_parameters("", recurse, remove_duplicate):
+            yield (f"{prefix}." if prefix else "") + plain.get(name, name), parameter
+
+    def rescale(self, scales: Mapping[str, float]) -> None:
+        """Change the scales of the nodes; what is stored is left as it is, and so is the caller's.
+
+        Args:
+            scales: s_l of each trainable parameter.
+        """
+        self._scales = dict(scales)
+        if self.in_module:
+            set_scales(self.skeleton, scales)
+        changed: dict[int, _Emitted] = {}
+        for key, emitted in self._graphs.items():
+            if emitted.graph_module is not None and id(emitted) not in changed:
+                for node in emitted.graph_module.graph.nodes:
+                    if is_scale(node):
+                        node.args = (node.args[0], self.scales[node.meta["parameter"]])
+                emitted.graph_module.recompile()
+                self.annotate(emitted.graph_module)
+                low = lowered(emitted.graph_module)
+                changed[id(emitted)] = replace(emitted, lowered=low)
+            self._graphs[key] = changed.get(id(emitted), emitted)
+
     def annotate(self, graph_module: fx.GraphModule) -> None:
         """Write what is known of each parameter to ``node.meta``; a hook for subclasses."""
 
     def plain(self) -> nn.Module:
         """A copy of the original model with the effective weights θ = s·w in it."""
         model = copied(self.skeleton)
+        if self.in_module:
+            take_scales(model)
+            return model
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name in self.scales:
                     parameter.mul_(self.scales[name])
         return model
+
+    def trained(self) -> Capture | None:
+        """The adopted capture on a copy that is trained as this is, its nodes in the graphs."""
+        captured = self.adopted(self)
+        if captured is None or captured.graph_module is None:
+            return None
+        if not self.in_module:
+            return with_scale_nodes(captured.bound(self.plain()), self.scales)
+        captured = captured.bound(ScaledModel(copied(self.skeleton), self.scales, in_module=True))
+        for graph_module in (captured.graph_module, captured.probe_module):
+            assert graph_module is not None
+            ScaleNodes(self.scales)(graph_module)
+        return captured
 
     def get_extra_state(self) -> dict[str, Any]:
         """The scales, which a state dict of stored weights means nothing without."""
@@ -136,18 +208,35 @@ class ScaledModel(nn.Module):
                 f"the state dict's scales and the model's differ in {', '.join(map(repr, odd))}; "
                 "load it into a model compiled in the same way, or load fold().state_dict()"
             )
-        self.scales = dict(state["scales"])
-        self._graphs.clear()
+        self.rescale(state["scales"])
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        if prefix + EXTRA not in state_dict:
-            scaled = {id(self.get_parameter(name)): s for name, s in self.scales.items()}
-            for name, parameter in self.named_parameters(remove_duplicate=False):
-                if id(parameter) in scaled and prefix + name in state_dict:
-                    state_dict[prefix + name] = state_dict[prefix + name] / scaled[id(parameter)]
-            state_dict[prefix + EXTRA] = self.get_extra_state()
+        _gather_scales(state_dict, prefix)
+        extra = state_dict.get(prefix + EXTRA)
+        if extra is None or not self.scales:
+            # Weights in other terms than ours: make them effective, then ours.
+            theirs = extra["scales"] if extra is not None else {}
+            held = dict(self.named_parameters(remove_duplicate=False))
+            first = {id(parameter): name for name, parameter in reversed(held.items())}
+            for name, parameter in held.items():
+                canonical = first[id(parameter)]
+                factor = theirs.get(canonical, 1.0) / self.scales.get(canonical, 1.0)
+                if prefix + name in state_dict and factor != 1.0:
+                    state_dict[prefix + name] = state_dict[prefix + name] * factor
+            state_dict[prefix + EXTRA] = {
+                **self.get_extra_state(),
+                **{key: value for key, value in (extra or {}).items() if key != "scales"},
+            }
+        if self.in_module:
+            scales = state_dict[prefix + EXTRA]["scales"]
+            for held_name, name in plain_names(self.skeleton).items():
+                if prefix + name in state_dict:
+                    state_dict[prefix + held_name] = state_dict.pop(prefix + name)
+            by_place = _by_place(self.skeleton, scales)
+            for held_name, s in by_place.items():
+                state_dict[prefix + held_name] = torch.tensor(s, dtype=torch.float64)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _signature(
@@ -178,19 +267,19 @@ class ScaledModel(nn.Module):
             if isinstance(leaf, Tensor)
         }
         one_batch = len(batches) == 1 and not batches & {torch.Size([]), torch.Size([1])}
-        trainable = {name: p.requires_grad for name, p in self.named_parameters()}
+        model = self.plain() if self.in_module else self.skeleton
+        trainable = {name: p.requires_grad for name, p in model.named_parameters()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CaptureWarning)
             try:
                 # Frozen or not by now, every scaled parameter needs its node.
-                for name in self.scales:
-                    self.get_parameter(name).requires_grad_()
-                for name, parameter in self.named_parameters():
-                    if self.scales and name not in self.scales:
-                        parameter.requires_grad_(False)
-                return capture(self.skeleton, args or kwargs, _any_output, dynamic_batch=one_batch)
+                for name, parameter in model.named_parameters():
+                    if self.scales:
+                        parameter.requires_grad_(name in self.scales)
+                captured = capture(model, args or kwargs, _any_output, dynamic_batch=one_batch)
+                return captured.bound(self) if self.in_module else captured
             finally:
-                for name, parameter in self.named_parameters():
+                for name, parameter in model.named_parameters():
                     parameter.requires_grad_(trainable[name])
 
     def _with_scales(self, captured: Capture | None) -> "_Emitted":
@@ -236,6 +325,42 @@ def with_scale_nodes(captured: Capture, scales: Mapping[str, float]) -> Capture:
     for graph_module in (captured.graph_module, captured.probe_module):
         ScaleNodes(scales)(graph_module)
     return replace(captured, model=lowered(captured.graph_module))
+
+
+def _with_plain_names(
+    module: ScaledModel, state_dict: dict[str, Any], prefix: str, *_: Any
+) -> None:
+    """The state of a model with parametrizations, as if it had none."""
+    for held, name in plain_names(module.skeleton).items():
+        state_dict[prefix + name] = state_dict.pop(prefix + held)
+    for held in state_names(module.skeleton):
+        del state_dict[prefix + held]
+
+
+def _gather_scales(state_dict: dict[str, Any], prefix: str) -> None:
+    """Read the state dict of a model with parametrizations as our own."""
+    tail = f".0.{EXTRA}"
+    scales = {}
+    for held in [k for k in state_dict if k.startswith(prefix) and k.endswith(tail)]:
+        path, _, name = held.removesuffix(tail).removeprefix(prefix).rpartition("parametrizations.")
+        scales[path + name] = float(state_dict.pop(held))
+        state_dict[prefix + path + name] = state_dict.pop(held.removesuffix(tail) + ".original")
+    if scales:
+        state_dict[prefix + EXTRA] = {"scales": scales}
+
+
+def _by_place(model: nn.Module, scales: Mapping[str, float]) -> dict[str, float]:
+    """The scale in each place of a model's state: tied weights have one, in several."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    of = {
+        id(parameters[held]): scales[name]
+        for held, name in plain_names(model).items()
+        if name in scales
+    }
+    return {
+        place: of[id(parameters[place.removesuffix(f"0.{EXTRA}") + "original"])]
+        for place in state_names(model)
+    }
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """One measured function-space learning rate."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -33,3 +35,17 @@ class Estimate:
     def relative_error(self) -> float:
         """``stderr / value``, and 0 for a value of 0."""
         return self.stderr / self.value if self.value else 0.0
+
+
+def rows(estimates: Mapping[str, Estimate]) -> dict[str, tuple[Any, ...]]:
+    """Estimates as plain tuples, which any checkpoint can hold; see :func:`estimates`.
+
+    >>> estimates(rows({"weight": Estimate(2.0, 0.1, "sampled", 4)}))["weight"].samples
+    4
+    """
+    return {name: astuple(estimate) for name, estimate in estimates.items()}
+
+
+def estimates(rows: Mapping[str, Sequence[Any]]) -> dict[str, Estimate]:
+    """What :func:`rows` was given."""
+    return {name: Estimate(*row) for name, row in rows.items()}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from flerm_fx.capture import Capture
+from flerm_fx.distributed import Ranks
 from flerm_fx.errors import EstimateError, InputError
 from flerm_fx.inputs import Inputs, check_finite
 from flerm_fx.probe.cotangent import Cotangents
@@ -37,17 +38,21 @@ class Prober:
 
     Args:
         captured: the model, captured in the mode in which it is to be measured.
+        ranks: the processes that measure it together, all of which are to call :meth:`estimate`
+            with the same arguments. Each measures its share of the examples, where examples do not
+            influence each other and divide evenly, with the cotangents that one process would draw.
     """
 
-    def __init__(self, captured: Capture) -> None:
+    def __init__(self, captured: Capture, ranks: Ranks | None = None) -> None:
         self.captured = captured
+        self.ranks = ranks or Ranks()
         self._coupling: str | None = None
         self._tapped: dict[tuple[str, ...], fx.GraphModule] = {}
         self._workloads: dict[tuple[str, ...], Workload] = {}
 
     def bound(self, model: nn.Module) -> "Prober":
         """The same for another copy of the model: what couples examples is known already."""
-        prober = Prober(self.captured.bound(model))
+        prober = Prober(self.captured.bound(model), self.ranks)
         prober._coupling = self._coupling
         return prober
 
@@ -117,7 +122,7 @@ class Prober:
                     f"the FSLR of parameter {name!r} is {estimate.value}; expected a finite "
                     "number: the model's outputs or their derivatives overflow on the probe inputs"
                 )
-        return found
+        return self.ranks.agreed(found)  # type: ignore[no-any-return]
 
     def _exact(
         self,
@@ -125,7 +130,12 @@ class Prober:
         updates: Mapping[str, Tensor],
         inputs: Inputs,
     ) -> dict[str, Estimate]:
-        values = exact(self.captured, parameters, updates, inputs)
+        share = self._share(parameters, updates, inputs)
+        values = exact(self.captured, parameters, updates, inputs if share is None else share)
+        if share is not None:
+            squares = torch.tensor([list(values.values())], dtype=torch.float64).square()
+            together = self.ranks.joined(squares.to(self._device)).mean(0).sqrt()
+            values = dict(zip(values, together.tolist(), strict=True))
         return {
             name: Estimate(value, 0.0, "exact", 0, self.captured.reason)
             for name, value in values.items()
@@ -187,16 +197,37 @@ class Prober:
         cotangents: Cotangents,
         generator: torch.Generator,
     ) -> Samples:
-        return sampled(
+        share = self._share(parameters, updates, inputs)
+        found = sampled(
             self.captured,
             self._graph(tuple(updates)),
             parameters,
             updates,
-            inputs,
+            inputs if share is None else share,
             cotangents=cotangents,
             generator=generator,
             coupled=bool(self._coupling),
+            rows=slice(None) if share is None else self.ranks.rows(cotangents.examples),
         )
+        return found if share is None else replace(found, squares=self.ranks.joined(found.squares))
+
+    def _share(
+        self, parameters: Mapping[str, Tensor], updates: Mapping[str, Tensor], inputs: Inputs
+    ) -> Inputs | None:
+        """The examples that this rank measures; None where each measures all of them."""
+        share = self.ranks.share(inputs)
+        if share is None or self._coupled(parameters, updates, inputs):
+            return None
+        if self.captured.guards is not None:
+            try:
+                self.captured.guards(*self.captured.flat(share))
+            except AssertionError:
+                return None
+        return share
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.captured.parameters.values())).device
 
     def _estimates(self, taken: list[Samples]) -> dict[str, Estimate]:
         """Estimates from independent sets of draws, each weighted by its number of draws."""

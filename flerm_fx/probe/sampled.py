@@ -59,6 +59,7 @@ def sampled(
     cotangents: Cotangents,
     generator: torch.Generator,
     coupled: bool = False,
+    rows: slice = slice(None),
 ) -> Samples:
     """Draw cotangents and project each parameter's function change on them.
 
@@ -72,10 +73,14 @@ def sampled(
         cotangents: what to draw.
         generator: source of the cotangents.
         coupled: treat the batch as one example, as where an operation mixes examples.
+        rows: the examples in ``inputs``, where they are some of those that cotangents are drawn
+            for.
     """
     columns = []
-    for rows in cotangents.sets(generator):
-        found = projections(captured, tapped, parameters, updates, inputs, rows, coupled=coupled)
+    for drawn in cotangents.sets(generator):
+        found = projections(
+            captured, tapped, parameters, updates, inputs, drawn[rows], coupled=coupled
+        )
         columns.append(found.square().sum(1))
     return Samples(tuple(updates), sum(columns[1:], columns[0]) / cotangents.draws, cotangents)
 

@@ -1,0 +1,68 @@
+"""``flerm-fx compile``: the multipliers of a model, measured against a base profile."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import flerm_fx
+from flerm_fx.commands.factory import load_model
+from flerm_fx.commands.match import OnUnmatched
+from flerm_fx.errors import FlermError
+from flerm_fx.profile import BaseProfile
+
+
+class Dump(StrEnum):
+    """The forms of a dump."""
+
+    table = "table"
+    json = "json"
+    dot = "dot"
+    code = "code"
+
+
+def compile(
+    profile: Annotated[Path, typer.Argument(help="A base profile, base.safetensors.")],
+    model: Annotated[
+        str, typer.Option(help="The target: package.module:factory, called without arguments.")
+    ],
+    dump: Annotated[Dump, typer.Option(help="What to print.")] = Dump.table,
+    out: Annotated[Path | None, typer.Option(help="Write it there, and print nothing.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the model's initial weights.")] = 0,
+    rounds: Annotated[int, typer.Option(help="How often the start is measured.")] = 1,
+    rtol: Annotated[float, typer.Option(help="Relative standard error of the FSLRs.")] = 0.05,
+    check: Annotated[
+        bool, typer.Option("--check", help="Measure the FSLRs again on the compiled model.")
+    ] = False,
+    on_unmatched: Annotated[
+        OnUnmatched, typer.Option(help="What becomes of parameters without a counterpart.")
+    ] = OnUnmatched.error,
+) -> None:
+    """Print the multiplier of each parameter of a model, as flerm_fx.compile finds it.
+
+    The model is measured on the inputs that are stored in the profile. The exit code is 1 where
+    --check finds a parameter whose FSLR is not the base's.
+
+    Example: flerm-fx compile base.safetensors --model my_project.models:large --check
+    """
+    import torch
+
+    base = BaseProfile.load(profile)
+    torch.manual_seed(seed)
+    target = load_model(model).train(base.training)
+    with Console(stderr=True).status("measuring the model"):
+        compiled = flerm_fx.compile(
+            target, base, rounds=rounds, rtol=rtol, on_unmatched=on_unmatched.value
+        )
+        failed = [c for c in compiled.check() if not c.passed] if check else []
+    text = compiled.dump(dump.value, out)
+    if out is None:
+        print(text)
+    if failed:
+        first = failed[0]
+        raise FlermError(
+            f"{len(failed)} parameters miss the base's FSLRs, such as {first.parameter}: "
+            f"{first.measured.value:g} in place of {first.expected:g}"
+        )

@@ -1,0 +1,140 @@
+"""Recording and matching under Lightning's ``Trainer``."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+from torch import nn
+
+from flerm_fx.errors import InputError
+from flerm_fx.inputs import Inputs
+from flerm_fx.match import Matcher, match
+from flerm_fx.profile import BaseProfile, PathLike
+from flerm_fx.record import Recorder, record
+
+Pick = Callable[[L.LightningModule], nn.Module]
+"""Picks the module whose ``forward`` takes the probe inputs."""
+
+
+class _Attached(L.Callback):
+    """Something on hooks of the run's optimizers, whose state is part of its checkpoints."""
+
+    def __init__(self, module: Pick | None) -> None:
+        self.found: Any = None
+        self._module = module
+        self._state: dict[str, Any] | None = None
+
+    def attach(self, model: nn.Module, optimizers: list[Any]) -> Any:
+        """What to attach when training begins."""
+        raise NotImplementedError
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Attach, and go on where a checkpoint left."""
+        model = pl_module if self._module is None else self._module(pl_module)
+        self.found = self.attach(model, list(trainer.optimizers))
+        if self._state is not None:
+            self.found.load_state_dict(self._state)
+            self._state = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the hooks off."""
+        self.found.close()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Take the hooks off."""
+        if self.found is not None:
+            self.found.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {} if self.found is None else self.found.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint, before training begins."""
+        self._state = state_dict or None
+
+
+class RecordCallback(_Attached):
+    """Records the base model that Lightning trains; see :func:`flerm_fx.record`.
+
+    Args:
+        inputs: probe pool.
+        targets: of the pool.
+        path: where to write the profile when training ends; nowhere if None.
+        module: picks the module that takes the inputs; the LightningModule itself if None.
+        options: of :func:`flerm_fx.record`.
+
+    Attributes:
+        recorder: once training has begun.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs | list[Inputs],
+        targets: Any = None,
+        *,
+        path: PathLike | None = None,
+        module: Pick | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(module)
+        self._pool = inputs, targets
+        self._path = path
+        self._options = options
+
+    @property
+    def recorder(self) -> Recorder:
+        """The recorder of the run."""
+        if not isinstance(self.found, Recorder):
+            raise InputError("training has not begun, so there is nothing yet to read")
+        return self.found
+
+    def attach(self, model: nn.Module, optimizers: list[Any]) -> Recorder:
+        """Record."""
+        return record(model, optimizers, *self._pool, **self._options)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the hooks off and write the profile."""
+        super().on_train_end(trainer, pl_module)
+        if self._path is not None and trainer.is_global_zero:
+            self.recorder.profile.save(self._path)
+
+
+class MatchCallback(_Attached):
+    """Matches the model that Lightning trains to a base; see :func:`flerm_fx.match`.
+
+    Args:
+        base_profile: recorded on the base.
+        inputs: probe batch; the profile's if None.
+        module: picks the module that takes the inputs; the LightningModule itself if None.
+        options: of :func:`flerm_fx.match`.
+
+    Attributes:
+        matcher: once training has begun.
+    """
+
+    def __init__(
+        self,
+        base_profile: BaseProfile,
+        inputs: Inputs | None = None,
+        *,
+        module: Pick | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(module)
+        self._profile = base_profile
+        self._inputs = inputs
+        self._options = options
+
+    @property
+    def matcher(self) -> Matcher:
+        """The matcher of the run."""
+        if not isinstance(self.found, Matcher):
+            raise InputError("training has not begun, so there is nothing yet to read")
+        return self.found
+
+    def attach(self, model: nn.Module, optimizers: list[Any]) -> Matcher:
+        """Match."""
+        return match(model, optimizers, self._profile, self._inputs, **self._options)

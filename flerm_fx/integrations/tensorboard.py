@@ -1,0 +1,31 @@
+"""FSLRs and multipliers on TensorBoard."""
+
+from typing import TYPE_CHECKING
+
+from flerm_fx.logs import Log
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+def to_tensorboard(writer: "SummaryWriter") -> Log:
+    """A ``log=`` for :func:`flerm_fx.record` and :func:`flerm_fx.match` that writes scalars.
+
+    One scalar for each parameter, ``flerm/fslr/<name>`` and ``flerm/multiplier/<name>``, in the
+    writer's own file.
+
+    Args:
+        writer: a ``torch.utils.tensorboard.SummaryWriter``, or anything with its ``add_scalar``.
+
+    >>> class Writer:
+    ...     def add_scalar(self, name, value, step):
+    ...         print(name, value, step)
+    >>> to_tensorboard(Writer())({"flerm/fslr/weight": 2.0}, 100)
+    flerm/fslr/weight 2.0 100
+    """
+
+    def log(numbers: dict[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, step)
+
+    return log

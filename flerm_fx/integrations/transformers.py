@@ -1,0 +1,176 @@
+"""Recording and matching under ``transformers.Trainer``."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from flerm_fx.errors import InputError
+from flerm_fx.inputs import Inputs
+from flerm_fx.match import Matcher, match
+from flerm_fx.profile import BaseProfile, PathLike
+from flerm_fx.record import Recorder, record
+
+T = TypeVar("T")
+
+
+class _Attached(TrainerCallback):
+    """Something on hooks of the trainer's optimizer, whose state is part of its checkpoints."""
+
+    file: str
+    found: Any = None
+
+    def attach(self, model: nn.Module, optimizer: Optimizer) -> Any:
+        """What to attach when training begins."""
+        raise NotImplementedError
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Attach, and go on where a checkpoint left."""
+        self.found = self.attach(kwargs["model"], kwargs["optimizer"])
+        if state.global_step:
+            path = self._folder(args, state) / self.file
+            if not path.is_file():
+                self.found.close()
+                raise InputError(
+                    f"{path}: no such file, although training resumes at step {state.global_step}; "
+                    "the checkpoint was saved without this callback: begin a new run, or copy the "
+                    "file there"
+                )
+            self.found.load_state_dict(torch.load(path, weights_only=True))
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Save beside the trainer's own files."""
+        if state.is_world_process_zero:
+            folder = self._folder(args, state)
+            temporary = folder / f".{self.file}.tmp"
+            torch.save(self.found.state_dict(), temporary)
+            temporary.replace(folder / self.file)
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Take the hooks off."""
+        self.found.close()
+
+    def _folder(self, args: TrainingArguments, state: TrainerState) -> Path:
+        name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        resumed = args.resume_from_checkpoint
+        if isinstance(resumed, str) and Path(resumed).name == name and Path(resumed).is_dir():
+            return Path(resumed)
+        return Path(str(args.output_dir)) / name
+
+
+class RecordCallback(_Attached):
+    """Records the base model that a ``Trainer`` trains; see :func:`flerm_fx.record`.
+
+    The profile is written when training ends. Checkpoints hold what was recorded so far, and
+    ``trainer.train(resume_from_checkpoint=...)`` goes on with it.
+
+    Args:
+        inputs: probe pool; a dict of ``input_ids`` and so on, with ``labels`` for the model's own
+            loss.
+        path: where to write the profile; nowhere if None.
+        options: of :func:`flerm_fx.record`.
+
+    Attributes:
+        recorder: once training has begun.
+
+    Example::
+
+        trainer = Trainer(model, args, train_dataset=data, callbacks=[
+            RecordCallback(batch, path="base.safetensors", every=100)])
+        trainer.train()
+    """
+
+    file = "flerm_recorder.pt"
+
+    def __init__(
+        self, inputs: Inputs | list[Inputs], *, path: PathLike | None = None, **options: Any
+    ) -> None:
+        self._inputs = inputs
+        self._path = path
+        self._options = options
+
+    @property
+    def recorder(self) -> Recorder:
+        """The recorder of the run."""
+        return _begun(self.found, Recorder)
+
+    def attach(self, model: nn.Module, optimizer: Optimizer) -> Recorder:
+        """Record."""
+        return record(model, optimizer, self._inputs, **self._options)
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Take the hooks off and write the profile."""
+        super().on_train_end(args, state, control, **kwargs)
+        if self._path is not None and state.is_world_process_zero:
+            self.recorder.profile.save(self._path)
+
+
+class MatchCallback(_Attached):
+    """Matches the model that a ``Trainer`` trains to a base; see :func:`flerm_fx.match`.
+
+    Args:
+        base_profile: recorded on the base.
+        inputs: probe batch; the profile's if None.
+        options: of :func:`flerm_fx.match`.
+
+    Attributes:
+        matcher: once training has begun.
+
+    Example::
+
+        trainer = Trainer(model, args, train_dataset=data, callbacks=[
+            MatchCallback(BaseProfile.load("base.safetensors"), every=100)])
+        trainer.train()
+    """
+
+    file = "flerm_matcher.pt"
+
+    def __init__(
+        self, base_profile: BaseProfile, inputs: Inputs | None = None, **options: Any
+    ) -> None:
+        self._profile = base_profile
+        self._inputs = inputs
+        self._options = options
+
+    @property
+    def matcher(self) -> Matcher:
+        """The matcher of the run."""
+        return _begun(self.found, Matcher)
+
+    def attach(self, model: nn.Module, optimizer: Optimizer) -> Matcher:
+        """Match."""
+        return match(model, optimizer, self._profile, self._inputs, **self._options)
+
+
+def _begun(found: Any, kind: type[T]) -> T:
+    if not isinstance(found, kind):
+        raise InputError("training has not begun, so there is nothing yet to read")
+    return found

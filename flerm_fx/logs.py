@@ -1,0 +1,10 @@
+"""Names under which FSLRs and multipliers are logged while a model trains."""
+
+from collections.abc import Callable
+
+Log = Callable[[dict[str, float], int], None]
+"""Takes numbers by name, and the step: ``wandb.log``, ``mlflow.log_metrics``, ``trackio.log``, or
+anything else of that form."""
+
+FSLR = "flerm/fslr/"
+MULTIPLIER = "flerm/multiplier/"

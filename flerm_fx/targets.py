@@ -1,0 +1,164 @@
+"""How multipliers act on a model in training, and how they are changed between two steps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flerm_fx.emit.scaled import ScaledModel
+from flerm_fx.errors import InputError
+from flerm_fx.groups import GroupMultipliers
+from flerm_fx.observer import Observed
+from flerm_fx.optimizers import Optimizers
+from flerm_fx.update_rule import is_linear, node_multiplier, node_scale, state_powers
+
+Multipliers = Mapping[str, float]
+
+
+class PlainTarget:
+    """A model whose optimizer steps at the multiplied rates.
+
+    Args:
+        model: in training, without wrappers around it.
+        optimizers: of its parameters.
+        run: their rules.
+    """
+
+    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], run: Optimizers) -> None:
+        self._model = model
+        self._linear = _linear(run)
+        self._run = run
+        self._groups = {
+            id(optimizer): GroupMultipliers(model, optimizer, rule)
+            for optimizer, rule in zip(optimizers, run.rules, strict=True)
+        }
+
+    def multipliers(self) -> dict[str, float]:
+        """Those that hold at first."""
+        return {}
+
+    def check(self, multipliers: Multipliers) -> None:
+        """Any will do: they are no part of the model."""
+
+    def stepping(self, optimizer: Optimizer, multipliers: Multipliers) -> None:
+        """Before each step."""
+        self._groups[id(optimizer)].apply(multipliers)
+
+    def stepped(self) -> None:
+        """After each step."""
+        for groups in self._groups.values():
+            groups.restore()
+
+    def unit(self, observed: Observed, multipliers: Multipliers) -> Observed:
+        """The step for multipliers of 1."""
+        return replace(
+            observed, updates={n: u / multipliers[n] for n, u in observed.updates.items()}
+        )
+
+    def rematch(self, observed: Observed, old: Multipliers, new: Multipliers) -> None:
+        """Make of the step just taken, under the old multipliers, one under the new ones."""
+        parameters = dict(self._model.named_parameters())
+        for name in observed.updates:
+            ratio = new[name] / old[name]
+            if ratio != 1.0 and self._linear[self._run.index(name)]:
+                with torch.no_grad():
+                    parameters[name].copy_(_stretched(parameters[name], observed, name, ratio))
+
+
+class ScaledTarget:
+    """A model with scale nodes; its optimizer trains the stored weights at one rate.
+
+    Args:
+        model: with scale nodes.
+        optimizers: of its stored weights.
+        run: their rules.
+
+    Raises:
+        OptimizerError: a rule whose state does not follow a change of scale.
+    """
+
+    def __init__(
+        self, model: ScaledModel, optimizers: Sequence[Optimizer], run: Optimizers
+    ) -> None:
+        self._model = model
+        self._optimizers = tuple(optimizers)
+        self._linear = _linear(run)
+        self._run = run
+        self._powers = [state_powers(rule) for rule in run.rules]
+
+    def multipliers(self) -> dict[str, float]:
+        """Those that hold at first."""
+        return {n: node_multiplier(self._run.rule(n), s) for n, s in self._model.scales.items()}
+
+    def check(self, multipliers: Multipliers) -> None:
+        """Whether the scales are these.
+
+        Raises:
+            InputError: they are not.
+        """
+        for name, present in self.multipliers().items():
+            if abs(present - multipliers[name]) > 1e-6 * present:
+                raise InputError(
+                    f"the scale node of {name!r} stands for a multiplier of {present:g}, and the "
+                    f"matcher's state has {multipliers[name]:g}: load the model's state first, of "
+                    "the same checkpoint"
+                )
+
+    def stepping(self, optimizer: Optimizer, multipliers: Multipliers) -> None:
+        """Before each step."""
+
+    def stepped(self) -> None:
+        """After each step."""
+
+    def unit(self, observed: Observed, multipliers: Multipliers) -> Observed:
+        r"""The step of θ = s·w for multipliers of 1."""
+        scales = self._model.scales
+        return replace(
+            observed,
+            before={n: w * scales.get(n, 1.0) for n, w in observed.before.items()},
+            updates={
+                n: u * (scales.get(n, 1.0) / multipliers[n]) for n, u in observed.updates.items()
+            },
+        )
+
+    def rematch(self, observed: Observed, old: Multipliers, new: Multipliers) -> None:
+        """Give each node the scale of its new multiplier, and what is stored behind it."""
+        parameters = dict(self._model.named_parameters())
+        scales = dict(self._model.scales)
+        for name in observed.updates:
+            index, parameter = self._run.index(name), parameters[name]
+            ratio = new[name] / old[name]
+            if ratio == 1.0:
+                continue
+            scale = node_scale(self._run.rule(name), new[name])
+            factor = scale / scales[name]
+            with torch.no_grad():
+                moved = parameter.detach()
+                if self._linear[index]:
+                    moved = _stretched(parameter, observed, name, ratio)
+                parameter.copy_(moved / factor)
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+                state = self._optimizers[index].state.get(parameter, {})
+                for key, power in self._powers[index].items():
+                    if power and key in state:
+                        state[key] = state[key] * factor**power
+            scales[name] = scale
+        if scales != self._model.scales:
+            self._model.rescale(scales)
+
+
+def _linear(run: Optimizers) -> list[bool]:
+    """For each optimizer, whether twice the rate is twice the step."""
+    return [
+        is_linear(rule, rate, 2.0) for rule, rate in zip(run.rules, run.learning_rates, strict=True)
+    ]
+
+
+def _stretched(parameter: Tensor, observed: Observed, name: str, ratio: float) -> Tensor:
+    """Where a step would have led whose rate, but not whose decay, is ``ratio`` times as large."""
+    before, decay = observed.stored[name], observed.decays[name]
+    kept = before - decay * before
+    return kept + ratio * (parameter.detach() - kept)

@@ -1,0 +1,84 @@
+"""Recording and matching by several processes give what one gives, and the same on all."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed import worker
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def launch(how: str, method: str, processes: int, path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={processes}",
+            "-m",
+            "tests.distributed.worker",
+            how,
+            method,
+            str(path),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def results(how: str, method: str, processes: int, tmp_path: Path) -> list[dict[str, Any]]:
+    done = launch(how, method, processes, tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(f"{tmp_path / 'out'}.{rank}") for rank in range(processes)]
+
+
+def close(found: dict[str, Any], wanted: dict[str, Any], rel: float) -> None:
+    for name, (value, _) in wanted["start"].items():
+        assert found["start"][name][0] == pytest.approx(value, rel=rel), name
+    for name, course in wanted["course"].items():
+        for (value, _), (expected, _) in zip(found["course"][name], course, strict=True):
+            assert value == pytest.approx(expected, rel=rel), name
+    assert found["multipliers"] == pytest.approx(wanted["multipliers"], rel=rel)
+    for name, weight in wanted["weights"].items():
+        assert torch.allclose(found["weights"][name], weight, rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    "how,method,processes",
+    [
+        ("ddp", "sampled", 2),
+        pytest.param("ddp", "exact", 2, marks=pytest.mark.slow),
+        ("fsdp", "sampled", 2),
+        pytest.param("fsdp", "exact", 4, marks=pytest.mark.slow),
+        pytest.param("ddp", "auto", 4, marks=pytest.mark.slow),
+        pytest.param("ddp-batchnorm", "auto", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_ranks_find_what_one_process_finds(
+    how: str, method: str, processes: int, tmp_path: Path
+) -> None:
+    """The same cotangents, so that only the order of sums differs; the same on all ranks."""
+    ranks = results(how, method, processes, tmp_path)
+    close(ranks[0], worker.run(how.replace("ddp", "one").replace("fsdp", "one"), method), rel=1e-3)
+    for other in ranks[1:]:
+        assert other["start"] == ranks[0]["start"]
+        assert other["course"] == ranks[0]["course"]
+        assert other["state"] == ranks[0]["state"]
+        for name, weight in ranks[0]["weights"].items():
+            assert torch.equal(other["weights"][name], weight), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ddp-dies", "fsdp-dies"])
+def test_when_a_rank_dies_the_others_end_with_an_error(how: str, tmp_path: Path) -> None:
+    done = launch(how, "sampled", 2, tmp_path / "out")
+    assert done.returncode != 0
+    assert not list(tmp_path.glob("out.*"))
