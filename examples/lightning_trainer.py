@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 import flerm_fx
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> tuple[float, MatchCallback]:
         trainer = L.Trainer(
             max_steps=options.steps,
             accelerator="auto",
-            callbacks=[callback],
+            callbacks=[callback, ModelCheckpoint(every_n_train_steps=EVERY, save_top_k=-1)],
             logger=False,
             default_root_dir=options.folder / f"width-{width}",
             enable_progress_bar=False,

@@ -133,6 +133,9 @@ def as_plain(model: nn.Module) -> Iterator[dict[int, object]]:
         for hook in _hooks(module).values():
             if _of_fsdp(hook):
                 memo[id(hook)] = _removed
+        # The state is in dictionaries; the rest of the marks are plain bools.
+        held = (vars(module)[name] for name in _marks(module))
+        memo.update({id(state): None for state in held if isinstance(state, dict)})
     kinds = {module: type(module) for module in model.modules() if isinstance(module, FSDPModule)}
     try:
         for module, kind in kinds.items():
@@ -153,8 +156,16 @@ def without_sharding(twin: nn.Module) -> None:
                     module._forward_pre_hooks_with_kwargs.pop(key, None)
                     module._forward_hooks_with_kwargs.pop(key, None)
                     module._forward_hooks_always_called.pop(key, None)
-        for mark in ("_is_fsdp_managed_module", "_fsdp_use_orig_params"):
-            vars(module).pop(mark, None)
+        for name in _marks(module):
+            del vars(module)[name]
+
+
+def _marks(module: nn.Module) -> list[str]:
+    """The attributes that ``fully_shard`` has given a module."""
+    return [n for n in vars(module) if n.startswith(("__composable_api_state", *_FSDP_MARKS))]
+
+
+_FSDP_MARKS = ("_is_fsdp_managed_module", "_fsdp_use_orig_params")
 
 
 def _hooks(module: nn.Module) -> dict[int, Any]:

@@ -16,6 +16,7 @@ from flerm_fx.inputs import (
     OutputFn,
     call_arguments,
     device_of,
+    is_finite,
     select_output,
     to_device,
 )
@@ -294,7 +295,7 @@ def _differentiate(
                 f"the gradient of parameter {name!r} is sparse, which is not supported; use "
                 "sparse=False in its embedding"
             )
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+        if parameter.grad is not None and not is_finite(parameter.grad):
             _fail(
                 f"the gradient of parameter {name!r} is NaN or infinite",
                 procedure,

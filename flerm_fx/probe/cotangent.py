@@ -83,7 +83,7 @@ class Cotangents:
         """All rows, as many at a time as fit in memory: (examples, rows, coordinates), float32."""
         if self.every:
             yield torch.eye(self.coordinates, device=generator.device).expand(self.examples, -1, -1)
-        elif self.orthonormal:
+        elif self.draws > 1 and self.orthonormal:
             gaussian = _gaussian(generator, self.examples, self.coordinates, self.draws)
             # Uniform by Haar measure up to the rows' signs, which squares do not see.
             yield torch.linalg.qr(gaussian).Q.mT
@@ -92,7 +92,8 @@ class Cotangents:
             for start in range(0, self.draws, at_once):
                 rows = min(at_once, self.draws - start)
                 gaussian = _gaussian(generator, self.examples, rows, self.coordinates)
-                yield torch.nn.functional.normalize(gaussian, dim=-1)
+                # In place: next to a large vocabulary's logits a copy would be seen.
+                yield gaussian.div_(torch.linalg.vector_norm(gaussian, dim=-1, keepdim=True))
 
 
 def _gaussian(generator: torch.Generator, *shape: int) -> Tensor:

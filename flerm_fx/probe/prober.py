@@ -1,11 +1,14 @@
 """Measure FSLRs of one captured model, again and again."""
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from flerm_fx.capture import Capture
 from flerm_fx.distributed import Ranks
@@ -49,6 +52,7 @@ class Prober:
         self._coupling: str | None = None
         self._tapped: dict[tuple[str, ...], fx.GraphModule] = {}
         self._workloads: dict[tuple[str, ...], Workload] = {}
+        self._sizes: dict[Any, tuple[int, int]] = {}
 
     def bound(self, model: nn.Module) -> "Prober":
         """The same for another copy of the model: what couples examples is known already."""
@@ -117,7 +121,7 @@ class Prober:
         else:
             found = self._auto(parameters, ordered, inputs, rtol, generator)
         for name, estimate in found.items():
-            if not (torch.isfinite(torch.tensor([estimate.value, estimate.stderr])).all()):
+            if not (math.isfinite(estimate.value) and math.isfinite(estimate.stderr)):
                 raise EstimateError(
                     f"the FSLR of parameter {name!r} is {estimate.value}; expected a finite "
                     "number: the model's outputs or their derivatives overflow on the probe inputs"
@@ -152,7 +156,7 @@ class Prober:
         if self.captured.probe_module is None and self.captured.own_backward:
             # Such a backward pass is all there may be: exact would take one of second order.
             return self._sampled(parameters, updates, inputs, rtol, None, generator)
-        size = output_size(self.captured, parameters, inputs)
+        size = self._size(parameters, inputs)
         work = self._work(tuple(updates))
         chosen = _plan(work, rtol, size)
         if chosen.cotangents is not None and self._coupled(parameters, updates, inputs):
@@ -181,7 +185,7 @@ class Prober:
         samples: int | None,
         generator: torch.Generator,
     ) -> dict[str, Estimate]:
-        size = output_size(self.captured, parameters, inputs)
+        size = self._size(parameters, inputs)
         if self._coupled(parameters, updates, inputs):
             size = _as_one_example(size)
         examples, coordinates = size
@@ -256,6 +260,14 @@ class Prober:
                     self.captured, graph, parameters, updates, inputs
                 )
         return self._coupling
+
+    def _size(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> tuple[int, int]:
+        """Examples and coordinates of the output, which the shapes of a graph's inputs decide."""
+        leaves = pytree.tree_leaves(inputs)
+        shapes = tuple(leaf.shape if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
+        if self.captured.probe_module is None or shapes not in self._sizes:
+            self._sizes[shapes] = output_size(self.captured, parameters, inputs)
+        return self._sizes[shapes]
 
     def _work(self, names: tuple[str, ...]) -> Workload:
         if names not in self._workloads:

@@ -40,9 +40,8 @@ def wrapped(model: nn.Module, how: str) -> nn.Module:
     if how.startswith("ddp"):
         return DistributedDataParallel(model)
     if how.startswith("fsdp"):
-        for child in model.children():
-            if sum(1 for _ in child.parameters()):
-                fully_shard(child)
+        for block in getattr(model, "blocks", []):
+            fully_shard(block)
         fully_shard(model)
     return model
 

