@@ -21,7 +21,7 @@ class Observed:
 
     Attributes:
         step: its number, from 0.
-        before: the trainable parameters before it, by canonical name.
+        before: all parameters before it, by canonical name.
         updates: unit update of each parameter that was trained: the step divided by the learning
             rate, without the decay that is not part of the gradient.
         rates: their learning rates.
@@ -120,7 +120,7 @@ class UpdateObserver:
             raise
 
     def _taken(self, step: int, snapshots: list["_Snapshot"]) -> Observed:
-        weights = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
+        weights = dict(self._model.named_parameters())
         stored = {name: value for s in snapshots for name, value in s.weights.items()}
         before = {name: whole(value) for name, value in stored.items()}
         rates = {name: rate for s in snapshots for name, rate in s.rates.items()}

@@ -155,6 +155,7 @@ class Recorder:
         loss = None if own_loss else resolve(loss_fn, pool[0][1])
         optimizers = listed(optimizer)
         self.model = model
+        self.optimizer = optimizer
         self.every = every
         self.resolve_after = resolve_after
         self.procedure = StartProcedure(

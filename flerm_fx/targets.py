@@ -54,13 +54,13 @@ class PlainTarget:
     def unit(self, observed: Observed, multipliers: Multipliers) -> Observed:
         """The step for multipliers of 1."""
         return replace(
-            observed, updates={n: u / multipliers[n] for n, u in observed.updates.items()}
+            observed, updates={n: u / multipliers.get(n, 1.0) for n, u in observed.updates.items()}
         )
 
     def rematch(self, observed: Observed, old: Multipliers, new: Multipliers) -> None:
         """Make of the step just taken, under the old multipliers, one under the new ones."""
         parameters = dict(self._model.named_parameters())
-        for name in observed.updates:
+        for name in observed.updates.keys() & new.keys():
             ratio = new[name] / old[name]
             if ratio != 1.0 and self._linear[self._run.index(name)]:
                 with torch.no_grad():
@@ -119,7 +119,8 @@ class ScaledTarget:
             observed,
             before={n: w * scales.get(n, 1.0) for n, w in observed.before.items()},
             updates={
-                n: u * (scales.get(n, 1.0) / multipliers[n]) for n, u in observed.updates.items()
+                n: u * (scales.get(n, 1.0) / multipliers.get(n, 1.0))
+                for n, u in observed.updates.items()
             },
         )
 
@@ -127,7 +128,7 @@ class ScaledTarget:
         """Give each node the scale of its new multiplier, and what is stored behind it."""
         parameters = dict(self._model.named_parameters())
         scales = dict(self._model.scales)
-        for name in observed.updates:
+        for name in observed.updates.keys() & new.keys():
             index, parameter = self._run.index(name), parameters[name]
             ratio = new[name] / old[name]
             if ratio == 1.0:

@@ -528,8 +528,8 @@ def _stepped(
 
 
 def _state(rule: UpdateRule, gradients: Tensor, weight: Tensor) -> dict[str, Tensor]:
-    """The numbers in an optimizer's state after steps from a matrix."""
-    parameter, optimizer = _stepped(rule, gradients, weight)
+    """The numbers in an optimizer's state after steps that all but leave a matrix where it is."""
+    parameter, optimizer = _stepped(rule, gradients, weight, lr=2.0**-40)
     return {
         name: torch.as_tensor(value, dtype=torch.float64)
         for name, value in optimizer.state[parameter].items()

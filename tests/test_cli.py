@@ -133,6 +133,41 @@ def test_inspect_shows_the_ends_of_a_trajectory(
     assert "steps: 0, 2, 4" in out
 
 
+def test_compile_prints_any_dump_and_checks(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    profile: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ("compile", profile, "--model", "targets_of_match:wide")
+    code, out, err = run(capsys, *command, "--check")
+    assert (code, err) == (0, "")
+    assert re.search(r"^2\.weight .* matched$", out, re.MULTILINE)
+    code, out, _ = run(capsys, *command, "--dump", "json", "--out", str(tmp_path / "out.json"))
+    assert (code, out) == (0, "")
+    rows = json.loads((tmp_path / "out.json").read_text())["parameters"]
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 3)
+    )
+    compiled = flerm_fx.compile(model, flerm_fx.BaseProfile.load(profile))
+    found = {row["parameter"]: row["multiplier"] for row in rows}
+    assert found == pytest.approx(compiled.multipliers)
+    code, _, err = run(capsys, *command, "--out", str(tmp_path / "none" / "out.txt"))
+    assert code == 1
+    assert "none/out.txt" in err
+    assert len(err.strip().splitlines()) == 1
+    code, _, err = run(capsys, "compile", profile, "--model", "targets_of_match:without")
+    assert code == 1
+    assert "2.bias" in err
+    code, out, _ = run(
+        capsys, "compile", profile, "--model", "targets_of_match:wide", "--dump", "code"
+    )
+    assert code == 0
+    assert "scale(" in out
+
+
 def test_diff_says_what_differs(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, profile: str
 ) -> None:

@@ -112,6 +112,16 @@ def test_round_trip(path: Path) -> None:
     assert same(BaseProfile.load(path).pool, saved.pool)
 
 
+def test_round_trip_of_several_optimizers(path: Path) -> None:
+    others = ((UpdateRule.from_name("Muon", {"momentum": 0.8}), 0.02),)
+    profile(others=others, held={"head.weight": 1}).save(path)
+    read = BaseProfile.load(path)
+    assert read.others == others
+    assert read.optimizers.rule("head.weight").name == "Muon"
+    assert read.optimizers.rate("head.weight") == 0.02
+    assert read.optimizers.rule("body.bias").name == "AdamW"
+
+
 def test_round_trip_without_trajectory_or_targets(path: Path) -> None:
     saved = profile(trajectory=Trajectory(), pool=((torch.randn(2, 3), None),), loss=None)
     saved.save(path)
@@ -228,6 +238,12 @@ def test_trajectory_that_contradicts_itself(arguments: Any, message: str) -> Non
         ({"trajectory": Trajectory((0,), (0.1,), {})}, "trajectory and parameters differ in"),
         ({"graph": nx.DiGraph([("body.weight", "odd")])}, "graph has 'odd', which is no parameter"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0, out of range"),
+        (
+            {"others": ((UpdateRule.from_name("Muon"), -1.0),)},
+            "learning rate -1.0 of torch.optim.Muon is out of range",
+        ),
+        ({"held": {"body.bias": 1}}, "'body.bias' is held by optimizer 1; there are 1"),
+        ({"held": {"tail": 0}}, "'tail' is held by optimizer 0; there are 1"),
         ({"learning_rate": math.inf}, "learning_rate is inf, out of range"),
         ({"settle": -1}, "settle is -1, out of range"),
         ({"settle": True}, "settle is True, a bool"),

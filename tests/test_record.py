@@ -260,13 +260,13 @@ def test_a_start_that_diverges_says_at_which_step_and_rate() -> None:
         recording(blow_up, settle=9)
 
 
-def test_gradients_that_are_not_finite_stop_before_the_step() -> None:
+def test_a_step_on_gradients_that_are_not_finite_is_undone() -> None:
     recorder = recording()
     model, optimizer = recorder.model, recorder.optimizer
     before = [p.detach().clone() for p in model.parameters()]
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, math.inf)
-    with pytest.raises(flerm_fx.EstimateError, match=r"gradient of parameter '0\.weight'.*step 0"):
+    with pytest.raises(flerm_fx.EstimateError, match=r"step 0, which was undone\) of parameter '0"):
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
@@ -300,3 +300,91 @@ def test_the_eager_path_records() -> None:
     with pytest.warns(flerm_fx.CaptureWarning):
         profile = flerm_fx.record(model, optimizer, x, torch.tensor([0, 1, 2, 0, 1, 2])).profile
     assert not profile.graph.graph["complete"]
+
+
+def test_several_optimizers_are_recorded_and_compiled() -> None:
+    """Each parameter under the rule that trains it; the base compiled against itself has 1."""
+
+    def net(width: int) -> nn.Module:
+        torch.manual_seed(width)
+        return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+
+    def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+        matrices = [p for p in model.parameters() if p.ndim == 2]
+        return [
+            torch.optim.Muon(matrices, lr=0.02),
+            torch.optim.AdamW([p for p in model.parameters() if p.ndim == 1], lr=1e-3),
+        ]
+
+    x, y = features(12, 4), torch.arange(12) % 3
+    small = net(8)
+    profile = flerm_fx.record(small, optimizers(small), x, y, method="exact").profile
+    assert profile.optimizer.name == "Muon"
+    assert [(rule.name, rate) for rule, rate in profile.others] == [("AdamW", 1e-3)]
+    assert profile.held == {"0.weight": 0, "0.bias": 1, "2.weight": 0, "2.bias": 1}
+    assert set(flerm_fx.compile(small, profile, method="exact").multipliers.values()) == {1.0}
+    large = net(32)
+    compiled = flerm_fx.compile(large, profile, method="exact")
+    assert all(check.passed for check in compiled.check())
+    for index, names in enumerate((["0.weight", "2.weight"], ["0.bias", "2.bias"])):
+        groups = compiled.param_groups(0.1, optimizer=index)
+        held = {id(p) for group in groups for p in group["params"]}
+        assert held == {id(dict(large.named_parameters())[name]) for name in names}
+    with pytest.raises(flerm_fx.InputError, match="there is no optimizer 2"):
+        compiled.param_groups(0.1, optimizer=2)
+    with pytest.raises(flerm_fx.InputError, match="trained by 2 optimizers .*, and optimizer= has"):
+        flerm_fx.compile(large, profile, optimizer=torch.optim.Adam)
+
+
+def test_a_parameter_in_two_optimizers_is_named() -> None:
+    model = nn.Linear(4, 3)
+    twice = [torch.optim.Adam(model.parameters(), lr=1e-3) for _ in range(2)]
+    with pytest.raises(flerm_fx.OptimizerError, match="2 parameters are in several .*'weight'"):
+        flerm_fx.record(model, twice, features(6, 4), torch.arange(6) % 3)
+
+
+def test_decay_beside_the_gradient_is_no_part_of_an_update() -> None:
+    x, y = features(6, 4), torch.arange(6) % 3
+    found = []
+    for decay in (0.0, 0.5):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=decay)
+        with flerm_fx.record(model, optimizer, x, y, method="exact") as recorder:
+            train(model, optimizer, x, y, 1)
+        found.append(recorder.profile.trajectory.at(0))
+    for name, estimate in found[0].items():
+        assert found[1][name].value == pytest.approx(estimate.value, rel=1e-3)
+        assert estimate.value == pytest.approx(recorder.profile.start[name].value, rel=1e-3)
+
+
+def test_a_recorder_resumes_and_refuses_another_models_state() -> None:
+    x, y = features(6, 4), torch.arange(6) % 3
+
+    def begun() -> tuple[nn.Module, torch.optim.Optimizer, flerm_fx.Recorder]:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        return model, optimizer, flerm_fx.record(model, optimizer, x, y, every=2)
+
+    model, optimizer, recorder = begun()
+    train(model, optimizer, x, y, 3)
+    state = copy.deepcopy(
+        {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "recorder": recorder.state_dict(),
+        }
+    )
+    train(model, optimizer, x, y, 4)
+    again, other, resumed = begun()
+    again.load_state_dict(state["model"])
+    other.load_state_dict(state["optimizer"])
+    resumed.load_state_dict(state["recorder"])
+    train(again, other, x, y, 4)
+    assert resumed.step == recorder.step == 7
+    assert resumed.profile.start == recorder.profile.start
+    assert vars(resumed.profile.trajectory) == vars(recorder.profile.trajectory)
+    assert torch.equal(again.weight, model.weight)  # type: ignore[arg-type]
+    with pytest.raises(flerm_fx.InputError, match="state and the model differ in '0.bias'"):
+        recording().load_state_dict(state["recorder"])

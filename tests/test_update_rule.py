@@ -10,7 +10,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flerm_fx.errors import OptimizerError
-from flerm_fx.update_rule import UpdateRule, degree, group_settings, node_scale
+from flerm_fx.update_rule import (
+    UpdateRule,
+    decay_per_step,
+    degree,
+    group_settings,
+    node_multiplier,
+    node_scale,
+    state_powers,
+)
 
 DEGREES = {
     "Adam": 0.0,
@@ -355,3 +363,72 @@ def test_decay_given_replaces_the_rule_s_own() -> None:
 def test_rule_in_proportion_to_the_weights_keeps_its_decay_per_step() -> None:
     settings = group_settings(UpdateRule.from_name("Adafactor", {"weight_decay": 0.1}), 0.01, 2.0)
     assert settings == {"lr": 0.02, "weight_decay": 0.05}
+
+
+# The state of ASGD and Rprop holds rates, which the test's own would have to enter.
+STATES = [name for name, p in DEGREES.items() if p != -1.0 and name not in ("ASGD", "Rprop")]
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_scale_that_changes_with_the_state_trains_on_as_if_it_had_always_been(name: str) -> None:
+    """Half of the steps behind one node, the others behind another, state and weight rescaled."""
+    eps = {} if name == "Adadelta" else {"eps": 1e-30}
+    known = UpdateRule.from_name(name).settings
+    rule = UpdateRule.from_name(name, {k: v for k, v in eps.items() if k in known})
+    powers = state_powers(rule)
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(6, 4, generator=generator, dtype=torch.float64) for _ in range(12)]
+    weight = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    # RAdam's first five steps are of another degree.
+    one, other = 1.0, 0.5
+
+    def trained(scales: list[float]) -> Tensor:
+        """θ after these steps, whose rate makes up for the node's."""
+        parameter = torch.nn.Parameter(weight / scales[0])
+        optimizer = rule.build([parameter], 1e-2, weight_decay=0.0)
+        scale = scales[0]
+        for gradient, following in zip(gradients, scales, strict=True):
+            if following != scale:
+                factor, scale = following / scale, following
+                with torch.no_grad():
+                    parameter.div_(factor)
+                state = optimizer.state[parameter]
+                for key, power in powers.items():
+                    state[key] = state[key] * factor**power
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-2 / node_multiplier(rule, scale)
+            parameter.grad = scale * gradient
+            optimizer.step()
+        return scale * parameter.detach()
+
+    halves = trained([one] * 6 + [other] * 6)
+    # Adadelta's eps is no longer what it was.
+    atol = 1e-3 if name == "Adadelta" else 1e-9
+    assert torch.allclose(halves, trained([1.0] * 12), rtol=1e-6, atol=atol)
+
+
+def test_state_that_follows_no_power_is_refused() -> None:
+    class Odd(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    self.state[p]["log"] = (1 + p.grad.abs()).log()
+            return super().step(closure)
+
+    with pytest.raises(OptimizerError, match="the state 'log' of .*Odd is no power of the scale"):
+        state_powers(UpdateRule.of(Odd))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "wanted"),
+    [
+        ("AdamW", {"weight_decay": 0.2}, 0.02),
+        ("Muon", {"weight_decay": 0.2}, 0.02),
+        ("Adam", {"weight_decay": 0.2}, 0.0),
+        ("Adagrad", {"weight_decay": 0.2}, 0.0),
+        ("SGD", {}, 0.0),
+    ],
+)
+def test_decay_beside_the_gradient(name: str, settings: dict[str, Any], wanted: float) -> None:
+    rule = UpdateRule.from_name(name, settings)
+    assert decay_per_step(rule, {"lr": 0.1, **settings}) == pytest.approx(wanted)

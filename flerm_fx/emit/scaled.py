@@ -157,7 +157,8 @@ class ScaledModel(nn.Module):
             if emitted.graph_module is not None and id(emitted) not in changed:
                 for node in emitted.graph_module.graph.nodes:
                     if is_scale(node):
-                        node.args = (node.args[0], self.scales[node.meta["parameter"]])
+                        name = node.meta["parameter"]
+                        node.args = (node.args[0], self._scales.get(name, 1.0))
                 emitted.graph_module.recompile()
                 self.annotate(emitted.graph_module)
                 low = lowered(emitted.graph_module)
@@ -215,9 +216,9 @@ class ScaledModel(nn.Module):
     ) -> None:
         _gather_scales(state_dict, prefix)
         extra = state_dict.get(prefix + EXTRA)
-        if extra is None or not self.scales:
+        theirs = extra["scales"] if extra is not None else {}
+        if not theirs or not self.scales:
             # Weights in other terms than ours: make them effective, then ours.
-            theirs = extra["scales"] if extra is not None else {}
             held = dict(self.named_parameters(remove_duplicate=False))
             first = {id(parameter): name for name, parameter in reversed(held.items())}
             for name, parameter in held.items():
