@@ -1,6 +1,7 @@
 """Matching while the target trains: right multipliers, in every form, under every kind of loop."""
 
 import copy
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -76,6 +77,7 @@ def train(
         after(step)
 
 
+@functools.cache
 def recorded(
     make: Callable[[nn.Module], Optimizers], steps: int = 8, width: int = 8, **options: Any
 ) -> flerm_fx.BaseProfile:
