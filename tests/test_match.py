@@ -639,3 +639,86 @@ def test_a_profile_without_a_trajectory_or_of_another_model_is_refused() -> None
         flerm_fx.match(model, adam(model), "base.safetensors")  # type: ignore[arg-type]
     with pytest.raises(flerm_fx.InputError, match="must be a torch.optim.Optimizer"):
         flerm_fx.match(model, "adam", recorded(adam, steps=1))  # type: ignore[arg-type]
+
+
+class Lion(torch.optim.Optimizer):
+    """A rule from elsewhere, known by its interface alone: the sign of an interpolated momentum."""
+
+    def __init__(self, params: Any, lr: float = 1e-3, beta: float = 0.9, weight_decay: float = 0.0):
+        super().__init__(params, {"lr": lr, "beta": beta, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                mean = self.state[p].setdefault("mean", torch.zeros_like(p))
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(mean.lerp(p.grad, 1 - group["beta"]).sign(), alpha=-group["lr"])
+                mean.lerp_(p.grad, 0.01)
+
+
+def lion(model: nn.Module) -> Optimizers:
+    return [Lion(model.parameters(), lr=3e-3, weight_decay=0.1)]
+
+
+@pytest.mark.parametrize("emit", ["plain", "graph"])
+def test_a_rule_from_elsewhere(emit: str) -> None:
+    profile = recorded(lion)
+    model: nn.Module = net(32, seed=5)
+    if emit == "graph":
+        model = flerm_fx.compile(model, profile, optimizer=Lion, method="exact")
+    optimizers = lion(model)
+    with flerm_fx.match(model, optimizers, profile, every=EVERY, method="exact") as matcher:
+        train(model, optimizers, 4)
+    for found in matcher.history:
+        base = profile.trajectory.at(found.step)
+        for name, estimate in found.fslrs.items():
+            assert found.multipliers[name] * estimate.value == pytest.approx(base[name].value)
+
+
+def test_under_autocast_the_float32_function_is_matched() -> None:
+    profile = recorded(adam)
+    model = net(32)
+    (optimizer,) = adam(model)
+    with flerm_fx.match(model, optimizer, profile, every=EVERY, method="exact") as matcher:
+        for _ in range(4):
+            with torch.autocast("cpu", torch.bfloat16):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(X), Y).backward()
+                optimizer.step()  # even inside of it
+    for found in matcher.history:
+        base = profile.trajectory.at(found.step)
+        for name, estimate in found.fslrs.items():
+            assert found.multipliers[name] * estimate.value == pytest.approx(base[name].value)
+
+
+@pytest.mark.parametrize("emit", ["graph", "module"])
+def test_emitted_models_are_compiled_by_torch(emit: str) -> None:
+    profile = recorded(adam)
+    weights = []
+    for compiles in (False, True):
+        model: nn.Module = net(32, seed=5)
+        compiled = flerm_fx.compile(model, profile, emit=emit, method="exact")  # type: ignore[arg-type]
+        model = compiled if emit == "graph" else model
+        optimizers = adam(model)
+        called = torch.compile(model, backend="aot_eager") if compiles else model
+        train(called, optimizers, 3)  # type: ignore[arg-type]
+        weights.append(effective(compiled))
+    for name, value in weights[0].items():
+        assert torch.allclose(value, weights[1][name], rtol=1e-3, atol=1e-5), name
+
+
+def test_tensor_parallel_modules_are_refused_by_name() -> None:
+    from torch import distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+        mesh = init_device_mesh("cpu", (1,))
+        parallelize_module(model, mesh, {"2": ColwiseParallel()})
+        with pytest.raises(flerm_fx.InputError, match=r"parameter '2\.weight' is tensor parallel"):
+            flerm_fx.record(model, adam(model), X, Y)
+    finally:
+        dist.destroy_process_group()
