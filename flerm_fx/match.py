@@ -3,8 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -20,7 +19,7 @@ from flerm_fx.inputs import Inputs, OutputFn, detached, device_of, probe_pool, t
 from flerm_fx.logs import FSLR, MULTIPLIER, Log
 from flerm_fx.matches import matched
 from flerm_fx.multipliers import resolved
-from flerm_fx.observer import Observed, StepHooks, UpdateObserver
+from flerm_fx.observer import Attached, Observed, UpdateObserver
 from flerm_fx.optimizers import Optimizers, listed
 from flerm_fx.probe.estimate import Estimate, estimates, rows
 from flerm_fx.probe.planner import METHODS, Method
@@ -154,7 +153,7 @@ class Matched:
     multipliers: Mapping[str, float]
 
 
-class Matcher:
+class Matcher(Attached):
     """Matching in progress; see :func:`match`.
 
     Leaving the ``with`` block, or :meth:`close`, takes the hooks off; multipliers of a plain model
@@ -242,7 +241,7 @@ class Matcher:
             seed=base_profile.seed,
         )
         self._observer = UpdateObserver(model, optimizers, self._due, self._observed)
-        self._hooks = StepHooks(optimizers, self._before, self._after)
+        super().__init__(optimizers, self._before, self._after)
 
     @property
     def step(self) -> int:
@@ -302,19 +301,8 @@ class Matcher:
 
     def close(self) -> None:
         """Take the hooks off the optimizer."""
-        self._hooks.close()
+        super().close()
         self._target.stepped()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _due(self, step: int) -> bool:
         return step % self._every == 0 if self._at is None else step in self._at

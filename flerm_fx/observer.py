@@ -3,7 +3,8 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -187,8 +188,14 @@ def _copied(value: Any) -> Any:
     return copy.deepcopy(value)
 
 
-class StepHooks:
-    """Hooks on optimizers that are taken off together."""
+class Attached:
+    """What hangs on hooks of optimizers, until its ``with`` block ends or it is closed.
+
+    Args:
+        optimizers: whose steps have hooks.
+        before: called with an optimizer before each of its steps.
+        after: called with it after the step.
+    """
 
     def __init__(
         self,
@@ -204,7 +211,18 @@ class StepHooks:
             ]
 
     def close(self) -> None:
-        """Take them off."""
+        """Take the hooks off the optimizers."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

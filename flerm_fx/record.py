@@ -2,8 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +15,7 @@ from flerm_fx.errors import InputError
 from flerm_fx.inputs import Inputs, OutputFn, detached, device_of, probe_pool, to_device
 from flerm_fx.logs import FSLR, Log
 from flerm_fx.loss import LossFunction, resolve
-from flerm_fx.observer import Observed, StepHooks, UpdateObserver
+from flerm_fx.observer import Attached, Observed, UpdateObserver
 from flerm_fx.optimizers import Optimizers, listed
 from flerm_fx.parameter_graph import capture_graph
 from flerm_fx.probe.estimate import Estimate, estimates, rows
@@ -118,10 +117,11 @@ def record(
     )
 
 
-class Recorder:
+class Recorder(Attached):
     """A recording in progress; see :func:`record`.
 
-    Leaving the ``with`` block, or :meth:`close`, takes the hooks off the optimizer.
+    Leaving the ``with`` block, or :meth:`close`, takes the hooks off the optimizer; the profile
+    stays.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class Recorder:
         self._fslrs: dict[str, list[Estimate]] = {name: [] for name in self._shapes}
         self._warned = False
         self._observer = UpdateObserver(model, optimizers, self._due, self._observed)
-        self._hooks = StepHooks(optimizers, self._before, self._observer.after)
+        super().__init__(optimizers, self._before, self._observer.after)
 
     @property
     def step(self) -> int:
@@ -279,21 +279,6 @@ class Recorder:
         self._rates = list(state["rates"])
         measured = [estimates(found) for found in state["fslrs"]]
         self._fslrs = {name: [found[name] for found in measured] for name in self._shapes}
-
-    def close(self) -> None:
-        """Take the hooks off the optimizer; the profile stays."""
-        self._hooks.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _due(self, step: int) -> bool:
         return step % self.every == 0
