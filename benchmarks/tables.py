@@ -218,17 +218,24 @@ def matching(found: Sequence[MatchingResult]) -> Table:
 
 
 def emitters(found: dict[str, Any]) -> Table:
-    """Whatever the emitters' benchmark gives, flat."""
-    rows = [(name, value) for name, value in _flat("", found)]
-    return Table("Emitters", ("what", "value"), rows)
-
-
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _flat(f"{prefix}, {key}" if prefix else str(key), item)
-    else:
-        yield prefix, number(value) if isinstance(value, float) else str(value)
+    """Step times of every form that compile emits, over the eager model's."""
+    rows = [
+        (case, form, f"{times['passes']:.3f}", f"{times['step']:.3f}")
+        for case, forms in found["steps"].items()
+        for form, times in forms.items()
+    ]
+    groups = found["a group for each parameter, over one"]
+    recorded = found["record(every=100)"]
+    start, hooks = recorded["start, over the run"], recorded["run with hooks, over the run"]
+    notes = (
+        "The optimizer's step with a group for each parameter, over one group: "
+        + ", ".join(f"{kind} {ratio:.2f}" for kind, ratio in groups.items())
+        + ".",
+        f"Recording every 100 steps: {hooks:.3f} of the run of {recorded['steps']} steps without, "
+        f"and before it the start, {start:.3f} of the run.",
+        f"Processor time on {found['threads']} thread, fused Adam.",
+    )
+    return Table("Emitters", ("case", "form", "passes", "step"), rows, notes)
 
 
 def spread(found: Spread) -> str:

@@ -140,8 +140,8 @@ class Folded:
         self.stream = [v for v in graph if on_data(graph, v)]
         self.data = set(self.stream)
         self.readers = {v: [w for w in graph.adj[v] if w in self.data] for v in self.stream}
-        writers = {v: [u for u in graph.pred[v] if u in self.data] for v in self.stream}
-        self.origin = _dominators(self.stream, writers)
+        self.writers = {v: [u for u in graph.pred[v] if u in self.data] for v in self.stream}
+        self.origin = _dominators(self.stream, self.writers)
         self.branches: dict[str, list[str]] = {}
         self.described: dict[str, int] = {}
         self.labels: dict[str, int] = {}
@@ -169,12 +169,34 @@ class Folded:
         for u in self.stream:
             for v in self.readers[u]:
                 others = hanging[v]
-                if v != meeting[u] and others and all(self._comes_from(u, w) for w in others):
+                if (
+                    v != meeting[u]
+                    and others
+                    and all(self._comes_from(u, w) for w in others)
+                    and self._closed(u, v, meeting)
+                ):
                     # A branch of u comes back to it, however far u goes on beside the stream.
                     hanging[meeting[u]].remove(u)
                     hanging[v] = sorted([u, *others], key=self.order.__getitem__)
                     break
         return hanging
+
+    def _closed(self, u: str, v: str, meeting: Mapping[str, str]) -> bool:
+        """Whether all between a value and a reader of it ends there.
+
+        What goes on past v from between the two, as an MLP beside the attention, is a branch of u
+        that comes back to it later.
+        """
+        between, seen = deque(self.writers[v]), {u}
+        while between:
+            w = between.popleft()
+            if w in seen:
+                continue
+            if not meeting[w] or self.order[meeting[w]] > self.order[v]:
+                return False
+            seen.add(w)
+            between += self.writers[w]
+        return True
 
     def _chains(self) -> dict[str, list[str]]:
         """The junctions of each chain in the direction of the data, by the last of them."""
