@@ -849,3 +849,39 @@ def test_five_thousand_parameters_in_seconds() -> None:
     assert_conserved(align(graphs[0], graphs[1]), graphs[0])
     assert_conserved(align(graphs[1], graphs[1]), graphs[1])
     assert time.process_time() - started < 60  # some 5 s on an idle core
+
+
+class Parallel(nn.Module):
+    """Attention and MLP side by side on one norm that reads the stream twice; two kinds in turn."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, width)
+        self.gains = nn.ParameterList(nn.Parameter(torch.ones(width)) for _ in range(depth + 1))
+        self.queries = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.outs = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.ups = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for i, out in enumerate(self.outs):
+            h = self.norm(x, i)
+            q = self.queries[i](h)
+            mixed = q.sin() * q if i % 2 else q.tanh()
+            x = x + out(mixed) + self.ups[i](h).relu()
+        return self.head(self.norm(x, -1))  # type: ignore[no-any-return]
+
+    def norm(self, x: Tensor, i: int) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        spread = (x - x.mean(-1, keepdim=True)).square().mean(-1, keepdim=True)
+        return self.gains[i] * (centred * (spread + 1e-5).rsqrt())
+
+
+def test_blocks_of_parallel_branches_alternate_in_step() -> None:
+    base, target = Parallel(6, 2), Parallel(6, 4)
+    x = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    matches = align(*(capture_graph(capture(model, x)) for model in (base, target)))
+    for kind in ("queries", "outs", "ups"):
+        for i in range(4):
+            assert matches[f"{kind}.{i}.weight"].base == ((f"{kind}.{i % 2}.weight", 0.5),)

@@ -25,6 +25,10 @@ Y = torch.randint(4, (12,), generator=torch.Generator().manual_seed(2))
 Optimizers = list[torch.optim.Optimizer]
 
 
+def slow(value: Any) -> Any:
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 def net(width: int, seed: int = 0, depth: int = 2) -> nn.Module:
     torch.manual_seed(seed)
     return ResMLP(6, width, 4, depth=depth)
@@ -315,7 +319,7 @@ def test_steps_that_a_gradient_scaler_skips_are_none(
 
 
 @pytest.mark.parametrize("emit", ["plain", "graph", "module"])
-@pytest.mark.parametrize("make", [adam, momentum, muon_and_adamw])
+@pytest.mark.parametrize("make", [adam, slow(momentum), muon_and_adamw])
 def test_a_failing_measurement_raises_with_everything_as_before_the_step(
     make: Callable[[nn.Module], Optimizers], emit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -379,7 +383,7 @@ def test_a_nan_in_the_gradients_undoes_the_step_and_names_the_parameter() -> Non
 
 @pytest.mark.parametrize("emit", ["plain", "graph", "module"])
 @pytest.mark.parametrize("make", [adam, momentum])
-@pytest.mark.parametrize("broken", [2, 3, 4])
+@pytest.mark.parametrize("broken", [slow(2), 3, slow(4)])
 def test_a_resumed_run_is_bitwise_the_run(
     make: Callable[[nn.Module], Optimizers], emit: str, broken: int, tmp_path: Any
 ) -> None:

@@ -6,17 +6,14 @@ from zoo.registry import architectures, chosen
 from zoo.stages import STAGES, run
 
 FAST = (
-    "bags",
     "batch-norm",
     "branching",
     "custom-function",
     "detached",
-    "fourier",
     "lstm",
     "nested-no-grad",
     "residual",
     "several-outputs",
-    "tied-twice",
     "unet",
     "weight-norm",
 )

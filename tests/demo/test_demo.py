@@ -59,6 +59,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_runs(tmp_path:
     assert str(file / "out") in str(raised.value)
 
 
+@pytest.mark.slow
 def test_rates_at_which_all_diverge_are_refused(tmp_path: Path) -> None:
     hopeless = dataclasses.replace(TINY, out=tmp_path, rates=(2.0**40, 2.0**41, 2.0**42))
     with pytest.raises(InputError, match=r"diverged at every rate from 1\.1e\+12 to 4\.4e\+12"):

@@ -66,6 +66,7 @@ def test_building_leaves_the_random_state_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_an_interrupt_stops_the_processes(corpus: Corpus) -> None:
     endless = dataclasses.replace(
         SETTINGS,
@@ -82,6 +83,7 @@ def test_an_interrupt_stops_the_processes(corpus: Corpus) -> None:
     assert time.monotonic() - began < 60
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_arrives_as_it_is(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(FlermError, match="missing"):
         sweep([Arm("compiled", 32, tmp_path / "missing.safetensors")], SETTINGS, corpus)

@@ -54,7 +54,7 @@ def close(found: dict[str, Any], wanted: dict[str, Any], rel: float) -> None:
 @pytest.mark.parametrize(
     "how,method,processes",
     [
-        ("ddp", "sampled", 2),
+        pytest.param("ddp", "sampled", 2, marks=pytest.mark.slow),
         pytest.param("ddp", "exact", 2, marks=pytest.mark.slow),
         ("fsdp", "sampled", 2),
         pytest.param("fsdp", "exact", 4, marks=pytest.mark.slow),
