@@ -6,6 +6,10 @@ import json
 import math
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -467,6 +471,30 @@ def test_full_disk_leaves_what_was_there(
     if old:
         assert path.read_bytes() == before
         assert BaseProfile.load(path).settle == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, 0.013, 0.21])
+def test_a_kill_while_saving_leaves_a_whole_file(path: Path, seconds: float) -> None:
+    """SIGKILL at some point of one save among many: the file is the old or the new one."""
+    pool = ((torch.randn(200_000, 3), torch.arange(200_000) % 2),)  # 4 MB, so that a save lasts
+    profile(pool=pool, settle=7).save(path)
+    script = (
+        "import sys; from dataclasses import replace; from flerm_fx import BaseProfile\n"
+        "p = BaseProfile.load(sys.argv[1]); print(flush=True)\n"
+        "while True: p = replace(p, settle=p.settle + 1); p.save(sys.argv[1])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(seconds)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    read = BaseProfile.load(path)
+    assert read.settle >= 7
+    assert same(read.pool, pool)
 
 
 def test_interrupt_leaves_what_was_there(
