@@ -17,8 +17,7 @@ REST = "emit"
 
 _WRAPPED: tuple[tuple[Any, str, str], ...] = (
     (flerm_fx.compiler, "capture", "capture"),
-    (flerm_fx.compiler, "capture_graph", "match"),
-    (flerm_fx.compiler, "align", "match"),
+    (flerm_fx.compiler, "matched", "match"),
     (flerm_fx.multipliers, "measure_start", "settle"),
     (flerm_fx.multipliers, "answers_to", "settle"),
     (Prober, "estimate", "probe"),
