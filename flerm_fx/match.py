@@ -16,7 +16,7 @@ from flerm_fx.emit.module import scales_of
 from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.errors import InputError
 from flerm_fx.inputs import Inputs, OutputFn, detached, device_of, probe_pool, to_device
-from flerm_fx.logs import FSLR, MULTIPLIER, Log
+from flerm_fx.logs import FSLR, MULTIPLIER, Log, logging
 from flerm_fx.matches import matched
 from flerm_fx.multipliers import resolved
 from flerm_fx.observer import Attached, Observed, UpdateObserver
@@ -315,7 +315,7 @@ class Matcher(Attached):
         self._target.stepped()
         self._observer.after(optimizer)
 
-    def _observed(self, observed: Observed) -> None:
+    def _observed(self, observed: Observed) -> Callable[[], None]:
         unit = self._target.unit(observed, self.multipliers)
         found = self._prober.estimate(unit)
         smoothed = self._squares.after(found)
@@ -325,10 +325,9 @@ class Matcher(Attached):
         self.multipliers = following
         rate = next(rate for rate in observed.rates.values() if rate > 0)
         self.history.append(Matched(observed.step, rate, found, dict(following)))
-        if self._log is not None:
-            numbers = {FSLR + name: estimate.value for name, estimate in found.items()}
-            numbers |= {MULTIPLIER + name: m for name, m in following.items()}
-            self._log(numbers, observed.step)
+        numbers = {FSLR + name: estimate.value for name, estimate in found.items()}
+        numbers |= {MULTIPLIER + name: m for name, m in following.items()}
+        return logging(self._log, numbers, observed.step)
 
     def _matched(
         self, step: int, smoothed: Mapping[str, float], found: Mapping[str, Estimate]

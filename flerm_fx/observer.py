@@ -51,14 +51,14 @@ class UpdateObserver:
     ends when another begins its next. A step that a gradient scaler skips is none.
 
     Should ``observed`` raise, weights and optimizer states are put back as they were before the
-    step.
+    step. What it returns is called after that can no longer be: it is for whoever looks on.
 
     Args:
         model: in training, without wrappers around it.
         optimizers: of all its trainable parameters.
         due: whether to take a step with this number; the next one with a learning rate above 0 is
             taken instead where all are 0.
-        observed: given what was taken.
+        observed: given what was taken; returns what is left to do once it stands.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class UpdateObserver:
         model: nn.Module,
         optimizers: Sequence[Optimizer],
         due: Callable[[int], bool],
-        observed: Callable[[Observed], None],
+        observed: Callable[[Observed], Callable[[], None]],
     ) -> None:
         self.step = 0
         self.waiting = False
@@ -113,12 +113,13 @@ class UpdateObserver:
             return
         self.waiting = False
         try:
-            self._observed(self._taken(step, list(snapshots.values())))
+            tell = self._observed(self._taken(step, list(snapshots.values())))
         except BaseException:
             for snapshot in snapshots.values():
                 snapshot.restore()
             self.step, self.waiting = step, True
             raise
+        tell()
 
     def _taken(self, step: int, snapshots: list["_Snapshot"]) -> Observed:
         weights = dict(self._model.named_parameters())

@@ -1,7 +1,7 @@
 """Recording a base model: its start at once, its trajectory as it trains."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from flerm_fx.copying import copied
 from flerm_fx.distributed import Ranks, is_sharded, unwrapped
 from flerm_fx.errors import InputError
 from flerm_fx.inputs import Inputs, OutputFn, detached, device_of, probe_pool, to_device
-from flerm_fx.logs import FSLR, Log
+from flerm_fx.logs import FSLR, Log, logging
 from flerm_fx.loss import LossFunction, resolve
 from flerm_fx.observer import Attached, Observed, UpdateObserver
 from flerm_fx.optimizers import Optimizers, listed
@@ -293,12 +293,12 @@ class Recorder(Attached):
             )
             self._warned = True
 
-    def _observed(self, observed: Observed) -> None:
+    def _observed(self, observed: Observed) -> Callable[[], None]:
         found = self._prober.estimate(observed)
         self._steps.append(observed.step)
         self._rates.append(next(rate for rate in observed.rates.values() if rate > 0))
         frozen = Estimate(0.0, 0.0, "exact", 0, "not trained at this step")
         for name in self._shapes:
             self._fslrs[name].append(found.get(name, frozen))
-        if self._log is not None:
-            self._log({FSLR + name: found[name].value for name in found}, observed.step)
+        numbers = {FSLR + name: estimate.value for name, estimate in found.items()}
+        return logging(self._log, numbers, observed.step)

@@ -517,6 +517,29 @@ def test_steps_are_taken_where_asked_and_logged() -> None:
         assert logged[4][f"flerm/fslr/{name}"] == matcher.trajectory.at(4)[name].value
 
 
+@pytest.mark.parametrize("emit", ["plain", "graph"])
+def test_a_log_that_fails_does_not_undo_the_step(emit: str) -> None:
+    profile = recorded(adam)
+    model: nn.Module = net(32)
+    if emit == "graph":
+        model = flerm_fx.compile(model, profile, method="exact")
+    (optimizer,) = adam(model)
+
+    def log(numbers: dict[str, float], step: int) -> None:
+        raise OSError("the server is gone")
+
+    with flerm_fx.match(model, optimizer, profile, every=EVERY, log=log) as matcher:
+        before = effective(model)
+        with pytest.raises(OSError, match="the server is gone"):
+            train(model, [optimizer], 1)
+        assert matcher.step == 1
+        assert matcher.trajectory.steps == (0,)
+        moved = [float((effective(model)[n] - v).abs().max()) for n, v in before.items()]
+        assert 0 < max(moved) < 1
+        train(model, [optimizer], 2)
+        assert matcher.step == 3
+
+
 def trajectory(*values: float, steps: tuple[int, ...]) -> Trajectory:
     estimates = tuple(Estimate(value, 0.1 * value, "exact", 0) for value in values)
     return Trajectory(steps, (0.1,) * len(steps), {"w": estimates})
