@@ -398,14 +398,13 @@ class CompiledModel(ScaledModel):
         .. math:: |\mathrm{FSLR}_l - \mathrm{FSLR}_{base}| \le
                   4 \sqrt{\sigma_l^2 + (m_l \sigma_{l,compile})^2} + 10^{-2}\,\mathrm{FSLR}_{base}.
         """
-        captured, multipliers = self.trained() if self.scales else None, None
-        if captured is None:
-            twin, multipliers = self.plain(), self.multipliers
-            for name, parameter in twin.named_parameters():
-                parameter.requires_grad_(name in multipliers)
-            captured = self.adopted(twin) or capture(
-                twin, self._probe_inputs, self.procedure.output_fn
-            )
+        twin = self.plain()
+        for name, parameter in twin.named_parameters():
+            parameter.requires_grad_(name in self.multipliers)
+        captured = self.adopted(twin) or capture(twin, self._probe_inputs, self.procedure.output_fn)
+        multipliers: dict[str, float] | None = self.multipliers
+        if self.scales and captured.graph_module is not None:
+            captured, multipliers = self.trained(captured), None
         measured = {
             after: measure_start(
                 captured, self.procedure.after(after), multipliers, draw_seed=1_000_003

@@ -12,8 +12,9 @@ from flerm_fx.errors import InputError
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy of a model, without gradients; of a sharded one, plain and whole.
 
-    Tensors with a history that modules keep as plain attributes, as ``torch.nn.utils.weight_norm``
-    does until the next forward pass, are copied without it.
+    Tensors with a history that modules keep as plain attributes or in a list, as
+    ``torch.nn.utils.weight_norm`` and recurrent networks with parametrizations do until the next
+    forward pass, are copied without it.
 
     Raises:
         InputError: the model cannot be copied.
@@ -25,7 +26,8 @@ def copied(model: nn.Module) -> nn.Module:
     memo: dict[int, object] = {
         id(value): value.detach().clone()
         for module in model.modules()
-        for value in vars(module).values()
+        for attribute in vars(module).values()
+        for value in (attribute if isinstance(attribute, list | tuple) else [attribute])
         if isinstance(value, Tensor) and not value.is_leaf
     }
     try:

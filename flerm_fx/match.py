@@ -98,7 +98,7 @@ def match(
 
     Example::
 
-        >>> import flerm_fx
+        >>> import flerm_fx, torch
         >>> def mlp(width):
         ...     torch.manual_seed(0)
         ...     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))

@@ -180,13 +180,10 @@ class ScaledModel(nn.Module):
                     parameter.mul_(self.scales[name])
         return model
 
-    def trained(self) -> Capture | None:
-        """The adopted capture on a copy that is trained as this is, its nodes in the graphs."""
-        captured = self.adopted(self)
-        if captured is None or captured.graph_module is None:
-            return None
+    def trained(self, captured: Capture) -> Capture:
+        """A capture of a plain copy that has a graph, as this model is trained: with its nodes."""
         if not self.in_module:
-            return with_scale_nodes(captured.bound(self.plain()), self.scales)
+            return with_scale_nodes(captured, self.scales)
         captured = captured.bound(ScaledModel(copied(self.skeleton), self.scales, in_module=True))
         for graph_module in (captured.graph_module, captured.probe_module):
             assert graph_module is not None
