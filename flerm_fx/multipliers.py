@@ -70,11 +70,14 @@ def assigned(
     late = dict.fromkeys(captured.parameters, unmeasured)
     start = measure(procedure)
     rows = assign(start, late)
-    if not procedure.settle and answers_to(captured, procedure, _multipliers(rows)):
+    moving: frozenset[str] = frozenset()
+    if not procedure.settle:
+        moving = answers_to(captured, procedure, _multipliers(rows))
+    if moving:
 
         def at_start(multipliers: Mapping[str, float]) -> _Assigned:
             nonlocal start
-            start = measure(procedure, multipliers)
+            start = {**start, **measure(procedure, multipliers, names=moving)}
             return assign(start, late)
 
         rows = _settled(rows, at_start, SETTLED_BESIDE_EPS, "start", _BESIDE_EPS, secant=True)

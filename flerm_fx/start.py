@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,6 +115,7 @@ def measure_start(
     *,
     draw_seed: int | None = None,
     prober: Prober | None = None,
+    names: Collection[str] | None = None,
 ) -> dict[str, Estimate]:
     r"""FSLRs of the unit update after ``settle`` steps of the optimizer's own rule.
 
@@ -129,9 +130,10 @@ def measure_start(
         multipliers: learning-rate multiplier m_l of each parameter while settling; 1 if None.
         draw_seed: of the random cotangents; the procedure's own if None.
         prober: of ``captured``, where there is one: it knows whether examples are coupled.
+        names: the parameters to measure; all if None.
 
     Returns:
-        An estimate for every trainable parameter, averaged over the last few steps.
+        An estimate for each of them, averaged over the last few steps.
 
     Raises:
         DivergenceError: a loss, gradient, update or FSLR is NaN or infinite after the first step.
@@ -141,6 +143,7 @@ def measure_start(
     prober = prober or Prober(captured)
     averaged = min(AVERAGED_STEPS, procedure.settle + 1)
     probe = to_device(procedure.pool[0], device_of(captured.model))
+    wanted = [n for n in captured.parameters if names is None or n in names]
     measured: list[dict[str, Estimate]] = []
     with contextlib.closing(_unit_updates(captured, procedure, multipliers)) as steps:
         for step, (before, updates, rounding) in enumerate(steps):
@@ -150,7 +153,7 @@ def measure_start(
             try:
                 found = prober.estimate(
                     before,
-                    updates,
+                    {name: updates[name] for name in wanted},
                     probe[0],
                     method=procedure.method,
                     # Errors of several steps are independent, and their mean has less.
@@ -162,24 +165,25 @@ def measure_start(
                     _fail(f"{error}; that is", procedure, step)
                 raise
             measured.append({n: _rounded(e) if n in rounding else e for n, e in found.items()})
-    return {name: _mean([found[name] for found in measured]) for name in captured.parameters}
+    return {name: _mean([found[name] for found in measured]) for name in wanted}
 
 
 def answers_to(
     captured: Capture, procedure: StartProcedure, multipliers: Mapping[str, float]
-) -> bool:
-    """Whether the first unit update is another one under these multipliers.
+) -> frozenset[str]:
+    """The parameters whose first unit update is another one under these multipliers.
 
     It is where an ``eps`` is not small beside a gradient: a scale node of s makes it ``eps / s``.
     """
     has_eps = any(rule.has_eps for rule in procedure.optimizers.rules)
     if not has_eps or all(math.isclose(m, 1.0) for m in multipliers.values()):
-        return False
+        return frozenset()
     first = replace(procedure, settle=0)
     plain, scaled = (_first_update(captured, first, given) for given in (None, multipliers))
-    return any(
-        float((scaled[name] - update).norm()) > ANSWER * float(update.norm())
+    return frozenset(
+        name
         for name, update in plain.items()
+        if float((scaled[name] - update).norm()) > ANSWER * float(update.norm())
     )
 
 
