@@ -66,9 +66,7 @@ class Ranks:
         """The ranks that hold copies or shards of ``model``; one where it is neither."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
-        replicated = isinstance(model, DistributedDataParallel) or any(
-            isinstance(module, DistributedDataParallel) for module in model.modules()
-        )
+        replicated = any(isinstance(m, DistributedDataParallel) for m in model.modules())
         if not replicated and not is_sharded(model):
             return cls()
         return cls(dist.get_rank(), dist.get_world_size())

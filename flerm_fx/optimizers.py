@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from flerm_fx.errors import InputError, OptimizerError
-from flerm_fx.update_rule import UpdateRule
+from flerm_fx.update_rule import UpdateRule, is_linear
 
 OptimizerLike = Optimizer | type[Optimizer] | Callable[..., Optimizer]
 
@@ -73,6 +73,13 @@ class Optimizers:
     def rate(self, name: str) -> float:
         """The learning rate of a parameter."""
         return self.learning_rates[self.index(name)]
+
+    def linear(self, factor: float) -> list[bool]:
+        """For each rule, whether a first step at ``factor`` times its rate is as many times it."""
+        return [
+            is_linear(rule, rate, factor)
+            for rule, rate in zip(self.rules, self.learning_rates, strict=True)
+        ]
 
 
 def listed(optimizer: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:

@@ -25,7 +25,7 @@ from flerm_fx.optimizers import Optimizers
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
 from flerm_fx.probe.prober import Prober
-from flerm_fx.update_rule import group_settings, is_linear
+from flerm_fx.update_rule import group_settings
 
 MODEL_LOSS = "output.loss"
 """Name of the loss that a model returns itself."""
@@ -254,12 +254,7 @@ def _stretch(parameters: Mapping[str, nn.Parameter], procedure: StartProcedure) 
     """Factor on the learning rate, well inside the range of the weights' type."""
     smallest_range = min(torch.finfo(p.dtype).max for p in parameters.values())
     factor = 2.0**8 if smallest_range < 1e6 else 2.0**24
-    run = procedure.optimizers
-    linear = all(
-        is_linear(rule, rate, factor)
-        for rule, rate in zip(run.rules, run.learning_rates, strict=True)
-    )
-    return factor if linear else 1.0
+    return factor if all(procedure.optimizers.linear(factor)) else 1.0
 
 
 def _grouped(

@@ -12,7 +12,7 @@ from flerm_fx.errors import InputError
 from flerm_fx.groups import GroupMultipliers
 from flerm_fx.observer import Observed
 from flerm_fx.optimizers import Optimizers
-from flerm_fx.update_rule import is_linear, node_multiplier, node_scale, state_powers
+from flerm_fx.update_rule import node_multiplier, node_scale, state_powers
 
 Multipliers = Mapping[str, float]
 
@@ -28,7 +28,7 @@ class PlainTarget:
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], run: Optimizers) -> None:
         self._model = model
-        self._linear = _linear(run)
+        self._linear = run.linear(2.0)
         self._run = run
         self._groups = {
             id(optimizer): GroupMultipliers(model, optimizer, rule)
@@ -84,7 +84,7 @@ class ScaledTarget:
     ) -> None:
         self._model = model
         self._optimizers = tuple(optimizers)
-        self._linear = _linear(run)
+        self._linear = run.linear(2.0)
         self._run = run
         self._powers = [state_powers(rule) for rule in run.rules]
 
@@ -149,13 +149,6 @@ class ScaledTarget:
             scales[name] = scale
         if scales != self._model.scales:
             self._model.rescale(scales)
-
-
-def _linear(run: Optimizers) -> list[bool]:
-    """For each optimizer, whether twice the rate is twice the step."""
-    return [
-        is_linear(rule, rate, 2.0) for rule, rate in zip(run.rules, run.learning_rates, strict=True)
-    ]
 
 
 def _stretched(parameter: Tensor, observed: Observed, name: str, ratio: float) -> Tensor:

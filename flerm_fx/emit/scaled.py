@@ -144,7 +144,7 @@ class ScaledModel(nn.Module):
             yield (f"{prefix}." if prefix else "") + plain.get(name, name), parameter
 
     def rescale(self, scales: Mapping[str, float]) -> None:
-        """Change the scales of the nodes; what is stored is left as it is, and so is the caller's.
+        """Change the scales of the nodes alone: what is stored behind them is the caller's affair.
 
         Args:
             scales: s_l of each trainable parameter.

@@ -6,8 +6,8 @@ from typing import Any
 import lightning as L
 from torch import nn
 
-from flerm_fx.errors import InputError
 from flerm_fx.inputs import Inputs
+from flerm_fx.integrations import begun
 from flerm_fx.match import Matcher, match
 from flerm_fx.profile import BaseProfile, PathLike
 from flerm_fx.record import Recorder, record
@@ -87,9 +87,7 @@ class RecordCallback(_Attached):
     @property
     def recorder(self) -> Recorder:
         """The recorder of the run."""
-        if not isinstance(self.found, Recorder):
-            raise InputError("training has not begun, so there is nothing yet to read")
-        return self.found
+        return begun(self.found, Recorder)
 
     def attach(self, model: nn.Module, optimizers: list[Any]) -> Recorder:
         """Record."""
@@ -131,9 +129,7 @@ class MatchCallback(_Attached):
     @property
     def matcher(self) -> Matcher:
         """The matcher of the run."""
-        if not isinstance(self.found, Matcher):
-            raise InputError("training has not begun, so there is nothing yet to read")
-        return self.found
+        return begun(self.found, Matcher)
 
     def attach(self, model: nn.Module, optimizers: list[Any]) -> Matcher:
         """Match."""

@@ -1,7 +1,7 @@
 """Recording and matching under ``transformers.Trainer``."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,11 +11,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from flerm_fx.errors import InputError
 from flerm_fx.inputs import Inputs
+from flerm_fx.integrations import begun
 from flerm_fx.match import Matcher, match
 from flerm_fx.profile import BaseProfile, PathLike
 from flerm_fx.record import Recorder, record
-
-T = TypeVar("T")
 
 
 class _Attached(TrainerCallback):
@@ -114,7 +113,7 @@ class RecordCallback(_Attached):
     @property
     def recorder(self) -> Recorder:
         """The recorder of the run."""
-        return _begun(self.found, Recorder)
+        return begun(self.found, Recorder)
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> Recorder:
         """Record."""
@@ -163,14 +162,8 @@ class MatchCallback(_Attached):
     @property
     def matcher(self) -> Matcher:
         """The matcher of the run."""
-        return _begun(self.found, Matcher)
+        return begun(self.found, Matcher)
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> Matcher:
         """Match."""
         return match(model, optimizer, self._profile, self._inputs, **self._options)
-
-
-def _begun(found: Any, kind: type[T]) -> T:
-    if not isinstance(found, kind):
-        raise InputError("training has not begun, so there is nothing yet to read")
-    return found
