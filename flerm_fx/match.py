@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from flerm_fx.align import Mapped, OnUnmatched
 from flerm_fx.capture import capture
 from flerm_fx.copying import copied
-from flerm_fx.distributed import Ranks, is_sharded, unwrapped
+from flerm_fx.distributed import Ranks, unwrapped
 from flerm_fx.emit.module import scales_of
 from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.errors import InputError
@@ -232,13 +232,14 @@ class Matcher(Attached):
         )
         self.multipliers.update(self._target.multipliers())
         self._prober = RunningProber(
-            *_measured(model, scaled),
+            (lambda: model) if scaled is None else (lambda: scaled.skeleton),
             Prober(captured, ranks),
             probe,
             output_fn=output_fn,
             method=method,
             rtol=rtol,
             seed=base_profile.seed,
+            plain=scaled.plain if scaled is not None and scaled.in_module else None,
         )
         self._observer = UpdateObserver(model, optimizers, self._due, self._observed)
         super().__init__(optimizers, self._before, self._after)
@@ -342,15 +343,6 @@ class Matcher(Attached):
                 wanted = sum(float(share) * base[b].value for b, share in shares)
                 following[name] = wanted / smoothed[name]
         return following
-
-
-def _measured(
-    model: nn.Module, scaled: ScaledModel | None
-) -> tuple[Callable[[], nn.Module], Callable[[], nn.Module] | None]:
-    """The model whose modes and buffers count, and how to copy it where it cannot be measured."""
-    if scaled is None:
-        return (lambda: model), (lambda: copied(model)) if is_sharded(model) else None
-    return (lambda: scaled.skeleton), scaled.plain if scaled.in_module else None
 
 
 def _scaled(model: nn.Module) -> ScaledModel | None:

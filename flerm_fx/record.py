@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from flerm_fx.capture import capture
 from flerm_fx.copying import copied
-from flerm_fx.distributed import Ranks, is_sharded, unwrapped
+from flerm_fx.distributed import Ranks, unwrapped
 from flerm_fx.errors import InputError
 from flerm_fx.inputs import Inputs, OutputFn, detached, device_of, probe_pool, to_device
 from flerm_fx.logs import FSLR, Log, logging
@@ -186,7 +186,6 @@ class Recorder(Attached):
         self._training = model.training
         self._prober = RunningProber(
             lambda: model,
-            (lambda: copied(model)) if is_sharded(model) else None,
             prober,
             probe_inputs,
             output_fn=output_fn,

@@ -1,12 +1,14 @@
 """Measure a model while it trains, in whichever mode it is in."""
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from flerm_fx.capture import capture, modes, untouched
-from flerm_fx.distributed import whole
+from flerm_fx.copying import copied
+from flerm_fx.distributed import is_sharded, whole
 from flerm_fx.inputs import Inputs, OutputFn
 from flerm_fx.observer import Observed
 from flerm_fx.probe.estimate import Estimate
@@ -19,20 +21,19 @@ class RunningProber:
 
     Args:
         live: the model in training, without wrappers around it.
-        copy: makes a plain copy of it to measure on, which takes memory; None where the model
-            itself will do, which it does unless it is sharded or has parametrizations.
-        prober: of such a copy, in the model's present mode.
+        prober: of a plain copy of it, in its present mode.
         inputs: what to measure on.
         output_fn: picks the output tensor.
         method: as for :func:`flerm_fx.measure`.
         rtol: as for :func:`flerm_fx.measure`.
         seed: of the random cotangents, with the step added.
+        plain: makes a plain copy of a model that has parametrizations; it is measured on such
+            copies then, which take memory, as a sharded model is in any case.
     """
 
     def __init__(
         self,
         live: Callable[[], nn.Module],
-        copy: Callable[[], nn.Module] | None,
         prober: Prober,
         inputs: Inputs,
         *,
@@ -40,8 +41,11 @@ class RunningProber:
         method: Method,
         rtol: float,
         seed: int,
+        plain: Callable[[], nn.Module] | None = None,
     ) -> None:
         model = live()
+        if plain is None and is_sharded(model):
+            plain = functools.partial(copied, model)
         self._live = live
         self._inputs = inputs
         self._output_fn = output_fn
@@ -49,8 +53,8 @@ class RunningProber:
         self._rtol = rtol
         self._seed = seed
         self._ranks = prober.ranks
-        self._copy = copy
-        self._probers = {modes(model): prober if copy else prober.bound(model)}
+        self._plain = plain
+        self._probers = {modes(model): prober if plain else prober.bound(model)}
 
     def estimate(self, observed: Observed) -> dict[str, Estimate]:
         """FSLR of each parameter that the step has trained.
@@ -72,11 +76,11 @@ class RunningProber:
     def _prober(self, model: nn.Module) -> Prober:
         mode = modes(model)
         if mode not in self._probers:
-            measured = model if self._copy is None else self._copy()
+            measured = model if self._plain is None else self._plain()
             captured = capture(measured, self._inputs, self._output_fn)
             self._probers[mode] = Prober(captured, self._ranks)
         prober = self._probers[mode]
-        if self._copy is not None:
+        if self._plain is not None:
             buffers = dict(prober.captured.model.named_buffers())
             with torch.no_grad():
                 for name, value in model.named_buffers():
