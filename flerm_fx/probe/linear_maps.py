@@ -25,6 +25,9 @@ from flerm_fx.probed_as import attention, attention_weights
 aten = torch.ops.aten
 CAT = aten.cat.default
 
+SMALL = 2**14
+"""Numbers in a kernel's argument below which repeating it is cheaper than more calls."""
+
 Stacks = Mapping[int, Tensor]
 """Stacks of tangents by the position of their argument."""
 
@@ -198,13 +201,20 @@ def _generic(
     return moved
 
 
-def _by_rows(function: Callable[[Tensor], Tensor]) -> OneStack:
-    """Row by row, for kernels that would have to repeat their other arguments for each."""
+def _by_rows(function: Callable[..., Tensor], *others: Tensor) -> Callable[..., Tensor]:
+    """Row by row, for kernels that would have to repeat their other arguments for each.
 
-    def moved(stack: Tensor) -> Tensor:
-        if len(stack) == 1:
-            return function(stack[0]).unsqueeze(0)
-        return torch.stack([function(row) for row in stack])
+    Where calls cost more than that, since none of the others is large, through ``vmap``, which
+    repeats them.
+    """
+    small = max(other.numel() for other in others) < SMALL
+
+    def moved(*stacks: Tensor) -> Tensor:
+        if len(stacks[0]) == 1:
+            return function(*[stack[0] for stack in stacks]).unsqueeze(0)
+        if small:
+            return torch.func.vmap(function)(*stacks)
+        return torch.stack([function(*row) for row in zip(*stacks, strict=True)])
 
     return moved
 
@@ -306,10 +316,10 @@ def _matmul(_: Any, index: int, value: Tensor, left: Tensor, right: Tensor) -> O
     if min(left.dim(), right.dim()) < 2:
         return None
     if index:
-        return _by_rows(lambda row: left @ row)
+        return _by_rows(lambda row: left @ row, left)
     if right.dim() == 2:
         return lambda stack: stack @ right
-    return _by_rows(lambda row: row @ right)
+    return _by_rows(lambda row: row @ right, right)
 
 
 def _addmm(
@@ -327,7 +337,7 @@ def _addmm(
         return _sum(None, 1, value, alpha=beta)
     if index == 1:
         return lambda stack: stack @ (right * alpha if alpha != 1 else right)
-    return _by_rows(lambda row: left @ (row * alpha if alpha != 1 else row))
+    return _by_rows(lambda row: left @ (row * alpha if alpha != 1 else row), left)
 
 
 def _softmax(
@@ -336,7 +346,7 @@ def _softmax(
     """The Jacobian is symmetric, so that the kernel of the backward pass is the tangent's too."""
     if dtype not in (None, x.dtype):
         return None
-    return _by_rows(lambda row: aten._softmax_backward_data(row, value, dim, value.dtype))
+    return _by_rows(lambda row: aten._softmax_backward_data(row, value, dim, value.dtype), value)
 
 
 def _log_softmax(
@@ -370,7 +380,7 @@ def _layer_norm(
         )[0]
         return moved if weight is None else moved.mul_(weight)
 
-    return _by_rows(normalised)
+    return _by_rows(normalised, x)
 
 
 def _batch_norm(
@@ -401,7 +411,7 @@ def _batch_norm(
         )[0]
         return moved.mul_(scale.reshape(channels))
 
-    return _by_rows(normalised)
+    return _by_rows(normalised, x)
 
 
 def _joined(op: Callable[..., Any], tensors: Sequence[Tensor], dim: int = 0) -> LinearMap:
@@ -466,9 +476,10 @@ def _attention(
         return found
 
     def moved(stacks: Stacks) -> list[Tensor | None]:
-        rows = len(next(iter(stacks.values())))
-        each = [one({p: stack[r] for p, stack in stacks.items()}) for r in range(rows)]
-        return [torch.stack(each) if rows > 1 else each[0].unsqueeze(0)]
+        by_rows = _by_rows(
+            lambda *row: one(dict(zip(stacks, row, strict=True))), query, keys, values, weights
+        )
+        return [by_rows(*stacks.values())]
 
     return moved
 

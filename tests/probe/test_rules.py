@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flerm_fx.frontier import jvp
+from flerm_fx.probe import linear_maps
 from flerm_fx.probe.linear_maps import RULES as MAPS
 from flerm_fx.probe.linear_maps import Combination, diagonal, linear_map
 from flerm_fx.probe.rules import CONVOLUTIONS, LINEAR, RULES, argument_at, tangent
@@ -115,6 +116,12 @@ def test_the_tangent_of_an_operation_is_that_of_its_jvp(op: Any, index: int) -> 
     torch.testing.assert_close(found.expand_as(expected), expected, rtol=RTOL, atol=RTOL)
 
 
+@pytest.fixture(params=[0, linear_maps.SMALL], ids=["by rows", "at once"])
+def small_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that have no stacks, called for each row and through vmap."""
+    monkeypatch.setattr(linear_maps, "SMALL", request.param)
+
+
 POINTWISE = (
     aten.gelu.default,
     aten.relu.default,
@@ -125,6 +132,7 @@ POINTWISE = (
 )
 
 
+@pytest.mark.usefixtures("small_rows")
 @pytest.mark.parametrize("op", [*MAPS, *POINTWISE], ids=str)
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_linear_map_is_the_jvp_of_each_row(op: Any, rows: int) -> None:
@@ -141,6 +149,7 @@ def test_a_linear_map_is_the_jvp_of_each_row(op: Any, rows: int) -> None:
                 torch.testing.assert_close(found[row], wanted, rtol=RTOL, atol=RTOL)
 
 
+@pytest.mark.usefixtures("small_rows")
 @pytest.mark.parametrize("training", [True, False])
 def test_batch_norm_in_either_mode(training: bool) -> None:
     torch.manual_seed(0)
@@ -183,6 +192,7 @@ ATTENTION: dict[str, Mapping[str, Any]] = {
 }
 
 
+@pytest.mark.usefixtures("small_rows")
 @pytest.mark.parametrize(
     "kind,varying",
     [
