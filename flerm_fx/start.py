@@ -130,7 +130,8 @@ def measure_start(
         multipliers: learning-rate multiplier m_l of each parameter while settling; 1 if None.
         draw_seed: of the random cotangents; the procedure's own if None.
         prober: of ``captured``, where there is one: it knows whether examples are coupled.
-        names: the parameters to measure; all if None.
+        names: the parameters to measure, none of which has a gradient of rounding alone; all if
+            None.
 
     Returns:
         An estimate for each of them, averaged over the last few steps.
@@ -145,7 +146,8 @@ def measure_start(
     probe = to_device(procedure.pool[0], device_of(captured.model))
     wanted = [n for n in captured.parameters if names is None or n in names]
     measured: list[dict[str, Estimate]] = []
-    with contextlib.closing(_unit_updates(captured, procedure, multipliers)) as steps:
+    steps = _unit_updates(captured, procedure, multipliers, find_rounding=names is None)
+    with contextlib.closing(steps):
         for step, (before, updates, rounding) in enumerate(steps):
             if step <= procedure.settle - averaged:
                 continue
