@@ -1,0 +1,59 @@
+"""``python -m experiments``: run sweeps, and report what they found."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments.axes import AXES
+from experiments.methods import MAIN, METHODS
+from experiments.report import show, write
+from experiments.runner import run
+from experiments.store import Store
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    options = _parser().parse_args(arguments)
+    unknown = sorted({*options.axes} - {*AXES}) + sorted({*options.methods} - {*METHODS})
+    if unknown:
+        print(
+            f"there is no axis or method {', '.join(unknown)}; axes: {', '.join(AXES)}; "
+            f"methods: {', '.join(METHODS)}",
+            file=sys.stderr,
+        )
+        return 2
+    axes = [AXES[key] for key in options.axes or AXES]
+    if options.quick:
+        axes = [axis.quick() for axis in axes]
+    methods = [METHODS[key] for key in options.methods]
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    store = Store(options.out)
+    if not options.report:
+        run(axes, methods, options.seeds, store, console, options.jobs)
+    show(axes, store, options.seeds, console)
+    write(axes, store, options.seeds, options.markdown)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments",
+        description="Train every scale of every axis at every rate, by every method; what the "
+        "folder has is not run again.",
+    )
+    parser.add_argument("axes", nargs="*", help=f"of {', '.join(AXES)}; all if none is named")
+    parser.add_argument("--methods", nargs="+", default=list(MAIN), help=f"of {', '.join(METHODS)}")
+    parser.add_argument("--seeds", type=int, default=3, help="of each run")
+    parser.add_argument("--jobs", type=int, help="processes; as many as cores by default")
+    parser.add_argument("--out", type=Path, default=Path("results-out"), help="folder of results")
+    parser.add_argument("--quick", action="store_true", help="one larger scale, half the steps")
+    parser.add_argument("--report", action="store_true", help="train nothing")
+    parser.add_argument("--markdown", type=Path, help="also write tables and pictures of them here")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

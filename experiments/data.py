@@ -1,0 +1,112 @@
+"""What the models are trained on: real images and real text, from files on this machine."""
+
+import functools
+import gzip
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flerm_fx.demo.corpus import read_corpus, sample_windows
+from flerm_fx.errors import InputError
+
+FASHION_MNIST = "FASHION_MNIST"
+"""Environment variable with the folder of the four gzipped IDX files."""
+
+FASHION_MNIST_FOLDER = "/usr/share/datasets/fashion-mnist"
+"""Where Debian's package ``dataset-fashion-mnist`` puts them."""
+
+Name = Literal["images", "bytes"]
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Batches to train on, and a fixed set to validate on.
+
+    Attributes:
+        sample: a random batch of so many examples, from a generator.
+        validation: batches of examples that are never trained on.
+        loss: mean cross entropy in nats, of logits and classes.
+    """
+
+    sample: Callable[[int, torch.Generator], Batch]
+    validation: tuple[Batch, ...]
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+
+@functools.cache
+def load(name: Name) -> Data:
+    """Fashion-MNIST (:func:`images`) or the source of Python's standard library (:func:`text`)."""
+    return images() if name == "images" else text()
+
+
+def images() -> Data:
+    """Fashion-MNIST, 60,000 images to train on and 2,048 to validate on.
+
+    Pixels have mean 0 and standard deviation 1 over the training set. Source: Xiao, Rasul, Vollgraf
+    2017, arXiv 1708.07747.
+
+    Raises:
+        InputError: the files are not there.
+    """
+    folder = Path(os.environ.get(FASHION_MNIST, FASHION_MNIST_FOLDER))
+    pixels, labels = _pixels(folder, "train"), _labels(folder, "train")
+    mean, deviation = pixels.mean(), pixels.std()
+    pixels = (pixels - mean) / deviation
+    held_out = (_pixels(folder, "t10k")[:2048] - mean) / deviation
+
+    def sample(batch: int, generator: torch.Generator) -> Batch:
+        chosen = torch.randint(len(labels), (batch,), generator=generator)
+        return pixels[chosen], labels[chosen]
+
+    return Data(sample, _parts(held_out, _labels(folder, "t10k")[:2048], 512), F.cross_entropy)
+
+
+def text(context: int = 64, windows: int = 256) -> Data:
+    """Bytes of Python source: windows of ``context``, each byte to be told from those before it."""
+    corpus = read_corpus()
+
+    def sample(batch: int, generator: torch.Generator) -> Batch:
+        return sample_windows(corpus.train, batch, context, generator)
+
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = sample_windows(corpus.validation, windows, context, generator)
+    return Data(sample, _parts(inputs, targets, 64), _of_each_position)
+
+
+def _parts(inputs: Tensor, targets: Tensor, size: int) -> tuple[Batch, ...]:
+    starts = range(0, len(inputs), size)
+    return tuple((inputs[i : i + size], targets[i : i + size]) for i in starts)
+
+
+def _of_each_position(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def _pixels(folder: Path, part: str) -> Tensor:
+    values = _read(folder / f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, 784)
+    return torch.from_numpy(values.astype(np.float32) / 255)
+
+
+def _labels(folder: Path, part: str) -> Tensor:
+    return torch.from_numpy(_read(folder / f"{part}-labels-idx1-ubyte.gz", 8).astype(np.int64))
+
+
+def _read(path: Path, offset: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or error}); install Debian's package "
+            f"dataset-fashion-mnist, or set {FASHION_MNIST} to a folder with the four files of "
+            "https://github.com/zalandoresearch/fashion-mnist/tree/master/data/fashion"
+        ) from error
+    return np.frombuffer(content, np.uint8, offset=offset)

@@ -1,0 +1,64 @@
+"""How a model's learning rates are set: standard training, muP, and flerm_fx in several ways."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from flerm_fx.probe.planner import Method as Estimator
+
+Kind = Literal["standard", "mup", "compile", "match"]
+
+Mass = Literal["recorded", "equal", "equal-split"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of setting the learning rate of every parameter.
+
+    Attributes:
+        key: names it on the command line and in files.
+        title: names it in tables.
+        kind: ``"compile"`` finds multipliers once, ``"match"`` every ``every`` steps.
+        settle, rounds: as for :func:`flerm_fx.record` and :func:`flerm_fx.compile`.
+        seeds: base models, under as many seeds, whose profiles are averaged.
+        estimator: ``method`` of :func:`flerm_fx.measure`.
+        mass: whose FSLRs are met: the base's as recorded; or, the paper's ablations, equal ones,
+            1/L for each of the target's L tensors, or 1/L for each of the base's, split over depth.
+        every: steps between matches.
+    """
+
+    key: str
+    title: str
+    kind: Kind
+    settle: int = 0
+    rounds: int = 1
+    seeds: int = 8
+    estimator: Estimator = "auto"
+    mass: Mass = "recorded"
+    every: int = 100
+
+    @property
+    def recorded(self) -> str:
+        """Names the profile that it needs: methods with equal ones share it."""
+        trajectory = f"-every-{self.every}" if self.kind == "match" else ""
+        return f"{self.estimator}-settle-{self.settle}-seeds-{self.seeds}{trajectory}"
+
+
+METHODS: dict[str, Method] = {
+    method.key: method
+    for method in (
+        Method("standard", "standard", "standard"),
+        Method("mup", "muP", "mup"),
+        Method("compile", "compile", "compile"),
+        Method("match", "match, every 100 steps", "match"),
+        Method("paper", "the paper's estimator", "match", estimator="kronecker"),
+        Method("one-seed", "compile, one base", "compile", seeds=1),
+        Method("settle-10", "compile, settle 10", "compile", settle=10, rounds=2),
+        Method("settle-40", "compile, settle 40", "compile", settle=40, rounds=2),
+        Method("equal", "equal masses", "compile", mass="equal"),
+        Method("equal-split", "equal masses, split over depth", "compile", mass="equal-split"),
+    )
+}
+"""All methods, by key."""
+
+MAIN = ("standard", "compile", "match")
+"""What every axis is trained by; others where they are asked for, or apply (muP: width)."""

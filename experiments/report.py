@@ -1,0 +1,98 @@
+"""Tables and pictures of what was found."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments.axes import Axis
+from experiments.measures import Transfer, seed_mean, transfer
+from experiments.methods import METHODS, Method
+from experiments.runner import scales_of
+from experiments.store import Store
+
+COLUMNS = (
+    "method",
+    "scale",
+    "shift, octaves",
+    "loss at the base's rate",
+    "own best",
+    "regret",
+    "of standard's",
+    "collapse",
+)
+
+
+def show(axes: Sequence[Axis], store: Store, seeds: int, console: Console) -> None:
+    """Print a table for each axis."""
+    for axis in axes:
+        table = Table(*COLUMNS, title=axis.title)
+        for row in rows(axis, store, seeds):
+            table.add_row(*row)
+        console.print(table)
+
+
+def rows(axis: Axis, store: Store, seeds: int) -> Iterator[tuple[str, ...]]:
+    """One for each method and scale that has all its results."""
+    standard = {t.scale: t.regret for t in transfers(axis, METHODS["standard"], store, seeds)}
+    for key in METHODS:
+        for found in transfers(axis, METHODS[key], store, seeds):
+            yield _row(METHODS[key], found, standard.get(found.scale, math.nan))
+
+
+def transfers(axis: Axis, method: Method, store: Store, seeds: int) -> list[Transfer]:
+    """Of every scale but the base that has all its results."""
+    rates, results = axis.grid.rates, store.results(axis.key, method.key)
+    base = results if method.mass != "recorded" else store.results(axis.key, "standard")
+    found = []
+    for scale in scales_of(axis, method):
+        pairs = ((base, 1), (results, scale))
+        means = [seed_mean(of, at, rates, range(seeds)) for of, at in pairs]
+        if scale != 1 and not any(np.isnan(mean).any() for mean in means):
+            found.append(transfer(base, results, scale, rates, range(seeds)))
+    return found
+
+
+def write(axes: Sequence[Axis], store: Store, seeds: int, page: Path | None) -> None:
+    """Draw a picture of each axis beside its results, and write a page if asked to."""
+    from experiments.figures import draw
+
+    folder = store.folder if page is None else page.parent / page.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    text = []
+    for axis in axes:
+        found = list(rows(axis, store, seeds))
+        if not found:
+            continue
+        picture = folder / f"{axis.key}.png"
+        draw(axis, store, seeds, picture)
+        text += [f"## {axis.title}", "", f"![{axis.title}]({folder.name}/{picture.name})", ""]
+        text += [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, found), ""]
+    if page is not None:
+        head = page.read_text(encoding="utf-8").split(MARK)[0] if page.exists() else ""
+        page.write_text(head + MARK + "\n\n" + "\n".join(text), encoding="utf-8")
+
+
+MARK = "<!-- What follows is written by make results. -->"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _row(method: Method, found: Transfer, standard: float) -> tuple[str, ...]:
+    interval = "" if math.isnan(found.interval) else f" ± {found.interval:.1f}"
+    share = found.regret / standard if standard > 0 else math.nan
+    return (
+        method.title,
+        f"{found.scale:g}",
+        f"{found.shift:+.2f}{interval}" + ("" if found.inside else " (edge)"),
+        f"{found.loss:.3f}",
+        f"{found.best:.3f}",
+        f"{found.regret:.3f}",
+        "" if method.kind == "standard" or math.isnan(share) else f"{share:.2f}",
+        f"{found.collapse:.3f}",
+    )

@@ -1,0 +1,152 @@
+"""Run what is missing, side by side: bases first, then profiles, multipliers, and all others."""
+
+import multiprocessing
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from experiments.axes import Axis
+from experiments.measures import seed_mean
+from experiments.methods import METHODS, Method
+from experiments.store import Result, Run, Store
+from experiments.work import Compiling, Recording, Training, Work, start_process
+from flerm_fx.errors import FlermError
+
+
+def run(
+    axes: Sequence[Axis],
+    methods: Sequence[Method],
+    seeds: int,
+    store: Store,
+    console: Console,
+    jobs: int | None = None,
+) -> None:
+    """Run every method on every axis, but for what the store has.
+
+    Args:
+        axes: in turn.
+        methods: of each; those for widths alone are left out elsewhere.
+        seeds: of the runs, counted from 0.
+        store: where results go.
+        console: shows progress.
+        jobs: processes, of one thread each; as many as cores if None.
+    """
+    with (
+        Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+        ) as progress,
+        ProcessPoolExecutor(
+            jobs or os.cpu_count(),
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=start_process,
+        ) as executor,
+    ):
+
+        def do(name: str, work: Iterable[Work]) -> None:
+            missing = sorted(work, key=_cost, reverse=True)
+            if not missing:
+                return
+            bar = progress.add_task(name, total=len(missing))
+            futures = [executor.submit(item) for item in missing]
+            try:
+                for future in as_completed(futures):
+                    result = future.result()
+                    if isinstance(result, Result):
+                        store.add(result)
+                    progress.advance(bar)
+            except BaseException:
+                executor.shutdown(wait=False, cancel_futures=True)
+                raise
+
+        for axis in axes:
+            chosen = [m for m in methods if m.kind != "mup" or axis.scaled == "width_multiplier"]
+            standard = METHODS["standard"]
+            do(f"{axis.title}: base", _trainings(axis, standard, [1], seeds, store))
+            rate = best_rate(axis, store, seeds)
+            do(f"{axis.title}: profiles", _recordings(axis, chosen, rate, store))
+            do(f"{axis.title}: multipliers", _compilings(axis, chosen, seeds, store))
+            trainings = [
+                training
+                for method in chosen
+                for training in _trainings(axis, method, scales_of(axis, method), seeds, store)
+            ]
+            do(f"{axis.title}: runs", trainings)
+
+
+def best_rate(axis: Axis, store: Store, seeds: int) -> float:
+    """The base's best rate on the grid, by the mean over seeds."""
+    losses = seed_mean(store.results(axis.key, "standard"), 1, axis.grid.rates, range(seeds))
+    if not np.isfinite(losses).any():
+        raise FlermError(f"{axis.key}: the base model diverged at every rate of the grid")
+    return axis.grid.rates[int(np.argmin(losses))]
+
+
+def scales_of(axis: Axis, method: Method) -> tuple[float, ...]:
+    """The scales that a method trains: the base is standard training's, unless masses are other."""
+    if method.kind == "standard" or method.mass != "recorded":
+        return axis.scales
+    return axis.scales[1:]
+
+
+def _trainings(
+    axis: Axis, method: Method, scales: Sequence[float], seeds: int, store: Store
+) -> Iterable[Training]:
+    for scale in scales:
+        for seed in range(seeds):
+            for rate in axis.grid.rates:
+                found = Run(axis.key, method.key, scale, seed, rate)
+                if found not in store:
+                    profile, multipliers = _needs(axis, method, scale, seed, store)
+                    yield Training(axis, method, found, profile, multipliers)
+
+
+def _needs(
+    axis: Axis, method: Method, scale: float, seed: int, store: Store
+) -> tuple[Path | None, Path | None]:
+    if method.kind == "match":
+        return store.profile(axis.key, method.recorded), None
+    if method.kind == "compile":
+        return None, store.multipliers(axis.key, method.key, scale, seed)
+    return None, None
+
+
+def _recordings(
+    axis: Axis, methods: Sequence[Method], rate: float, store: Store
+) -> Iterable[Recording]:
+    paths: dict[Path, Method] = {}
+    for method in methods:
+        if method.kind in ("compile", "match"):
+            paths.setdefault(store.profile(axis.key, method.recorded), method)
+    for path, method in paths.items():
+        if not path.exists():
+            yield Recording(axis, method, rate, path)
+
+
+def _compilings(
+    axis: Axis, methods: Sequence[Method], seeds: int, store: Store
+) -> Iterable[Compiling]:
+    for method in methods:
+        if method.kind != "compile":
+            continue
+        profile = store.profile(axis.key, method.recorded)
+        for scale in scales_of(axis, method):
+            for seed in range(seeds):
+                path = store.multipliers(axis.key, method.key, scale, seed)
+                if not path.exists():
+                    yield Compiling(axis, method, scale, seed, profile, path)
+
+
+def _cost(work: Work) -> float:
+    """Long runs first, so that no process is left alone with one at the end."""
+    if isinstance(work, Training):
+        return work.run.scale
+    return work.scale if isinstance(work, Compiling) else 0.0

@@ -1,0 +1,155 @@
+"""One run: a model, an optimizer with a rate for each parameter, and the loss it ends at."""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from experiments.axes import Axis
+from experiments.data import Data
+from flerm_fx.update_rule import UpdateRule, group_settings
+
+Params = Iterable[Tensor] | Iterable[dict[str, Any]]
+
+
+class Sign(Optimizer):
+    """Sign descent: every weight moves by the rate, against the sign of its gradient."""
+
+    def __init__(self, params: Params, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Take one step."""
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad.sign(), alpha=group["lr"])
+
+
+def _adam(params: Params, lr: float) -> Optimizer:
+    return torch.optim.Adam(params, lr=lr, fused=True)
+
+
+def _adamw(params: Params, lr: float) -> Optimizer:
+    return torch.optim.AdamW(params, lr=lr, weight_decay=0.1, fused=True)
+
+
+def _sgd(params: Params, lr: float) -> Optimizer:
+    return torch.optim.SGD(params, lr=lr, momentum=0.9, fused=True)
+
+
+def _adagrad(params: Params, lr: float) -> Optimizer:
+    return torch.optim.Adagrad(params, lr=lr)
+
+
+def _adamax(params: Params, lr: float) -> Optimizer:
+    return torch.optim.Adamax(params, lr=lr)
+
+
+def _muon(params: Params, lr: float) -> Optimizer:
+    return torch.optim.Muon(params, lr=lr, weight_decay=0.0)
+
+
+OPTIMIZERS: dict[str, Callable[[Params, float], Optimizer]] = {
+    "adam": _adam,
+    "adamw": _adamw,
+    "sgd": _sgd,
+    "sign": Sign,
+    "adagrad": _adagrad,
+    "adamax": _adamax,
+    "muon": _muon,
+}
+"""By name. Muon trains matrices, and Adam what is not one, at the same rate."""
+
+
+def optimizers(
+    name: str, model: nn.Module, lr: float, multipliers: Mapping[str, float] | None = None
+) -> list[Optimizer]:
+    """Those of a run, with a multiplier of the rate for each parameter.
+
+    >>> model = nn.Linear(4, 2)
+    >>> (adam,) = optimizers("adam", model, 0.1, {"weight": 0.5, "bias": 2.0})
+    >>> [group["lr"] for group in adam.param_groups]
+    [0.05, 0.2]
+    """
+    named = dict(model.named_parameters())
+    parts = {name: named}
+    if name == "muon":
+        parts = {
+            "muon": {n: p for n, p in named.items() if p.dim() == 2},
+            "adam": {n: p for n, p in named.items() if p.dim() != 2},
+        }
+    return [_grouped(OPTIMIZERS[kind], part, lr, multipliers) for kind, part in parts.items()]
+
+
+def _grouped(
+    factory: Callable[[Params, float], Optimizer],
+    named: Mapping[str, Tensor],
+    lr: float,
+    multipliers: Mapping[str, float] | None,
+) -> Optimizer:
+    if multipliers is None:
+        return factory(list(named.values()), lr)
+    rule = UpdateRule.of(factory(list(named.values()), lr))
+    groups: dict[float, list[Tensor]] = defaultdict(list)
+    for name, parameter in named.items():
+        groups[multipliers[name]].append(parameter)
+    return factory(
+        [{"params": p, **group_settings(rule, lr, m)} for m, p in groups.items()],
+        lr,
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        loss: on the validation set, in nats; infinite if the run diverged.
+        train_loss: mean over the last tenth of the steps.
+        seconds: that it took.
+    """
+
+    loss: float
+    train_loss: float
+    seconds: float
+
+
+def train(model: nn.Module, run: list[Optimizer], data: Data, axis: Axis, seed: int) -> Outcome:
+    """Train for the axis's number of steps at a constant rate.
+
+    Equal seeds see equal batches. A run whose loss is not finite, or ends above where it began, has
+    diverged.
+    """
+    began, before = time.perf_counter(), validate(model, data)
+    generator = torch.Generator().manual_seed(seed)
+    last: list[float] = []
+    for step in range(axis.steps):
+        inputs, targets = data.sample(axis.batch, generator)
+        loss = data.loss(model(inputs), targets)
+        if not math.isfinite(loss.item()):
+            return Outcome(math.inf, math.inf, time.perf_counter() - began)
+        if step >= axis.steps - max(axis.steps // 10, 1):
+            last.append(loss.item())
+        for optimizer in run:
+            optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        for optimizer in run:
+            optimizer.step()
+    final, mean = validate(model, data), sum(last) / len(last)
+    return Outcome(final if final <= before else math.inf, mean, time.perf_counter() - began)
+
+
+@torch.no_grad()
+def validate(model: nn.Module, data: Data) -> float:
+    """Mean loss over the validation set."""
+    total = sum(data.loss(model(x), y).item() * len(x) for x, y in data.validation)
+    return total / sum(len(x) for x, _ in data.validation)

@@ -1,0 +1,170 @@
+"""What a process of the runner does: record a base, find multipliers, or train once."""
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import flerm_fx
+from experiments import data, mup_models
+from experiments.axes import Axis
+from experiments.data import Batch
+from experiments.methods import Method
+from experiments.store import Result, Run
+from experiments.training import Sign, optimizers, train
+
+PROBE_SEED = 10_000
+"""Seed of the batches that FSLRs are measured on."""
+
+BASE_SEED = 1_000
+"""Seed of the first base model that is recorded; those of the runs are others."""
+
+SETTLING_BATCHES = 20
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Record base models at a rate, and save the mean of their profiles."""
+
+    axis: Axis
+    method: Method
+    rate: float
+    path: Path
+
+    def __call__(self) -> None:
+        """Record each, training only where a trajectory is asked for."""
+        profiles = [self._profile(BASE_SEED + i) for i in range(self.method.seeds)]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        flerm_fx.BaseProfile.mean(profiles).save(self.path)
+
+    def _profile(self, seed: int) -> flerm_fx.BaseProfile:
+        axis, method = self.axis, self.method
+        model = build(axis, 1, seed)
+        run = optimizers(axis.optimizer, model, self.rate)
+        pool = probe(axis, method.settle)
+        with flerm_fx.record(
+            model,
+            run,
+            [x for x, _ in pool],
+            [y for _, y in pool],
+            loss_fn=None,
+            every=method.every,
+            settle=method.settle,
+            method=method.estimator,
+        ) as recorder:
+            if method.kind == "match":
+                train(model, run, data.load(axis.data), axis, seed)
+        return recorder.profile
+
+
+@dataclass(frozen=True)
+class Compiling:
+    """Find the multipliers of one model, and save them."""
+
+    axis: Axis
+    method: Method
+    scale: float
+    seed: int
+    profile: Path
+    path: Path
+
+    def __call__(self) -> None:
+        """Compile the model that a run of this seed begins with."""
+        model = build(self.axis, self.scale, self.seed)
+        base = flerm_fx.BaseProfile.load(self.profile)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            compiled = flerm_fx.compile(
+                model,
+                base,
+                emit="param_groups",
+                rounds=self.method.rounds,
+                method=self.method.estimator,
+                optimizer=_custom(self.axis),
+            )
+        found = multipliers(compiled, self.method)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".part")
+        temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        temporary.replace(self.path)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Train one model at one rate."""
+
+    axis: Axis
+    method: Method
+    run: Run
+    profile: Path | None
+    multipliers: Path | None
+
+    def __call__(self) -> Result:
+        """Build, set the rates, train, validate."""
+        axis, run = self.axis, self.run
+        batches = data.load(axis.data)
+        if self.method.kind == "mup":
+            model = mup_models.build(axis, run.scale, run.seed)
+            rule = [mup_models.optimizer(model, run.rate)]
+        else:
+            model = build(axis, run.scale, run.seed)
+            found = None if self.multipliers is None else json.loads(self.multipliers.read_text())
+            rule = optimizers(axis.optimizer, model, run.rate, found)
+        if self.method.kind == "match" and self.profile is not None:
+            base = flerm_fx.BaseProfile.load(self.profile)
+            with flerm_fx.match(
+                model, rule, base, every=self.method.every, method=self.method.estimator
+            ):
+                outcome = train(model, rule, batches, axis, run.seed)
+        else:
+            outcome = train(model, rule, batches, axis, run.seed)
+        return Result(run, outcome.loss, outcome.train_loss, outcome.seconds)
+
+
+Work = Recording | Compiling | Training
+
+
+def build(axis: Axis, scale: float, seed: int) -> nn.Module:
+    """A model at its initial weights."""
+    torch.manual_seed(seed)
+    return axis.build(scale)
+
+
+def probe(axis: Axis, settle: int) -> list[Batch]:
+    """The batches of a start: one, and others to settle on where it does."""
+    generator = torch.Generator().manual_seed(PROBE_SEED)
+    count = SETTLING_BATCHES if settle else 1
+    return [data.load(axis.data).sample(axis.batch, generator) for _ in range(count)]
+
+
+def multipliers(compiled: flerm_fx.CompiledModel, method: Method) -> dict[str, float]:
+    r"""Those that were found, or of the paper's ablations: :math:`m_l = 1 / (L\, \mathrm{FSLR}_l)`.
+
+    With ``"equal"`` L counts the target's tensors. With ``"equal-split"`` it counts the base's, and
+    a tensor gets its share of one.
+    """
+    if method.mass == "recorded":
+        return compiled.multipliers
+    shares = {row.parameter: 1.0 for row in compiled.assignments}
+    if method.mass == "equal-split":
+        shares = {name: sum(s for _, s in compiled.matches[name].base) for name in shares}
+    total = sum(shares.values())
+    return {
+        row.parameter: shares[row.parameter] / (total * row.target.value)
+        if row.target.value
+        else 1.0
+        for row in compiled.assignments
+    }
+
+
+def _custom(axis: Axis) -> type[Sign] | None:
+    """The optimizer, where torch does not have it."""
+    return Sign if axis.optimizer == "sign" else None
+
+
+def start_process() -> None:
+    """One thread for each process: its numbers do not depend on how many there are."""
+    torch.set_num_threads(1)

@@ -1,0 +1,148 @@
+"""The runner on tiny sweeps: what it trains, what it keeps, and what it does not do again."""
+
+import io
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from experiments import data
+from experiments.__main__ import main
+from experiments.axes import AXES, LM, Grid
+from experiments.methods import METHODS
+from experiments.report import show, transfers, write
+from experiments.runner import best_rate, run, scales_of
+from experiments.store import Run, Store
+from experiments.training import OPTIMIZERS, optimizers, train
+from experiments.work import Compiling, Recording, Training, build
+from flerm_fx.errors import InputError
+
+TINY = replace(
+    LM,
+    settings={**LM.settings, "width": 16, "depth": 1},
+    scales=(1, 2),
+    grid=Grid(1e-3, 3, 6.0),
+    steps=6,
+    batch=4,
+)
+
+
+def test_equal_seeds_give_equal_runs_and_others_do_not() -> None:
+    losses = [
+        Training(TINY, METHODS["standard"], Run(TINY.key, "standard", 1, seed, 0.01), None, None)()
+        for seed in (0, 0, 1)
+    ]
+    assert losses[0].loss == losses[1].loss != losses[2].loss
+
+
+def test_compiling_on_the_base_itself_trains_as_standard(tmp_path: Path) -> None:
+    method = replace(METHODS["compile"], seeds=1)
+    profile, path = tmp_path / "base.safetensors", tmp_path / "multipliers.json"
+    Recording(TINY, method, 0.01, profile)()
+    Compiling(TINY, method, 1, 1_000, profile, path)()
+    multipliers = json.loads(path.read_text())
+    assert set(multipliers) == {n for n, _ in build(TINY, 1, 0).named_parameters()}
+    assert all(math.isclose(m, 1, rel_tol=1e-5) for m in multipliers.values())
+
+
+def test_equal_masses_are_1_over_the_number_of_tensors(tmp_path: Path) -> None:
+    deep = replace(TINY, scaled="depth_multiplier")
+    profile = tmp_path / "base.safetensors"
+    Recording(deep, replace(METHODS["compile"], seeds=1), 0.01, profile)()
+    found = {}
+    for key in ("equal", "equal-split"):
+        path = tmp_path / f"{key}.json"
+        Compiling(deep, replace(METHODS[key], estimator="exact"), 2, 0, profile, path)()
+        found[key] = json.loads(path.read_text())
+    blocks = {name for name in found["equal"] if "blocks" in name}
+    base, target = 15, 26  # 11 tensors a block; 2 embeddings, the logits' matrix and bias
+    assert len(found["equal"]) == target
+    for name, equal in found["equal"].items():
+        share = 0.5 if name in blocks else 1.0
+        assert math.isclose(found["equal-split"][name] / equal, share * target / base, rel_tol=1e-6)
+
+
+def test_a_sweep_is_run_once_and_reported(tmp_path: Path) -> None:
+    store, console = Store(tmp_path), Console(file=io.StringIO(), width=150)
+    methods = [replace(METHODS[key], seeds=1, every=3) for key in ("standard", "compile", "match")]
+    run([TINY], methods, 1, store, console, jobs=2)
+    lines = (tmp_path / "runs.jsonl").read_text()
+    assert len(lines.splitlines()) == 3 * (2 + 1 + 1)
+    assert best_rate(TINY, store, 1) in TINY.grid.rates
+    run([TINY], methods, 1, Store(tmp_path), console, jobs=2)
+    assert (tmp_path / "runs.jsonl").read_text() == lines
+    for method in methods:
+        (found,) = transfers(TINY, method, store, 1)
+        assert found.scale == 2
+        assert found.regret >= 0
+    show([TINY], store, 1, console)
+    page = tmp_path / "results.md"
+    page.write_text("# Results\n")
+    for _ in range(2):
+        write([TINY], store, 1, page)
+    text = page.read_text()
+    assert text.startswith("# Results\n")
+    assert text.count("## transformer, pre-norm, width") == 1
+    assert (tmp_path / "results" / "pre-width.png").stat().st_size > 10_000
+
+
+def test_multipliers_enter_as_rates_of_groups() -> None:
+    model = build(TINY, 1, 0)
+    multipliers = {name: 2.0 ** (i % 3) for i, (name, _) in enumerate(model.named_parameters())}
+    rates = {}
+    (adam,) = optimizers("adam", model, 0.01, multipliers)
+    for group in adam.param_groups:
+        rates |= {id(p): group["lr"] for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert math.isclose(rates[id(parameter)], 0.01 * multipliers[name])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_trains_all_parameters(name: str) -> None:
+    model = build(TINY, 1, 0)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    ones = dict.fromkeys(before, 1.0)
+    outcome = train(model, optimizers(name, model, 1e-3, ones), data.load("bytes"), TINY, 0)
+    assert math.isfinite(outcome.loss)
+    still = {n for n, p in model.named_parameters() if torch.equal(p, before[n])}
+    assert not still
+
+
+def test_a_run_that_diverges_is_infinite() -> None:
+    model = build(TINY, 1, 0)
+    outcome = train(model, optimizers("sgd", model, 1e6), data.load("bytes"), TINY, 0)
+    assert outcome.loss == math.inf
+
+
+def test_standard_training_has_the_base_and_compiling_takes_it_from_there() -> None:
+    assert scales_of(TINY, METHODS["standard"]) == (1, 2)
+    assert scales_of(TINY, METHODS["compile"]) == (2,)
+    assert scales_of(TINY, METHODS["equal"]) == (1, 2)
+
+
+@pytest.mark.parametrize("key", AXES)
+def test_every_axis_builds_its_smallest_and_largest(key: str) -> None:
+    axis = AXES[key]
+    counts = [sum(p.numel() for p in axis.build(s).parameters()) for s in axis.scales[:2]]
+    if axis.scaled == "init_scale":
+        assert counts[0] == counts[1]
+    else:
+        assert counts[0] < counts[1]
+    assert axis.optimizer in OPTIMIZERS
+
+
+def test_without_the_images_the_message_says_where_they_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(data.FASHION_MNIST, str(tmp_path))
+    with pytest.raises(InputError, match="dataset-fashion-mnist, or set FASHION_MNIST"):
+        data.images()
+
+
+def test_an_unknown_axis_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mlp-width", "nonsense"]) == 2
+    assert "there is no axis or method nonsense; axes: mlp-width, " in capsys.readouterr().err
