@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import flerm_fx
+from flerm_fx.start import measure_start
 from models.resmlp import ResMLP
 from models.transformer import Transformer
 from tests.cases import CASES, DataDependent, features, make, tokens
@@ -453,6 +454,30 @@ def test_multipliers_that_eps_keeps_moving_are_warned_of(
     monkeypatch.setattr("flerm_fx.multipliers.MEASUREMENTS", 1)
     with pytest.warns(UserWarning, match=r"the start did not settle: after 1 measure.*'0.weight'"):
         flerm_fx.compile(large, profile, method="exact")
+
+
+@pytest.mark.parametrize("eps,full", [(1e-3, {1}), (1e-1, {2, 3})])
+def test_what_eps_does_is_measured_in_full_only_where_it_is_much(
+    eps: float, full: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = with_bias(4, bias=True), with_bias(64, bias=True)
+    optimizer = torch.optim.Adam(small.parameters(), lr=1e-3, eps=eps)
+    profile = flerm_fx.record(small, optimizer, X6, Y6, method="exact").profile
+    exact = flerm_fx.compile(large, profile, method="exact").multipliers
+    measured = []
+
+    def listening(captured: Any, procedure: Any, *args: Any, **kwargs: Any) -> Any:
+        measured.append(procedure.method)
+        return measure_start(captured, procedure, *args, **kwargs)
+
+    monkeypatch.setattr("flerm_fx.multipliers.measure_start", listening)
+    compiled = flerm_fx.compile(large, profile)
+    assert measured[:2] == ["auto", "sampled"]
+    assert measured.count("auto") in full
+    assert measured.count("sampled") >= 2
+    for name, m in compiled.multipliers.items():
+        assert m == pytest.approx(exact[name], rel=4 * 0.05)
+    assert all(check.passed for check in compiled.check())
 
 
 class AddsToAll(nn.Module):
