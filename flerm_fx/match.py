@@ -26,6 +26,7 @@ from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
 from flerm_fx.profile import BaseProfile, Trajectory
 from flerm_fx.running import RunningProber
+from flerm_fx.schedule import Schedule
 from flerm_fx.targets import PlainTarget, ScaledTarget
 
 
@@ -189,11 +190,7 @@ class Matcher(Attached):
                 f"base_profile must be a BaseProfile, got {type(base_profile).__name__}; read a "
                 "file with flerm_fx.BaseProfile.load(path)"
             )
-        if type(every) is not int or every < 1:
-            raise InputError(f"every must be a whole number of at least 1, got {every!r}")
-        steps = None if at is None else frozenset(at)
-        if steps is not None and not all(type(step) is int and step >= 0 for step in steps):
-            raise InputError(f"at must hold whole numbers of steps from 0 on, got {sorted(steps)}")
+        schedule = Schedule(every, at)
         if not (math.isfinite(stretch) and stretch > 0):
             raise InputError(f"stretch must be a finite number above 0, got {stretch!r}")
         if not 0 <= ema < 1:
@@ -219,8 +216,6 @@ class Matcher(Attached):
         self.history: list[Matched] = []
         self._bases = {name: found.base for name, found in matches.items()}
         self._trajectory = base_profile.trajectory.smoothed(ema)
-        self._every = every
-        self._at = steps
         self._stretch = stretch
         self._squares = _MovingAverage(ema)
         self._log = log
@@ -241,7 +236,7 @@ class Matcher(Attached):
             seed=base_profile.seed,
             plain=scaled.plain if scaled is not None and scaled.in_module else None,
         )
-        self._observer = UpdateObserver(model, optimizers, self._due, self._observed)
+        self._observer = UpdateObserver(model, optimizers, schedule.due, self._observed)
         super().__init__(optimizers, self._before, self._after)
 
     @property
@@ -304,9 +299,6 @@ class Matcher(Attached):
         """Take the hooks off the optimizer."""
         super().close()
         self._target.stepped()
-
-    def _due(self, step: int) -> bool:
-        return step % self._every == 0 if self._at is None else step in self._at
 
     def _before(self, optimizer: Optimizer) -> None:
         self._observer.before(optimizer)

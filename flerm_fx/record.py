@@ -1,7 +1,7 @@
 """Recording a base model: its start at once, its trajectory as it trains."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
 from flerm_fx.profile import BaseProfile, Trajectory
 from flerm_fx.running import RunningProber
+from flerm_fx.schedule import Schedule
 from flerm_fx.start import MODEL_LOSS, StartProcedure, measure_start
 
 TRAJECTORY = 2.0
@@ -38,6 +39,7 @@ def record(
     loss_fn: LossFunction | str | None = None,
     output_fn: OutputFn | None = None,
     every: int = 100,
+    at: Iterable[int] | None = None,
     settle: int = 0,
     resolve_after: int = 4,
     method: Method = "auto",
@@ -69,6 +71,8 @@ def record(
             cross entropy for integer targets and mean squared error for floating ones.
         output_fn: picks the output tensor (default ``.logits``, else the first floating tensor).
         every: steps between measurements of the trajectory.
+        at: the steps to measure at, in place of every so many; what happens at first happens fast,
+            so that powers of two show more than equal distances.
         settle: simulated steps before the start is measured; 0 is the paper's first step.
         resolve_after: further simulated steps before the *late* start is measured, where a
             parameter's FSLR at the start is exactly 0; 0 leaves such a parameter unresolved.
@@ -108,6 +112,7 @@ def record(
         loss_fn=loss_fn,
         output_fn=output_fn,
         every=every,
+        at=at,
         settle=settle,
         resolve_after=resolve_after,
         method=method,
@@ -134,6 +139,7 @@ class Recorder(Attached):
         loss_fn: LossFunction | str | None = None,
         output_fn: OutputFn | None = None,
         every: int = 100,
+        at: Iterable[int] | None = None,
         settle: int = 0,
         resolve_after: int = 4,
         method: Method = "auto",
@@ -144,12 +150,12 @@ class Recorder(Attached):
         if not isinstance(model, nn.Module):
             raise InputError(f"model must be an nn.Module, got {type(model).__name__}")
         for name, value, least in (
-            ("every", every, 1),
             ("settle", settle, 0),
             ("resolve_after", resolve_after, 0),
         ):
             if type(value) is not int or value < least:
                 raise InputError(f"{name} must be a whole number of at least {least}, got {value}")
+        schedule = Schedule(every, at)
         if method not in METHODS:
             raise InputError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
         ranks = Ranks.of(model)
@@ -160,7 +166,6 @@ class Recorder(Attached):
         optimizers = listed(optimizer)
         self.model = model
         self.optimizer = optimizer
-        self.every = every
         self.resolve_after = resolve_after
         self.procedure = StartProcedure(
             optimizers=Optimizers.of(model, optimizers),
@@ -198,7 +203,7 @@ class Recorder(Attached):
         self._rates: list[float] = []
         self._fslrs: dict[str, list[Estimate]] = {name: [] for name in self._shapes}
         self._warned = False
-        self._observer = UpdateObserver(model, optimizers, self._due, self._observed)
+        self._observer = UpdateObserver(model, optimizers, schedule.due, self._observed)
         super().__init__(optimizers, self._before, self._observer.after)
 
     @property
@@ -278,9 +283,6 @@ class Recorder(Attached):
         self._rates = list(state["rates"])
         measured = [estimates(found) for found in state["fslrs"]]
         self._fslrs = {name: [found[name] for found in measured] for name in self._shapes}
-
-    def _due(self, step: int) -> bool:
-        return step % self.every == 0
 
     def _before(self, optimizer: Optimizer) -> None:
         self._observer.before(optimizer)

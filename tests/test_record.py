@@ -67,6 +67,21 @@ def test_recording_leaves_the_run_bit_for_bit(name: str, settle: int, every: int
     assert all(torch.equal(a, b) for a, b in zip(plain, with_recorder, strict=True))
 
 
+def test_certain_steps_are_recorded_as_every_step_is() -> None:
+    profiles = []
+    for options in ({"every": 1}, {"at": (0, 1, 4)}):
+        model, x = make("mlp")
+        y = target_for(model, x)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        with flerm_fx.record(model, optimizer, x, y, **options) as recorder:
+            train(model, optimizer, x, y, 6)
+        profiles.append(recorder.profile.trajectory)
+    every, certain = profiles
+    assert certain.steps == (0, 1, 4)
+    for name, estimates in certain.fslrs.items():
+        assert estimates == tuple(every.fslrs[name][step] for step in certain.steps)
+
+
 def test_the_start_is_the_fslr_of_the_first_unit_update() -> None:
     model, x = make("mlp")
     y = target_for(model, x)
@@ -216,6 +231,7 @@ def break_weights(arguments: dict[str, Any]) -> None:
         ),
         ({"inputs": []}, flerm_fx.InputError, "list of inputs is empty"),
         ({"every": 0}, flerm_fx.InputError, "every must be a whole number of at least 1, got 0"),
+        ({"at": [0, 0.5]}, flerm_fx.InputError, r"at must hold whole numbers .*, got \[0, 0.5\]"),
         ({"settle": -1}, flerm_fx.InputError, "settle must be a whole number of at least 0"),
         (
             {"resolve_after": -1},

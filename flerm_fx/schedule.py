@@ -1,0 +1,35 @@
+"""At which steps of a run something is measured."""
+
+from collections.abc import Iterable
+
+from flerm_fx.errors import InputError
+
+
+class Schedule:
+    """Every so many steps from 0 on, or at certain ones.
+
+    Args:
+        every: steps between two measurements.
+        at: the steps themselves, in place of every so many.
+
+    Raises:
+        InputError: not whole numbers, or too small ones.
+
+    >>> [step for step in range(30) if Schedule(10).due(step)]
+    [0, 10, 20]
+    >>> [step for step in range(30) if Schedule(at=[0, 1, 2, 4, 8, 16]).due(step)]
+    [0, 1, 2, 4, 8, 16]
+    """
+
+    def __init__(self, every: int = 100, at: Iterable[int] | None = None) -> None:
+        if type(every) is not int or every < 1:
+            raise InputError(f"every must be a whole number of at least 1, got {every!r}")
+        self._every = every
+        self._at = None if at is None else frozenset(at)
+        if self._at is not None and not all(type(s) is int and s >= 0 for s in self._at):
+            found = sorted(self._at, key=repr)
+            raise InputError(f"at must hold whole numbers of steps from 0 on, got {found}")
+
+    def due(self, step: int) -> bool:
+        """Whether this step is measured."""
+        return step % self._every == 0 if self._at is None else step in self._at
