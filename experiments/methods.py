@@ -9,6 +9,11 @@ Kind = Literal["standard", "mup", "compile", "match"]
 
 Mass = Literal["recorded", "equal", "equal-split"]
 
+EVERY_100 = tuple(range(0, 1000, 100))
+"""Where the paper matches."""
+
+POWERS_OF_2 = (0, *(2**k for k in range(10)))
+
 
 @dataclass(frozen=True)
 class Method:
@@ -17,13 +22,13 @@ class Method:
     Attributes:
         key: names it on the command line and in files.
         title: names it in tables.
-        kind: ``"compile"`` finds multipliers once, ``"match"`` every ``every`` steps.
+        kind: ``"compile"`` finds multipliers once, ``"match"`` at each of ``at``.
         settle, rounds: as for :func:`flerm_fx.record` and :func:`flerm_fx.compile`.
         seeds: base models, under as many seeds, whose profiles are averaged.
         estimator: ``method`` of :func:`flerm_fx.measure`.
         mass: whose FSLRs are met: the base's as recorded; or, the paper's ablations, equal ones,
             1/L for each of the target's L tensors, or 1/L for each of the base's, split over depth.
-        every: steps between matches.
+        at: the steps to match at.
     """
 
     key: str
@@ -34,12 +39,12 @@ class Method:
     seeds: int = 8
     estimator: Estimator = "auto"
     mass: Mass = "recorded"
-    every: int = 100
+    at: tuple[int, ...] = EVERY_100
 
     @property
     def recorded(self) -> str:
         """Names the profile that it needs: methods with equal ones share it."""
-        trajectory = f"-every-{self.every}" if self.kind == "match" else ""
+        trajectory = f"-at-{'-'.join(map(str, self.at))}" if self.kind == "match" else ""
         return f"{self.estimator}-settle-{self.settle}-seeds-{self.seeds}{trajectory}"
 
 
@@ -50,6 +55,7 @@ METHODS: dict[str, Method] = {
         Method("mup", "muP", "mup"),
         Method("compile", "compile", "compile"),
         Method("match", "match, every 100 steps", "match"),
+        Method("match-log", "match, at powers of 2", "match", at=POWERS_OF_2),
         Method("paper", "the paper's estimator", "match", estimator="kronecker"),
         Method("one-seed", "compile, one base", "compile", seeds=1),
         Method("settle-10", "compile, settle 10", "compile", settle=10, rounds=2),

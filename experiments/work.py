@@ -50,8 +50,7 @@ class Recording:
             run,
             [x for x, _ in pool],
             [y for _, y in pool],
-            loss_fn=None,
-            every=method.every,
+            at=method.at,
             settle=method.settle,
             method=method.estimator,
         ) as recorder:
@@ -115,9 +114,7 @@ class Training:
             rule = optimizers(axis.optimizer, model, run.rate, found)
         if self.method.kind == "match" and self.profile is not None:
             base = flerm_fx.BaseProfile.load(self.profile)
-            with flerm_fx.match(
-                model, rule, base, every=self.method.every, method=self.method.estimator
-            ):
+            with flerm_fx.match(model, rule, base, at=self.method.at, method=self.method.estimator):
                 outcome = train(model, rule, batches, axis, run.seed)
         else:
             outcome = train(model, rule, batches, axis, run.seed)

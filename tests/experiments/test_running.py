@@ -68,7 +68,9 @@ def test_equal_masses_are_1_over_the_number_of_tensors(tmp_path: Path) -> None:
 
 def test_a_sweep_is_run_once_and_reported(tmp_path: Path) -> None:
     store, console = Store(tmp_path), Console(file=io.StringIO(), width=150)
-    methods = [replace(METHODS[key], seeds=1, every=3) for key in ("standard", "compile", "match")]
+    methods = [
+        replace(METHODS[key], seeds=1, at=(0, 3)) for key in ("standard", "compile", "match")
+    ]
     run([TINY], methods, 1, store, console, jobs=2)
     lines = (tmp_path / "runs.jsonl").read_text()
     assert len(lines.splitlines()) == 3 * (2 + 1 + 1)
