@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
 
@@ -101,10 +102,13 @@ def _tap(op: Any) -> Callable[..., Any]:
 
 
 def _batch_axis(value: Any) -> int | None:
-    """The dimension of a captured tensor that holds the examples; None if there is not just one."""
+    """The dimension of a captured tensor that holds the examples; None if there is not just one.
+
+    A size that depends on the data, such as the number of tokens that an expert got, is of none.
+    """
     sizes: Sequence[Any] = value.shape if isinstance(value, Tensor) else ()
     axes = [axis for axis, size in enumerate(sizes) if isinstance(size, torch.SymInt)]
-    return axes[0] if len(axes) == 1 else None
+    return axes[0] if len(axes) == 1 and not free_unbacked_symbols(sizes[axes[0]]) else None
 
 
 class Taps:

@@ -123,8 +123,8 @@ def _flops(node: fx.Node) -> float:
 
 
 def _shape(value: Any) -> tuple[int, ...]:
-    """The shape, at the batch size of the capture."""
+    """The shape, at the batch size of the capture; sizes that depend on the data count as 1."""
     if not isinstance(value, Tensor):
         return ()
     sizes: list[Any] = list(value.shape)
-    return tuple(int(s.node.hint) if isinstance(s, torch.SymInt) else int(s) for s in sizes)
+    return tuple(int(s.node.hint or 1) if isinstance(s, torch.SymInt) else int(s) for s in sizes)

@@ -165,3 +165,36 @@ def test_the_variance_of_the_draws(
 def test_more_draws_than_coordinates_are_refused() -> None:
     with pytest.raises(flerm_fx.InputError, match="7 orthonormal cotangents do not fit in 5"):
         cotangent.Cotangents(2, 5, 7)
+
+
+class TwoExperts(nn.Module):
+    """Each row goes to one of two linear maps: how many to which depends on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate = nn.Linear(4, 2)
+        self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        chosen, found = self.gate(x).argmax(-1), torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            rows = torch.where(chosen == i)[0]
+            found = found.index_add(0, rows, expert(x[rows]))
+        return self.head(found.relu())  # type: ignore[no-any-return]
+
+
+def test_sizes_that_depend_on_the_data_hold_no_examples() -> None:
+    model, x = TwoExperts(), features(12, 4)
+    chosen = model.gate(x).argmax(-1)
+    assert 0 < int(chosen.sum()) < len(x)  # neither expert gets a multiple of the batch
+    assert capture(model, x).probe_module is not None
+    updates = random_updates(model)
+    exact = flerm_fx.measure(model, updates, x, method="exact")
+    sampled = flerm_fx.measure(model, updates, x, method="sampled", samples=24)
+    chosen_by_plan = flerm_fx.measure(model, updates, x)
+    for name, estimate in sampled.items():
+        assert "examples have no one axis in the output of aten.linear" in str(estimate.note)
+        assert abs(estimate.value - exact[name].value) <= 4 * estimate.stderr
+        assert chosen_by_plan[name].value == pytest.approx(exact[name].value, rel=0.2)
