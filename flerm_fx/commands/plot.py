@@ -1,0 +1,31 @@
+"""``flerm-fx plot``: a picture of trajectories."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flerm_fx.plot import write_plot
+from flerm_fx.profile import BaseProfile
+
+
+def plot(
+    profiles: Annotated[list[Path], typer.Argument(help="Base profiles with trajectories.")],
+    out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("fslr.png"),
+    per_rate: Annotated[
+        bool, typer.Option("--per-rate", help="Per unit of learning rate, not for each step.")
+    ] = False,
+) -> None:
+    """Draw how far each layer's steps move the function, over training.
+
+    A heat map with a row for each parameter, and a line for each kind of layer; a pair for each
+    profile, on one scale of colours, so that optimizers can be compared.
+
+    Example: flerm-fx plot adam.safetensors sgd.safetensors --out dynamics.png
+    """
+    titles = [path.stem for path in profiles]
+    if len(set(titles)) < len(titles):
+        titles = [str(path) for path in profiles]
+    loaded = {t: BaseProfile.load(p) for t, p in zip(titles, profiles, strict=True)}
+    write_plot(loaded, out, per_rate=per_rate)
+    print(f"{out}: {len(loaded)} profile{'s' if len(loaded) > 1 else ''}")
