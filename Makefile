@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-slow lint format demo bench zoo dist clean
+.PHONY: help venv test test-slow lint format demo bench zoo docs dist clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -48,9 +48,12 @@ bench: $(INSTALLED) ## Measure what estimating, compiling and matching cost; tak
 zoo: $(INSTALLED) ## Take every architecture of the zoo through all stages (about an hour on 2 cores).
 	$(BIN)/python -m zoo --jobs $(WORKERS) --markdown docs/architectures.md
 
+docs: $(INSTALLED) ## Build the documentation in site/; warnings are errors.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 dist: $(INSTALLED) ## Build the source distribution and the wheel in dist/.
 	$(BIN)/python -m hatchling build
 
 clean: ## Remove what the other targets made.
-	rm -rf $(VENV) dist build demo-out example-out zoo-out bench-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist build site demo-out example-out zoo-out bench-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

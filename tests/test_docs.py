@@ -1,0 +1,371 @@
+"""The documentation's code runs, and prints what the pages say that it prints."""
+
+import contextlib
+import io
+import re
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import flerm_fx
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+
+Namespace = dict[str, Any]
+
+SLOW = {
+    "tutorial.md",
+    "how-to/trainer.md",
+    "how-to/lora.md",
+    "how-to/distributed.md",
+}
+"""Pages that take seconds: they train, or import transformers."""
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A block of Python, and what it prints where the page shows that."""
+
+    code: str
+    line: int
+    section: str
+    output: str | None = None
+
+
+def snippets(text: str, indented: bool = False) -> list[Snippet]:
+    """The fenced blocks of Python, or those that are indented.
+
+    A fence of ``text`` after one, with nothing but blank lines between, is what it prints.
+    """
+    lines = text.splitlines()
+    found: list[Snippet] = []
+    section, index, adjacent = "", 0, False
+    while index < len(lines):
+        line, begin = lines[index], index + 1
+        if line.startswith("```"):
+            index += 1
+            while not lines[index].startswith("```"):
+                index += 1
+            body = "\n".join(lines[begin:index])
+            if line == "```python":
+                found.append(Snippet(body, begin + 1, section))
+            elif line == "```text" and adjacent:
+                last = found.pop()
+                found.append(Snippet(last.code, last.line, last.section, body))
+            adjacent = line == "```python"
+        elif indented and line.startswith("    ") and lines[index - 1] == "":
+            while index < len(lines) and (lines[index].startswith("    ") or not lines[index]):
+                index += 1
+            code = "\n".join(row[4:] for row in lines[begin - 1 : index])
+            found.append(Snippet(code.rstrip(), begin, section))
+            index -= 1
+        elif line:
+            section = line.lstrip("# ") if line.startswith("#") else section
+            adjacent = False
+        index += 1
+    return found
+
+
+def run(page: str, snippet: Snippet, names: Namespace) -> None:
+    code = "\n" * (snippet.line - 1) + snippet.code
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, page, "exec", dont_inherit=True), names)
+    if snippet.output is not None:
+        assert_prints(printed.getvalue(), snippet.output)
+
+
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+def assert_prints(printed: str, shown: str, rel: float = 0.05) -> None:
+    """The same words, and numbers to the accuracy that they have from machine to machine."""
+
+    def split(text: str) -> list[str]:
+        return [word for word in text.replace("-+-", "").split() if word.strip("-")]
+
+    one, other = split(printed), split(shown)
+    assert len(one) == len(other), printed
+    for word, expected in zip(one, other, strict=True):
+        if word != expected:
+            assert NUMBER.fullmatch(word) and NUMBER.fullmatch(expected), f"{word!r} in\n{printed}"
+            assert float(word) == pytest.approx(float(expected), rel=rel), printed
+
+
+PAGES = sorted(
+    str(path.relative_to(DOCS))
+    for path in DOCS.rglob("*.md")
+    if "```python" in path.read_text(encoding="utf-8")
+)
+
+
+@pytest.fixture
+def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Files are written elsewhere, random numbers are as they were, and others may warn."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29531",
+    }.items():
+        monkeypatch.setenv(name, value)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_apart")
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=pytest.mark.slow) if p in SLOW else p for p in PAGES],
+)
+def test_the_snippets_of_a_page_run_in_order(page: str) -> None:
+    names: Namespace = {"__name__": "__main__"}
+    for snippet in snippets((DOCS / page).read_text(encoding="utf-8")):
+        run(page, snippet, names)
+
+
+# Pages whose snippets are indented, and speak of a model, a loop and a profile that readers have.
+
+
+def prepared() -> Namespace:
+    """A small and a large model, a loop, and a profile with a trajectory."""
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(8, 4), torch.randint(3, (8,))
+
+    def net(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+
+    def train(model: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
+        for _ in range(2):
+            model.zero_grad()
+            nn.functional.cross_entropy(model(inputs), targets).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+
+    small, large = net(8), net(32)
+    optimizer = torch.optim.AdamW(small.parameters(), lr=1e-2)
+    with flerm_fx.record(small, optimizer, inputs, targets) as recorder:
+        train(small, optimizer)
+    recorder.profile.save("base.safetensors")
+    return {
+        "__name__": "__main__",
+        "torch": torch,
+        "flerm_fx": flerm_fx,
+        "inputs": inputs,
+        "targets": targets,
+        "small": small,
+        "large": large,
+        "train": train,
+        "profile": recorder.profile,
+        "lr": 1e-2,
+        "steps": 4,
+        "optimizer": torch.optim.AdamW([*small.parameters(), *large.parameters()], lr=1e-2),
+        "loop": lambda: None,
+    }
+
+
+def schedules(names: Namespace) -> None:
+    names["OneCycleLR"] = torch.optim.lr_scheduler.OneCycleLR
+    names["compiled"] = flerm_fx.compile(names["large"], names["profile"])
+    names["loop"] = lambda: (
+        names["train"](names["large"], names["optimizer"]),
+        names["scheduler"].step(),
+    )
+
+
+def shards(names: Namespace) -> None:
+    from torch.distributed import init_process_group
+    from torch.distributed.fsdp import fully_shard
+
+    init_process_group("gloo")
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    names["fully_shard"] = lambda model: fully_shard(model, mesh=mesh)
+    names["loop"] = lambda: names["train"](names["model"], names["optimizer"])
+
+
+def resumes(names: Namespace) -> None:
+    model = names["model"] = names["large"]
+    optimizer = names["optimizer"] = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    names["scheduler"] = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    names["matcher"] = flerm_fx.match(model, optimizer, names["profile"])
+    names["train"](model, optimizer)
+    names["matcher"].close()
+    names["path"] = "checkpoint.pt"
+
+
+def gpt2s(names: Namespace) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokens = torch.randint(31, (8, 8))
+    names["batch"] = {"input_ids": tokens, "labels": tokens}
+    for name, width in (("small", 8), ("large", 16)):
+        config = transformers.GPT2Config(
+            vocab_size=31,
+            n_positions=8,
+            n_embd=width,
+            n_layer=1,
+            n_head=2,
+            bos_token_id=0,
+            eos_token_id=0,
+            use_cache=False,
+        )
+        names[name] = transformers.GPT2LMHeadModel(config)
+    optimizer = torch.optim.AdamW(names["small"].parameters(), lr=1e-3)
+    with flerm_fx.record(names["small"], optimizer, names["batch"]) as recorder:
+        names["small"](**names["batch"]).loss.backward()
+        optimizer.step()
+    names["profile"] = recorder.profile
+
+
+def checkpoints(names: Namespace) -> None:
+    gpt2s(names)
+    names["compiled"] = flerm_fx.compile(names["large"], names["profile"])
+    names["folder"] = "folder"
+
+
+def accumulates(names: Namespace) -> None:
+    names["model"] = names["large"]
+    names["optimizer"] = torch.optim.AdamW(names["large"].parameters(), lr=1e-2)
+    names["batches"] = [(names["inputs"], names["targets"])] * 2
+    names["loss_of"] = lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1])
+    names["scaler"] = torch.amp.GradScaler("cpu")
+
+
+def several(names: Namespace) -> None:
+    large = names["large"]
+    names["model"] = names["small"]
+    matrices = [p for p in large.parameters() if p.ndim == 2]
+    vectors = [p for p in large.parameters() if p.ndim != 2]
+    names["large_muon"] = torch.optim.Muon(matrices, lr=2e-2)
+    names["large_adamw"] = torch.optim.AdamW(vectors, lr=3e-4)
+    names["loop"] = lambda: (
+        names["train"](names["small"], names["muon"], names["adamw"]),
+        names["train"](large, names["large_muon"], names["large_adamw"]),
+    )
+
+
+def trainers(names: Namespace) -> None:
+    gpt2s(names)
+    lightning = pytest.importorskip("lightning")
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+    from transformers import Trainer, TrainingArguments
+
+    batch, large = names["batch"], names["large"]
+
+    class Module(lightning.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = large
+
+        def forward(self, **batch: Any) -> Any:
+            return self.model(**batch)
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            return self(**batch).loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+    class Fast(lightning.Trainer):  # type: ignore[misc]
+        def __init__(self, **options: Any) -> None:
+            super().__init__(max_steps=1, accelerator="cpu", logger=False, **options)
+
+    data = [{key: rows[index] for key, rows in batch.items()} for index in range(8)]
+    names |= {
+        "Trainer": Trainer,
+        "args": TrainingArguments("out", max_steps=2, report_to=[], use_cpu=True, save_steps=9),
+        "data": data,
+        "path": "base.safetensors",
+        "L": types.SimpleNamespace(Trainer=Fast),
+        "module": Module(),
+        "loader": torch.utils.data.DataLoader(data, batch_size=4),  # type: ignore[arg-type]
+        "SummaryWriter": tensorboard.SummaryWriter,
+        "wandb": types.SimpleNamespace(log=lambda numbers, step: None),
+        "optimizer": torch.optim.AdamW(large.parameters(), lr=1e-3),
+    }
+
+
+SETUPS: dict[str, Callable[[Namespace], None]] = {
+    "Which form": lambda names: None,
+    "A scheduler overwrites the learning rates": schedules,
+    "Multipliers are lost on deepcopy, or under FSDP": shards,
+    "A run is killed and resumed": resumes,
+    "Checkpoints": checkpoints,
+    "Gradient accumulation, clipping, mixed precision": accumulates,
+    "Several optimizers": several,
+    "Trainers and logs": trainers,
+}
+"""What the sections of docs/training.md take for granted."""
+
+
+def sections(page: str) -> dict[str, list[Snippet]]:
+    found: dict[str, list[Snippet]] = {}
+    for snippet in snippets((DOCS / page).read_text(encoding="utf-8"), indented=True):
+        found.setdefault(snippet.section, []).append(snippet)
+    return found
+
+
+TRAINING = sections("training.md")
+
+
+def test_every_section_with_a_snippet_is_run() -> None:
+    assert SETUPS.keys() == TRAINING.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_apart")
+@pytest.mark.parametrize("section", TRAINING)
+def test_the_snippets_of_training_run(section: str) -> None:
+    """``...`` stands for the reader's loop."""
+    names = prepared()
+    SETUPS[section](names)
+    try:
+        for snippet in TRAINING[section]:
+            code = re.sub(r"^( +)\.\.\.$", r"\1loop()", snippet.code, flags=re.MULTILINE)
+            run("training.md", Snippet(code, snippet.line, section), names)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_apart")
+def test_the_snippets_of_the_readme_and_the_design_run() -> None:
+    readme = snippets((ROOT / "README.md").read_text(encoding="utf-8"))
+    design = sections("design.md")["1. The problem"]
+    assert len(readme) == len(design) == 1
+    for snippet in (*readme, *design):
+        names = prepared() | {"the_rate_tuned_on_small": 1e-2}
+        run(f"line {snippet.line}", snippet, names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.name for path in DOCS.glob("notebooks/*.ipynb")))
+def test_a_notebook_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = nbformat.read(DOCS / "notebooks" / name, as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "keep it without outputs"
+    resources = {"metadata": {"path": str(tmp_path)}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
