@@ -49,6 +49,7 @@ def build_app() -> "typer.Typer":
     from flerm_fx.commands.diff import diff
     from flerm_fx.commands.inspect import inspect
     from flerm_fx.commands.match import match
+    from flerm_fx.commands.report import report
     from flerm_fx.demo.command import demo
 
     app = typer.Typer(
@@ -63,6 +64,7 @@ def build_app() -> "typer.Typer":
     app.command("match")(match)
     app.command("compile")(compile)
     app.command("diff")(diff)
+    app.command("report")(report)
 
     def show_version(wanted: bool) -> None:
         if wanted:
