@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from os.path import commonprefix
 from typing import Any
 
 import networkx as nx
@@ -10,7 +9,7 @@ import networkx as nx
 from flerm_fx.assignment import Assignment
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.profile import BaseProfile
-from flerm_fx.report.outline import Row, edges, outline
+from flerm_fx.report.outline import Row, edges, module_path, outline, shared_path
 
 Packed = dict[str, Any]
 
@@ -100,8 +99,8 @@ def _row(row: Row, index: Mapping[str, int], stream: dict[str, int]) -> Packed:
 
 def _labels(names: Sequence[str]) -> list[str]:
     """Names below the module that all share."""
-    shared = commonprefix([name.split(".")[:-1] for name in names])
-    return [".".join(name.split(".")[len(shared) :]) for name in names]
+    depth = len(shared_path([module_path(name) for name in names]))
+    return [".".join(name.split(".")[depth:]) for name in names]
 
 
 def _estimate(estimate: Estimate) -> Packed:

@@ -26,7 +26,7 @@ class Row:
     """A row, or what holds rows.
 
     Attributes:
-        kind: ``"site"``, ``"meeting"``, ``"group"`` (a module) or ``"run"`` (equal groups in a row).
+        kind: ``"site"``, ``"meeting"``, ``"group"`` (a module) or ``"run"`` (equal groups).
         name: module path below the enclosing group; of a run, with the first and last index.
         op: the operation of a site or meeting.
         junction: its node in the parameter graph.
@@ -63,7 +63,8 @@ def outline(pg: nx.DiGraph) -> tuple[Row, ...]:
     rows = _nested(placed, 0)
     if unused:
         members = tuple(
-            Row("site", ".".join(_module(name)), "unused", parameters=(name,)) for name in unused
+            Row("site", ".".join(module_path(name)), "unused", parameters=(name,))
+            for name in unused
         )
         rows = (*rows, Row("group", "unused", children=members))
     return rows
@@ -91,7 +92,9 @@ def _placed(pg: nx.DiGraph) -> list[_Placed]:
         for site in sites(pg, name):
             read.setdefault(site, []).append(name)
     stream = _stream(pg)
-    paths = {node: _common([_module(name) for name in names]) for node, names in read.items()}
+    paths = {
+        node: shared_path([module_path(name) for name in names]) for node, names in read.items()
+    }
     following: dict[str, _Path] = {}
     upcoming: _Path = ()
     for node in reversed(stream):
@@ -110,11 +113,13 @@ def _placed(pg: nx.DiGraph) -> list[_Placed]:
     return placed
 
 
-def _module(name: str) -> _Path:
+def module_path(name: str) -> _Path:
+    """The module that holds a parameter: its name but for the last part."""
     return tuple(name.split(".")[:-1])
 
 
-def _common(paths: Sequence[_Path]) -> _Path:
+def shared_path(paths: Sequence[_Path]) -> _Path:
+    """The innermost module that holds all of some."""
     shared = []
     for parts in zip(*paths, strict=False):
         if len(set(parts)) > 1:
@@ -129,7 +134,7 @@ def _between(before: _Path, after: _Path) -> _Path:
     At the end of a block that is the block, though the next site lies outside: so the path goes on
     along the site before up to its next index.
     """
-    length = len(_common([before, after]))
+    length = len(shared_path([before, after]))
     index = next((i for i in range(length, len(before)) if before[i].isdigit()), length - 1)
     return before[: index + 1]
 
@@ -137,7 +142,7 @@ def _between(before: _Path, after: _Path) -> _Path:
 def _nested(placed: Sequence[_Placed], depth: int) -> tuple[Row, ...]:
     """The rows, those of one module in a group of their own."""
     rows: list[Row] = []
-    for key, members in groupby(enumerate(placed), lambda one: _key(*one, depth)):
+    for key, members in groupby(enumerate(placed), lambda one: _key(one[0], one[1], depth)):
         within = [one for _, one in members]
         if len(within) == 1:
             [(path, row)] = within
