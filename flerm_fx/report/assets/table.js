@@ -59,7 +59,8 @@ function tableRow(entry) {
   const row = make("tr", {}, ...used.map((column) => {
     const text = cells(column)(entry);
     if (column.title !== "parameter") {
-      return make("td", { className: column.order ? "number" : "text" }, ...broken(text));
+      const parts = column.order ? [text] : broken(text);
+      return make("td", { className: column.order ? "number" : "text" }, ...parts);
     }
     const button = make("button", { type: "button" }, ...broken(text));
     button.addEventListener("click", () => select(entry.s, [entry.index]));
