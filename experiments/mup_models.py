@@ -14,7 +14,7 @@ def build(axis: Axis, scale: float, seed: int) -> nn.Module:
     rates, which ``MuAdam`` divides by the width. Heads stay 16 wide, so that their scores need no
     other scale.
     """
-    from mup import set_base_shapes  # type: ignore[import-untyped]
+    from mup import set_base_shapes
 
     base, delta = _with_readout(axis, 1), _with_readout(axis, 2)
     torch.manual_seed(seed)

@@ -50,6 +50,7 @@ def build_app() -> "typer.Typer":
     from flerm_fx.commands.inspect import inspect
     from flerm_fx.commands.match import match
     from flerm_fx.commands.plot import plot
+    from flerm_fx.commands.report import report
     from flerm_fx.demo.command import demo
 
     app = typer.Typer(
@@ -65,6 +66,7 @@ def build_app() -> "typer.Typer":
     app.command("compile")(compile)
     app.command("diff")(diff)
     app.command("plot")(plot)
+    app.command("report")(report)
 
     def show_version(wanted: bool) -> None:
         if wanted:

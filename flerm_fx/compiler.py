@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+import networkx as nx
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -35,6 +36,7 @@ from flerm_fx.loss import Loss, LossFunction, resolve
 from flerm_fx.matches import held_as_matched, matched
 from flerm_fx.multipliers import assigned
 from flerm_fx.optimizers import OptimizerLike
+from flerm_fx.parameter_graph import capture_graph
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
 from flerm_fx.profile import BaseProfile
@@ -210,7 +212,16 @@ def compile(
     in_module = emit == "module"
     before = _output(captured, model, probe_inputs) if in_module else None
     compiled = CompiledModel(
-        kept, skeleton, scales, matches, assignments, procedure, probe_inputs, in_module=in_module
+        kept,
+        skeleton,
+        scales,
+        matches,
+        assignments,
+        procedure,
+        probe_inputs,
+        in_module=in_module,
+        base_profile=base_profile,
+        parameter_graph=capture_graph(captured),
     )
     if before is not None:
         _check_unchanged(before, _output(captured, model, probe_inputs), model)
@@ -237,6 +248,8 @@ class CompiledModel(ScaledModel):
     assignments: tuple[Assignment, ...]
     procedure: StartProcedure
     _probe_inputs: Inputs
+    _base_profile: BaseProfile | None
+    _parameter_graph: nx.DiGraph | None
     _model: Callable[[], nn.Module | None]
 
     def __init__(
@@ -250,6 +263,8 @@ class CompiledModel(ScaledModel):
         probe_inputs: Inputs,
         *,
         in_module: bool = False,
+        base_profile: BaseProfile | None = None,
+        parameter_graph: nx.DiGraph | None = None,
     ) -> None:
         super().__init__(skeleton, scales, in_module=in_module)
         # Not by setattr, which would refuse the name of a member of the model.
@@ -258,6 +273,8 @@ class CompiledModel(ScaledModel):
             assignments=assignments,
             procedure=procedure,
             _probe_inputs=probe_inputs,
+            _base_profile=base_profile,
+            _parameter_graph=parameter_graph,
             _model=_gone if model is None else weakref.ref(model),
         )
 
@@ -380,11 +397,19 @@ class CompiledModel(ScaledModel):
         """What was decided for each parameter, in execution order, as text.
 
         Args:
-            format: ``"table"``, ``"json"``, ``"dot"`` (the parameter graph) or ``"code"`` (the
-                graph's code, annotated).
+            format: ``"table"``, ``"json"``, ``"dot"`` (the parameter graph), ``"code"`` (the
+                graph's code, annotated) or ``"html"`` (a report to explore in a browser, with the
+                base and its trajectory beside the target).
             path: also write it there.
         """
-        return dump(self.assignments, self.graph_module, format, path)
+        return dump(
+            self.assignments,
+            self.graph_module,
+            format,
+            path,
+            profile=self._base_profile,
+            graph=self._parameter_graph,
+        )
 
     def check(self) -> tuple[Check, ...]:
         r"""Measure the FSLRs again on the compiled model and compare them with the base's.

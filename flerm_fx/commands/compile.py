@@ -10,6 +10,7 @@ from rich.console import Console
 import flerm_fx
 from flerm_fx.commands.factory import load_model
 from flerm_fx.commands.match import OnUnmatched
+from flerm_fx.compiler import CompiledModel
 from flerm_fx.errors import FlermError
 from flerm_fx.profile import BaseProfile
 
@@ -21,6 +22,7 @@ class Dump(StrEnum):
     json = "json"
     dot = "dot"
     code = "code"
+    html = "html"
 
 
 def compile(
@@ -47,15 +49,9 @@ def compile(
 
     Example: flerm-fx compile base.safetensors --model my_project.models:large --check
     """
-    import torch
-
     base = BaseProfile.load(profile)
-    torch.manual_seed(seed)
-    target = load_model(model).train(base.training)
-    with Console(stderr=True).status("measuring the model"):
-        compiled = flerm_fx.compile(
-            target, base, rounds=rounds, rtol=rtol, on_unmatched=on_unmatched.value
-        )
+    compiled = compiled_model(base, model, seed, rounds, rtol, on_unmatched)
+    with Console(stderr=True).status("measuring it again"):
         failed = [c for c in compiled.check() if not c.passed] if check else []
     text = compiled.dump(dump.value, out)
     if out is None:
@@ -65,4 +61,18 @@ def compile(
         raise FlermError(
             f"{len(failed)} parameters miss the base's FSLRs, such as {first.parameter}: "
             f"{first.measured.value:g} in place of {first.expected:g}"
+        )
+
+
+def compiled_model(
+    base: BaseProfile, model: str, seed: int, rounds: int, rtol: float, on_unmatched: OnUnmatched
+) -> CompiledModel:
+    """The model that a name gives, compiled against a base profile in the base's mode."""
+    import torch
+
+    torch.manual_seed(seed)
+    target = load_model(model).train(base.training)
+    with Console(stderr=True).status("measuring the model"):
+        return flerm_fx.compile(
+            target, base, rounds=rounds, rtol=rtol, on_unmatched=on_unmatched.value
         )

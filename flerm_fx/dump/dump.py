@@ -1,10 +1,10 @@
-"""One call for the four formats."""
+"""One call for the five formats."""
 
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Literal, get_args
 
+import networkx as nx
 from torch.fx import GraphModule
 
 from flerm_fx.assignment import Assignment
@@ -12,9 +12,12 @@ from flerm_fx.dump.code import to_code
 from flerm_fx.dump.dot import to_dot
 from flerm_fx.dump.json import to_json
 from flerm_fx.dump.table import to_table
+from flerm_fx.dump.write import write
 from flerm_fx.errors import InputError
+from flerm_fx.profile import BaseProfile
+from flerm_fx.report import to_html
 
-Format = Literal["table", "json", "dot", "code"]
+Format = Literal["table", "json", "dot", "code", "html"]
 
 
 def dump(
@@ -22,6 +25,9 @@ def dump(
     graph_module: GraphModule | None,
     format: Format = "table",
     path: str | PathLike[str] | None = None,
+    *,
+    profile: BaseProfile | None = None,
+    graph: nx.DiGraph | None = None,
 ) -> str:
     """Show what the compiler decided for each parameter.
 
@@ -31,15 +37,18 @@ def dump(
             ``"code"`` need it, and ``None`` stands for a model that runs eagerly.
         format: ``"table"``, aligned text; ``"json"``, the schema in :mod:`flerm_fx.dump.json`;
             ``"dot"``, a Graphviz picture of the parameters and the data flow between them;
-            ``"code"``, the graph's Python code with a comment on every parameter.
+            ``"code"``, the graph's Python code with a comment on every parameter; ``"html"``, the
+            report of :mod:`flerm_fx.report`.
         path: a file to write the text to as well, in UTF-8; an existing one is replaced.
+        profile: of the base, which ``"html"`` shows beside the target.
+        graph: the target's parameter graph, which ``"html"`` needs as well.
 
     Returns:
         The text, FSLRs in output units per unit of learning rate.
 
     Raises:
-        InputError: for an unknown format, for ``"dot"`` or ``"code"`` without a graph, and for a
-            path that cannot be written.
+        InputError: for an unknown format, for one without what it needs, and for a path that cannot
+            be written.
 
     >>> from flerm_fx.probe.estimate import Estimate
     >>> weight = Assignment("weight", "weight", "aten.linear", (2, 3), (("weight", 1.0),), 1.0,
@@ -58,19 +67,17 @@ def dump(
         text = to_table(assignments)
     elif format == "json":
         text = to_json(assignments)
+    elif format == "html":
+        if profile is None or graph is None:
+            raise InputError("dump: format 'html' needs the base profile and the parameter graph")
+        text = to_html(profile, graph, assignments)
     elif graph_module is None:
         raise InputError(
             f"dump: format {format!r} draws the captured graph, and this model has none, because "
-            "torch.export could not capture it and it runs eagerly; use 'table' or 'json'"
+            "torch.export could not capture it and it runs eagerly; use 'table', 'json' or 'html'"
         )
     else:
         text = (to_dot if format == "dot" else to_code)(assignments, graph_module)
     if path is not None:
-        try:
-            Path(path).write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(
-                f"dump: cannot write to {str(path)!r} ({error.strerror or error}); "
-                "name a file in an existing folder that can be written"
-            ) from error
+        write(text, path)
     return text

@@ -1,0 +1,157 @@
+"use strict";
+
+// FSLRs of the base's run: a heat map and lines, drawn by plotly.js.
+
+const COURSE = DATA.trajectory;
+const LABELS = 60; // names beside the heat map
+const DRAWN = 400; // lines
+const SHADES = 12; // colours of lines, from first to last in execution order
+
+/** A name as plotly.js shows it: it takes some markup, which a name is not to have. */
+const plain = (name) => name.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+const short = (name) => name.length > 44 ? `${name.slice(0, 18)}…${name.slice(-25)}` : name;
+const log = (value) => (value > 0 ? Math.log10(value) : null);
+const spaced = (list, count) => list.length <= count ? list
+  : Array.from({ length: count }, (_, i) => list[Math.floor((i * list.length) / count)]);
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+function theme() {
+  const style = getComputedStyle(document.documentElement);
+  const [ink, paper, line] = ["--ink", "--paper", "--line"].map((v) => style.getPropertyValue(v).trim());
+  const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true };
+  const layout = { paper_bgcolor: paper, plot_bgcolor: paper, font: { color: ink, size: 12 },
+    margin: { l: 60, r: 20, t: 36, b: 48 } };
+  return { ink, axis, layout };
+}
+
+/** Ticks of a log axis: powers of ten, as many as there is room for, or more where all are close. */
+function ticks(low, high) {
+  const step = Math.max(1, Math.ceil((high - low) / 8));
+  const digits = high - low < 0.5 ? [1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8] : high - low < 2 ? [1, 2, 5] : [1];
+  const values = [];
+  for (let power = Math.floor(low); power <= Math.ceil(high); power += step) {
+    for (const digit of digits) values.push(digit * 10 ** power);
+  }
+  return { tickvals: values, ticktext: values.map((value) => format(value, 3)) };
+}
+
+/** The ends of the logarithms of all FSLRs that are drawn. */
+function ends(rows) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const row of rows) {
+    for (const value of row) {
+      if (value > 0) [low, high] = [Math.min(low, Math.log10(value)), Math.max(high, Math.log10(value))];
+    }
+  }
+  return low <= high ? [low, high] : [0, 1];
+}
+
+// The buttons are named, so that none is there that would send the data anywhere.
+const CONFIG = { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "pan2d",
+  "zoomIn2d", "zoomOut2d", "resetScale2d"]] };
+const PAUSE = 120; // milliseconds without a key or a selection before charts are drawn again
+const nameOf = (i) => SIDES[0].parameters[i].name;
+
+function drawHeatMap(indices) {
+  const { axis, layout } = theme();
+  const rows = indices.map((i) => COURSE.fslrs[i]);
+  const logs = rows.map((row) => row.map(log));
+  const { tickvals, ticktext } = ticks(...ends(rows));
+  const positions = spaced(indices.map((_, row) => row), LABELS);
+  const names = indices.map((i) => plain(nameOf(i)));
+  Plotly.react("heat-map", [{
+    type: "heatmap", x: COURSE.steps, z: logs, y: indices.map((_, row) => row),
+    text: rows.map((row) => row.map((v) => format(v))),
+    customdata: rows.map((row, i) => row.map(() => names[i])),
+    hovertemplate: "%{customdata}<br>step %{x}<br>FSLR %{text}<extra></extra>",
+    colorscale: VIRIDIS.map((c, i) => [i / (VIRIDIS.length - 1), c]),
+    colorbar: { title: { text: "FSLR" }, tickvals: tickvals.map(Math.log10), ticktext },
+  }], {
+    ...layout, title: { text: "FSLR of each parameter", x: 0.01, xanchor: "left", font: { size: 14 } },
+    height: Math.max(260, Math.min(140 + 16 * indices.length, 1000)),
+    xaxis: { ...axis, title: { text: "step" } },
+    yaxis: { ...axis, autorange: "reversed", showgrid: false, tickvals: positions,
+      ticktext: positions.map((row) => plain(short(nameOf(indices[row])))) },
+    shapes: marks(indices),
+  }, CONFIG);
+}
+
+/** Frames around the rows of what is selected. */
+function marks(indices) {
+  const chosen = new Set(chosenOfBase());
+  return indices.map((i, row) => [i, row]).filter(([i]) => chosen.has(i)).slice(0, DRAWN)
+    .map(([, row]) => ({ type: "rect", xref: "paper", x0: 0, x1: 1, y0: row - 0.5, y1: row + 0.5,
+      line: { color: theme().ink, width: 1.5 } }));
+}
+
+const chosenOfBase = () => selection.side === 0 ? selection.parameters : selection.answers;
+
+/** Several lines as one trace, with a gap after each. */
+function trace(indices, style) {
+  const gapped = (values) => indices.flatMap((i) => [...values(i), null]);
+  return { type: "scatter", mode: COURSE.steps.length > 1 ? "lines" : "markers", connectgaps: false,
+    x: gapped(() => COURSE.steps), y: gapped((i) => COURSE.fslrs[i].map((v) => (v > 0 ? v : null))),
+    customdata: gapped((i) => COURSE.steps.map(() => i)),
+    text: gapped((i) => COURSE.steps.map(() => plain(nameOf(i)))),
+    hovertemplate: "%{text}<br>step %{x}<br>FSLR %{y:.4g}<extra></extra>", ...style };
+}
+
+function drawLines(indices) {
+  const { ink, axis, layout } = theme();
+  const chosen = chosenOfBase().slice(0, DRAWN);
+  const lines = spaced(indices, DRAWN);
+  const size = Math.ceil(lines.length / SHADES);
+  const first = dark.matches ? 0.3 : 0; // the end of the colours that stands out from the paper
+  const traces = [];
+  for (let start = 0; start < lines.length; start += size) {
+    const colour = mixed(VIRIDIS, first + 0.7 * (start / lines.length));
+    const faint = chosen.length ? 0.3 : 0.85;
+    traces.push(trace(lines.slice(start, start + size),
+      { line: { color: colour, width: 1.5 }, marker: { color: colour }, opacity: faint }));
+  }
+  if (chosen.length) traces.push(trace(chosen, { line: { color: ink, width: 3 }, marker: { color: ink } }));
+  Plotly.react("lines", traces, {
+    ...layout, height: 420, showlegend: false, hovermode: "closest",
+    title: { text: "The same as lines, from dark to light in execution order", x: 0.01,
+      xanchor: "left", font: { size: 14 } },
+    xaxis: { ...axis, title: { text: "step" } },
+    yaxis: { ...axis, type: "log", title: { text: "FSLR" },
+      ...ticks(...ends(lines.map((i) => COURSE.fslrs[i]))) },
+  }, CONFIG);
+}
+
+let waiting = 0;
+
+/** Draw once the reader pauses, so that typing and selecting never wait for charts. */
+function later(draw) {
+  clearTimeout(waiting);
+  waiting = setTimeout(draw, PAUSE);
+}
+
+function found() {
+  const words = byId("course-search").value.toLowerCase().split(/\s+/).filter(Boolean);
+  return SIDES[0].parameters.map((_, i) => i)
+    .filter((i) => words.every((word) => nameOf(i).toLowerCase().includes(word)));
+}
+
+function drawCourse() {
+  const indices = found();
+  const count = `${indices.length} of ${SIDES[0].parameters.length} parameters`;
+  const drawn = indices.length > DRAWN ? `; ${DRAWN} of them, evenly spread, as lines` : "";
+  byId("course-count").textContent = count + drawn;
+  drawHeatMap(indices);
+  drawLines(indices);
+}
+
+function drawChosen() {
+  Plotly.relayout("heat-map", { shapes: marks(found()) });
+  drawLines(found());
+}
+
+byId("trajectory").hidden = false;
+drawCourse();
+byId("lines").on("plotly_click", ({ points: [point] }) => select(0, [point.customdata]));
+byId("course-search").addEventListener("input", () => later(drawCourse));
+listeners.push(() => later(drawChosen));
+dark.addEventListener("change", drawCourse);
