@@ -37,7 +37,8 @@ SETTLED = 1e-2
 """Relative change of a multiplier that ends the measurements of a late start."""
 
 SETTLED_BESIDE_EPS = 1e-3
-"""The same for a start with gradients of the size of the optimizer's ``eps``."""
+"""The same for a start with gradients of the size of the optimizer's ``eps``; at least the last bit
+of the weights, in which updates are measured."""
 
 _Assigned = tuple[Assignment, ...]
 
@@ -87,7 +88,9 @@ def assigned(
             start = {**start, **again(multipliers)}
             return assign(start, late)
 
-        rows = _settled(rows, at_start, SETTLED_BESIDE_EPS, "start", _BESIDE_EPS, secant=True)
+        last_bit = max(torch.finfo(captured.parameters[name].dtype).eps for name in moving)
+        tolerance = max(SETTLED_BESIDE_EPS, last_bit)
+        rows = _settled(rows, at_start, tolerance, "start", _BESIDE_EPS, secant=True)
 
     def at_late_start(multipliers: Mapping[str, float]) -> _Assigned:
         return assign(start, measure(procedure.after(profile.resolve_after), multipliers))
