@@ -17,7 +17,7 @@ from flerm_fx.align import Mapped, Match, OnUnmatched
 from flerm_fx.assignment import Assignment
 from flerm_fx.capture import Capture, capture, untouched
 from flerm_fx.copying import copied
-from flerm_fx.dump import Format, dump
+from flerm_fx.dump import Format, Level, dump
 from flerm_fx.emit.module import scales_of, take_scales
 from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.errors import FlermError, InputError, OptimizerError
@@ -376,15 +376,24 @@ class CompiledModel(ScaledModel):
         """A plain model of the original class with the scales multiplied into its weights."""
         return self.plain()
 
-    def dump(self, format: Format = "table", path: str | Path | None = None) -> str:
+    def dump(
+        self,
+        format: Format = "table",
+        path: str | Path | None = None,
+        *,
+        level: Level = "parameter",
+        focus: str | None = None,
+    ) -> str:
         """What was decided for each parameter, in execution order, as text.
 
         Args:
-            format: ``"table"``, ``"json"``, ``"dot"`` (the parameter graph) or ``"code"`` (the
-                graph's code, annotated).
-            path: also write it there.
+            format: ``"table"``, ``"json"``, ``"code"`` (the graph's code, annotated), or a picture
+                of the graph: ``"dot"`` (text), ``"svg"`` or ``"png"`` (drawn by Graphviz).
+            path: also write it there; a ``"png"`` goes nowhere else.
+            level: what a picture shows, each ``"parameter"`` or each ``"op"``.
+            focus: a module path, such as ``"blocks.0"``, that a picture or code is confined to.
         """
-        return dump(self.assignments, self.graph_module, format, path)
+        return dump(self.assignments, self.graph_module, format, path, level=level, focus=focus)
 
     def check(self) -> tuple[Check, ...]:
         r"""Measure the FSLRs again on the compiled model and compare them with the base's.

@@ -1,4 +1,4 @@
-"""One call for the four formats."""
+"""One call for all formats."""
 
 from collections.abc import Sequence
 from os import PathLike
@@ -11,10 +11,15 @@ from flerm_fx.assignment import Assignment
 from flerm_fx.dump.code import to_code
 from flerm_fx.dump.dot import to_dot
 from flerm_fx.dump.json import to_json
+from flerm_fx.dump.operations import operations_to_dot
+from flerm_fx.dump.render import render
 from flerm_fx.dump.table import to_table
 from flerm_fx.errors import InputError
 
-Format = Literal["table", "json", "dot", "code"]
+Format = Literal["table", "json", "dot", "code", "svg", "png"]
+Level = Literal["parameter", "op"]
+
+_PICTURES = ("dot", "svg", "png")
 
 
 def dump(
@@ -22,6 +27,9 @@ def dump(
     graph_module: GraphModule | None,
     format: Format = "table",
     path: str | PathLike[str] | None = None,
+    *,
+    level: Level = "parameter",
+    focus: str | None = None,
 ) -> str:
     """Show what the compiler decided for each parameter.
 
@@ -30,16 +38,22 @@ def dump(
         graph_module: the captured graph, with or without scale nodes in it; ``"dot"`` and
             ``"code"`` need it, and ``None`` stands for a model that runs eagerly.
         format: ``"table"``, aligned text; ``"json"``, the schema in :mod:`flerm_fx.dump.json`;
-            ``"dot"``, a Graphviz picture of the parameters and the data flow between them;
-            ``"code"``, the graph's Python code with a comment on every parameter.
-        path: a file to write the text to as well, in UTF-8; an existing one is replaced.
+            ``"code"``, the graph's Python code with a comment on every parameter; ``"dot"``, a
+            picture in the DOT language, and ``"svg"`` and ``"png"``, the same drawn by Graphviz.
+        path: a file to write the text to as well, in UTF-8; an existing one is replaced. A
+            ``"png"`` is no text, and needs one.
+        level: what a picture shows: every ``"parameter"`` and the data flow between them, or every
+            ``"op"`` of the graph, with its scale nodes.
+        focus: a module path or parameter to which pictures and code are confined; a picture shows
+            its direct neighbours too.
 
     Returns:
-        The text, FSLRs in output units per unit of learning rate.
+        The text, FSLRs in output units per unit of learning rate; for ``"png"`` the path.
 
     Raises:
-        InputError: for an unknown format, for ``"dot"`` or ``"code"`` without a graph, and for a
-            path that cannot be written.
+        InputError: for an unknown format, an option that it does not have, a picture or code
+            without a graph, and for a path that cannot be written.
+        FlermError: for ``"svg"`` or ``"png"`` where Graphviz is not installed, or fails.
 
     >>> from flerm_fx.probe.estimate import Estimate
     >>> weight = Assignment("weight", "weight", "aten.linear", (2, 3), (("weight", 1.0),), 1.0,
@@ -54,23 +68,57 @@ def dump(
     if format not in get_args(Format):
         expected = ", ".join(repr(name) for name in get_args(Format))
         raise InputError(f"dump: format is one of {expected}, and not {format!r}")
+    _check_options(format, path, level, focus)
+    content: str | bytes
     if format == "table":
-        text = to_table(assignments)
+        content = to_table(assignments)
     elif format == "json":
-        text = to_json(assignments)
+        content = to_json(assignments)
     elif graph_module is None:
         raise InputError(
             f"dump: format {format!r} draws the captured graph, and this model has none, because "
             "torch.export could not capture it and it runs eagerly; use 'table' or 'json'"
         )
+    elif format == "code":
+        content = to_code(assignments, graph_module, focus)
     else:
-        text = (to_dot if format == "dot" else to_code)(assignments, graph_module)
+        draw = to_dot if level == "parameter" else operations_to_dot
+        content = draw(assignments, graph_module, focus)
+        if format != "dot":
+            drawn = render(content, format)
+            content = drawn if format == "png" else drawn.decode()
     if path is not None:
-        try:
-            Path(path).write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(
-                f"dump: cannot write to {str(path)!r} ({error.strerror or error}); "
-                "name a file in an existing folder that can be written"
-            ) from error
-    return text
+        _write(content, Path(path))
+    return content if isinstance(content, str) else str(path)
+
+
+def _check_options(
+    format: Format, path: str | PathLike[str] | None, level: Level, focus: str | None
+) -> None:
+    if level not in get_args(Level):
+        raise InputError(f"dump: level is one of 'parameter', 'op', and not {level!r}")
+    if level != "parameter" and format not in _PICTURES:
+        raise InputError(
+            f"dump: level {level!r} is for the pictures 'dot', 'svg' and 'png', and not for "
+            f"format {format!r}; leave it out"
+        )
+    if focus is not None and format not in (*_PICTURES, "code"):
+        raise InputError(
+            f"dump: focus is for 'dot', 'svg', 'png' and 'code', and not for format {format!r}; "
+            "leave it out"
+        )
+    if format == "png" and path is None:
+        raise InputError(
+            "dump: format 'png' is no text and has to be written to a file; name one with path"
+        )
+
+
+def _write(content: str | bytes, path: Path) -> None:
+    data = content if isinstance(content, bytes) else f"{content}\n".encode()
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise InputError(
+            f"dump: cannot write to {str(path)!r} ({error.strerror or error}); "
+            "name a file in an existing folder that can be written"
+        ) from error
