@@ -387,13 +387,18 @@ class CompiledModel(ScaledModel):
         """What was decided for each parameter, in execution order, as text.
 
         Args:
-            format: ``"table"``, ``"json"``, ``"code"`` (the graph's code, annotated), or a picture
-                of the graph: ``"dot"`` (text), ``"svg"`` or ``"png"`` (drawn by Graphviz).
-            path: also write it there; a ``"png"`` goes nowhere else.
+            format: ``"table"``, ``"json"``, ``"code"`` (the graph's code, annotated), a picture of
+                the graph: ``"dot"`` (text), ``"svg"`` or ``"png"`` (drawn by Graphviz), or
+                ``"model-explorer"`` (a folder, which ``flerm-fx explore`` opens).
+            path: also write it there; a ``"png"`` and a folder go nowhere else.
             level: what a picture shows, each ``"parameter"`` or each ``"op"``.
             focus: a module path, such as ``"blocks.0"``, that a picture or code is confined to.
         """
-        return dump(self.assignments, self.graph_module, format, path, level=level, focus=focus)
+        inputs = to_device(self._probe_inputs, device_of(self))
+        graph_module = self.graph_module
+        return dump(
+            self.assignments, graph_module, format, path, level=level, focus=focus, inputs=inputs
+        )
 
     def check(self) -> tuple[Check, ...]:
         r"""Measure the FSLRs again on the compiled model and compare them with the base's.

@@ -25,6 +25,7 @@ class Dump(StrEnum):
     code = "code"
     svg = "svg"
     png = "png"
+    model_explorer = "model-explorer"
 
 
 class Level(StrEnum):

@@ -1,6 +1,7 @@
 """One call for all formats."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,12 +12,14 @@ from flerm_fx.assignment import Assignment
 from flerm_fx.dump.code import to_code
 from flerm_fx.dump.dot import to_dot
 from flerm_fx.dump.json import to_json
+from flerm_fx.dump.model_explorer import write_model_explorer
 from flerm_fx.dump.operations import operations_to_dot
 from flerm_fx.dump.render import render
 from flerm_fx.dump.table import to_table
 from flerm_fx.errors import InputError
+from flerm_fx.inputs import Inputs
 
-Format = Literal["table", "json", "dot", "code", "svg", "png"]
+Format = Literal["table", "json", "dot", "code", "svg", "png", "model-explorer"]
 Level = Literal["parameter", "op"]
 
 _PICTURES = ("dot", "svg", "png")
@@ -30,6 +33,7 @@ def dump(
     *,
     level: Level = "parameter",
     focus: str | None = None,
+    inputs: Inputs | None = None,
 ) -> str:
     """Show what the compiler decided for each parameter.
 
@@ -39,16 +43,19 @@ def dump(
             ``"code"`` need it, and ``None`` stands for a model that runs eagerly.
         format: ``"table"``, aligned text; ``"json"``, the schema in :mod:`flerm_fx.dump.json`;
             ``"code"``, the graph's Python code with a comment on every parameter; ``"dot"``, a
-            picture in the DOT language, and ``"svg"`` and ``"png"``, the same drawn by Graphviz.
+            picture in the DOT language, and ``"svg"`` and ``"png"``, the same drawn by Graphviz;
+            ``"model-explorer"``, a folder of files for Google's Model Explorer.
         path: a file to write the text to as well, in UTF-8; an existing one is replaced. A
-            ``"png"`` is no text, and needs one.
+            ``"png"`` is no text, and needs one; ``"model-explorer"`` needs that of a folder.
         level: what a picture shows: every ``"parameter"`` and the data flow between them, or every
             ``"op"`` of the graph, with its scale nodes.
         focus: a module path or parameter to which pictures and code are confined; a picture shows
             its direct neighbours too.
+        inputs: what the graph is called with, which ``"model-explorer"`` needs.
 
     Returns:
-        The text, FSLRs in output units per unit of learning rate; for ``"png"`` the path.
+        The text, FSLRs in output units per unit of learning rate; for ``"png"`` and
+        ``"model-explorer"`` the path.
 
     Raises:
         InputError: for an unknown format, an option that it does not have, a picture or code
@@ -81,6 +88,13 @@ def dump(
         )
     elif format == "code":
         content = to_code(assignments, graph_module, focus)
+    elif format == "model-explorer":
+        if inputs is None:
+            raise InputError("dump: format 'model-explorer' saves the graph for given inputs")
+        assert path is not None
+        with _writing(path):
+            write_model_explorer(assignments, graph_module, inputs, Path(path))
+        return str(path)
     else:
         draw = to_dot if level == "parameter" else operations_to_dot
         content = draw(assignments, graph_module, focus)
@@ -88,7 +102,9 @@ def dump(
             drawn = render(content, format)
             content = drawn if format == "png" else drawn.decode()
     if path is not None:
-        _write(content, Path(path))
+        with _writing(path):
+            data = content if isinstance(content, bytes) else f"{content}\n".encode()
+            Path(path).write_bytes(data)
     return content if isinstance(content, str) else str(path)
 
 
@@ -107,16 +123,18 @@ def _check_options(
             f"dump: focus is for 'dot', 'svg', 'png' and 'code', and not for format {format!r}; "
             "leave it out"
         )
-    if format == "png" and path is None:
+    if format in ("png", "model-explorer") and path is None:
+        kind = "file" if format == "png" else "folder"
         raise InputError(
-            "dump: format 'png' is no text and has to be written to a file; name one with path"
+            f"dump: format {format!r} is no text and has to be written to a {kind}; name one with "
+            "path"
         )
 
 
-def _write(content: str | bytes, path: Path) -> None:
-    data = content if isinstance(content, bytes) else f"{content}\n".encode()
+@contextmanager
+def _writing(path: str | PathLike[str]) -> Iterator[None]:
     try:
-        path.write_bytes(data)
+        yield
     except OSError as error:
         raise InputError(
             f"dump: cannot write to {str(path)!r} ({error.strerror or error}); "
