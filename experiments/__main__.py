@@ -25,9 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    axes = [AXES[key] for key in options.axes or AXES]
     if options.quick:
-        axes = [axis.quick() for axis in axes]
+        options.seeds, options.every = 1, 2
+    axes = [
+        AXES[key].part([AXES[key].cell] if options.quick else options.scales, options.every)
+        for key in options.axes or AXES
+    ]
     methods = [METHODS[key] for key in options.methods]
     console = Console(width=None if sys.stdout.isatty() else 160)
     store = Store(options.out)
@@ -49,7 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3, help="of each run")
     parser.add_argument("--jobs", type=int, help="processes; as many as cores by default")
     parser.add_argument("--out", type=Path, default=Path("results-out"), help="folder of results")
-    parser.add_argument("--quick", action="store_true", help="one larger scale, half the steps")
+    parser.add_argument("--scales", type=float, nargs="+", help="beside 1; all by default")
+    parser.add_argument("--every", type=int, default=1, help="of so many rates of the grid one")
+    parser.add_argument(
+        "--quick", action="store_true", help="one larger scale, every other rate, one seed"
+    )
     parser.add_argument("--report", action="store_true", help="train nothing")
     parser.add_argument("--markdown", type=Path, help="also write tables and pictures of them here")
     return parser

@@ -1,40 +1,40 @@
 """What is made larger, and what it is trained on: the axes of the study."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
 
 from experiments.data import Name as DataName
+from experiments.smollm2 import adapted
 from models import ResMLP, Transformer
 
 FACTOR = 1.85
 """Between neighbouring learning rates, as in the paper: 0.89 octaves."""
 
-Scaled = Literal["width_multiplier", "depth_multiplier", "init_scale"]
+Scaled = Literal["width_multiplier", "depth_multiplier", "init_scale", "rank"]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """``count`` rates from ``lowest``, each ``factor`` times the one before.
+    """``count`` rates from ``lowest``, each ``factor`` times the one before, or every so many.
 
     >>> Grid(1.0, 3).rates
     (1.0, 1.85, 3.4225000000000003)
+    >>> Grid(1.0, 3, every=2).rates
+    (1.0, 3.4225000000000003)
     """
 
     lowest: float
     count: int = 16
     factor: float = FACTOR
+    every: int = 1
 
     @property
     def rates(self) -> tuple[float, ...]:
         """All of them, increasing."""
-        return tuple(self.lowest * self.factor**k for k in range(self.count))
-
-    def coarse(self) -> "Grid":
-        """Every other rate."""
-        return replace(self, count=-(-self.count // 2), factor=self.factor**2)
+        return tuple(self.lowest * self.factor**k for k in range(0, self.count, self.every))
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,16 @@ class Axis:
         grid: learning rates.
         steps, batch: of every run.
         optimizer: see :data:`experiments.training.OPTIMIZERS`.
+        swept: part of the names of the parameters whose rate is swept; all if None.
+        other_rate: of all others.
+        seeds: base models whose profiles are averaged, where fewer than the method's.
+        cell: the scale that a quick run trains.
     """
 
     key: str
     title: str
     data: DataName
-    model: Literal["resmlp", "transformer"]
+    model: Literal["resmlp", "transformer", "smollm2"]
     settings: Mapping[str, Any]
     scaled: Scaled
     scales: tuple[float, ...]
@@ -65,15 +69,24 @@ class Axis:
     steps: int = 300
     batch: int = 128
     optimizer: str = "adam"
+    swept: str | None = None
+    other_rate: float = 0.0
+    seeds: int = 8
+    cell: float = 4
 
-    def quick(self) -> "Axis":
-        """One larger scale, every other rate, half the steps."""
-        larger = self.scales[min(2, len(self.scales) - 1)]
-        steps, grid = self.steps // 2, self.grid.coarse()
-        return replace(self, scales=(1, larger), grid=grid, steps=steps)
+    def part(self, scales: Collection[float] | None = None, every: int = 1) -> "Axis":
+        """Fewer scales, beside the base, and every so many rates: its runs are runs of the whole.
+
+        >>> AXES["mlp-width"].part([8, 100], every=2).scales
+        (1, 8)
+        """
+        kept = tuple(s for s in self.scales if scales is None or s == 1 or s in scales)
+        return replace(self, scales=kept, grid=replace(self.grid, every=every))
 
     def build(self, scale: float) -> nn.Module:
         """The model, with torch's random state as it is."""
+        if self.scaled == "rank":
+            return adapted(rank=int(self.settings["rank"] * scale))
         value = scale if self.scaled == "init_scale" else int(scale)
         settings = {**self.settings, self.scaled: value}
         return ResMLP(**settings) if self.model == "resmlp" else Transformer(**settings)
@@ -98,6 +111,24 @@ LM = Axis(
     (1, 2, 4, 8),
     steps=200,
     batch=16,
+)
+
+LORA = Axis(
+    "lora-b",
+    "LoRA on SmolLM2-135M, rank, rate of B",
+    "theorems",
+    "smollm2",
+    {"rank": 2},
+    "rank",
+    (1, 2, 8, 32),
+    # Rates of A and B apart, each on the grid while the other rests at this one.
+    grid=Grid(1e-5),
+    steps=40,
+    batch=2,
+    swept="lora_B",
+    other_rate=1e-4,
+    seeds=2,
+    cell=8,
 )
 
 _INIT_SCALES = (1, 0.125, 0.25, 0.5, 2, 4, 8)
@@ -132,20 +163,31 @@ def _transformers() -> list[Axis]:
     return found
 
 
-def _optimizers() -> list[Axis]:
-    """The widths of the ResMLP under every other optimizer."""
-    grids = {
-        "adamw": Grid(1e-5),
-        "sgd": Grid(1e-4),
-        "sign": Grid(1e-6),
-        "adagrad": Grid(1e-4),
-        "adamax": Grid(1e-5),
-        "muon": Grid(1e-4),
-    }
-    return [
-        replace(MLP, key=f"mlp-width-{name}", title=f"{MLP.title}, {name}", optimizer=name, grid=g)
-        for name, g in grids.items()
-    ]
+GRIDS = {
+    "adam": Grid(1e-5),
+    "adamw": Grid(1e-5),
+    "sgd": Grid(1e-4),
+    "sign": Grid(1e-6),
+    "adagrad": Grid(1e-4),
+    "adamax": Grid(1e-5),
+    "muon": Grid(1e-4),
+}
+"""Of each optimizer."""
+
+
+def under(axis: Axis, optimizer: str) -> Axis:
+    """The same axis under another optimizer.
+
+    >>> under(MLP, "sgd").key
+    'mlp-width-sgd'
+    """
+    return replace(
+        axis,
+        key=f"{axis.key}-{optimizer}",
+        title=f"{axis.title}, {optimizer}",
+        optimizer=optimizer,
+        grid=GRIDS[optimizer],
+    )
 
 
 AXES: dict[str, Axis] = {
@@ -166,7 +208,9 @@ AXES: dict[str, Axis] = {
             scales=_INIT_SCALES,
         ),
         *_transformers(),
-        *_optimizers(),
+        *(under(MLP, name) for name in GRIDS if name != MLP.optimizer),
+        LORA,
+        replace(LORA, key="lora-a", title=LORA.title.replace(" B", " A"), swept="lora_A"),
     )
 }
 """All axes, by key."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from experiments.smollm2 import tokenizer
 from flerm_fx.demo.corpus import read_corpus, sample_windows
 from flerm_fx.errors import InputError
 
@@ -22,7 +23,13 @@ FASHION_MNIST = "FASHION_MNIST"
 FASHION_MNIST_FOLDER = "/usr/share/datasets/fashion-mnist"
 """Where Debian's package ``dataset-fashion-mnist`` puts them."""
 
-Name = Literal["images", "bytes"]
+SET_MM = "SET_MM"
+"""Environment variable with the file of the theorems."""
+
+SET_MM_FILE = "/usr/share/metamath/databases/set.mm"
+"""Where Debian's package ``metamath-databases`` puts them."""
+
+Name = Literal["images", "bytes", "theorems"]
 
 Batch = tuple[Tensor, Tensor]
 
@@ -44,8 +51,8 @@ class Data:
 
 @functools.cache
 def load(name: Name) -> Data:
-    """Fashion-MNIST (:func:`images`) or the source of Python's standard library (:func:`text`)."""
-    return images() if name == "images" else text()
+    """Fashion-MNIST, the source of Python's standard library, or formal mathematics."""
+    return {"images": images, "bytes": text, "theorems": theorems}[name]()
 
 
 def images() -> Data:
@@ -80,6 +87,38 @@ def text(context: int = 64, windows: int = 256) -> Data:
     generator = torch.Generator().manual_seed(0)
     inputs, targets = sample_windows(corpus.validation, windows, context, generator)
     return Data(sample, _parts(inputs, targets, 64), _of_each_position)
+
+
+def theorems(context: int = 64, windows: int = 32) -> Data:
+    """Formal mathematics in the tokens of SmolLM2, which has not mastered it.
+
+    The text is 4 million characters from the middle of Metamath's ``set.mm`` (CC0); the last
+    400,000 are validated on.
+
+    Raises:
+        InputError: the file is not there, or SmolLM2 is not installed.
+    """
+    path = Path(os.environ.get(SET_MM, SET_MM_FILE))
+    try:
+        content = path.read_text(encoding="ascii")
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or error}); install Debian's package "
+            f"metamath-databases, or set {SET_MM} to a copy of "
+            "https://github.com/metamath/set.mm/blob/develop/set.mm"
+        ) from error
+    middle = len(content) // 2
+    train, held_out = (
+        torch.tensor(tokenizer()(content[middle + a : middle + b])["input_ids"])
+        for a, b in ((0, 3_600_000), (3_600_000, 4_000_000))
+    )
+
+    def sample(batch: int, generator: torch.Generator) -> Batch:
+        return sample_windows(train, batch, context, generator)
+
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = sample_windows(held_out, windows, context, generator)
+    return Data(sample, _parts(inputs, targets, 8), _of_each_position)
 
 
 def _parts(inputs: Tensor, targets: Tensor, size: int) -> tuple[Batch, ...]:

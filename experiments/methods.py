@@ -7,7 +7,7 @@ from flerm_fx.probe.planner import Method as Estimator
 
 Kind = Literal["standard", "mup", "compile", "match"]
 
-Mass = Literal["recorded", "equal", "equal-split"]
+Mass = Literal["recorded", "root", "equal", "equal-split"]
 
 EVERY_100 = tuple(range(0, 1000, 100))
 """Where the paper matches."""
@@ -26,7 +26,9 @@ class Method:
         settle, rounds: as for :func:`flerm_fx.record` and :func:`flerm_fx.compile`.
         seeds: base models, under as many seeds, whose profiles are averaged.
         estimator: ``method`` of :func:`flerm_fx.measure`.
-        mass: whose FSLRs are met: the base's as recorded; or, the paper's ablations, equal ones,
+        mass: whose FSLRs are met: the base's as recorded, a parameter's split equally over those
+            that answer to it; split by the root of their number instead, which is right where
+            their changes of the function are orthogonal; or, the paper's ablations, equal ones,
             1/L for each of the target's L tensors, or 1/L for each of the base's, split over depth.
         at: the steps to match at.
     """
@@ -40,6 +42,11 @@ class Method:
     estimator: Estimator = "auto"
     mass: Mass = "recorded"
     at: tuple[int, ...] = EVERY_100
+
+    @property
+    def own_base(self) -> bool:
+        """Whether the base itself is trained otherwise than by standard training."""
+        return self.mass in ("equal", "equal-split")
 
     @property
     def recorded(self) -> str:
@@ -58,8 +65,10 @@ METHODS: dict[str, Method] = {
         Method("match-log", "match, at powers of 2", "match", at=POWERS_OF_2),
         Method("paper", "the paper's estimator", "match", estimator="kronecker"),
         Method("one-seed", "compile, one base", "compile", seeds=1),
+        Method("settle-3", "compile, settle 3", "compile", settle=3, rounds=2),
         Method("settle-10", "compile, settle 10", "compile", settle=10, rounds=2),
         Method("settle-40", "compile, settle 40", "compile", settle=40, rounds=2),
+        Method("root", "compile, split by the root", "compile", mass="root"),
         Method("equal", "equal masses", "compile", mass="equal"),
         Method("equal-split", "equal masses, split over depth", "compile", mass="equal-split"),
     )

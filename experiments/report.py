@@ -46,7 +46,7 @@ def rows(axis: Axis, store: Store, seeds: int) -> Iterator[tuple[str, ...]]:
 def transfers(axis: Axis, method: Method, store: Store, seeds: int) -> list[Transfer]:
     """Of every scale but the base that has all its results."""
     rates, results = axis.grid.rates, store.results(axis.key, method.key)
-    base = results if method.mass != "recorded" else store.results(axis.key, "standard")
+    base = results if method.own_base else store.results(axis.key, "standard")
     found = []
     for scale in scales_of(axis, method):
         pairs = ((base, 1), (results, scale))
@@ -70,16 +70,22 @@ def write(axes: Sequence[Axis], store: Store, seeds: int, page: Path | None) -> 
         picture = folder / f"{axis.key}.png"
         draw(axis, store, seeds, picture)
         text += [f"## {axis.title}", "", f"![{axis.title}]({folder.name}/{picture.name})", ""]
-        text += [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, found), ""]
+        text += [line(COLUMNS), line(["---"] * len(COLUMNS)), *map(line, found), ""]
     if page is not None:
-        head = page.read_text(encoding="utf-8").split(MARK)[0] if page.exists() else ""
-        page.write_text(head + MARK + "\n\n" + "\n".join(text), encoding="utf-8")
+        put(page, "transfer", text)
 
 
-MARK = "<!-- What follows is written by make results. -->"
+def put(page: Path, name: str, text: Sequence[str]) -> None:
+    """Write lines between the marks of a name in a page, at its end if it has none."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before = page.read_text(encoding="utf-8") if page.exists() else ""
+    head, _, rest = before.partition(start)
+    tail = rest.partition(end)[2]
+    page.write_text("\n".join([f"{head}{start}", "", *text, f"{end}{tail}"]), encoding="utf-8")
 
 
-def _line(cells: Sequence[str]) -> str:
+def line(cells: Sequence[str]) -> str:
+    """A row of a table in Markdown."""
     return "| " + " | ".join(cells) + " |"
 
 

@@ -2,8 +2,9 @@
 
 import multiprocessing
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,35 @@ def run(
         console: shows progress.
         jobs: processes, of one thread each; as many as cores if None.
     """
+    with _processes(jobs, console) as do:
+        for axis in axes:
+            chosen = [m for m in methods if m.kind != "mup" or axis.scaled == "width_multiplier"]
+            standard = METHODS["standard"]
+            do(f"{axis.title}: base", _trainings(axis, standard, [1], seeds, store), store)
+            rate = best_rate(axis, store, seeds)
+            do(f"{axis.title}: profiles", _recordings(axis, chosen, rate, store), store)
+            do(f"{axis.title}: multipliers", _compilings(axis, chosen, seeds, store), store)
+            trainings = [
+                training
+                for method in chosen
+                for training in _trainings(axis, method, scales_of(axis, method), seeds, store)
+            ]
+            do(f"{axis.title}: runs", trainings, store)
+
+
+def in_processes(
+    name: str, work: Iterable[Work], store: Store, console: Console, jobs: int | None = None
+) -> None:
+    """Do some work side by side, and keep what it comes to."""
+    with _processes(jobs, console) as do:
+        do(name, work, store)
+
+
+@contextmanager
+def _processes(
+    jobs: int | None, console: Console
+) -> Iterator[Callable[[str, Iterable[Work], Store], None]]:
+    """What does work in processes, and shows how far it is."""
     with (
         Progress(
             TextColumn("{task.description}"),
@@ -51,7 +81,7 @@ def run(
         ) as executor,
     ):
 
-        def do(name: str, work: Iterable[Work]) -> None:
+        def do(name: str, work: Iterable[Work], store: Store) -> None:
             missing = sorted(work, key=_cost, reverse=True)
             if not missing:
                 return
@@ -67,19 +97,7 @@ def run(
                 executor.shutdown(wait=False, cancel_futures=True)
                 raise
 
-        for axis in axes:
-            chosen = [m for m in methods if m.kind != "mup" or axis.scaled == "width_multiplier"]
-            standard = METHODS["standard"]
-            do(f"{axis.title}: base", _trainings(axis, standard, [1], seeds, store))
-            rate = best_rate(axis, store, seeds)
-            do(f"{axis.title}: profiles", _recordings(axis, chosen, rate, store))
-            do(f"{axis.title}: multipliers", _compilings(axis, chosen, seeds, store))
-            trainings = [
-                training
-                for method in chosen
-                for training in _trainings(axis, method, scales_of(axis, method), seeds, store)
-            ]
-            do(f"{axis.title}: runs", trainings)
+        yield do
 
 
 def best_rate(axis: Axis, store: Store, seeds: int) -> float:
@@ -92,7 +110,7 @@ def best_rate(axis: Axis, store: Store, seeds: int) -> float:
 
 def scales_of(axis: Axis, method: Method) -> tuple[float, ...]:
     """The scales that a method trains: the base is standard training's, unless masses are other."""
-    if method.kind == "standard" or method.mass != "recorded":
+    if method.kind == "standard" or method.own_base:
         return axis.scales
     return axis.scales[1:]
 

@@ -71,23 +71,39 @@ OPTIMIZERS: dict[str, Callable[[Params, float], Optimizer]] = {
 
 
 def optimizers(
-    name: str, model: nn.Module, lr: float, multipliers: Mapping[str, float] | None = None
+    name: str,
+    model: nn.Module,
+    lr: float,
+    multipliers: Mapping[str, float] | None = None,
+    swept: str | None = None,
+    other_rate: float = 0.0,
 ) -> list[Optimizer]:
     """Those of a run, with a multiplier of the rate for each parameter.
+
+    With ``swept``, the parameters that have it in their names are trained at ``lr``, all others at
+    ``other_rate``, by an optimizer each.
 
     >>> model = nn.Linear(4, 2)
     >>> (adam,) = optimizers("adam", model, 0.1, {"weight": 0.5, "bias": 2.0})
     >>> [group["lr"] for group in adam.param_groups]
     [0.05, 0.2]
     """
-    named = dict(model.named_parameters())
-    parts = {name: named}
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    parts: list[tuple[str, float, Mapping[str, Tensor]]] = [(name, lr, named)]
     if name == "muon":
-        parts = {
-            "muon": {n: p for n, p in named.items() if p.dim() == 2},
-            "adam": {n: p for n, p in named.items() if p.dim() != 2},
-        }
-    return [_grouped(OPTIMIZERS[kind], part, lr, multipliers) for kind, part in parts.items()]
+        matrices, others = _split(named, lambda n: named[n].dim() == 2)
+        parts = [("muon", lr, matrices), ("adam", lr, others)]
+    if swept is not None:
+        chosen, others = _split(named, lambda n: swept in n)
+        parts = [(name, lr, chosen), (name, other_rate, others)]
+    return [_grouped(OPTIMIZERS[kind], part, rate, multipliers) for kind, rate, part in parts]
+
+
+def _split(
+    named: Mapping[str, Tensor], first: Callable[[str], bool]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    chosen = {n: p for n, p in named.items() if first(n)}
+    return chosen, {n: p for n, p in named.items() if n not in chosen}
 
 
 def _grouped(

@@ -1,6 +1,7 @@
 """What a process of the runner does: record a base, find multipliers, or train once."""
 
 import json
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,14 +37,17 @@ class Recording:
 
     def __call__(self) -> None:
         """Record each, training only where a trajectory is asked for."""
-        profiles = [self._profile(BASE_SEED + i) for i in range(self.method.seeds)]
+        count = min(self.method.seeds, self.axis.seeds)
+        profiles = [self._profile(BASE_SEED + i) for i in range(count)]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         flerm_fx.BaseProfile.mean(profiles).save(self.path)
 
     def _profile(self, seed: int) -> flerm_fx.BaseProfile:
         axis, method = self.axis, self.method
         model = build(axis, 1, seed)
-        run = optimizers(axis.optimizer, model, self.rate)
+        run = optimizers(
+            axis.optimizer, model, self.rate, swept=axis.swept, other_rate=axis.other_rate
+        )
         pool = probe(axis, method.settle)
         with flerm_fx.record(
             model,
@@ -111,7 +115,7 @@ class Training:
         else:
             model = build(axis, run.scale, run.seed)
             found = None if self.multipliers is None else json.loads(self.multipliers.read_text())
-            rule = optimizers(axis.optimizer, model, run.rate, found)
+            rule = optimizers(axis.optimizer, model, run.rate, found, axis.swept, axis.other_rate)
         if self.method.kind == "match" and self.profile is not None:
             base = flerm_fx.BaseProfile.load(self.profile)
             with flerm_fx.match(model, rule, base, at=self.method.at, method=self.method.estimator):
@@ -138,16 +142,21 @@ def probe(axis: Axis, settle: int) -> list[Batch]:
 
 
 def multipliers(compiled: flerm_fx.CompiledModel, method: Method) -> dict[str, float]:
-    r"""Those that were found, or of the paper's ablations: :math:`m_l = 1 / (L\, \mathrm{FSLR}_l)`.
+    r"""Those that were found, or with other masses.
 
-    With ``"equal"`` L counts the target's tensors. With ``"equal-split"`` it counts the base's, and
-    a tensor gets its share of one.
+    With ``"root"`` a tensor that gets a share :math:`s` of its base parameters has
+    :math:`m_l / \sqrt{s}`. The paper's ablations are :math:`m_l = 1 / (L\, \mathrm{FSLR}_l)`: with
+    ``"equal"`` L counts the target's tensors; with ``"equal-split"`` it counts the base's, and a
+    tensor gets its share of one.
     """
+    found = compiled.multipliers
     if method.mass == "recorded":
-        return compiled.multipliers
-    shares = {row.parameter: 1.0 for row in compiled.assignments}
-    if method.mass == "equal-split":
-        shares = {name: sum(s for _, s in compiled.matches[name].base) for name in shares}
+        return found
+    shares = {name: sum(s for _, s in compiled.matches[name].base) for name in found}
+    if method.mass == "root":
+        return {name: m / math.sqrt(shares[name]) for name, m in found.items()}
+    if method.mass == "equal":
+        shares = dict.fromkeys(found, 1.0)
     total = sum(shares.values())
     return {
         row.parameter: shares[row.parameter] / (total * row.target.value)

@@ -434,7 +434,7 @@ def _export(
         for leaf in pytree.tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor):
                 shapes[leaf] = {0: torch.export.Dim.DYNAMIC}
-    with _quiet():
+    with quiet():
         program = torch.export.export(wrapper, args, kwargs, strict=False, dynamic_shapes=shapes)
         guarded = program.module(check_guards=True)
         guards = getattr(guarded, "_guards_fn", _unguarded)
@@ -463,7 +463,7 @@ def _unguarded(*flat_inputs: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep torch.export's own deprecations and failure logs from the user."""
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)

@@ -47,6 +47,7 @@ def build_app() -> "typer.Typer":
 
     from flerm_fx.commands.compile import compile
     from flerm_fx.commands.diff import diff
+    from flerm_fx.commands.explore import explore
     from flerm_fx.commands.inspect import inspect
     from flerm_fx.commands.match import match
     from flerm_fx.commands.plot import plot
@@ -67,6 +68,7 @@ def build_app() -> "typer.Typer":
     app.command("diff")(diff)
     app.command("plot")(plot)
     app.command("report")(report)
+    app.command("explore")(explore)
 
     def show_version(wanted: bool) -> None:
         if wanted:

@@ -18,7 +18,7 @@ from flerm_fx.align import Mapped, Match, OnUnmatched
 from flerm_fx.assignment import Assignment
 from flerm_fx.capture import Capture, capture, untouched
 from flerm_fx.copying import copied
-from flerm_fx.dump import Format, dump
+from flerm_fx.dump import Format, Level, dump
 from flerm_fx.emit.module import scales_of, take_scales
 from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.errors import FlermError, InputError, OptimizerError
@@ -393,20 +393,33 @@ class CompiledModel(ScaledModel):
         """A plain model of the original class with the scales multiplied into its weights."""
         return self.plain()
 
-    def dump(self, format: Format = "table", path: str | Path | None = None) -> str:
+    def dump(
+        self,
+        format: Format = "table",
+        path: str | Path | None = None,
+        *,
+        level: Level = "parameter",
+        focus: str | None = None,
+    ) -> str:
         """What was decided for each parameter, in execution order, as text.
 
         Args:
-            format: ``"table"``, ``"json"``, ``"dot"`` (the parameter graph), ``"code"`` (the
-                graph's code, annotated) or ``"html"`` (a report to explore in a browser, with the
-                base and its trajectory beside the target).
-            path: also write it there.
+            format: ``"table"``, ``"json"``, ``"html"`` (a report to explore in a browser, with the
+                base and its trajectory beside the target), ``"code"`` (the graph's code,
+                annotated), a picture of the graph: ``"dot"`` (text), ``"svg"`` or ``"png"`` (drawn
+                by Graphviz), or ``"model-explorer"`` (a folder, which ``flerm-fx explore`` opens).
+            path: also write it there; a ``"png"`` and a folder go nowhere else.
+            level: what a picture shows, each ``"parameter"`` or each ``"op"``.
+            focus: a module path, such as ``"blocks.0"``, that a picture or code is confined to.
         """
         return dump(
             self.assignments,
             self.graph_module,
             format,
             path,
+            level=level,
+            focus=focus,
+            inputs=to_device(self._probe_inputs, device_of(self)),
             profile=self._base_profile,
             graph=self._parameter_graph,
         )

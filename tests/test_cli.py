@@ -166,6 +166,12 @@ def test_compile_prints_any_dump_and_checks(
     )
     assert code == 0
     assert "scale(" in out
+    picture = tmp_path / "picture.dot"
+    options = ("--format", "dot", "--level", "op", "--focus", "2", "--out", str(picture))
+    code, out, _ = run(capsys, *command, *options)
+    assert (code, out) == (0, "")
+    assert '"_2_weight" [label="weight\\n32×32"' in picture.read_text(encoding="utf-8")
+    assert '"_4_weight"' not in picture.read_text(encoding="utf-8")
 
 
 def test_diff_says_what_differs(

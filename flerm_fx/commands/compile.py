@@ -1,11 +1,13 @@
 """``flerm-fx compile``: the multipliers of a model, measured against a base profile."""
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.syntax import Syntax
 
 import flerm_fx
 from flerm_fx.commands.factory import load_model
@@ -23,6 +25,16 @@ class Dump(StrEnum):
     dot = "dot"
     code = "code"
     html = "html"
+    svg = "svg"
+    png = "png"
+    model_explorer = "model-explorer"
+
+
+class Level(StrEnum):
+    """What a picture shows."""
+
+    parameter = "parameter"
+    op = "op"
 
 
 def compile(
@@ -30,8 +42,12 @@ def compile(
     model: Annotated[
         str, typer.Option(help="The target: package.module:factory, called without arguments.")
     ],
-    dump: Annotated[Dump, typer.Option(help="What to print.")] = Dump.table,
+    dump: Annotated[Dump, typer.Option("--format", "--dump", help="What to print.")] = Dump.table,
     out: Annotated[Path | None, typer.Option(help="Write it there, and print nothing.")] = None,
+    level: Annotated[Level, typer.Option(help="What a picture shows.")] = Level.parameter,
+    focus: Annotated[
+        str | None, typer.Option(help="Draw one module, such as blocks.0, and its neighbours.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the model's initial weights.")] = 0,
     rounds: Annotated[int, typer.Option(help="How often the start is measured.")] = 1,
     rtol: Annotated[float, typer.Option(help="Relative standard error of the FSLRs.")] = 0.05,
@@ -53,8 +69,10 @@ def compile(
     compiled = compiled_model(base, model, seed, rounds, rtol, on_unmatched)
     with Console(stderr=True).status("measuring it again"):
         failed = [c for c in compiled.check() if not c.passed] if check else []
-    text = compiled.dump(dump.value, out)
-    if out is None:
+    text = compiled.dump(dump.value, out, level=level.value, focus=focus)
+    if out is None and dump is Dump.code and sys.stdout.isatty():
+        Console().print(Syntax("", "python", theme="ansi_dark").highlight(text), soft_wrap=True)
+    elif out is None:
         print(text)
     if failed:
         first = failed[0]

@@ -1,62 +1,96 @@
-"""The graph's Python code, annotated."""
+"""The graph's Python code, annotated line by line."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch.fx import GraphModule, Node
 
 from flerm_fx.assignment import Assignment
+from flerm_fx.dump.columns import columns
+from flerm_fx.dump.modules import focused, module_kinds, module_of
 from flerm_fx.dump.parameter_nodes import parameter_of
 from flerm_fx.dump.table import format_base, format_fslr, format_shape, format_status
 
 # fx names every node once and writes one line for it: `name = ...` or `name: "f32[2]" = ...`.
 _DEFINITION = re.compile(r"^\s+(\w+)\s*(?::[^=]*)?= ")
+# What fx adds to a line to free values that are not needed any more.
+_FREES = re.compile(r";(\s+\w+ =)+ None\s*$")
+_HEADER = ("module", "parameter", "FSLR", "multiplier", "base", "status")
+# Longer lines of code push their own comment aside, not that of all others.
+_WIDEST = 100
 
 
-def to_code(assignments: Sequence[Assignment], graph_module: GraphModule) -> str:
-    """The code of the graph's ``forward``, valid Python, with comments.
+def to_code(
+    assignments: Sequence[Assignment], graph_module: GraphModule, focus: str | None = None
+) -> str:
+    """The code of the graph's ``forward``, valid Python, with comments in aligned columns.
 
-    A line that reads a parameter or scales it ends in the parameter's name, shape, FSLR ± standard
-    error, multiplier and base; a line of its own says where the code of another module begins.
+    Every line names the module that it was traced in. A line that reads or scales a parameter has
+    its shape, FSLR ± standard error, multiplier, base and status; an operation has the FSLRs and
+    multipliers of the parameters that it reads. Statements that only free memory are left out.
+
+    Args:
+        assignments: one per parameter.
+        graph_module: the captured graph.
+        focus: a module path or parameter; the lines of others are counted in its place.
     """
-    by_parameter = {assignment.parameter: assignment for assignment in assignments}
-    by_name = {node.name: node for node in graph_module.graph.nodes}
-    module = ""
-    lines: list[str] = []
+    rows = {assignment.parameter: assignment for assignment in assignments}
+    shown = {node.name: node for node in focused(graph_module.graph, focus)}
+    names = {node.name for node in graph_module.graph.nodes}
+    code: list[str] = []
+    comments: list[tuple[str, ...]] = []
+    hidden = 0
     for line in graph_module.graph.python_code("self").src.strip("\n").split("\n"):
         definition = _DEFINITION.match(line)
-        node = by_name.get(definition[1]) if definition else None
-        if definition is None or node is None:
-            lines.append(line.rstrip())
+        name = definition[1] if definition else ""
+        if name in names and name not in shown:
+            hidden += 1
             continue
-        here = _module_comment(node)
-        if here and here != module:
-            module = here
-            lines.append(f"{line[: definition.start(1)]}# {module}")
-        assignment = by_parameter.get(parameter_of(node) or "")
-        comment = f"  # {_parameter_comment(assignment)}" if assignment else ""
-        lines.append(line.rstrip() + comment)
-    return "\n".join(lines).rstrip()
+        code += _hidden(hidden)
+        comments += [()] * (len(code) - len(comments))
+        hidden = 0
+        code.append(_FREES.sub("", line).rstrip())
+        comments.append(_comment(shown[name], rows) if name in shown else ())
+    return "\n".join(_beside(code, comments))
 
 
-def _parameter_comment(assignment: Assignment) -> str:
-    parts = [
-        f"{assignment.parameter} {format_shape(assignment.shape)}",
-        f"FSLR {format_fslr(assignment)}",
-        f"multiplier {assignment.multiplier:.4g}",
-        f"base {format_base(assignment.base)}",
-    ]
-    status = format_status(assignment)
-    if status != "matched":
-        parts.append(status)
-    return ", ".join(parts)
+def _hidden(count: int) -> list[str]:
+    return [f"    # … {count} line{'' if count == 1 else 's'}"] if count else []
 
 
-def _module_comment(node: Node) -> str:
-    """``blocks.0.up: Linear``, the innermost module that the node was traced in."""
-    stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return ""
-    path, kind = list(stack.values())[-1]
-    kind = kind if isinstance(kind, str) else kind.__qualname__
-    return f"{path or '(the model)'}: {kind.rsplit('.', 1)[-1]}"
+def _beside(code: Sequence[str], comments: Sequence[tuple[str, ...]]) -> list[str]:
+    """Code on the left, the columns of comments on the right."""
+    header, rule, *texts = columns(
+        _HEADER, [row for row in comments if row], right={"FSLR", "multiplier"}
+    )
+    commented = [line for line, row in zip(code, comments, strict=True) if row]
+    width = min(max(map(len, commented), default=0), _WIDEST)
+    lines = [f"{'':{width}}  # {text}" for text in (header, rule)]
+    left = iter(texts)
+    for line, row in zip(code, comments, strict=True):
+        lines.append(f"{line:{width}}  # {next(left)}".rstrip(" #") if row else line)
+    return lines
+
+
+def _comment(node: Node, rows: Mapping[str, Assignment]) -> tuple[str, ...]:
+    assignment = rows.get(parameter_of(node) or "")
+    path = module_of(node)
+    if assignment is not None:
+        return (
+            path,
+            f"{assignment.parameter.rpartition('.')[2]} {format_shape(assignment.shape)}",
+            format_fslr(assignment),
+            f"{assignment.multiplier:.4g}",
+            format_base(assignment.base),
+            format_status(assignment),
+        )
+    kind = module_kinds(node).get(path)
+    read = [rows[name] for arg in node.all_input_nodes if (name := parameter_of(arg) or "") in rows]
+    return (
+        f"{path}: {kind}" if kind and path else kind or path,
+        ", ".join(row.parameter.rpartition(".")[2] for row in read),
+        ", ".join(f"{row.target.value:.4g}" for row in read),
+        ", ".join(f"{row.multiplier:.4g}" for row in read),
+        "",
+        "",
+    )

@@ -6,40 +6,47 @@ from collections.abc import Iterable, Sequence
 from torch.fx import GraphModule, Node
 
 from flerm_fx.assignment import Assignment
+from flerm_fx.dump.modules import focused, is_size
 from flerm_fx.dump.parameter_nodes import parameter_of
+from flerm_fx.dump.picture import Box, Picture
 from flerm_fx.dump.table import format_base, format_fslr, format_shape, format_status
 
 # The multiplier, either way, at which the colour is full.
 _FULL_COLOUR = 16.0
 _BELOW_ONE, _ONE, _ABOVE_ONE = (0x5B, 0x8F, 0xD9), (0xFF, 0xFF, 0xFF), (0xF2, 0x8E, 0x3C)
-_BORDER = {"matched": "solid", "unresolved": "dashed", "unmatched": "dashed", "unused": "dotted"}
+BORDER = {"matched": "solid", "unresolved": "dashed", "unmatched": "dashed", "unused": "dotted"}
+LEGEND = (
+    f"multiplier: blue below 1, orange above, full colour at {_FULL_COLOUR:.0f}×\n"
+    "dashed: unresolved or unmatched; dotted: unused"
+)
 
 
-def to_dot(assignments: Sequence[Assignment], graph_module: GraphModule) -> str:
+def to_dot(
+    assignments: Sequence[Assignment], graph_module: GraphModule, focus: str | None = None
+) -> str:
     """A ``digraph`` in the DOT language; ``dot -Tsvg`` draws it.
 
     A box is a parameter, blue for a multiplier below 1, white at 1, orange above. An edge says that
     data flows from one parameter's operation to the next one's. Parameters of one operation follow
     each other in the order of its arguments (input → weight → bias). A dot is a junction, where an
     operation joins values from several places.
+
+    Args:
+        assignments: one per parameter.
+        graph_module: the captured graph.
+        focus: a module path or parameter; it and its direct neighbours are drawn.
     """
-    boxes = [_box(assignment) for assignment in assignments]
-    known = {assignment.parameter for assignment in assignments}
-    flow = _DataFlow(known)
+    flow = _DataFlow({assignment.parameter for assignment in assignments})
     for node in graph_module.graph.nodes:
         flow.visit(node)
     used = {end for edge in flow.edges for end in edge}
-    lines = [
-        "digraph flerm_fx {",
-        '  rankdir="TB";',
-        f'  label="multiplier: blue below 1, orange above, full colour at {_FULL_COLOUR:.0f}×";',
-        '  node [shape="box", style="filled,rounded", fontname="sans-serif", fontsize="10"];',
-        *(f"  {box};" for box in boxes),
-        *(f"  {text};" for name, text in flow.others.items() if name in used),
-        *(f"  {_quote(tail)} -> {_quote(head)};" for tail, head in flow.edges),
-        "}",
-    ]
-    return "\n".join(lines)
+    boxes = {assignment.parameter: _box(assignment) for assignment in assignments}
+    boxes |= {key: box for key, box in flow.others.items() if key in used}
+    picture = Picture(boxes, list(flow.edges), LEGEND)
+    if focus is not None:
+        inside = {_key(node) for node in focused(graph_module.graph, focus)}
+        picture = picture.around(inside.intersection(boxes))
+    return picture.to_dot()
 
 
 class _DataFlow:
@@ -54,7 +61,7 @@ class _DataFlow:
         self.sources: dict[Node, tuple[str, ...]] = {}
         self.parameters: dict[Node, tuple[str, ...]] = {}
         self.edges: dict[tuple[str, str], None] = {}
-        self.others: dict[str, str] = {}
+        self.others: dict[str, Box] = {}
 
     def visit(self, node: Node) -> None:
         name = parameter_of(node)
@@ -65,13 +72,15 @@ class _DataFlow:
         if name in self.known and name is not None:
             self.parameters[node] = (name,)
         elif node.op == "placeholder":
-            self.sources[node] = (self._other(f"input:{node.target}", f"{node.target}", "ellipse"),)
+            self.sources[node] = (self._other(node, str(node.target), "ellipse"),)
         elif node.op == "output":
-            self._connect((*sources, *parameters), self._other("output:", "output", "ellipse"))
+            self._connect((*sources, *parameters), self._other(node, "output", "ellipse"))
+        elif is_size(node):
+            return
         elif sources:
             if len(sources) > 1:
                 op = getattr(node.target, "__name__", str(node.target))
-                sources = (self._connect(sources, self._other(f"at:{node.name}", op, "point")),)
+                sources = (self._connect(sources, self._other(node, op, "point")),)
             for parameter in parameters:
                 sources = (self._connect(sources, parameter),)
             self.sources[node] = sources
@@ -83,12 +92,19 @@ class _DataFlow:
             self.edges[source, head] = None
         return head
 
-    def _other(self, key: str, label: str, shape: str) -> str:
-        style = f'shape="{shape}", style="filled", fillcolor="#d0d0d0"'
-        text = f'tooltip={_quote(label)}, width="0.08"' if shape == "point" else ""
-        text = text or f"label={_quote(label)}"
-        self.others[key] = f"{_quote(key)} [{text}, {style}]"
+    def _other(self, node: Node, label: str, shape: str) -> str:
+        key = _key(node)
+        self.others[key] = Box(label, "#d0d0d0", shape)
         return key
+
+
+def _key(node: Node) -> str:
+    """What a node's box is called: its parameter, or its place in the data flow."""
+    if node.op == "placeholder":
+        return f"input:{node.target}"
+    if node.op == "output":
+        return "output:"
+    return parameter_of(node) or f"at:{node.name}"
 
 
 def multiplier_colour(multiplier: float) -> str:
@@ -107,8 +123,9 @@ def multiplier_colour(multiplier: float) -> str:
     )
 
 
-def _box(assignment: Assignment) -> str:
+def _box(assignment: Assignment) -> Box:
     op = assignment.op.removeprefix("aten.")
+    status = format_status(assignment)
     label = "\n".join(
         [
             assignment.parameter,
@@ -116,19 +133,11 @@ def _box(assignment: Assignment) -> str:
             f"FSLR {format_fslr(assignment)}",
             f"multiplier {assignment.multiplier:.4g}",
             f"base {format_base(assignment.base)}",
-            *([format_status(assignment)] if assignment.after else []),
+            *([status] if status != "matched" else []),
         ]
     )
-    style = f"filled,rounded,{_BORDER[assignment.status]}"
-    return (
-        f"{_quote(assignment.parameter)} [label={_quote(label)}, style={_quote(style)}, "
-        f"fillcolor={_quote(multiplier_colour(assignment.multiplier))}]"
-    )
-
-
-def _quote(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
+    fill = multiplier_colour(assignment.multiplier)
+    return Box(label, fill, border=BORDER[assignment.status])
 
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:

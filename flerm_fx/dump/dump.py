@@ -1,7 +1,8 @@
-"""One call for the five formats."""
+"""One call for all formats."""
 
 from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Literal, get_args
 
 import networkx as nx
@@ -11,13 +12,20 @@ from flerm_fx.assignment import Assignment
 from flerm_fx.dump.code import to_code
 from flerm_fx.dump.dot import to_dot
 from flerm_fx.dump.json import to_json
+from flerm_fx.dump.model_explorer import write_model_explorer
+from flerm_fx.dump.operations import operations_to_dot
+from flerm_fx.dump.render import render
 from flerm_fx.dump.table import to_table
-from flerm_fx.dump.write import write
+from flerm_fx.dump.write import write, writing
 from flerm_fx.errors import InputError
+from flerm_fx.inputs import Inputs
 from flerm_fx.profile import BaseProfile
 from flerm_fx.report import to_html
 
-Format = Literal["table", "json", "dot", "code", "html"]
+Format = Literal["table", "json", "html", "code", "dot", "svg", "png", "model-explorer"]
+Level = Literal["parameter", "op"]
+
+_PICTURES = ("dot", "svg", "png")
 
 
 def dump(
@@ -26,6 +34,9 @@ def dump(
     format: Format = "table",
     path: str | PathLike[str] | None = None,
     *,
+    level: Level = "parameter",
+    focus: str | None = None,
+    inputs: Inputs | None = None,
     profile: BaseProfile | None = None,
     graph: nx.DiGraph | None = None,
 ) -> str:
@@ -36,19 +47,28 @@ def dump(
         graph_module: the captured graph, with or without scale nodes in it; ``"dot"`` and
             ``"code"`` need it, and ``None`` stands for a model that runs eagerly.
         format: ``"table"``, aligned text; ``"json"``, the schema in :mod:`flerm_fx.dump.json`;
-            ``"dot"``, a Graphviz picture of the parameters and the data flow between them;
-            ``"code"``, the graph's Python code with a comment on every parameter; ``"html"``, the
-            report of :mod:`flerm_fx.report`.
-        path: a file to write the text to as well, in UTF-8; an existing one is replaced.
+            ``"html"``, the report of :mod:`flerm_fx.report`; ``"code"``, the graph's Python code
+            with a comment on every parameter; ``"dot"``, a picture in the DOT language, and
+            ``"svg"`` and ``"png"``, the same drawn by Graphviz; ``"model-explorer"``, a folder of
+            files for Google's Model Explorer.
+        path: a file to write the text to as well, in UTF-8; an existing one is replaced. A
+            ``"png"`` is no text, and needs one; ``"model-explorer"`` needs that of a folder.
+        level: what a picture shows: every ``"parameter"`` and the data flow between them, or every
+            ``"op"`` of the graph, with its scale nodes.
+        focus: a module path or parameter to which pictures and code are confined; a picture shows
+            its direct neighbours too.
+        inputs: what the graph is called with, which ``"model-explorer"`` needs.
         profile: of the base, which ``"html"`` shows beside the target.
         graph: the target's parameter graph, which ``"html"`` needs as well.
 
     Returns:
-        The text, FSLRs in output units per unit of learning rate.
+        The text, FSLRs in output units per unit of learning rate; for ``"png"`` and
+        ``"model-explorer"`` the path.
 
     Raises:
-        InputError: for an unknown format, for one without what it needs, and for a path that cannot
-            be written.
+        InputError: for an unknown format, for one without what it needs, an option that it does not
+            have, and for a path that cannot be written.
+        FlermError: for ``"svg"`` or ``"png"`` where Graphviz is not installed, or fails.
 
     >>> from flerm_fx.probe.estimate import Estimate
     >>> weight = Assignment("weight", "weight", "aten.linear", (2, 3), (("weight", 1.0),), 1.0,
@@ -63,21 +83,59 @@ def dump(
     if format not in get_args(Format):
         expected = ", ".join(repr(name) for name in get_args(Format))
         raise InputError(f"dump: format is one of {expected}, and not {format!r}")
+    _check_options(format, path, level, focus)
+    content: str | bytes
     if format == "table":
-        text = to_table(assignments)
+        content = to_table(assignments)
     elif format == "json":
-        text = to_json(assignments)
+        content = to_json(assignments)
     elif format == "html":
         if profile is None or graph is None:
             raise InputError("dump: format 'html' needs the base profile and the parameter graph")
-        text = to_html(profile, graph, assignments)
+        content = to_html(profile, graph, assignments)
     elif graph_module is None:
         raise InputError(
             f"dump: format {format!r} draws the captured graph, and this model has none, because "
             "torch.export could not capture it and it runs eagerly; use 'table', 'json' or 'html'"
         )
+    elif format == "code":
+        content = to_code(assignments, graph_module, focus)
+    elif format == "model-explorer":
+        if inputs is None:
+            raise InputError("dump: format 'model-explorer' saves the graph for given inputs")
+        assert path is not None
+        with writing(path):
+            write_model_explorer(assignments, graph_module, inputs, Path(path))
+        return str(path)
     else:
-        text = (to_dot if format == "dot" else to_code)(assignments, graph_module)
+        draw = to_dot if level == "parameter" else operations_to_dot
+        content = draw(assignments, graph_module, focus)
+        if format != "dot":
+            drawn = render(content, format)
+            content = drawn if format == "png" else drawn.decode()
     if path is not None:
-        write(text, path)
-    return text
+        write(content, path)
+    return content if isinstance(content, str) else str(path)
+
+
+def _check_options(
+    format: Format, path: str | PathLike[str] | None, level: Level, focus: str | None
+) -> None:
+    if level not in get_args(Level):
+        raise InputError(f"dump: level is one of 'parameter', 'op', and not {level!r}")
+    if level != "parameter" and format not in _PICTURES:
+        raise InputError(
+            f"dump: level {level!r} is for the pictures 'dot', 'svg' and 'png', and not for "
+            f"format {format!r}; leave it out"
+        )
+    if focus is not None and format not in (*_PICTURES, "code"):
+        raise InputError(
+            f"dump: focus is for 'dot', 'svg', 'png' and 'code', and not for format {format!r}; "
+            "leave it out"
+        )
+    if format in ("png", "model-explorer") and path is None:
+        kind = "file" if format == "png" else "folder"
+        raise InputError(
+            f"dump: format {format!r} is no text and has to be written to a {kind}; name one with "
+            "path"
+        )

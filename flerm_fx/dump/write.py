@@ -1,19 +1,29 @@
-"""The text of a dump as a file."""
+"""A dump as a file."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
 from flerm_fx.errors import InputError
 
 
-def write(text: str, path: str | PathLike[str]) -> None:
-    """Write a text and a line's end, in UTF-8; an existing file is replaced.
+def write(content: str | bytes, path: str | PathLike[str]) -> None:
+    """Write bytes, or a text and a line's end in UTF-8; an existing file is replaced.
 
     Raises:
         InputError: the path cannot be written.
     """
+    data = content if isinstance(content, bytes) else f"{content}\n".encode()
+    with writing(path):
+        Path(path).write_bytes(data)
+
+
+@contextmanager
+def writing(path: str | PathLike[str]) -> Iterator[None]:
+    """Turn the system's error about a path into one that says what to do."""
     try:
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        yield
     except OSError as error:
         raise InputError(
             f"dump: cannot write to {str(path)!r} ({error.strerror or error}); "

@@ -124,8 +124,8 @@ def _places(model: nn.Module) -> list[tuple[str, str]]:
     """Module path and name of each parameter that has a scale, the outermost last."""
     found = []
     for path, module in model.named_modules(remove_duplicate=False):
-        if parametrize.is_parametrized(module):
-            lists: Any = module.parametrizations
+        lists: Any = module._modules.get("parametrizations")  # its own: wrappers pass others' on
+        if lists is not None:
             found += [(path, n) for n, each in lists.items() if isinstance(each[0], Scale)]
     return found
 

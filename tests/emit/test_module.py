@@ -59,6 +59,32 @@ def test_the_function_and_the_parameters_identities_are_kept_and_it_comes_off(na
     assert not after
 
 
+class PassesOn(nn.Module):
+    """Has every attribute of the module in it, as the wrappers of peft do."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)  # type: ignore[no-any-return]
+
+
+def test_a_wrapper_that_passes_attributes_on_has_no_scales_of_its_own() -> None:
+    model = nn.Sequential(PassesOn(nn.Linear(4, 3)))
+    scales = {"0.inner.weight": 2.0, "0.inner.bias": 0.5}
+    put_scales(model, scales)
+    assert scales_of(model) == scales
+    take_scales(model)
+    assert {n for n, _ in model.named_parameters()} == set(scales)
+
+
 def test_taking_them_off_a_copy_leaves_the_original() -> None:
     model = mlp(5)
     put_scales(model, random_scales(model))

@@ -1,0 +1,128 @@
+"""Files for Google's Model Explorer: the graph, and data on its nodes.
+
+A folder with the graph as ``torch.export`` saves it, and a file of node data for each of FSLR,
+multiplier and status. Each parameter and its scale node, which is a multiplication there, has a
+value. Model Explorer's own package is not needed to write them.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Graph, GraphModule, Node
+from torch.fx._pytree import tree_flatten_spec
+from torch.fx.graph import _PyTreeCodeGen
+
+from flerm_fx.assignment import Assignment
+from flerm_fx.capture import quiet
+from flerm_fx.dump.dot import multiplier_colour
+from flerm_fx.errors import FlermError
+from flerm_fx.inputs import Inputs, call_arguments
+
+MODEL = "model.pt2"
+NODE_DATA = ("fslr.json", "multiplier.json", "status.json")
+GRAPH_ID = "graph"
+"""What Model Explorer's adapter calls the graph of any exported program."""
+
+_TEXT = "#000000"
+_BY_STATUS = {
+    "matched": "#ffffff",
+    "unresolved": "#ffe08a",
+    "unmatched": "#f2b8b5",
+    "unused": "#d0d0d0",
+}
+
+
+def write_model_explorer(
+    assignments: Sequence[Assignment], graph_module: GraphModule, inputs: Inputs, folder: Path
+) -> None:
+    """Write the graph and its node data into a folder, which is made if it is not there.
+
+    Args:
+        assignments: one per parameter.
+        graph_module: the captured graph with its scale nodes.
+        inputs: what it is called with; the shapes in the saved graph are theirs.
+        folder: files of the same names in it are replaced.
+
+    Raises:
+        FlermError: ``torch.export`` cannot save the graph.
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(exist_ok=True)
+    try:
+        with quiet():
+            program = torch.export.export(*_flat(graph_module, inputs), strict=False)
+            nodes = _nodes(program)
+            torch.export.save(program, folder / MODEL)
+    except OSError:
+        raise
+    except Exception as error:  # whatever export makes of an operation that it cannot save
+        raise FlermError(
+            f"dump: torch.export cannot save the graph for 'model-explorer' "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}); use 'svg' or 'json'"
+        ) from error
+    for name, data in zip(NODE_DATA, _node_data(assignments, nodes), strict=True):
+        text = json.dumps({GRAPH_ID: data}, indent=2, allow_nan=False)
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+
+
+def _flat(graph_module: GraphModule, inputs: Inputs) -> tuple[GraphModule, tuple[Any, ...]]:
+    """The graph with flat inputs and outputs: who reads the file may not know a model's own types.
+
+    It shares the parameters.
+    """
+    codegen = graph_module.graph._codegen
+    assert isinstance(codegen, _PyTreeCodeGen)
+    flat_inputs = tree_flatten_spec(call_arguments(inputs), codegen.pytree_info.in_spec)
+    graph = Graph()
+    graph.output(graph.graph_copy(graph_module.graph, {}))
+    return GraphModule(graph_module, graph), tuple(flat_inputs)
+
+
+def _nodes(program: ExportedProgram) -> dict[str, list[str]]:
+    """Each parameter's nodes, it and its scale, which is put into the module that reads it."""
+    parameters = program.graph_signature.inputs_to_parameters
+    found: dict[str, list[str]] = {}
+    for node in program.graph.nodes:
+        if node.name in parameters:
+            scales = [user for user in node.users if user.target is torch.ops.aten.mul.Tensor]
+            for scaled in scales:
+                _move(scaled)
+            found[parameters[node.name]] = [node.name, *(scaled.name for scaled in scales)]
+    return found
+
+
+def _move(scaled: Node) -> None:
+    for reader in list(scaled.users)[:1]:
+        if "nn_module_stack" in reader.meta:
+            scaled.meta["nn_module_stack"] = reader.meta["nn_module_stack"]
+
+
+def _node_data(
+    assignments: Sequence[Assignment], nodes: dict[str, list[str]]
+) -> Iterator[dict[str, Any]]:
+    """The data of each file in turn."""
+    rows = [(name, row) for row in assignments for name in nodes.get(row.parameter, ())]
+    yield {
+        "results": {n: {"value": r.target.value} for n, r in rows if math.isfinite(r.target.value)},
+        "gradient": [
+            {"stop": 0, "bgColor": multiplier_colour(1.0), "textColor": _TEXT},
+            {"stop": 1, "bgColor": multiplier_colour(1e9), "textColor": _TEXT},
+        ],
+    }
+    yield {
+        "results": {
+            name: _coloured(row.multiplier, multiplier_colour(row.multiplier))
+            for name, row in rows
+            if math.isfinite(row.multiplier)
+        }
+    }
+    yield {"results": {name: _coloured(r.status, _BY_STATUS[r.status]) for name, r in rows}}
+
+
+def _coloured(value: float | str, colour: str) -> dict[str, float | str]:
+    return {"value": value, "bgColor": colour, "textColor": _TEXT}

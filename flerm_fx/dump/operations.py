@@ -1,0 +1,117 @@
+"""The operations of the graph with its scale nodes, as a picture."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from flerm_fx.assignment import Assignment
+from flerm_fx.dump.dot import BORDER, LEGEND, multiplier_colour
+from flerm_fx.dump.modules import focused, is_size, module_kinds, module_of
+from flerm_fx.dump.parameter_nodes import parameter_of
+from flerm_fx.dump.picture import Box, Picture
+from flerm_fx.dump.table import format_fslr, format_shape, format_status
+from flerm_fx.scale import is_scale
+
+_PLAIN = "#f4f4f4"
+
+
+def operations_to_dot(
+    assignments: Sequence[Assignment], graph_module: GraphModule, focus: str | None = None
+) -> str:
+    """A ``digraph`` of every node of the graph, in frames that are the model's modules.
+
+    A parameter and its scale node have the colour of its multiplier; operations are plain and say
+    the shape of what they return, N for the size of the batch. Nodes that compute sizes are left
+    out. In an SVG, hovering shows a node as torch.fx prints it.
+
+    Args:
+        assignments: one per parameter.
+        graph_module: the captured graph.
+        focus: a module path or parameter; it and its direct neighbours are drawn.
+    """
+    rows = {assignment.parameter: assignment for assignment in assignments}
+    nodes = [node for node in graph_module.graph.nodes if not is_size(node)]
+    picture = Picture(
+        {node.name: _box(node, rows.get(parameter_of(node) or "")) for node in nodes},
+        [
+            (tail.name, node.name)
+            for node in nodes
+            for tail in node.all_input_nodes
+            if not is_size(tail)
+        ],
+        LEGEND,
+        _frames(nodes),
+    )
+    if focus is not None:
+        inside = focused(graph_module.graph, focus).intersection(nodes)
+        picture = picture.around({node.name for node in inside})
+    return picture.to_dot()
+
+
+def _frames(nodes: Sequence[Node]) -> dict[str, str]:
+    """The modules that hold parameters, or hold such modules; their classes where known."""
+    kinds = {path: kind for node in nodes for path, kind in module_kinds(node).items()}
+    holders = {module_of(node) for node in nodes if parameter_of(node)}
+    paths = [
+        path
+        for path in kinds
+        if path and any(f"{holder}.".startswith(f"{path}.") for holder in holders)
+    ]
+    return {path: f"{_below(path, paths)}: {kinds[path]}" for path in paths}
+
+
+def _below(path: str, paths: Sequence[str]) -> str:
+    """What a path adds to the nearest of others that it begins with."""
+    outer = max((other for other in paths if path.startswith(f"{other}.")), key=len, default="")
+    return path.removeprefix(f"{outer}.")
+
+
+def _box(node: Node, assignment: Assignment | None) -> Box:
+    tooltip = node.format_node() or node.name
+    if node.op in ("placeholder", "output"):
+        return Box(_lines(node.name, _shape(node)), "#d0d0d0", "ellipse", tooltip=tooltip)
+    if node.op == "get_attr" and assignment is None:
+        name = str(node.target).rpartition(".")[2]
+        return Box(_lines(name, _shape(node)), _PLAIN, tooltip=tooltip, module=module_of(node))
+    if assignment is None:
+        label = _lines(_operation(node), _shape(node))
+        return Box(label, _PLAIN, tooltip=tooltip, module=module_of(node))
+    if is_scale(node):
+        label = _lines(
+            f"scale × {node.args[1]:.4g}",
+            f"multiplier {assignment.multiplier:.4g}",
+            f"FSLR {format_fslr(assignment)}",
+            "" if assignment.status == "matched" else format_status(assignment),
+        )
+    else:
+        name = assignment.parameter.rpartition(".")[2]
+        label = _lines(name, format_shape(assignment.shape))
+    return Box(
+        label,
+        multiplier_colour(assignment.multiplier),
+        border=BORDER[assignment.status],
+        tooltip=tooltip,
+        module=module_of(node),
+    )
+
+
+def _operation(node: Node) -> str:
+    """``linear``; of what is not a call, the node's target."""
+    target: Any = node.target
+    packet = getattr(target, "overloadpacket", None)
+    return str(getattr(packet or target, "__name__", target))
+
+
+def _shape(node: Node) -> str:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return ""
+    sizes = [re.sub(r"\bs\d+\b", "N", str(size)) for size in value.shape]
+    return "×".join(sizes).replace("*", "") or "()"
+
+
+def _lines(*lines: str) -> str:
+    return "\n".join(line for line in lines if line)
