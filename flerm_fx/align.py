@@ -1,14 +1,14 @@
 """Alignment: which base parameters each target parameter answers to, found from structure."""
 
+from __future__ import annotations
+
 import bisect
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
-
-import networkx as nx
+from typing import TYPE_CHECKING, Literal
 
 from flerm_fx.errors import InputError, MatchError
 from flerm_fx.isomorphism import isomorphism
@@ -17,6 +17,9 @@ from flerm_fx.names import shares_by_names
 from flerm_fx.overlay import links
 from flerm_fx.parameter_graph import chain, parameters
 from flerm_fx.repeats import fold_alike
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Mapped = Mapping[str, str] | Callable[[str], str | None]
 OnUnmatched = Literal["error", "unit"]

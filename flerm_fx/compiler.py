@@ -1,5 +1,7 @@
 """The matching compiler: a large model and a base profile become multipliers, and a model."""
 
+from __future__ import annotations
+
 import copy
 import math
 import warnings
@@ -7,9 +9,8 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-import networkx as nx
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -43,6 +44,9 @@ from flerm_fx.profile import BaseProfile
 from flerm_fx.scale import is_scale
 from flerm_fx.start import MODEL_LOSS, StartProcedure, measure_start
 from flerm_fx.update_rule import UpdateRule, group_settings, node_multiplier, node_scale
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Emit = Literal["graph", "module", "param_groups"]
 
@@ -90,7 +94,7 @@ def compile(
     method: Method = "auto",
     rtol: float = 0.05,
     donate: bool = False,
-) -> "CompiledModel":
+) -> CompiledModel:
     r"""Give each parameter of a model the multiplier at which it learns as the base's does.
 
     .. math:: m_l = \frac{\sum_b \mathrm{share}_{b \to l}\, \mathrm{FSLR}_b}{\mathrm{FSLR}_l}
@@ -465,7 +469,7 @@ class CompiledModel(ScaledModel):
         # A weak reference neither copies nor pickles; a copy has no original model.
         return {**super().__getstate__(), "_model": _gone}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledModel":
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModel:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         twin.__dict__ = copy.deepcopy(self.__getstate__(), memo)

@@ -4,11 +4,15 @@ Graphs are as :mod:`flerm_fx.parameter_graph` makes them: nodes in topological o
 ``slot`` says how the node behind it reads the one before. Names play no part.
 """
 
+from __future__ import annotations
+
 from collections import Counter, defaultdict, deque
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
+if TYPE_CHECKING:
+    import networkx as nx
+
 
 _Edges = Mapping[str, Mapping[str, Any]]  # the edges at a node, by the neighbour
 
@@ -42,6 +46,7 @@ def isomorphism(base: nx.DiGraph, target: nx.DiGraph, kinds: bool) -> dict[str, 
     and execution order decides what is then still symmetric. O((V + E) log V) time, times a few
     rounds of refinement.
 
+    >>> import networkx as nx
     >>> one, other = nx.DiGraph(), nx.DiGraph()
     >>> for graph, name in ((one, "fc.weight"), (other, "renamed")):
     ...     graph.add_node(name, rank=2, kind="Linear")

@@ -1,14 +1,18 @@
 """Function-space mass: how copies of base parameters share out theirs to copies in the target."""
 
+from __future__ import annotations
+
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-
-import networkx as nx
+from typing import TYPE_CHECKING
 
 from flerm_fx.overlay import Link
 from flerm_fx.repeats import Address, Folded, WeightPath
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Shares = dict[str, dict[str, Fraction]]
 """Of each base parameter, by target parameter."""
@@ -37,6 +41,8 @@ def shares(base: Folded, target: Folded, links: Sequence[Link]) -> Shares:
         Shares of each base parameter that has a link; they sum to 1.
     """
     levels, order = _levels(base, target, links)
+    import networkx as nx
+
     ends: nx.Graph = nx.Graph()
     for link in links:
         ends.add_edge(("base", link.base), ("target", link.target), link=link)

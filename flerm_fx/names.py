@@ -1,12 +1,16 @@
 """Names as evidence, for models whose data flow is not known."""
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Sequence
-
-import networkx as nx
+from typing import TYPE_CHECKING
 
 from flerm_fx.mass import Level, Member, Shares, overlaps
 from flerm_fx.parameter_graph import parameters
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Pattern = tuple[str | int, ...]
 """A name in parts, numbers as ``"#"``, with the parameter's rank at the end."""

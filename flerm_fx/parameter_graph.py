@@ -1,10 +1,11 @@
 """The parameter graph: a captured graph contracted to its parameters and the flow between them."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import torch
 from torch import Tensor, fx
 
@@ -12,6 +13,9 @@ from flerm_fx.capture import Capture
 from flerm_fx.errors import ProfileError
 from flerm_fx.operation import RECURRENT, SHAPED_AS, SHAPED_LIKE, TURNING, argument, operation
 from flerm_fx.probed_as import CONSTANT
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 TURNED = "^T"
 """What the slot of an edge ends in if axes are exchanged on the way."""
@@ -76,6 +80,8 @@ class _Contraction:
     """One pass over a captured graph; ``origin`` maps a value to the node it is a function of."""
 
     def __init__(self) -> None:
+        import networkx as nx
+
         self.result: nx.DiGraph = nx.DiGraph(complete=True)
         self.data: set[fx.Node] = set()
         self.origin: dict[fx.Node, str] = {}
@@ -270,6 +276,8 @@ def chain(entries: Iterable[tuple[str, str, str, int]]) -> nx.DiGraph:
         >>> list(pg.edges)
         [('0.weight', '%0'), ('%0', '%1'), ('1.weight', '%1')]
     """
+    import networkx as nx
+
     graph: nx.DiGraph = nx.DiGraph(complete=False)
     modules: list[list[tuple[str, str, str, int]]] = []
     for entry in entries:
@@ -358,10 +366,13 @@ def from_json(packed: Any) -> nx.DiGraph:
         ProfileError: it is malformed; the message names the node or edge.
 
     >>> pg = chain([("weight", "Linear", "weight", 2)])
+    >>> import networkx as nx
     >>> nx.utils.graphs_equal(from_json(to_json(pg)), pg)
     True
     """
     packed = _checked("the graph", packed, {"complete": bool, "nodes": list, "edges": list})
+    import networkx as nx
+
     pg: nx.DiGraph = nx.DiGraph(complete=packed["complete"])
     for index, node in enumerate(packed["nodes"]):
         junction = isinstance(node, Mapping) and node.get("junction", False)

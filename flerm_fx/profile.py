@@ -1,5 +1,7 @@
 """The base profile: what was recorded on the small model, and the one file that holds it."""
 
+from __future__ import annotations
+
 import bisect
 import contextlib
 import importlib.metadata
@@ -10,9 +12,8 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import networkx as nx
 import safetensors
 import torch
 from safetensors import SafetensorError
@@ -25,6 +26,9 @@ from flerm_fx.optimizers import Optimizers
 from flerm_fx.parameter_graph import from_json, to_json
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.update_rule import UpdateRule
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 FORMAT = 1
 _KEY = "flerm_fx"  # the header's key in the file's safetensors metadata
@@ -122,7 +126,7 @@ class Trajectory:
             for name, estimates in self.fslrs.items()
         }
 
-    def smoothed(self, decay: float) -> "Trajectory":
+    def smoothed(self, decay: float) -> Trajectory:
         r"""Roots of moving averages of the squared FSLRs, corrected for their start.
 
         .. math:: \bar F_k^2 = \frac{\sum_{i \le k} d^{k-i} F_i^2}{\sum_{i \le k} d^{k-i}}
@@ -176,6 +180,7 @@ class BaseProfile:
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
+    >>> import networkx as nx
     >>> graph = nx.DiGraph()
     >>> graph.add_node("weight")
     >>> profile = BaseProfile(
@@ -335,13 +340,15 @@ class BaseProfile:
             ) from error
 
     @classmethod
-    def load(cls, path: PathLike) -> "BaseProfile":
+    def load(cls, path: PathLike) -> BaseProfile:
         """Read a profile and check all of it. Nothing in the file is run.
 
         Raises:
             ProfileError: if the file is missing, truncated, no profile, of another format, or
                 contradicts itself.
         """
+        import networkx as nx
+
         metadata, tensors = _read(Path(path))
         try:
             if _KEY not in metadata:
@@ -360,14 +367,14 @@ class BaseProfile:
             return cls._unpack(header, tensors)
         except FlermError as error:
             raise ProfileError(f"{path}: {error}") from error
-        except _INCONSISTENT as error:
+        except (*_INCONSISTENT, nx.NetworkXException) as error:
             raise ProfileError(
                 f"{path}: the header is damaged ({type(error).__name__}: {error}); copy the file "
                 f"again, or {_RECORD_AGAIN}"
             ) from error
 
     @classmethod
-    def _unpack(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "BaseProfile":
+    def _unpack(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> BaseProfile:
         header = {**_ADDED, **header}
         shapes = {str(name): tuple(int(n) for n in shape) for name, shape in header["parameters"]}
         names = tuple(str(name) for name, _ in header["parameters"])
@@ -400,7 +407,7 @@ class BaseProfile:
         )
 
     @classmethod
-    def mean(cls, profiles: Sequence["BaseProfile"]) -> "BaseProfile":
+    def mean(cls, profiles: Sequence[BaseProfile]) -> BaseProfile:
         r"""The profile of several recordings of one base model, one for each seed.
 
         FSLRs combine as the geometric mean,
@@ -486,7 +493,6 @@ _INCONSISTENT = (
     RecursionError,
     TypeError,
     ValueError,
-    nx.NetworkXException,
 )
 
 
@@ -537,6 +543,8 @@ def _check_same(first: BaseProfile, other: BaseProfile, index: int) -> None:
             raise InputError(
                 f"profiles 0 and {index} differ in {what}: {expected!r} and {came!r}; {hint}"
             )
+    import networkx as nx
+
     if not nx.utils.graphs_equal(first.graph, other.graph):
         odd = sorted(
             {str(item) for item in first.graph.nodes(data=True)}

@@ -5,16 +5,19 @@ runs of one block, and so are the levels of a U-Net, each inside the one before.
 can be cut into blocks in several ways, :func:`fold_alike` cuts two graphs in the same way.
 """
 
+from __future__ import annotations
+
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, takewhile
-from typing import TypeVar
-
-import networkx as nx
+from typing import TYPE_CHECKING, TypeVar
 
 from flerm_fx.isomorphism import Interner, node_label
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Address = tuple[tuple[object, int, int], ...]
 """Where a junction lies: (run, which copy from 0, of how many), the outermost run first."""
@@ -29,7 +32,7 @@ _Part = TypeVar("_Part")
 
 def fold_alike(
     base: nx.DiGraph, target: nx.DiGraph, *, kinds: bool, bare: bool, fold: bool = True
-) -> "tuple[Folded, Folded]":
+) -> tuple[Folded, Folded]:
     """Fold both graphs, and cut what both repeat in the same way.
 
     Where one side has the better reason for where a block starts, the other follows it. Reasons
@@ -93,7 +96,7 @@ class Item:
     node: str
     forked: bool  # whether branches with parameters come together here
     path: tuple[str, ...] | None  # common module path of its parameters
-    copies: tuple["Item", ...] = ()
+    copies: tuple[Item, ...] = ()
     run: object = None
     hole: str = ""  # last junction of the branch that holds the next level of a nest
 

@@ -1,11 +1,12 @@
 """One call for all formats."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-import networkx as nx
 from torch.fx import GraphModule
 
 from flerm_fx.assignment import Assignment
@@ -21,6 +22,9 @@ from flerm_fx.errors import InputError
 from flerm_fx.inputs import Inputs
 from flerm_fx.profile import BaseProfile
 from flerm_fx.report import to_html
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Format = Literal["table", "json", "html", "code", "dot", "svg", "png", "model-explorer"]
 Level = Literal["parameter", "op"]

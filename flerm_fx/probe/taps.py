@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
 
@@ -108,6 +107,9 @@ def _batch_axis(value: Any) -> int | None:
     """
     sizes: Sequence[Any] = value.shape if isinstance(value, Tensor) else ()
     axes = [axis for axis, size in enumerate(sizes) if isinstance(size, torch.SymInt)]
+    # Here, as it brings sympy, half a second of import.
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
     return axes[0] if len(axes) == 1 and not free_unbacked_symbols(sizes[axes[0]]) else None
 
 

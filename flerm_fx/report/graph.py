@@ -1,15 +1,18 @@
 """One model of the report: its parameters with their numbers, and its rows."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any
 
 from flerm_fx.assignment import Assignment
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.profile import BaseProfile
 from flerm_fx.report.outline import Row, edges, module_path, outline, shared_path
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Packed = dict[str, Any]
 

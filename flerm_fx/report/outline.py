@@ -5,14 +5,17 @@ addition of a residual stream. Rows stay in execution order, so that data flows 
 that runs in two separate stretches has two groups.
 """
 
+from __future__ import annotations
+
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Literal
-
-import networkx as nx
+from typing import TYPE_CHECKING, Literal
 
 from flerm_fx.parameter_graph import parameters, sites
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Kind = Literal["site", "meeting", "group", "run"]
 
@@ -39,7 +42,7 @@ class Row:
     op: str = ""
     junction: str = ""
     parameters: tuple[str, ...] = ()
-    children: tuple["Row", ...] = ()
+    children: tuple[Row, ...] = ()
 
 
 _Path = tuple[str, ...]

@@ -1,19 +1,22 @@
 """The report: one HTML file with its data, style and scripts, which loads nothing."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
-from typing import Any
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any
 
 from flerm_fx.assignment import Assignment
 from flerm_fx.errors import InputError
 from flerm_fx.profile import BaseProfile
 from flerm_fx.report.graph import base_side, finite, target_side
 from flerm_fx.report.trajectory import trajectory
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 _SCRIPTS = ("page.js", "colours.js", "details.js", "graph.js", "table.js")
 
