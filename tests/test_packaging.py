@@ -1,0 +1,52 @@
+"""What is installed: a wheel that runs without the repository, and a core light to import."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import flerm_fx
+
+ROOT = Path(__file__).parents[1]
+
+
+def python(*arguments: str, folder: Path) -> str:
+    """What a new interpreter prints, which imports from a folder first."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    python("-m", "hatchling", "build", "-t", "wheel", "-d", str(folder), folder=ROOT)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_has_types_the_pages_parts_and_the_version(wheel: Path) -> None:
+    assert wheel.name == f"flerm_fx-{flerm_fx.__version__}-py3-none-any.whl"
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"flerm_fx/py.typed", "flerm_fx/report/assets/page.html"} <= names
+    assert {name.split("/")[0] for name in names} == {
+        "flerm_fx",
+        f"flerm_fx-{flerm_fx.__version__}.dist-info",
+    }
+    files = {str(p.relative_to(ROOT)) for p in (ROOT / "flerm_fx").rglob("*.py")}
+    assert files <= names
+
+
+def test_what_the_wheel_holds_runs_without_the_repository(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    place = "import flerm_fx; print(flerm_fx.__file__)"
+    assert Path(python("-c", place, folder=tmp_path).strip()).is_relative_to(tmp_path)
+    version = python("-m", "flerm_fx", "--version", folder=tmp_path)
+    assert version == f"flerm-fx {flerm_fx.__version__}\n"
+
+
+def test_importing_the_core_brings_nothing_that_can_wait(tmp_path: Path) -> None:
+    heavy = ("networkx", "sympy", "matplotlib", "plotly", "transformers", "typer", "rich")
+    code = f"import sys, flerm_fx; print([name for name in {heavy} if name in sys.modules])"
+    assert python("-c", code, folder=tmp_path) == "[]\n"
