@@ -18,23 +18,26 @@ Scaled = Literal["width_multiplier", "depth_multiplier", "init_scale", "rank"]
 
 @dataclass(frozen=True)
 class Grid:
-    """``count`` rates from ``lowest``, each ``factor`` times the one before, or every so many.
+    """``count`` rates from ``lowest``, each ``factor`` times the one before, or some of them.
 
     >>> Grid(1.0, 3).rates
     (1.0, 1.85, 3.4225000000000003)
-    >>> Grid(1.0, 3, every=2).rates
-    (1.0, 3.4225000000000003)
+    >>> Grid(1.0, 3, every=2).rates, Grid(1.0, 3, first=2).rates
+    ((1.0, 3.4225000000000003), (3.4225000000000003,))
     """
 
     lowest: float
     count: int = 16
     factor: float = FACTOR
     every: int = 1
+    first: int = 0
 
     @property
     def rates(self) -> tuple[float, ...]:
         """All of them, increasing."""
-        return tuple(self.lowest * self.factor**k for k in range(0, self.count, self.every))
+        return tuple(
+            self.lowest * self.factor**k for k in range(self.first, self.count, self.every)
+        )
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ LM = Axis(
     {"width": 32, "depth": 2, "context": 64, "norm": "pre"},
     "width_multiplier",
     (1, 2, 4, 8),
+    grid=Grid(1e-5, first=4),  # nothing is best below
     steps=200,
     batch=16,
 )

@@ -5,7 +5,7 @@ from typing import Literal
 
 from flerm_fx.probe.planner import Method as Estimator
 
-Kind = Literal["standard", "mup", "compile", "match"]
+Kind = Literal["standard", "mup", "compile", "walk", "match"]
 
 Mass = Literal["recorded", "root", "equal", "equal-split"]
 
@@ -22,7 +22,9 @@ class Method:
     Attributes:
         key: names it on the command line and in files.
         title: names it in tables.
-        kind: ``"compile"`` finds multipliers once, ``"match"`` at each of ``at``.
+        kind: ``"compile"`` finds multipliers once, at the start; ``"match"`` at each of ``at``;
+            ``"walk"`` so for ``walk`` steps from the start at the base's best rate, which are then
+            undone: the run has the last of them, or their geometric mean.
         settle, rounds: as for :func:`flerm_fx.record` and :func:`flerm_fx.compile`.
         seeds: base models, under as many seeds, whose profiles are averaged.
         estimator: ``method`` of :func:`flerm_fx.measure`.
@@ -31,6 +33,7 @@ class Method:
             their changes of the function are orthogonal; or, the paper's ablations, equal ones,
             1/L for each of the target's L tensors, or 1/L for each of the base's, split over depth.
         at: the steps to match at.
+        walk, mean: for ``"walk"``, see above.
     """
 
     key: str
@@ -42,6 +45,8 @@ class Method:
     estimator: Estimator = "auto"
     mass: Mass = "recorded"
     at: tuple[int, ...] = EVERY_100
+    walk: int = 33
+    mean: bool = False
 
     @property
     def own_base(self) -> bool:
@@ -49,9 +54,14 @@ class Method:
         return self.mass in ("equal", "equal-split")
 
     @property
+    def trajectory(self) -> bool:
+        """Whether the base is to be trained, and recorded on the way."""
+        return self.kind in ("walk", "match")
+
+    @property
     def recorded(self) -> str:
         """Names the profile that it needs: methods with equal ones share it."""
-        trajectory = f"-at-{'-'.join(map(str, self.at))}" if self.kind == "match" else ""
+        trajectory = f"-at-{'-'.join(map(str, self.at))}" if self.trajectory else ""
         return f"{self.estimator}-settle-{self.settle}-seeds-{self.seeds}{trajectory}"
 
 
@@ -68,6 +78,8 @@ METHODS: dict[str, Method] = {
         Method("settle-3", "compile, settle 3", "compile", settle=3, rounds=2),
         Method("settle-10", "compile, settle 10", "compile", settle=10, rounds=2),
         Method("settle-40", "compile, settle 40", "compile", settle=40, rounds=2),
+        Method("walk", "compile, along 33 steps", "walk", at=POWERS_OF_2),
+        Method("walk-mean", "compile, mean of 33 steps", "walk", at=POWERS_OF_2, mean=True),
         Method("root", "compile, split by the root", "compile", mass="root"),
         Method("equal", "equal masses", "compile", mass="equal"),
         Method("equal-split", "equal masses, split over depth", "compile", mass="equal-split"),
