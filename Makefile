@@ -56,7 +56,8 @@ $(EXPERIMENTS): $(INSTALLED)
 	@touch $@
 
 results-quick: $(EXPERIMENTS) ## Train one cell of each axis of the study of transfer (under 20 minutes).
-	$(BIN)/python -m experiments --quick --jobs $(WORKERS) --out results-out/quick
+	$(BIN)/python -m experiments --quick --methods standard compile --jobs $(WORKERS) \
+		--out results-out/quick
 
 results: $(EXPERIMENTS) ## Train all of the study of transfer; resumes where it was stopped (days on 2 cores).
 	$(BIN)/python -m experiments --jobs $(WORKERS) --markdown docs/results.md

@@ -25,12 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    chosen = [AXES[key] for key in options.axes or AXES]
+    axes = [axis.part(options.scales, options.every) for axis in chosen]
     if options.quick:
-        options.seeds, options.every = 1, 2
-    axes = [
-        AXES[key].part([AXES[key].cell] if options.quick else options.scales, options.every)
-        for key in options.axes or AXES
-    ]
+        options.seeds, axes = 1, [axis.quick() for axis in chosen]
     methods = [METHODS[key] for key in options.methods]
     console = Console(width=None if sys.stdout.isatty() else 160)
     store = Store(options.out)
@@ -55,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scales", type=float, nargs="+", help="beside 1; all by default")
     parser.add_argument("--every", type=int, default=1, help="of so many rates of the grid one")
     parser.add_argument(
-        "--quick", action="store_true", help="one larger scale, every other rate, one seed"
+        "--quick", action="store_true", help="one larger scale, some of the rates, one seed"
     )
     parser.add_argument("--report", action="store_true", help="train nothing")
     parser.add_argument("--markdown", type=Path, help="also write tables and pictures of them here")

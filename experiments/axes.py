@@ -58,7 +58,7 @@ class Axis:
         swept: part of the names of the parameters whose rate is swept; all if None.
         other_rate: of all others.
         seeds: base models whose profiles are averaged, where fewer than the method's.
-        cell: the scale that a quick run trains.
+        cell, cell_every: the scale that a quick run trains, and at which of the rates.
     """
 
     key: str
@@ -76,6 +76,7 @@ class Axis:
     other_rate: float = 0.0
     seeds: int = 8
     cell: float = 4
+    cell_every: int = 2
 
     def part(self, scales: Collection[float] | None = None, every: int = 1) -> "Axis":
         """Fewer scales, beside the base, and every so many rates: its runs are runs of the whole.
@@ -85,6 +86,10 @@ class Axis:
         """
         kept = tuple(s for s in self.scales if scales is None or s == 1 or s in scales)
         return replace(self, scales=kept, grid=replace(self.grid, every=every))
+
+    def quick(self) -> "Axis":
+        """One larger scale, and some of the rates."""
+        return self.part([self.cell], self.cell_every)
 
     def build(self, scale: float) -> nn.Module:
         """The model, with torch's random state as it is."""
@@ -115,6 +120,7 @@ LM = Axis(
     grid=Grid(1e-5, first=4),  # nothing is best below
     steps=200,
     batch=16,
+    cell=2,
 )
 
 LORA = Axis(
@@ -126,13 +132,14 @@ LORA = Axis(
     "rank",
     (1, 2, 8, 32),
     # Rates of A and B apart, each on the grid while the other rests at this one.
-    grid=Grid(1e-5),
-    steps=40,
+    grid=Grid(1e-5, 12),
+    steps=30,
     batch=2,
     swept="lora_B",
     other_rate=1e-4,
     seeds=2,
     cell=8,
+    cell_every=4,
 )
 
 _INIT_SCALES = (1, 0.125, 0.25, 0.5, 2, 4, 8)

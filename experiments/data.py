@@ -89,7 +89,7 @@ def text(context: int = 64, windows: int = 256) -> Data:
     return Data(sample, _parts(inputs, targets, 64), _of_each_position)
 
 
-def theorems(context: int = 64, windows: int = 32) -> Data:
+def theorems(context: int = 64, windows: int = 16) -> Data:
     """Formal mathematics in the tokens of SmolLM2, which has not mastered it.
 
     The text is 4 million characters from the middle of Metamath's ``set.mm`` (CC0); the last

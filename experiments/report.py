@@ -26,6 +26,10 @@ COLUMNS = (
 )
 
 
+SIGNIFICANT = 0.02
+"""Nats that standard training has to lose for a share of them to be given."""
+
+
 def show(axes: Sequence[Axis], store: Store, seeds: int, console: Console) -> None:
     """Print a table for each axis."""
     for axis in axes:
@@ -91,7 +95,7 @@ def line(cells: Sequence[str]) -> str:
 
 def _row(method: Method, found: Transfer, standard: float) -> tuple[str, ...]:
     interval = "" if math.isnan(found.interval) else f" ± {found.interval:.1f}"
-    share = found.regret / standard if standard > 0 else math.nan
+    share = found.regret / standard if standard >= SIGNIFICANT else math.nan
     return (
         method.title,
         f"{found.scale:g}",
