@@ -88,8 +88,8 @@ def measure(
         keep(emitters=emitters.run())
 
 
-def _setting(result: data.CompileResult) -> tuple[str, int, int]:
-    return result.title, result.settle, result.rounds
+def _setting(result: data.CompileResult) -> tuple[str, int]:
+    return result.title, result.settle
 
 
 def _chosen(names: Sequence[str]) -> dict[str, tuple[str, ...]]:

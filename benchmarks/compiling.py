@@ -17,8 +17,8 @@ from flerm_fx.errors import CaptureWarning
 from models.transformer import Transformer
 
 LEARNING_RATE = 1e-3
-SETTINGS = ((0, 1), (10, 2))
-"""Pairs of ``settle`` and ``rounds``."""
+SETTLE = (0, 10)
+"""Simulated steps before the start."""
 
 Pair = tuple[Case, nn.Module]
 """The target, and the smaller model that it is compiled for."""
@@ -55,14 +55,12 @@ def run(keys: Sequence[str], settings: Settings, progress: Progress) -> Iterator
         case, base = _BUILDERS[key](settings.quick)
         case.on(settings.device)
         base.to(settings.device)
-        for settle, rounds in SETTINGS:
-            progress(f"{key}: settle = {settle}, rounds = {rounds}")
-            yield measure(case, base, settle, rounds, settings)
+        for settle in SETTLE:
+            progress(f"{key}: settle = {settle}")
+            yield measure(case, base, settle, settings)
 
 
-def measure(
-    case: Case, base: nn.Module, settle: int, rounds: int, settings: Settings
-) -> CompileResult:
+def measure(case: Case, base: nn.Module, settle: int, settings: Settings) -> CompileResult:
     """Compile a target, several times where that does not take long; the median by stage."""
     optimizer = torch.optim.Adam(base.parameters(), lr=LEARNING_RATE)
     recorder = flerm_fx.record(base, optimizer, case.inputs, case.targets, settle=settle)
@@ -72,7 +70,7 @@ def measure(
     repetitions: list[tuple[float, float, Stopwatch]] = []
     while len(repetitions) < min(3, settings.repetitions):
         before = mean_seconds(case.step, settings.device)
-        seconds, watch = once(lambda: _compiled(case, profile, rounds), settings.device)
+        seconds, watch = once(lambda: _compiled(case, profile), settings.device)
         step = (before + mean_seconds(case.step, settings.device)) / 2
         repetitions.append((seconds, step, watch))
         if sum(taken for taken, *_ in repetitions) > settings.budget:
@@ -82,7 +80,6 @@ def measure(
         title=case.title,
         tensors=tensors(case.model),
         settle=settle,
-        rounds=rounds,
         step_seconds=middle(step for _, step, _ in repetitions),
         steps=middle(seconds / step for seconds, step, _ in repetitions),
         stages={s: middle(w.seconds[s] / step for _, step, w in repetitions) for s in STAGES},
@@ -91,10 +88,10 @@ def measure(
     )
 
 
-def _compiled(case: Case, profile: flerm_fx.BaseProfile, rounds: int) -> Stopwatch:
+def _compiled(case: Case, profile: flerm_fx.BaseProfile) -> Stopwatch:
     with warnings.catch_warnings(), stages() as watch:
         # That multipliers have not settled is nothing that a benchmark has to say.
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("default", CaptureWarning)
-        flerm_fx.compile(case.model, profile, rounds=rounds)
+        flerm_fx.compile(case.model, profile)
     return watch

@@ -152,7 +152,7 @@ class CompileResult:
     Attributes:
         title: the target.
         tensors: of the target.
-        settle, rounds: how the base was recorded, and the target compiled.
+        settle: how the base was recorded.
         step_seconds: a training step of the target on the probe batch.
         steps: all of it in training steps.
         stages: the same by stage.
@@ -163,7 +163,6 @@ class CompileResult:
     title: str
     tensors: int
     settle: int
-    rounds: int
     step_seconds: float
     steps: float
     stages: dict[str, float]

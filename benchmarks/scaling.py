@@ -144,4 +144,4 @@ def _large(settings: Settings) -> CompileResult:
     title = f"transformer, {len(model.blocks)} blocks of width 16, from 4 blocks"
     case = Case("large", title, model, *text(16, LENGTH)).on(settings.device)
     base = Transformer(width=16, depth=4, context=LENGTH).to(settings.device)
-    return measure_compile(case, base, settle=0, rounds=1, settings=settings)
+    return measure_compile(case, base, settle=0, settings=settings)

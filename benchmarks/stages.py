@@ -18,12 +18,13 @@ REST = "emit"
 _WRAPPED: tuple[tuple[Any, str, str], ...] = (
     (flerm_fx.compiler, "capture", "capture"),
     (flerm_fx.compiler, "matched", "match"),
+    (flerm_fx.multipliers, "measure_settling", "settle"),
     (flerm_fx.multipliers, "measure_start", "settle"),
     (flerm_fx.multipliers, "answers_to", "settle"),
     (Prober, "estimate", "probe"),
 )
 """Where a function is looked up, its name there, and its stage. Simulated steps are what is left of
-``measure_start`` without the estimates in it."""
+``measure_settling`` and ``measure_start`` without the estimates in them."""
 
 STAGES = (*dict.fromkeys(stage for *_, stage in _WRAPPED), REST)
 

@@ -142,12 +142,12 @@ def _notes(case: EstimatorResult) -> Iterator[str]:
 
 def compiling(found: Sequence[CompileResult], title: str = "Compiling") -> Table:
     """Time by stage."""
-    header = ("target", "L", "settle, rounds", "seconds", "training steps", *STAGES)
+    header = ("target", "L", "settle", "seconds", "training steps", *STAGES)
     rows = [
         (
             result.title,
             str(result.tensors),
-            f"{result.settle}, {result.rounds}",
+            str(result.settle),
             number(result.seconds),
             number(result.steps),
             *(_stage(result, stage) for stage in STAGES),

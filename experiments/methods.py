@@ -25,7 +25,7 @@ class Method:
         kind: ``"compile"`` finds multipliers once, at the start; ``"match"`` at each of ``at``;
             ``"walk"`` so for ``walk`` steps from the start at the base's best rate, which are then
             undone: the run has the last of them, or their geometric mean.
-        settle, rounds: as for :func:`flerm_fx.record` and :func:`flerm_fx.compile`.
+        settle: as for :func:`flerm_fx.record`.
         seeds: base models, under as many seeds, whose profiles are averaged.
         estimator: ``method`` of :func:`flerm_fx.measure`.
         mass: whose FSLRs are met: the base's as recorded, a parameter's split equally over those
@@ -40,7 +40,6 @@ class Method:
     title: str
     kind: Kind
     settle: int = 0
-    rounds: int = 1
     seeds: int = 8
     estimator: Estimator = "auto"
     mass: Mass = "recorded"
@@ -75,9 +74,9 @@ METHODS: dict[str, Method] = {
         Method("match-log", "match, at powers of 2", "match", at=POWERS_OF_2),
         Method("paper", "the paper's estimator", "match", estimator="kronecker"),
         Method("one-seed", "compile, one base", "compile", seeds=1),
-        Method("settle-3", "compile, settle 3", "compile", settle=3, rounds=2),
-        Method("settle-10", "compile, settle 10", "compile", settle=10, rounds=2),
-        Method("settle-40", "compile, settle 40", "compile", settle=40, rounds=2),
+        Method("settle-8", "compile, settle 8", "compile", settle=8),
+        Method("settle-32", "compile, settle 32", "compile", settle=32),
+        Method("settle-100", "compile, settle 100", "compile", settle=100),
         Method("walk", "compile, along 33 steps", "walk", at=POWERS_OF_2),
         Method("walk-mean", "compile, mean of 33 steps", "walk", at=POWERS_OF_2, mean=True),
         Method("root", "compile, split by the root", "compile", mass="root"),

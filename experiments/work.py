@@ -92,7 +92,6 @@ class Compiling:
             model,
             base,
             emit="param_groups",
-            rounds=self.method.rounds,
             method=self.method.estimator,
             optimizer=_custom(self.axis),
         )

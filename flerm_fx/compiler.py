@@ -35,14 +35,14 @@ from flerm_fx.inputs import (
 )
 from flerm_fx.loss import Loss, LossFunction, resolve
 from flerm_fx.matches import held_as_matched, matched
-from flerm_fx.multipliers import assigned
+from flerm_fx.multipliers import Settling, assigned
 from flerm_fx.optimizers import OptimizerLike
 from flerm_fx.parameter_graph import capture_graph
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
 from flerm_fx.profile import BaseProfile
 from flerm_fx.scale import is_scale
-from flerm_fx.start import MODEL_LOSS, StartProcedure, measure_start
+from flerm_fx.start import MODEL_LOSS, StartProcedure, measure_settling, measure_start
 from flerm_fx.update_rule import UpdateRule, group_settings, node_multiplier, node_scale
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ Emit = Literal["graph", "module", "param_groups"]
 CHECK_ERRORS = 4.0
 """Standard errors that :meth:`CompiledModel.check` allows: with hundreds of parameters, 3 would
 fail a right one now and then, 4 does once in 16,000."""
+
+CHECK_SEED = 1_000_003
+"""Of the random cotangents, others than those that the multipliers were found with."""
 
 CHECK_RTOL = 1e-2
 """Relative difference that :meth:`CompiledModel.check` allows beyond the standard errors: Muon's
@@ -90,7 +93,6 @@ def compile(
     emit: Emit = "graph",
     mapping: Mapped | None = None,
     on_unmatched: OnUnmatched = "error",
-    rounds: int = 1,
     method: Method = "auto",
     rtol: float = 0.05,
     donate: bool = False,
@@ -131,9 +133,6 @@ def compile(
         on_unmatched: what becomes of parameters that only one of the models has, such as biases or
             an added head: an ``"error"``, or ``"unit"`` to train the target's with a multiplier of
             1 and leave the base's out, with a warning that counts both.
-        rounds: how often the start is measured, each time but the first with the multipliers just
-            found; more than 1 makes a difference only for a profile recorded with ``settle`` above
-            0.
         method: as for :func:`flerm_fx.measure`.
         rtol: as for :func:`flerm_fx.measure`.
         donate: give the compiled model the parameters of ``model`` itself, and leave ``model``
@@ -179,8 +178,6 @@ def compile(
         raise InputError(f"unknown emit {emit!r}; expected one of {', '.join(get_args(Emit))}")
     if isinstance(model, ScaledModel) or scales_of(model):
         raise InputError("the model has scale nodes already; compile it as it was, or fold() it")
-    if not isinstance(rounds, int) or rounds < 1:
-        raise InputError(f"rounds must be a whole number of at least 1, got {rounds}")
     if donate and emit != "graph":
         raise InputError("donate=True goes with emit='graph', which takes the parameters over")
     if model.training != base_profile.training:
@@ -201,7 +198,7 @@ def compile(
     captured = capture(twin, probe_inputs, output_fn)
     matches = matched(base_profile, captured, mapping, on_unmatched)
     procedure = procedure.held_as(held_as_matched(base_profile, captured, matches))
-    assignments = assigned(captured, base_profile, matches, procedure, rounds)
+    assignments, settling = assigned(captured, base_profile, matches, procedure)
     scales = {}
     if emit != "param_groups":
         run = procedure.optimizers
@@ -223,6 +220,7 @@ def compile(
         assignments,
         procedure,
         probe_inputs,
+        settling=settling,
         in_module=in_module,
         base_profile=base_profile,
         parameter_graph=capture_graph(captured),
@@ -252,6 +250,7 @@ class CompiledModel(ScaledModel):
     assignments: tuple[Assignment, ...]
     procedure: StartProcedure
     _probe_inputs: Inputs
+    _settling: Settling
     _base_profile: BaseProfile | None
     _parameter_graph: nx.DiGraph | None
     _model: Callable[[], nn.Module | None]
@@ -266,6 +265,7 @@ class CompiledModel(ScaledModel):
         procedure: StartProcedure,
         probe_inputs: Inputs,
         *,
+        settling: Settling | None = None,
         in_module: bool = False,
         base_profile: BaseProfile | None = None,
         parameter_graph: nx.DiGraph | None = None,
@@ -277,6 +277,7 @@ class CompiledModel(ScaledModel):
             assignments=assignments,
             procedure=procedure,
             _probe_inputs=probe_inputs,
+            _settling=settling or {},
             _base_profile=base_profile,
             _parameter_graph=parameter_graph,
             _model=_gone if model is None else weakref.ref(model),
@@ -433,9 +434,10 @@ class CompiledModel(ScaledModel):
 
         The start is repeated on a copy of what was emitted, with one optimizer group for a graph
         and with the parameter groups otherwise, and with other random cotangents. It belongs
-        before training: afterwards the start is another. A profile recorded with ``settle`` may
-        need more than one of :func:`compile`'s ``rounds`` to pass. A parameter that was resolved
-        later is measured as late here, after steps with all its multipliers. A parameter passes if
+        before training: afterwards the start is another. After a profile recorded with
+        ``settle``, the steps to the start are repeated with the multipliers of the way there. A
+        parameter that was resolved later is measured as late here, after steps with all its
+        multipliers. A parameter passes if
 
         .. math:: |\mathrm{FSLR}_l - \mathrm{FSLR}_{base}| \le
                   4 \sqrt{\sigma_l^2 + (m_l \sigma_{l,compile})^2} + 10^{-2}\,\mathrm{FSLR}_{base}.
@@ -449,10 +451,19 @@ class CompiledModel(ScaledModel):
             captured, multipliers = self.trained(captured), None
         measured = {
             after: measure_start(
-                captured, self.procedure.after(after), multipliers, draw_seed=1_000_003
+                captured, self.procedure.after(after), multipliers, draw_seed=CHECK_SEED
             )
-            for after in {row.after for row in self.assignments}
+            for after in {row.after for row in self.assignments if row.after or not self._settling}
         }
+        if self._settling:
+            # Through scale nodes, what is on top of the last multipliers.
+            held = self.multipliers if multipliers is None else dict.fromkeys(multipliers, 1.0)
+
+            def follow(step: int, _: Mapping[str, Estimate]) -> Mapping[str, float]:
+                return {name: m / held[name] for name, m in self._settling[step].items()}
+
+            found = measure_settling(captured, self.procedure, follow, draw_seed=CHECK_SEED)
+            measured[0] = found[self.procedure.settle]
         # Through scale nodes the unit update of w already moves θ by m; in groups it does not.
         factors = multipliers or dict.fromkeys(self.multipliers, 1.0)
         return tuple(

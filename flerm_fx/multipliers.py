@@ -16,7 +16,7 @@ from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.prober import Prober
 from flerm_fx.profile import BaseProfile
 from flerm_fx.scale import parameter_nodes
-from flerm_fx.start import StartProcedure, answers_to, measure_start
+from flerm_fx.start import StartProcedure, answers_to, measure_settling, measure_start
 
 NOISE = 2.0
 """An FSLR below this many standard errors is not told from zero."""
@@ -42,39 +42,57 @@ of the weights, in which updates are measured."""
 
 _Assigned = tuple[Assignment, ...]
 
+Settling = dict[int, Mapping[str, float]]
+"""The multipliers from each step on."""
+
 
 def assigned(
     captured: Capture,
     profile: BaseProfile,
     matches: Mapping[str, Match],
     procedure: StartProcedure,
-    rounds: int = 1,
-) -> _Assigned:
+) -> tuple[_Assigned, Settling]:
     r"""Find each parameter's multiplier.
 
     .. math:: m_l = \frac{\sum_b \mathrm{share}_{b \to l}\, \mathrm{FSLR}_b}{\mathrm{FSLR}_l(m)}
 
-    The target's FSLR depends on the multipliers themselves in three cases, and is measured again
-    until they agree: after ``settle`` steps (as often as ``rounds`` says); at the late start; and
-    where gradients are of the size of the optimizer's ``eps``, which a scale node of s turns into
-    ``eps / s``.
+    The target's FSLR depends on the multipliers themselves in three cases. On ``settle`` steps to
+    the start it is matched at each step that was measured on the base, so that it arrives as the
+    base does. At the late start, and where gradients are of the size of the optimizer's ``eps``,
+    which a scale node of s turns into ``eps / s``, it is measured again until the two agree.
 
     Args:
         captured: the target, a copy that the caller owns.
         profile: of the base.
         matches: the base parameters that each of the target's answers to.
         procedure: how to measure the target's start.
-        rounds: see :func:`flerm_fx.compile`.
+
+    Returns:
+        What was found of each parameter, and the multipliers of each measured step before the
+        start.
 
     Warns:
         UserWarning: multipliers did not settle.
     """
-    assign = functools.partial(_assign, captured, profile, matches)
+    assign = functools.partial(_assign, captured, profile, matches, profile.start)
     prober = Prober(captured)
     measure = functools.partial(measure_start, captured, prober=prober)
     unmeasured = Estimate(0.0, 0.0, "not measured", 0)
     late = dict.fromkeys(captured.parameters, unmeasured)
-    start = measure(procedure)
+    settling: Settling = {}
+
+    def follow(step: int, found: Mapping[str, Estimate]) -> Mapping[str, float]:
+        held = settling[max(settling)] if settling else {}
+        base = profile.settling.at(step)
+        settling[step] = {
+            row.parameter: row.multiplier
+            if row.status == "matched"
+            else held.get(row.parameter, 1.0)
+            for row in _assign(captured, profile, matches, base, found, late)
+        }
+        return settling[step]
+
+    start = measure_settling(captured, procedure, follow, prober=prober)[procedure.settle]
     rows = assign(start, late)
     moving: frozenset[str] = frozenset()
     if not procedure.settle:
@@ -95,13 +113,9 @@ def assigned(
     def at_late_start(multipliers: Mapping[str, float]) -> _Assigned:
         return assign(start, measure(procedure.after(profile.resolve_after), multipliers))
 
-    for settling in range(rounds if procedure.settle else 1):
-        if settling:
-            start = measure(procedure, _multipliers(rows))
-            rows = assign(start, late)
-        if any(row.after for row in rows):
-            rows = _settled(rows, at_late_start, SETTLED, "late start", _LATE)
-    return rows
+    if any(row.after for row in rows):
+        rows = _settled(rows, at_late_start, SETTLED, "late start", _LATE)
+    return rows, settling
 
 
 class _Again:
@@ -225,6 +239,7 @@ def _assign(
     captured: Capture,
     profile: BaseProfile,
     matches: Mapping[str, Match],
+    base_start: Mapping[str, Estimate],
     start: Mapping[str, Estimate],
     late: Mapping[str, Estimate],
 ) -> _Assigned:
@@ -239,7 +254,7 @@ def _assign(
     if captured.probe_module is not None:
         read = parameter_nodes(captured.probe_module.graph)
         measured = {name for name, found in read.items() if any(node.users for node in found)}
-    sides = {0: (profile.start, start)}
+    sides = {0: (base_start, start)}
     if profile.late:
         sides[profile.resolve_after] = (profile.late, late)
     above_noise = {
@@ -252,7 +267,7 @@ def _assign(
         used = name in measured
         base = matches[name].base
         status: Status = "unmatched" if used and not base else "unresolved" if used else "unused"
-        at_zero = not (start[name].value and all(profile.start[b].value for b, _ in base))
+        at_zero = not (start[name].value and all(base_start[b].value for b, _ in base))
         after = profile.resolve_after if profile.late and used and at_zero else 0
         base_fslrs, fslrs = sides[after]
         base_resolved, target_resolved = above_noise[after]

@@ -25,6 +25,7 @@ from flerm_fx.inputs import Batch
 from flerm_fx.optimizers import Optimizers
 from flerm_fx.parameter_graph import from_json, to_json
 from flerm_fx.probe.estimate import Estimate
+from flerm_fx.schedule import settling_steps
 from flerm_fx.update_rule import UpdateRule
 
 if TYPE_CHECKING:
@@ -160,6 +161,8 @@ class BaseProfile:
         optimizer: the update rule of the recorded run; the first of them where it had several.
         learning_rate: learning rate of the run when recording began, of that optimizer.
         settle: simulated steps before the start was measured.
+        settling: FSLRs at those of these steps at which a target is matched on its way to the
+            start, see :func:`flerm_fx.schedule.settling_steps`.
         resolve_after: further simulated steps before the late start; 0 if it was turned off.
         loss: name in ``torch.nn.functional``, or ``"output.loss"`` for one that the model returns;
             ``None`` for a loss that the caller passed.
@@ -221,6 +224,7 @@ class BaseProfile:
     training: bool
     resolve_after: int = 0
     late: Mapping[str, Estimate] = field(default_factory=dict)
+    settling: Trajectory = field(default_factory=Trajectory)
     others: tuple[tuple[UpdateRule, float], ...] = ()
     held: Mapping[str, int] = field(default_factory=dict)
     versions: Mapping[str, str | int] = field(default_factory=_versions)
@@ -247,6 +251,14 @@ class BaseProfile:
         ]
         if self.late:
             described.append(("late", self.late))
+        if self.settling.steps != settling_steps(self.settle)[:-1]:
+            raise ProfileError(
+                f"settle is {self.settle}, and FSLRs were measured at steps {self.settling.steps} "
+                f"before the start; expected {settling_steps(self.settle)[:-1]}, as this version's "
+                "flerm_fx.record measures them: record again"
+            )
+        if self.settling.steps:
+            described.append(("settling", self.settling.fslrs))
         if self.trajectory.steps:
             described.append(("trajectory", self.trajectory.fslrs))
         for what, mapping in described:
@@ -303,23 +315,18 @@ class BaseProfile:
             ],
             "steps": list(self.trajectory.steps),
             "late": bool(self.late),
+            "settling": list(self.settling.steps),
             "kinds": kinds,
         }
         start = [[self.start[name] for name in self.parameters]]
-        course = [
-            [self.trajectory.fslrs[name][step] for name in self.parameters]
-            for step in range(len(self.trajectory))
-        ]
         late = {}
         if self.late:
             rows = [[self.late[name] for name in self.parameters]]
             late = _estimate_tensors("late", rows, len(self.parameters), kinds)
         named = {
             **_estimate_tensors("start", start, len(self.parameters), kinds),
-            **_estimate_tensors("trajectory", course, len(self.parameters), kinds),
-            "trajectory.learning_rates": torch.tensor(
-                self.trajectory.learning_rates, dtype=torch.float64, device="cpu"
-            ),
+            **self._trajectory_tensors("trajectory", self.trajectory, kinds),
+            **(self._trajectory_tensors("settling", self.settling, kinds) if self.settle else {}),
             **late,
             # Cloned one by one: a file has no tensors that share memory.
             **{
@@ -338,6 +345,19 @@ class BaseProfile:
                 f"{path}: the profile was not saved ({error.strerror or error}); nothing that was "
                 "there has changed. Save it to another path, or make room and save it again"
             ) from error
+
+    def _trajectory_tensors(
+        self, prefix: str, trajectory: Trajectory, kinds: list[list[str]]
+    ) -> dict[str, Tensor]:
+        course = [
+            [trajectory.fslrs[name][step] for name in self.parameters]
+            for step in range(len(trajectory))
+        ]
+        rates = torch.tensor(trajectory.learning_rates, dtype=torch.float64, device="cpu")
+        return {
+            **_estimate_tensors(prefix, course, len(self.parameters), kinds),
+            f"{prefix}.learning_rates": rates,
+        }
 
     @classmethod
     def load(cls, path: PathLike) -> BaseProfile:
@@ -378,23 +398,19 @@ class BaseProfile:
         header = {**_ADDED, **header}
         shapes = {str(name): tuple(int(n) for n in shape) for name, shape in header["parameters"]}
         names = tuple(str(name) for name, _ in header["parameters"])
-        steps = tuple(int(step) for step in header["steps"])
         kinds = [(str(method), str(note)) for method, note in header["kinds"]]
         [start] = _estimates("start", tensors, 1, len(names), kinds)
         late = _estimates("late", tensors, 1, len(names), kinds)[0] if header["late"] else []
-        course = _estimates("trajectory", tensors, len(steps), len(names), kinds)
-        rates = _tensor(tensors, "trajectory.learning_rates", (len(steps),), torch.float64)
-        trajectory = Trajectory(
-            steps,
-            tuple(rates.tolist()),
-            {name: tuple(row[index] for row in course) for index, name in enumerate(names)},
-        )
+        settling = Trajectory()
+        if header["settling"]:
+            settling = _trajectory("settling", header["settling"], names, tensors, kinds)
         return cls(
             parameters=names,
             shapes=shapes,
             start=dict(zip(names, start, strict=True)),
             late=dict(zip(names, late, strict=True)) if late else {},
-            trajectory=trajectory,
+            settling=settling,
+            trajectory=_trajectory("trajectory", header["steps"], names, tensors, kinds),
             graph=from_json(header["graph"]),
             optimizer=UpdateRule.from_spec(header["optimizer"]),
             others=tuple(
@@ -437,14 +453,6 @@ class BaseProfile:
             _check_same(first, other, index)
         if not others:
             return first
-        trajectories = [profile.trajectory for profile in profiles]
-        course = {
-            name: tuple(
-                _mean([trajectory.fslrs[name][step] for trajectory in trajectories])
-                for step in range(len(first.trajectory))
-            )
-            for name in first.trajectory.fslrs
-        }
         return replace(
             first,
             start={
@@ -456,7 +464,8 @@ class BaseProfile:
                 for name in first.parameters
                 if all(profile.late for profile in profiles)
             },
-            trajectory=replace(first.trajectory, fslrs=course),
+            settling=_mean_trajectory([profile.settling for profile in profiles]),
+            trajectory=_mean_trajectory([profile.trajectory for profile in profiles]),
             versions=_versions(),
         )
 
@@ -468,9 +477,15 @@ class BaseProfile:
         )
 
 
-# What the header of a file lacks that was written before there were late starts, or several
-# optimizers.
-_ADDED: dict[str, Any] = {"resolve_after": 0, "late": False, "others": [], "held": {}}
+# What the header of a file lacks that was written before there were late starts, several
+# optimizers, or matching on the way to the start.
+_ADDED: dict[str, Any] = {
+    "resolve_after": 0,
+    "late": False,
+    "others": [],
+    "held": {},
+    "settling": [],
+}
 
 # Fields that the header holds as they are, with their types.
 _TYPES: dict[str, Any] = {
@@ -502,6 +517,22 @@ def _check_estimate(estimate: Estimate, what: str) -> None:
             raise ProfileError(
                 f"{what} is {estimate.value} ± {estimate.stderr}; expected finite numbers >= 0"
             )
+
+
+def _trajectory(
+    prefix: str,
+    steps: Sequence[Any],
+    names: Sequence[str],
+    tensors: Mapping[str, Tensor],
+    kinds: Sequence[tuple[str, str]],
+) -> Trajectory:
+    course = _estimates(prefix, tensors, len(steps), len(names), kinds)
+    rates = _tensor(tensors, f"{prefix}.learning_rates", (len(steps),), torch.float64)
+    return Trajectory(
+        tuple(int(step) for step in steps),
+        tuple(rates.tolist()),
+        {name: tuple(row[index] for row in course) for index, name in enumerate(names)},
+    )
 
 
 def _interpolated(left: Estimate, right: Estimate, weight: float) -> Estimate:
@@ -552,6 +583,18 @@ def _check_same(first: BaseProfile, other: BaseProfile, index: int) -> None:
         )
         where = f"node {odd[0]}" if odd else "their edges"
         raise InputError(f"profiles 0 and {index} differ in parameter graph, at {where}; {hint}")
+
+
+def _mean_trajectory(trajectories: Sequence[Trajectory]) -> Trajectory:
+    first = trajectories[0]
+    course = {
+        name: tuple(
+            _mean([trajectory.fslrs[name][step] for trajectory in trajectories])
+            for step in range(len(first))
+        )
+        for name in first.fslrs
+    }
+    return replace(first, fslrs=course)
 
 
 def _mean(estimates: Sequence[Estimate]) -> Estimate:

@@ -24,7 +24,7 @@ from flerm_fx.probe.prober import Prober
 from flerm_fx.profile import BaseProfile, Trajectory
 from flerm_fx.running import RunningProber
 from flerm_fx.schedule import Schedule
-from flerm_fx.start import MODEL_LOSS, StartProcedure, measure_start
+from flerm_fx.start import MODEL_LOSS, StartProcedure, measure_settling, measure_start
 
 TRAJECTORY = 2.0
 """How many times the start's relative error a point of the trajectory may have."""
@@ -73,7 +73,9 @@ def record(
         every: steps between measurements of the trajectory.
         at: the steps to measure at, in place of every so many; what happens at first happens fast,
             so that powers of two show more than equal distances.
-        settle: simulated steps before the start is measured; 0 is the paper's first step.
+        settle: simulated steps before the start is measured; 0 is the paper's first step. Of more,
+            FSLRs are measured at steps 0, 1, 2, 4, 8, ... as well, at which :func:`compile` matches
+            its target on the way.
         resolve_after: further simulated steps before the *late* start is measured, where a
             parameter's FSLR at the start is exactly 0; 0 leaves such a parameter unresolved.
         method: as for :func:`flerm_fx.measure`.
@@ -182,7 +184,9 @@ class Recorder(Attached):
         self._graph = capture_graph(twin)
         self._shapes = {name: tuple(p.shape) for name, p in twin.parameters.items()}
         prober = Prober(twin, ranks)
-        self._start = measure_start(twin, self.procedure, prober=prober)
+        on_the_way = measure_settling(twin, self.procedure, prober=prober)
+        self._start = on_the_way.pop(settle)
+        self._settling = on_the_way
         # Exactly 0: an FSLR within rounding, such as that of an attention key's bias, is as small
         # at any later step.
         at_zero = any(e.value == 0 and self._graph.nodes[n]["op"] for n, e in self._start.items())
@@ -222,6 +226,11 @@ class Recorder(Attached):
             shapes=dict(self._shapes),
             start=dict(self._start),
             late=dict(self._late),
+            settling=Trajectory(
+                steps=tuple(self._settling),
+                learning_rates=run.learning_rates[:1] * len(self._settling),
+                fslrs={n: tuple(e[n] for e in self._settling.values()) for n in self._shapes},
+            ),
             trajectory=Trajectory(
                 steps=tuple(self._steps),
                 learning_rates=tuple(self._rates),
@@ -254,6 +263,7 @@ class Recorder(Attached):
             "learning_rates": list(self.procedure.optimizers.learning_rates),
             "start": rows(self._start),
             "late": rows(self._late),
+            "settling": {step: rows(found) for step, found in self._settling.items()},
             "steps": list(self._steps),
             "rates": list(self._rates),
             "fslrs": [rows({n: es[i] for n, es in self._fslrs.items()}) for i in range(measured)],
@@ -279,6 +289,7 @@ class Recorder(Attached):
         self.procedure = self.procedure.at_rates(state["learning_rates"])
         self._start = estimates(state["start"])
         self._late = estimates(state["late"])
+        self._settling = {step: estimates(found) for step, found in state["settling"].items()}
         self._steps = list(state["steps"])
         self._rates = list(state["rates"])
         measured = [estimates(found) for found in state["fslrs"]]

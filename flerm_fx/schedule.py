@@ -33,3 +33,13 @@ class Schedule:
     def due(self, step: int) -> bool:
         """Whether this step is measured."""
         return step % self._every == 0 if self._at is None else step in self._at
+
+
+def settling_steps(settle: int) -> tuple[int, ...]:
+    """The simulated steps at which FSLRs are measured, and a target is matched.
+
+    >>> settling_steps(0), settling_steps(10)
+    ((0,), (0, 1, 2, 4, 8, 10))
+    """
+    earlier = (0, *(2**k for k in range(settle.bit_length())))
+    return (*(step for step in earlier if step < settle), settle)

@@ -2,12 +2,13 @@
 
 import contextlib
 import math
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from flerm_fx.capture import Capture, untouched
 from flerm_fx.errors import DivergenceError, EstimateError, InputError
@@ -25,13 +26,18 @@ from flerm_fx.optimizers import Optimizers
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
 from flerm_fx.probe.prober import Prober
+from flerm_fx.schedule import settling_steps
 from flerm_fx.update_rule import group_settings
 
 MODEL_LOSS = "output.loss"
 """Name of the loss that a model returns itself."""
 
 AVERAGED_STEPS = 4
-"""FSLRs after settling are averaged over this many last steps (fewer if fewer were taken)."""
+"""A late start is averaged over this many last steps (fewer if fewer were taken)."""
+
+ON_THE_WAY = 2.0
+"""Times the relative error of the start, that of the measurements before it: the multipliers made
+from them only set the way there."""
 
 ANSWER = 1e-3
 """Relative change of a unit update that is worth another measurement: a tenth of what ``check()``
@@ -53,7 +59,7 @@ class StartProcedure:
     Attributes:
         optimizers: update rules and learning rates of the settling steps; weight decay is left out,
             as multipliers leave it alone.
-        settle: simulated steps before the measured one; 0 measures the first step.
+        settle: simulated steps before the start; 0 measures the first step.
         loss: loss function; None takes the ``.loss`` of the model's output.
         pool: ``(inputs, targets)`` batches. FSLRs are measured on the first; steps are taken on
             the others in turn, or on the first where there is only one.
@@ -108,6 +114,61 @@ def batch_loss(
     return own
 
 
+Multipliers = Mapping[str, float]
+
+Follow = Callable[[int, Mapping[str, Estimate]], Multipliers]
+"""From a step and the FSLRs found there to the multipliers that hold from this step on."""
+
+
+def measure_settling(
+    captured: Capture,
+    procedure: StartProcedure,
+    follow: Follow | None = None,
+    *,
+    draw_seed: int | None = None,
+    prober: Prober | None = None,
+) -> dict[int, dict[str, Estimate]]:
+    """FSLRs of the unit updates at each settling step, the last of which is the start.
+
+    The steps are :func:`flerm_fx.schedule.settling_steps`.
+
+    Multipliers are 1 at first. What ``follow`` returns holds for the measured step already, whose
+    updates are multiplied by new over old, which is exact for rules that are linear in the rate.
+    Everything is undone, as by :func:`measure_start`, which raises the same errors.
+
+    Args:
+        captured: the model, captured; a copy that the caller owns.
+        procedure: what to do.
+        follow: multipliers from each measured step on, but the last; all are 1 if None.
+        draw_seed: of the random cotangents; the procedure's own if None.
+        prober: of ``captured``, where there is one.
+    """
+    draws = procedure.seed if draw_seed is None else draw_seed
+    prober = prober or Prober(captured)
+    probe = to_device(procedure.pool[0], device_of(captured.model))
+    found: dict[int, dict[str, Estimate]] = {}
+    wanted = settling_steps(procedure.settle)
+    steps = _unit_updates(captured, procedure, None)
+    with contextlib.closing(steps):
+        step, multipliers = 0, None
+        while step <= procedure.settle:
+            before, updates, rounding = steps.send(multipliers)
+            multipliers = None
+            if step in wanted:
+                last = step == procedure.settle
+                rtol = procedure.rtol if last else min(ON_THE_WAY * procedure.rtol, 0.99)
+                estimates = _estimate(
+                    prober, replace(procedure, rtol=rtol), before, updates, probe, draws, step
+                )
+                found[step] = {
+                    name: _rounded(e) if name in rounding else e for name, e in estimates.items()
+                }
+                if follow is not None and not last:
+                    multipliers = follow(step, found[step])
+            step += 1
+    return found
+
+
 def measure_start(
     captured: Capture,
     procedure: StartProcedure,
@@ -151,23 +212,38 @@ def measure_start(
         for step, (before, updates, rounding) in enumerate(steps):
             if step <= procedure.settle - averaged:
                 continue
-            generator = torch.Generator().manual_seed(draws + step)
-            try:
-                found = prober.estimate(
-                    before,
-                    {name: updates[name] for name in wanted},
-                    probe[0],
-                    method=procedure.method,
-                    # Errors of several steps are independent, and their mean has less.
-                    rtol=min(procedure.rtol * math.sqrt(averaged), 0.99),
-                    generator=generator,
-                )
-            except EstimateError as error:
-                if step:
-                    _fail(f"{error}; that is", procedure, step)
-                raise
+            # Errors of several steps are independent, and their mean has less.
+            rtol = min(procedure.rtol * math.sqrt(averaged), 0.99)
+            chosen = {name: updates[name] for name in wanted}
+            found = _estimate(
+                prober, replace(procedure, rtol=rtol), before, chosen, probe, draws, step
+            )
             measured.append({n: _rounded(e) if n in rounding else e for n, e in found.items()})
     return {name: _mean([found[name] for found in measured]) for name in wanted}
+
+
+def _estimate(
+    prober: Prober,
+    procedure: StartProcedure,
+    before: Mapping[str, Tensor],
+    updates: Mapping[str, Tensor],
+    probe: Batch,
+    draws: int,
+    step: int,
+) -> dict[str, Estimate]:
+    try:
+        return prober.estimate(
+            before,
+            updates,
+            probe[0],
+            method=procedure.method,
+            rtol=procedure.rtol,
+            generator=torch.Generator().manual_seed(draws + step),
+        )
+    except EstimateError as error:
+        if step:
+            _fail(f"{error}; that is", procedure, step)
+        raise
 
 
 def answers_to(
@@ -203,18 +279,22 @@ def _unit_updates(
     multipliers: Mapping[str, float] | None,
     *,
     find_rounding: bool = True,
-) -> Generator[tuple[dict[str, Tensor], dict[str, Tensor], frozenset[str]]]:
-    """At each simulated step: the weights, their unit updates, and those that rounding makes."""
+) -> Generator[
+    tuple[dict[str, Tensor], dict[str, Tensor], frozenset[str]], Multipliers | None, None
+]:
+    """At each simulated step: the weights, their unit updates, and those that rounding makes.
+
+    What is sent are other multipliers, for this step and those that follow.
+    """
     model, parameters = captured.model, captured.parameters
     weights = {name: p.detach().clone() for name, p in parameters.items()}
     pool = to_device(procedure.pool, device_of(model))
     run = procedure.optimizers
-    rates = {
-        name: group_settings(
-            run.rule(name), run.rate(name), (multipliers or {}).get(name, 1.0), 0.0
-        )
-        for name in parameters
-    }
+
+    def settings(name: str, multiplier: float) -> dict[str, Any]:
+        return group_settings(run.rule(name), run.rate(name), multiplier, 0.0)
+
+    rates = {name: settings(name, (multipliers or {}).get(name, 1.0)) for name in parameters}
     # Nothing follows a first step, so it may be as large as it takes for the update not to be lost
     # in the rounding of weights: a power of two is divided out exactly.
     stretch = _stretch(parameters, procedure) if procedure.settle == 0 else 1.0
@@ -225,7 +305,10 @@ def _unit_updates(
             optimizers = [
                 rule.build(groups, rate, weight_decay=0.0)
                 for rule, rate, groups in zip(
-                    run.rules, run.learning_rates, _grouped(parameters, rates, run), strict=True
+                    run.rules,
+                    run.learning_rates,
+                    _grouped(parameters, rates, run, apart=procedure.settle > 0),
+                    strict=True,
                 )
                 if groups
             ]
@@ -244,7 +327,11 @@ def _unit_updates(
                     name: (p.detach() - before[name]) / (stretch * rates[name]["lr"])
                     for name, p in parameters.items()
                 }
-                yield before, updates, rounding
+                changed = yield before, updates, rounding
+                if changed is not None:
+                    other = {name: settings(name, changed[name]) for name in parameters}
+                    _turn(parameters, optimizers, before, updates, rates, other)
+                    rates = other
         finally:
             model.zero_grad(set_to_none=True)
             with torch.no_grad():
@@ -259,14 +346,38 @@ def _stretch(parameters: Mapping[str, nn.Parameter], procedure: StartProcedure) 
     return factor if all(procedure.optimizers.linear(factor)) else 1.0
 
 
+def _turn(
+    parameters: Mapping[str, nn.Parameter],
+    optimizers: Sequence[Optimizer],
+    before: Mapping[str, Tensor],
+    updates: Mapping[str, Tensor],
+    rates: Mapping[str, dict[str, Any]],
+    other: Mapping[str, dict[str, Any]],
+) -> None:
+    """Give parameters other rates, for the step just taken and those that follow."""
+    groups = {id(group["params"][0]): group for o in optimizers for group in o.param_groups}
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if other[name] != rates[name]:
+                parameter.copy_(before[name] + other[name]["lr"] * updates[name])
+                groups[id(parameter)].update(other[name])
+
+
 def _grouped(
-    parameters: Mapping[str, nn.Parameter], rates: Mapping[str, dict[str, Any]], run: Optimizers
+    parameters: Mapping[str, nn.Parameter],
+    rates: Mapping[str, dict[str, Any]],
+    run: Optimizers,
+    *,
+    apart: bool,
 ) -> list[list[dict[str, Any]]]:
-    """For each optimizer, parameter groups, one for each distinct set of settings."""
+    """For each optimizer, parameter groups, one for each distinct set of settings.
+
+    With ``apart`` there is one for each parameter, whose settings may change.
+    """
     groups: list[dict[str, dict[str, Any]]] = [{} for _ in run.rules]
     for name, parameter in parameters.items():
         settings = {**rates[name]}
-        key = repr(sorted(settings.items()))
+        key = name if apart else repr(sorted(settings.items()))
         group = groups[run.index(name)].setdefault(key, {"params": [], **settings})
         group["params"].append(parameter)
     return [list(found.values()) for found in groups]

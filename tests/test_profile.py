@@ -23,6 +23,7 @@ import torch
 from flerm_fx.errors import InputError, OptimizerError, ProfileError
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.profile import FORMAT, BaseProfile, Trajectory
+from flerm_fx.schedule import settling_steps
 from flerm_fx.update_rule import UpdateRule
 
 NAMES = ("body.weight", "body.bias", "head.weight")
@@ -61,7 +62,15 @@ def trajectory(scale: float = 1.0) -> Trajectory:
     return Trajectory((0, 100), (0.1, 0.05), {name: (first[name], second[name]) for name in NAMES})
 
 
+def settling(settle: int, scale: float = 2.0) -> Trajectory:
+    steps = settling_steps(settle)[:-1]
+    found = estimates(scale)
+    return Trajectory(steps, (0.1,) * len(steps), {n: (found[n],) * len(steps) for n in NAMES})
+
+
 def profile(**changes: Any) -> BaseProfile:
+    settle = changes.get("settle", 10)
+    valid = type(settle) is int and settle >= 0
     values: dict[str, Any] = {
         "parameters": NAMES,
         "shapes": SHAPES,
@@ -71,6 +80,7 @@ def profile(**changes: Any) -> BaseProfile:
         "optimizer": UpdateRule.from_name("AdamW", {"betas": (0.9, 0.95)}),
         "learning_rate": 10**-1.75,
         "settle": 10,
+        "settling": settling(settle if valid else 0),
         "loss": "cross_entropy",
         "method": "auto",
         "rtol": 0.05,
@@ -478,11 +488,11 @@ def test_full_disk_leaves_what_was_there(
 def test_a_kill_while_saving_leaves_a_whole_file(path: Path, seconds: float) -> None:
     """SIGKILL at some point of one save among many: the file is the old or the new one."""
     pool = ((torch.randn(200_000, 3), torch.arange(200_000) % 2),)  # 4 MB, so that a save lasts
-    profile(pool=pool, settle=7).save(path)
+    profile(pool=pool, seed=7).save(path)
     script = (
         "import sys; from dataclasses import replace; from flerm_fx import BaseProfile\n"
         "p = BaseProfile.load(sys.argv[1]); print(flush=True)\n"
-        "while True: p = replace(p, settle=p.settle + 1); p.save(sys.argv[1])"
+        "while True: p = replace(p, seed=p.seed + 1); p.save(sys.argv[1])"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE
@@ -493,7 +503,7 @@ def test_a_kill_while_saving_leaves_a_whole_file(path: Path, seconds: float) -> 
         process.kill()
     assert process.returncode == -signal.SIGKILL
     read = BaseProfile.load(path)
-    assert read.settle >= 7
+    assert read.seed >= 7
     assert same(read.pool, pool)
 
 
@@ -653,6 +663,8 @@ def test_mean_of_profiles_with_other_parameters() -> None:
         shapes={"body.bias": (4,)},
         start={"body.bias": one.start["body.bias"]},
         late={},
+        settle=0,
+        settling=Trajectory(),
         trajectory=Trajectory(),
     )
     with pytest.raises(InputError, match="in 'body.weight', 'head.weight'; a mean takes"):

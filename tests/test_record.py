@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import flerm_fx
+from flerm_fx.schedule import settling_steps
 from tests.cases import CASES, DataDependent, features, make
 
 
@@ -112,17 +113,20 @@ def test_start_and_first_recorded_step_agree_on_the_same_batch() -> None:
         assert estimate.value == pytest.approx(profile.start[name].value, rel=1e-4)
 
 
-def test_settling_measures_later_steps() -> None:
+@pytest.mark.parametrize("settle", [1, 3, 4])
+def test_settling_measures_later_steps(settle: int) -> None:
     model, x = make("mlp")
     y = target_for(model, x)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    settled = flerm_fx.record(model, optimizer, x, y, settle=3, method="exact").profile
+    settled = flerm_fx.record(model, optimizer, x, y, settle=settle, method="exact").profile
     with flerm_fx.record(model, optimizer, x, y, every=1, method="exact") as recorder:
-        train(model, optimizer, x, y, 4)
+        train(model, optimizer, x, y, settle + 1)
     course = recorder.profile.trajectory
-    for name, estimate in settled.start.items():
-        mean = sum(course.at(step)[name].value for step in range(4)) / 4
-        assert estimate.value == pytest.approx(mean, rel=1e-3)
+    found = {step: settled.settling.at(step) for step in settled.settling.steps}
+    assert tuple(found) == settling_steps(settle)[:-1]
+    for step, estimates in {**found, settle: settled.start}.items():
+        for name, estimate in estimates.items():
+            assert estimate.value == pytest.approx(course.at(step)[name].value, rel=1e-3)
 
 
 def test_the_learning_rate_and_schedulers_do_not_move_unit_updates() -> None:

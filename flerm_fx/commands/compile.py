@@ -49,7 +49,6 @@ def compile(
         str | None, typer.Option(help="Draw one module, such as blocks.0, and its neighbours.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the model's initial weights.")] = 0,
-    rounds: Annotated[int, typer.Option(help="How often the start is measured.")] = 1,
     rtol: Annotated[float, typer.Option(help="Relative standard error of the FSLRs.")] = 0.05,
     check: Annotated[
         bool, typer.Option("--check", help="Measure the FSLRs again on the compiled model.")
@@ -66,7 +65,7 @@ def compile(
     Example: flerm-fx compile base.safetensors --model my_project.models:large --check
     """
     base = BaseProfile.load(profile)
-    compiled = compiled_model(base, model, seed, rounds, rtol, on_unmatched)
+    compiled = compiled_model(base, model, seed, rtol, on_unmatched)
     with Console(stderr=True).status("measuring it again"):
         failed = [c for c in compiled.check() if not c.passed] if check else []
     text = compiled.dump(dump.value, out, level=level.value, focus=focus)
@@ -83,7 +82,7 @@ def compile(
 
 
 def compiled_model(
-    base: BaseProfile, model: str, seed: int, rounds: int, rtol: float, on_unmatched: OnUnmatched
+    base: BaseProfile, model: str, seed: int, rtol: float, on_unmatched: OnUnmatched
 ) -> CompiledModel:
     """The model that a name gives, compiled against a base profile in the base's mode."""
     import torch
@@ -91,6 +90,4 @@ def compiled_model(
     torch.manual_seed(seed)
     target = load_model(model).train(base.training)
     with Console(stderr=True).status("measuring the model"):
-        return flerm_fx.compile(
-            target, base, rounds=rounds, rtol=rtol, on_unmatched=on_unmatched.value
-        )
+        return flerm_fx.compile(target, base, rtol=rtol, on_unmatched=on_unmatched.value)

@@ -20,7 +20,6 @@ def report(
     ] = None,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
     seed: Annotated[int, typer.Option(help="Of the model's initial weights.")] = 0,
-    rounds: Annotated[int, typer.Option(help="How often the start is measured.")] = 1,
     rtol: Annotated[float, typer.Option(help="Relative standard error of the FSLRs.")] = 0.05,
     on_unmatched: Annotated[
         OnUnmatched, typer.Option(help="What becomes of parameters without a counterpart.")
@@ -37,5 +36,5 @@ def report(
     if model is None:
         write(to_html(base), out)
     else:
-        compiled_model(base, model, seed, rounds, rtol, on_unmatched).dump("html", out)
+        compiled_model(base, model, seed, rtol, on_unmatched).dump("html", out)
     print(f"wrote {out}")
