@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,19 @@ def test_op_level_frames_are_the_modules_that_hold_parameters(transformer: Dumpe
     assert 'label="blocks.0: Block"' in text
     assert 'label="attention: Attention"' in text
     assert "Dropout" not in text
+
+
+def test_op_level_puts_weights_below_the_data_of_their_first_reader(mixer: Dumped) -> None:
+    text = dump(*with_scales(*make("mlp")), "dot", level="op")
+    invisible = re.findall(r'"(\w+)" -> "(\w+)" \[style=invis\]', text)
+    assert set(invisible) == {
+        ("input_1", "_0_weight"),
+        ("input_1", "_0_bias"),
+        ("relu_", "_2_weight"),
+        ("relu_", "_2_bias"),
+    }
+    text = dump(*mixer, "dot", level="op")  # a tied weight has a place once, above its last reader
+    assert len(re.findall(r'-> "embed_weight" \[style=invis\]', text)) == 1
 
 
 def test_sizes_are_no_data_flow(transformer: Dumped) -> None:
@@ -186,6 +200,18 @@ def test_a_large_png_is_drawn_coarser(fake_dot: Any, sides: str, resolution: int
 
 
 needs_graphviz = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")
+
+
+@needs_graphviz
+def test_a_chain_of_modules_is_drawn_downwards(transformer: Dumped) -> None:
+    text = dump(*transformer, "dot", level="op")
+    width, height = map(
+        float,
+        subprocess.run(
+            ["dot", "-Tplain"], input=text.encode(), capture_output=True, check=True
+        ).stdout.split()[2:4],
+    )
+    assert height > 4 * width
 
 
 @pytest.mark.slow
