@@ -187,6 +187,15 @@ def test_graphviz_own_error_is_passed_on(fake_dot: Any) -> None:
         render("digraph {}", "svg")
 
 
+@pytest.mark.parametrize("format", ["json", "code", "dot", "svg", "png"])
+def test_a_path_that_cannot_be_written(
+    mixer: Dumped, format: Any, fake_dot: Any, tmp_path: Path
+) -> None:
+    fake_dot("echo 'graph 1 5 5'")
+    with pytest.raises(InputError, match="cannot write to .*missing.* an existing folder"):
+        dump(*mixer, format, tmp_path / "missing" / "file")
+
+
 def test_a_png_that_nobody_could_read(fake_dot: Any) -> None:
     fake_dot("echo 'graph 1 90.5 800'")
     with pytest.raises(FlermError, match="90 × 800 inches, too much for a png .* use 'svg'"):

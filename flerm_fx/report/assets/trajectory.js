@@ -25,6 +25,7 @@ const spaced = (list, count) => list.length <= count ? list
   : Array.from({ length: count }, (_, i) => list[Math.floor((i * list.length) / count)]);
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
+const narrow = matchMedia("(max-width: 750px)");
 
 function theme() {
   const style = getComputedStyle(document.documentElement);
@@ -71,7 +72,7 @@ function drawHeatMap(indices) {
   const height = Math.max(260, Math.min(140 + 16 * indices.length, 1000));
   const every = Math.ceil((ROW * indices.length) / (height - 84)); // what is above and below the rows
   const positions = indices.map((_, row) => row).filter((row) => row % every === 0);
-  const longest = byId("heat-map").clientWidth < 700 ? 24 : 44;
+  const longest = narrow.matches ? 24 : 44;
   const names = indices.map((i) => plain(nameOf(i)));
   Plotly.react("heat-map", [{
     type: "heatmap", x: COURSE.steps, z: logs, y: indices.map((_, row) => row),
@@ -168,3 +169,4 @@ byId("lines").on("plotly_click", ({ points: [point] }) => select(0, [point.custo
 byId("course-search").addEventListener("input", () => later(drawCourse));
 listeners.push(() => later(drawChosen));
 dark.addEventListener("change", drawCourse);
+narrow.addEventListener("change", drawCourse);
