@@ -101,6 +101,13 @@ def test_op_level_puts_weights_below_the_data_of_their_first_reader(mixer: Dumpe
     assert len(re.findall(r'-> "embed_weight" \[style=invis\]', text)) == 1
 
 
+def test_what_follows_a_tied_weight_is_below_what_it_is_read_after(mixer: Dumped) -> None:
+    text = dump(*mixer, "dot")
+    invisible = re.findall(r'"([\w.:]+)" -> "([\w.:]+)" \[style=invis\]', text)
+    assert invisible == [("at:add_1", "output:")]
+    assert '"at:add_1" -> "embed.weight";' in text
+
+
 def test_sizes_are_no_data_flow(transformer: Dumped) -> None:
     _, edges = parse_dot(dump(*transformer, "dot"))
     assert {head for tail, head in edges if tail.startswith("input:")} == {"tokens.weight"}
