@@ -42,7 +42,7 @@ def to_dot(
     used = {end for edge in flow.edges for end in edge}
     boxes = {assignment.parameter: _box(assignment) for assignment in assignments}
     boxes |= {key: box for key, box in flow.others.items() if key in used}
-    picture = Picture(boxes, list(flow.edges), LEGEND)
+    picture = Picture(boxes, list(flow.edges), LEGEND, below=list(flow.below))
     if focus is not None:
         inside = {_key(node) for node in focused(graph_module.graph, focus)}
         picture = picture.around(inside.intersection(boxes))
@@ -53,7 +53,8 @@ class _DataFlow:
     """Walks the graph in execution order and collects the edges between parameters.
 
     ``sources`` holds where a node's data comes from: names of parameters, junctions or inputs.
-    ``parameters`` holds what a node that has not met data yet is made of.
+    ``parameters`` holds what a node that has not met data yet is made of. ``again`` holds what a
+    tied parameter is read after for the second time: what follows then belongs ``below`` that.
     """
 
     def __init__(self, known: set[str]) -> None:
@@ -61,6 +62,9 @@ class _DataFlow:
         self.sources: dict[Node, tuple[str, ...]] = {}
         self.parameters: dict[Node, tuple[str, ...]] = {}
         self.edges: dict[tuple[str, str], None] = {}
+        self.heads: set[str] = set()
+        self.again: dict[str, str] = {}
+        self.below: dict[tuple[str, str], None] = {}
         self.others: dict[str, Box] = {}
 
     def visit(self, node: Node) -> None:
@@ -90,6 +94,11 @@ class _DataFlow:
     def _connect(self, sources: tuple[str, ...], head: str) -> str:
         for source in sources:
             self.edges[source, head] = None
+            if source in self.again and head not in self.heads:
+                self.below[self.again[source], head] = None
+        if head in self.heads:
+            self.again[head] = sources[-1]
+        self.heads.add(head)
         return head
 
     def _other(self, node: Node, label: str, shape: str) -> str:

@@ -24,7 +24,9 @@ from flerm_fx.errors import FlermError
 from flerm_fx.inputs import Inputs, call_arguments
 
 MODEL = "model.pt2"
-NODE_DATA = ("fslr.json", "multiplier.json", "status.json")
+NODE_DATA = ("status.json", "fslr.json", "multiplier.json")
+"""In the order in which they are opened: Model Explorer colours nodes by the last of them."""
+
 GRAPH_ID = "graph"
 """What Model Explorer's adapter calls the graph of any exported program."""
 
@@ -107,8 +109,13 @@ def _node_data(
 ) -> Iterator[dict[str, Any]]:
     """The data of each file in turn."""
     rows = [(name, row) for row in assignments for name in nodes.get(row.parameter, ())]
+    yield {"results": {name: _coloured(r.status, _BY_STATUS[r.status]) for name, r in rows}}
     yield {
-        "results": {n: {"value": r.target.value} for n, r in rows if math.isfinite(r.target.value)},
+        "results": {
+            name: {"value": _short(row.target.value)}
+            for name, row in rows
+            if math.isfinite(row.target.value)
+        },
         "gradient": [
             {"stop": 0, "bgColor": multiplier_colour(1.0), "textColor": _TEXT},
             {"stop": 1, "bgColor": multiplier_colour(1e9), "textColor": _TEXT},
@@ -116,13 +123,21 @@ def _node_data(
     }
     yield {
         "results": {
-            name: _coloured(row.multiplier, multiplier_colour(row.multiplier))
+            name: _coloured(_short(row.multiplier), multiplier_colour(row.multiplier))
             for name, row in rows
             if math.isfinite(row.multiplier)
         }
     }
-    yield {"results": {name: _coloured(r.status, _BY_STATUS[r.status]) for name, r in rows}}
 
 
 def _coloured(value: float | str, colour: str) -> dict[str, float | str]:
     return {"value": value, "bgColor": colour, "textColor": _TEXT}
+
+
+def _short(number: float) -> float:
+    """The number to four digits: Model Explorer shows as many as there are, and cuts the rest off.
+
+    >>> _short(0.17304807)
+    0.173
+    """
+    return float(f"{number:.4g}")

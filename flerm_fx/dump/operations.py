@@ -1,7 +1,7 @@
 """The operations of the graph with its scale nodes, as a picture."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -44,11 +44,40 @@ def operations_to_dot(
         ],
         LEGEND,
         _frames(nodes),
+        list(_below_data(nodes)),
     )
     if focus is not None:
         inside = focused(graph_module.graph, focus).intersection(nodes)
         picture = picture.around({node.name for node in inside})
     return picture.to_dot()
+
+
+def _below_data(nodes: Sequence[Node]) -> Iterator[tuple[str, str]]:
+    """The weights that an operation is the first to read belong below the data that it reads.
+
+    Left to itself Graphviz draws them beside it, and a chain of modules as a wide staircase.
+    """
+    data: set[Node] = set()
+    seen: set[Node] = set()
+    for node in nodes:
+        read = [tail for tail in node.all_input_nodes if tail in data]
+        if read or node.op == "placeholder":
+            data.add(node)
+            seen.add(node)
+        for weight in _weights(node, seen) if read else ():
+            yield max(read).name, weight.name
+
+
+def _weights(node: Node, seen: set[Node]) -> Iterator[Node]:
+    """What a node reads of the model, as it is or computed from that alone, unless seen before."""
+    for tail in node.all_input_nodes:
+        if tail in seen:
+            continue
+        seen.add(tail)
+        if tail.op == "get_attr":
+            yield tail
+        else:
+            yield from _weights(tail, seen)
 
 
 def _frames(nodes: Sequence[Node]) -> dict[str, str]:

@@ -9,9 +9,11 @@ _GRAPH = (
     'bgcolor="#ffffff"',
     'pad="0.3"',
     'nodesep="0.2"',
-    'ranksep="0.3"',
+    'ranksep="0.2"',
     'fontname="Helvetica,Arial,sans-serif"',
     'fontsize="10"',
+    # The legend on top, since many pictures are longer than a screen.
+    'labelloc="t"',
 )
 _NODE = 'shape="box", fontname="Helvetica,Arial,sans-serif", fontsize="10", color="#404040"'
 _EDGE = 'color="#606060", arrowsize="0.7"'
@@ -57,6 +59,8 @@ class Box:
 class Picture:
     """Boxes by key, edges between them, and frames around them: titles by dotted path.
 
+    The second key of each pair in ``below`` is drawn below the first, with no line between them.
+
     >>> picture = Picture({"a": Box("first"), "b": Box("second")}, [("a", "b")], "two boxes")
     >>> print(picture.to_dot().splitlines()[-2])
       "a" -> "b";
@@ -66,6 +70,7 @@ class Picture:
     edges: list[tuple[str, str]]
     legend: str
     frames: dict[str, str] = field(default_factory=dict)
+    below: list[tuple[str, str]] = field(default_factory=list)
 
     def around(self, inside: set[str]) -> "Picture":
         """Some boxes with their direct neighbours, which are grey; and the edges to them."""
@@ -76,7 +81,11 @@ class Picture:
             for key, box in self.boxes.items()
             if key in shown
         }
-        return replace(self, boxes=boxes, edges=edges, legend=f"{self.legend}; grey: neighbours")
+        below = [
+            pair for pair in self.below if inside.intersection(pair) and shown.issuperset(pair)
+        ]
+        legend = f"{self.legend}; grey: neighbours"
+        return replace(self, boxes=boxes, edges=edges, below=below, legend=legend)
 
     def to_dot(self) -> str:
         """A ``digraph``."""
@@ -89,6 +98,7 @@ class Picture:
                 f"  edge [{_EDGE}];",
                 *self._framed("", self._members(), "  "),
                 *(f"  {_quote(tail)} -> {_quote(head)};" for tail, head in self.edges),
+                *(f"  {_quote(up)} -> {_quote(down)} [style=invis];" for up, down in self.below),
                 "}",
             ]
         )

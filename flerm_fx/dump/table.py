@@ -72,12 +72,12 @@ def format_fslr(assignment: Assignment) -> str:
 
 
 def format_estimate(value: float, stderr: float) -> str:
-    """An FSLR ± its standard error.
+    """An FSLR to four digits ± its standard error to two.
 
-    >>> format_estimate(1.23456, 0.01)
-    '1.235 ± 0.01'
+    >>> format_estimate(1.23456, 0.01), format_estimate(1192.2, 211.1)
+    ('1.235 ± 0.01', '1192 ± 210')
     """
-    return f"{value:.4g} ± {stderr:.2g}"
+    return f"{value:.4g} ± {float(f'{stderr:.2g}'):.4g}"
 
 
 def format_status(assignment: Assignment) -> str:

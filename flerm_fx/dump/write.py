@@ -27,5 +27,5 @@ def writing(path: str | PathLike[str]) -> Iterator[None]:
     except OSError as error:
         raise InputError(
             f"dump: cannot write to {str(path)!r} ({error.strerror or error}); "
-            "name a file in an existing folder that can be written"
+            "name a path in an existing folder that can be written"
         ) from error

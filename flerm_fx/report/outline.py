@@ -105,14 +105,17 @@ def _placed(pg: nx.DiGraph) -> list[_Placed]:
         upcoming = paths.get(node, upcoming)
     placed: list[_Placed] = []
     previous: _Path = ()
+    place: dict[str, _Path] = {}
     for node in stream:
         op = str(pg.nodes[node].get("op", "")).removeprefix("aten.")
         if node in read:
             previous = paths[node]
             placed.append((previous, Row("site", "", op, node, tuple(read[node]))))
         else:
-            path = _between(previous, following[node])
+            sources = [place[source] for source in pg.predecessors(node) if source in place]
+            path = _around(previous, following[node], sources)
             placed.append((path, Row("meeting", "", op, node)))
+        place[node] = placed[-1][0]
     return placed
 
 
@@ -131,15 +134,33 @@ def shared_path(paths: Sequence[_Path]) -> _Path:
     return tuple(shared)
 
 
-def _between(before: _Path, after: _Path) -> _Path:
+def _around(before: _Path, after: _Path, sources: Sequence[_Path]) -> _Path:
     """The module of a meeting, which has no name: the one that the sites around it share.
 
     At the end of a block that is the block, though the next site lies outside: so the path goes on
-    along the site before up to its next index.
+    along the site before up to its next index. At the end of the last block of a list the next site
+    is further away, and what meets there tells more: the block and the one before it.
     """
-    length = len(shared_path([before, after]))
-    index = next((i for i in range(length, len(before)) if before[i].isdigit()), length - 1)
-    return before[: index + 1]
+    candidates = [_up_to_index(before, len(shared_path([before, after])))]
+    meeting = shared_path([before, *sources])
+    if meeting != before:
+        candidates.append(_up_to_index(before, len(meeting)))
+    return max(candidates, key=len)
+
+
+def _up_to_index(path: _Path, length: int) -> _Path:
+    """A path cut where a block of a list begins: at a length, or behind the next index in it.
+
+    >>> _up_to_index(("stages", "0", "layers", "2", "norm"), 3)
+    ('stages', '0', 'layers', '2')
+    >>> _up_to_index(("blocks", "0", "attn", "out", "1"), 2)
+    ('blocks', '0')
+    """
+    within, below = path[:length], path[length:]
+    if within and within[-1].isdigit() and below and not below[0].isdigit():
+        return within
+    index = next((i for i, part in enumerate(below) if part.isdigit()), -1)
+    return path[: length + index + 1]
 
 
 def _nested(placed: Sequence[_Placed], depth: int) -> tuple[Row, ...]:

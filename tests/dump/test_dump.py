@@ -363,6 +363,7 @@ def parse_dot(text: str) -> tuple[dict[str, dict[str, str]], set[tuple[str, str]
     edges = {
         (str(edge.get_source()).strip('"'), str(edge.get_destination()).strip('"'))
         for edge in graphs[0].get_edges()
+        if edge.get_style() != "invis"
     }
     return nodes, edges
 

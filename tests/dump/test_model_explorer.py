@@ -79,7 +79,7 @@ def test_explore_without_its_files_or_package(
 ) -> None:
     code, out, err = run(capsys, "explore", str(tmp_path))
     assert (code, out) == (1, "")
-    assert f"'{tmp_path}' has no model.pt2, fslr.json, multiplier.json, status.json" in err
+    assert f"'{tmp_path}' has no model.pt2, status.json, fslr.json, multiplier.json" in err
     for name in (MODEL, *NODE_DATA):
         (tmp_path / name).touch()
     monkeypatch.setitem(sys.modules, "model_explorer", None)

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,26 @@ def test_op_level_frames_are_the_modules_that_hold_parameters(transformer: Dumpe
     assert 'label="blocks.0: Block"' in text
     assert 'label="attention: Attention"' in text
     assert "Dropout" not in text
+
+
+def test_op_level_puts_weights_below_the_data_of_their_first_reader(mixer: Dumped) -> None:
+    text = dump(*with_scales(*make("mlp")), "dot", level="op")
+    invisible = re.findall(r'"(\w+)" -> "(\w+)" \[style=invis\]', text)
+    assert set(invisible) == {
+        ("input_1", "_0_weight"),
+        ("input_1", "_0_bias"),
+        ("relu_", "_2_weight"),
+        ("relu_", "_2_bias"),
+    }
+    text = dump(*mixer, "dot", level="op")  # a tied weight has a place once, above its last reader
+    assert len(re.findall(r'-> "embed_weight" \[style=invis\]', text)) == 1
+
+
+def test_what_follows_a_tied_weight_is_below_what_it_is_read_after(mixer: Dumped) -> None:
+    text = dump(*mixer, "dot")
+    invisible = re.findall(r'"([\w.:]+)" -> "([\w.:]+)" \[style=invis\]', text)
+    assert invisible == [("at:add_1", "output:")]
+    assert '"at:add_1" -> "embed.weight";' in text
 
 
 def test_sizes_are_no_data_flow(transformer: Dumped) -> None:
@@ -173,6 +194,15 @@ def test_graphviz_own_error_is_passed_on(fake_dot: Any) -> None:
         render("digraph {}", "svg")
 
 
+@pytest.mark.parametrize("format", ["json", "code", "dot", "svg", "png"])
+def test_a_path_that_cannot_be_written(
+    mixer: Dumped, format: Any, fake_dot: Any, tmp_path: Path
+) -> None:
+    fake_dot("echo 'graph 1 5 5'")
+    with pytest.raises(InputError, match="cannot write to .*missing.* an existing folder"):
+        dump(*mixer, format, tmp_path / "missing" / "file")
+
+
 def test_a_png_that_nobody_could_read(fake_dot: Any) -> None:
     fake_dot("echo 'graph 1 90.5 800'")
     with pytest.raises(FlermError, match="90 × 800 inches, too much for a png .* use 'svg'"):
@@ -186,6 +216,18 @@ def test_a_large_png_is_drawn_coarser(fake_dot: Any, sides: str, resolution: int
 
 
 needs_graphviz = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")
+
+
+@needs_graphviz
+def test_a_chain_of_modules_is_drawn_downwards(transformer: Dumped) -> None:
+    text = dump(*transformer, "dot", level="op")
+    width, height = map(
+        float,
+        subprocess.run(
+            ["dot", "-Tplain"], input=text.encode(), capture_output=True, check=True
+        ).stdout.split()[2:4],
+    )
+    assert height > 4 * width
 
 
 @pytest.mark.slow

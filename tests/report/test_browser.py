@@ -2,13 +2,18 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from playwright import sync_api
+from torch import nn
 
+from flerm_fx.capture import capture
+from flerm_fx.parameter_graph import capture_graph, parameters
 from flerm_fx.report import to_html
+from tests.cases import make
 from tests.report.profiles import assigned, block_names, profile
 
 pytestmark = pytest.mark.slow
@@ -152,6 +157,32 @@ def test_nothing_is_cut_off_or_overlaps(opened: Open, both: str) -> None:
     left = [b for b in boxes if b["x"] < 650]
     for one, other in pairwise(left):
         assert other["y"] >= one["y"] + one["height"] - 0.5
+
+
+@pytest.mark.parametrize("width", [1300, 420])
+def test_names_beside_the_heat_map_can_be_told_apart(opened: Open, width: int) -> None:
+    path = "{}.encoder.stages.{}.layers.{}.layer.{}.convolution.weight"
+    names = [path.format("resnet", i, j, k) for i in range(4) for j in range(8) for k in range(3)]
+    page = opened(to_html(profile(names, steps=(0, 1))))
+    page.set_viewport_size({"width": width, "height": 900})
+    page.wait_for_function("n => innerWidth === n", arg=width)
+    labels = page.locator("#heat-map .yaxislayer-above text, #heat-map .yaxislayer-below text")
+    page.wait_for_timeout(500)
+    texts = labels.all_text_contents()
+    assert len(set(texts)) == len(texts) > 30
+    boxes = [box for box in (label.bounding_box() for label in labels.all()) if box]
+    assert all(box["x"] >= 0 for box in boxes)
+    for one, other in pairwise(sorted(boxes, key=lambda box: box["y"])):
+        assert other["y"] >= one["y"] + one["height"] - 3  # letters are lower than their line
+
+
+def test_a_tied_parameter_counts_once(opened: Open) -> None:
+    model, inputs = make("tied")
+    graph = capture_graph(capture(nn.Sequential(model), inputs))
+    base = replace(profile([*parameters(graph)]), graph=graph)
+    page = opened(to_html(base))
+    page.click("#fold")
+    assert page.inner_text("#graph .group .op") == f"{len(base.parameters)} parameters"
 
 
 @pytest.mark.parametrize("blocks", [250, 1250])

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from flerm_fx.capture import capture
 from flerm_fx.parameter_graph import capture_graph, chain, parameters
@@ -42,6 +44,24 @@ def test_the_blocks_of_a_transformer_are_one_run_with_their_additions() -> None:
     [run] = [row for row in rows if row.kind == "run"]
     for block in run.children:
         assert [row.op for row in block.children if row.kind == "meeting"] == ["add", "add"]
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(x)
+
+
+def test_the_last_block_of_an_inner_list_has_its_addition_too() -> None:
+    stages = nn.Sequential(*(nn.Sequential(*(Layer() for _ in range(3))) for _ in range(2)))
+    rows = outline(capture_graph(capture(nn.Sequential(nn.Linear(4, 4), stages), torch.ones(2, 4))))
+    assert shown(rows) == [("site", "0"), ("run", "1.0–1")]
+    for stage in rows[1].children:
+        assert (stage.kind, stage.name[1:]) == ("run", ".0–2")
+        assert [row.children[-1].kind for row in stage.children] == ["meeting"] * 3
 
 
 def test_lists_that_alternate_repeat_by_their_period() -> None:

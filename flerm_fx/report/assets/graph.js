@@ -18,9 +18,11 @@ function merged(copies) {
   return { ...first, junctions: copies.flatMap((copy) => copy.junctions), chips };
 }
 
-const within = (row, key) => row.children
-  ? row.children.flatMap((child) => within(child, key))
-  : key === "junctions" ? row.junctions : row.chips.flatMap((chip) => chip.parameters);
+/** All junctions or parameters of a row, each once: a tied parameter is read in several places. */
+function within(row, key) {
+  const own = key === "junctions" ? row.junctions : row.chips?.flatMap((chip) => chip.parameters);
+  return [...new Set(row.children ? row.children.flatMap((child) => within(child, key)) : own)];
+}
 
 /** What a run shows when its copies are not listed: one block for all. */
 function template(run) {

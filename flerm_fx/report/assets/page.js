@@ -20,9 +20,10 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-/** A name that breaks behind its dots, if it has to. */
+/** A name that breaks behind its dots if it has to, and behind underscores where a part is long. */
 function broken(text) {
-  const parts = text.split(/(?<=[./_])/);
+  const parts = text.split(/(?<=[./])/)
+    .flatMap((part) => part.length > 20 ? part.split(/(?<=_)/) : [part]);
   return parts.flatMap((part, i) => (i ? [make("wbr"), part] : [part]));
 }
 

@@ -3,18 +3,29 @@
 // FSLRs of the base's run: a heat map and lines, drawn by plotly.js.
 
 const COURSE = DATA.trajectory;
-const LABELS = 60; // names beside the heat map
+const ROW = 14; // least pixels from name to name beside the heat map
 const DRAWN = 400; // lines
 const SHADES = 12; // colours of lines, from first to last in execution order
 
 /** A name as plotly.js shows it: it takes some markup, which a name is not to have. */
 const plain = (name) => name.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-const short = (name) => name.length > 44 ? `${name.slice(0, 18)}…${name.slice(-25)}` : name;
+
+/** A name with its first modules as initials, as far as it takes to make it short. */
+function short(name, longest) {
+  const parts = name.split(".");
+  for (let i = 0; i < parts.length - 1 && parts.join(".").length > longest; i++) {
+    if (!/^\d/.test(parts[i])) parts[i] = parts[i].slice(0, 1);
+  }
+  const text = parts.join(".");
+  return text.length > longest ? `…${text.slice(1 - longest)}` : text;
+}
+
 const log = (value) => (value > 0 ? Math.log10(value) : null);
 const spaced = (list, count) => list.length <= count ? list
   : Array.from({ length: count }, (_, i) => list[Math.floor((i * list.length) / count)]);
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
+const narrow = matchMedia("(max-width: 750px)");
 
 function theme() {
   const style = getComputedStyle(document.documentElement);
@@ -58,7 +69,10 @@ function drawHeatMap(indices) {
   const rows = indices.map((i) => COURSE.fslrs[i]);
   const logs = rows.map((row) => row.map(log));
   const { tickvals, ticktext } = ticks(...ends(rows));
-  const positions = spaced(indices.map((_, row) => row), LABELS);
+  const height = Math.max(260, Math.min(140 + 16 * indices.length, 1000));
+  const every = Math.ceil((ROW * indices.length) / (height - 84)); // what is above and below the rows
+  const positions = indices.map((_, row) => row).filter((row) => row % every === 0);
+  const longest = narrow.matches ? 24 : 44;
   const names = indices.map((i) => plain(nameOf(i)));
   Plotly.react("heat-map", [{
     type: "heatmap", x: COURSE.steps, z: logs, y: indices.map((_, row) => row),
@@ -69,10 +83,10 @@ function drawHeatMap(indices) {
     colorbar: { title: { text: "FSLR" }, tickvals: tickvals.map(Math.log10), ticktext },
   }], {
     ...layout, title: { text: "FSLR of each parameter", x: 0.01, xanchor: "left", font: { size: 14 } },
-    height: Math.max(260, Math.min(140 + 16 * indices.length, 1000)),
+    height,
     xaxis: { ...axis, title: { text: "step" } },
     yaxis: { ...axis, autorange: "reversed", showgrid: false, tickvals: positions,
-      ticktext: positions.map((row) => plain(short(nameOf(indices[row])))) },
+      ticktext: positions.map((row) => plain(short(nameOf(indices[row]), longest))) },
     shapes: marks(indices),
   }, CONFIG);
 }
@@ -155,3 +169,4 @@ byId("lines").on("plotly_click", ({ points: [point] }) => select(0, [point.custo
 byId("course-search").addEventListener("input", () => later(drawCourse));
 listeners.push(() => later(drawChosen));
 dark.addEventListener("change", drawCourse);
+narrow.addEventListener("change", drawCourse);
