@@ -14,34 +14,41 @@ from experiments.methods import METHODS
 from experiments.runner import scales_of
 from experiments.store import Result, Store
 
+COLUMNS = 4
+
 
 def draw(axis: Axis, store: Store, seeds: int, path: Path) -> None:
     """A panel for each method that has results."""
     methods = [METHODS[key] for key in METHODS if key in store.methods(axis.key)]
-    figure = Figure(figsize=(1 + 3.2 * len(methods), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+    rows, columns = -(-len(methods) // COLUMNS), min(len(methods), COLUMNS)
+    figure = Figure(figsize=(1 + 3.2 * columns, 0.6 + 3 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     standard = store.results(axis.key, "standard")
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(axis.scales)))
-    lowest = np.inf
-    guess = 0.0
-    for panel, method in zip(panels, methods, strict=True):
+    seen = []
+    for panel, method in zip(panels, methods, strict=False):
         results = store.results(axis.key, method.key)
         own = scales_of(axis, method)
         for scale, colour in zip(sorted(axis.scales), colours, strict=True):
             of = results if scale in own else standard
             losses = _line(panel, axis, of, scale, range(seeds), colour)
-            finite = losses[np.isfinite(losses)]
-            if finite.size:
-                lowest = min(lowest, finite.min())
-                guess = max(guess, finite.max())
+            seen.append(losses[np.isfinite(losses)])
         panel.set_xscale("log")
         panel.set_title(method.title, fontsize="medium")
         panel.set_xlabel("learning rate")
-    panels[0].set_ylabel("validation loss, nats")
-    if np.isfinite(lowest):
-        margin = 0.05 * (guess - lowest)
-        panels[0].set_ylim(lowest - margin, lowest + 0.6 * (guess - lowest))
-    panels[-1].legend(title=axis.scaled.replace("_", " "), fontsize="small")
+        panel.tick_params(labelbottom=True)
+    for unused in panels[len(methods) :]:
+        unused.set_axis_off()
+    for row in range(rows):
+        panels[row * columns].set_ylabel("validation loss, nats")
+    finite = np.concatenate(seen)
+    if finite.size:
+        lowest = finite.min()
+        above = 2 * (np.median(finite) - lowest)  # what is higher has long gone wrong
+        panels[0].set_ylim(lowest - 0.1 * above, lowest + above)
+    handles, labels = panels[0].get_legend_handles_labels()
+    title = axis.scaled.replace("_", " ")
+    figure.legend(handles, labels, title=title, fontsize="small", loc="outside right upper")
     figure.suptitle(axis.title)
     figure.savefig(path, dpi=120)
 
@@ -59,5 +66,6 @@ def _line(
     panel.plot(rates, losses, color=colour, marker=".", label=f"×{scale:g}")
     best = optimum(rates, losses)
     if np.isfinite(best.loss):
-        panel.plot(2**best.log2_rate, best.loss, "*", color=colour, markersize=11)
+        height = np.interp(best.log2_rate, np.log2(rates), losses)
+        panel.plot(2**best.log2_rate, height, "*", color=colour, markersize=11)
     return losses
