@@ -230,7 +230,9 @@ class Recorder(Attached):
                 steps=tuple(self._settling),
                 learning_rates=run.learning_rates[:1] * len(self._settling),
                 fslrs={n: tuple(e[n] for e in self._settling.values()) for n in self._shapes},
-            ),
+            )
+            if self._settling
+            else Trajectory(),
             trajectory=Trajectory(
                 steps=tuple(self._steps),
                 learning_rates=tuple(self._rates),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -101,6 +102,17 @@ CASES: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "oddity": lambda: (Oddity(), tokens(6, 5, 11)),
     "writes": lambda: (Writes(), features(5, 4)),
 }
+
+
+def slow(*values: Any) -> Any:
+    """Values of a test that runs with the slow ones."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+# For tests in which each norm takes seconds.
+NORMS_SLOW = [
+    slow(name) if name in ("post-norm", "post-pre-residual", "tied") else name for name in CASES
+]
 
 
 def make(name: str) -> tuple[nn.Module, Tensor]:

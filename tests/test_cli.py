@@ -14,6 +14,7 @@ from torch import nn
 
 import flerm_fx
 from flerm_fx.cli import main
+from tests.cases import slow
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -63,7 +64,7 @@ def test_an_unknown_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) 
     assert "--wide" in err
 
 
-@pytest.mark.parametrize("package", ["typer", "rich", "matplotlib"])
+@pytest.mark.parametrize("package", ["typer", slow("rich"), "matplotlib"])
 def test_a_missing_extra_is_one_line_that_says_how_to_get_it(package: str) -> None:
     script = (
         f"import sys; sys.modules[{package!r}] = None; "

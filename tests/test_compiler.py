@@ -13,7 +13,7 @@ import flerm_fx
 from flerm_fx.start import measure_start
 from models.resmlp import ResMLP
 from models.transformer import Transformer
-from tests.cases import CASES, DataDependent, features, make, tokens
+from tests.cases import CASES, DataDependent, features, make, slow, tokens
 from tests.test_record import target_for
 
 
@@ -33,7 +33,7 @@ def test_the_base_compiled_against_itself_has_multipliers_of_1(name: str) -> Non
         assert multiplier == pytest.approx(1.0, abs=1e-3), parameter
 
 
-@pytest.mark.parametrize("settle", [1, 3, 8])
+@pytest.mark.parametrize("settle", [slow(1), 3, slow(8)])
 def test_so_it_has_for_any_settle(settle: int) -> None:
     torch.manual_seed(0)
     model = Transformer(vocab=17, width=16, depth=1, heads=2, context=8, dropout=0.1)
@@ -44,9 +44,17 @@ def test_so_it_has_for_any_settle(settle: int) -> None:
     assert set(compiled.multipliers.values()) == {1.0}
 
 
-@pytest.mark.parametrize("emit", ["graph", "module", "param_groups"])
-@pytest.mark.parametrize("rule", [torch.optim.Adam, torch.optim.SGD])
-@pytest.mark.parametrize("settle", [1, 6])
+@pytest.mark.parametrize(
+    "settle,rule,emit",
+    [
+        (1, torch.optim.SGD, "graph"),
+        (6, torch.optim.Adam, "module"),
+        (6, torch.optim.Adam, "param_groups"),
+        slow(1, torch.optim.Adam, "module"),
+        slow(6, torch.optim.SGD, "graph"),
+        slow(6, torch.optim.SGD, "param_groups"),
+    ],
+)
 def test_a_start_after_settling_is_met(settle: int, rule: Any, emit: Any) -> None:
     small, large, x, y = wide_pair()
     profile = profile_of(small, x, y, settle=settle, rule=rule, lr=1e-2)
@@ -98,7 +106,7 @@ def wide_pair(norm: Any = "pre") -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
     return small, large, tokens(), tokens(6, 8).roll(1, 1)
 
 
-@pytest.mark.parametrize("norm", ["pre", "post", "post-pre-residual"])
+@pytest.mark.parametrize("norm", ["pre", slow("post"), "post-pre-residual"])
 def test_a_wider_model_meets_the_bases_fslrs(norm: str) -> None:
     small, large, x, y = wide_pair(norm)
     compiled = flerm_fx.compile(large, profile_of(small, x, y))

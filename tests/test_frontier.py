@@ -9,10 +9,10 @@ from torch import nn
 import flerm_fx
 from flerm_fx.frontier import ProbeNodes, probe, unit_update_name
 from flerm_fx.scale import ScaleNodes
-from tests.cases import CASES, DataDependent, features, make, random_updates
+from tests.cases import NORMS_SLOW, DataDependent, features, make, random_updates
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NORMS_SLOW)
 def test_each_epsilon_moves_the_output_by_its_parameters_update(name: str) -> None:
     model, inputs = make(name)
     model.double()

@@ -14,7 +14,7 @@ import flerm_fx
 from flerm_fx import multipliers
 from models.lora import LoRALinear, add_lora
 from models.transformer import Transformer
-from tests.cases import features, make, tokens
+from tests.cases import features, make, slow, tokens
 from tests.test_record import target_for
 
 
@@ -215,8 +215,8 @@ def test_the_base_compiled_against_itself_has_multipliers_of_1(
 
 
 @pytest.mark.parametrize("emit", ["graph", "param_groups"])
-@pytest.mark.parametrize("lr", [1e-4, 1e-3, 1e-2])
-@pytest.mark.parametrize("rank,width", [(16, 16), (1, 16), (16, 48)])
+@pytest.mark.parametrize("lr", [slow(1e-4), 1e-3, slow(1e-2)])
+@pytest.mark.parametrize("rank,width", [(16, 16), slow(1, 16), (16, 48)])
 def test_lora_of_another_rank_and_width_meets_the_bases_fslrs(
     rank: int, width: int, lr: float, emit: Any
 ) -> None:

@@ -16,17 +16,13 @@ import flerm_fx
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.profile import Trajectory
 from models.resmlp import ResMLP
-from tests.cases import features
+from tests.cases import features, slow
 
 EVERY = 3
 X = features(12, 6)
 Y = torch.randint(4, (12,), generator=torch.Generator().manual_seed(2))
 
 Optimizers = list[torch.optim.Optimizer]
-
-
-def slow(value: Any) -> Any:
-    return pytest.param(value, marks=pytest.mark.slow)
 
 
 def net(width: int, seed: int = 0, depth: int = 2) -> nn.Module:

@@ -141,6 +141,7 @@ class Chooses(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # within torch.cond
+@pytest.mark.slow
 def test_torch_cond_is_measured_on_the_branch_that_is_taken() -> None:
     model, x = Chooses(5), features(6, 4)
     assert capture(model, x).graph_module is not None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import flerm_fx
+from tests.cases import slow
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers")
@@ -157,7 +158,7 @@ def test_other_targeted_modules_are_named_and_the_common_ones_matched(
     assert all(check.passed for check in compiled.check())
 
 
-@pytest.mark.parametrize("name", ["gpt2", "dora"])
+@pytest.mark.parametrize("name", ["gpt2", slow("dora")])
 def test_the_base_compiled_against_itself_has_multipliers_of_1(name: str) -> None:
     model = adapted(rank=4, **OPTIONS[name])
     compiled = flerm_fx.compile(model, profile_of(model), method="exact")
@@ -165,6 +166,7 @@ def test_the_base_compiled_against_itself_has_multipliers_of_1(name: str) -> Non
     assert {row.status for row in compiled.assignments} == {"matched"}
 
 
+@pytest.mark.slow
 def test_graph_and_parameter_groups_train_alike_and_leave_frozen_weights() -> None:
     large = adapted("llama", 16).double()
     before = copy.deepcopy(large.state_dict())

@@ -154,16 +154,18 @@ def test_the_learning_rate_and_schedulers_do_not_move_unit_updates() -> None:
     assert profile.trajectory.learning_rates == (5e-3,)
 
 
-def test_a_profile_survives_its_file(tmp_path: Any) -> None:
+@pytest.mark.parametrize("settle", [0, 2])
+def test_a_profile_survives_its_file(settle: int, tmp_path: Any) -> None:
     model, x = make("tied")
     y = target_for(model, x)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
-    with flerm_fx.record(model, optimizer, [x, x + 0], [y, y], every=2) as recorder:
+    with flerm_fx.record(model, optimizer, [x, x + 0], [y, y], every=2, settle=settle) as recorder:
         train(model, optimizer, x, y, 3)
     recorder.profile.save(tmp_path / "base.safetensors")
     loaded = flerm_fx.BaseProfile.load(tmp_path / "base.safetensors")
     assert loaded.start == recorder.profile.start
-    assert loaded.trajectory.fslrs == recorder.profile.trajectory.fslrs
+    assert vars(loaded.settling) == vars(recorder.profile.settling)
+    assert vars(loaded.trajectory) == vars(recorder.profile.trajectory)
     assert dict(loaded.optimizer.settings)["betas"] == (0.9, 0.95)
     assert len(loaded.pool) == 2
 

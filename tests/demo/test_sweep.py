@@ -30,6 +30,7 @@ def corpus() -> Corpus:
     return Corpus(text, text[:1000], files=1)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_training_at_every_rate(corpus: Corpus) -> None:
     steps: Counter[str] = Counter()
     arms = [ARM, Arm("width 32", 32)]

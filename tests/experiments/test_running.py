@@ -77,6 +77,7 @@ def test_equal_masses_are_1_over_the_number_of_tensors(tmp_path: Path) -> None:
         assert math.isclose(found["equal-split"][name] / equal, share * target / base, rel_tol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_run_once_and_reported(tmp_path: Path) -> None:
     store, console = Store(tmp_path), Console(file=io.StringIO(), width=150)
     methods = [

@@ -7,7 +7,7 @@ from torch import nn
 import flerm_fx
 from flerm_fx.capture import capture
 from flerm_fx.probe.paper import combine, factors, paper
-from tests.cases import features, make, random_updates
+from tests.cases import features, make, random_updates, slow
 
 
 def test_factors_are_the_papers_sums() -> None:
@@ -19,7 +19,7 @@ def test_factors_are_the_papers_sums() -> None:
     assert factors(torch.tensor(3.0), "kronecker").tolist() == [9.0, 9.0]
 
 
-@pytest.mark.parametrize("name", ["mlp", "pre-norm"])
+@pytest.mark.parametrize("name", ["mlp", slow("pre-norm")])
 def test_full_cov_is_unbiased(name: str) -> None:
     model, inputs = make(name)
     updates = random_updates(model)
