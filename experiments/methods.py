@@ -5,7 +5,7 @@ from typing import Literal
 
 from flerm_fx.probe.planner import Method as Estimator
 
-Kind = Literal["standard", "mup", "compile", "walk", "match"]
+Kind = Literal["standard", "mup", "compile", "match"]
 
 Mass = Literal["recorded", "root", "equal", "equal-split"]
 
@@ -22,9 +22,7 @@ class Method:
     Attributes:
         key: names it on the command line and in files.
         title: names it in tables.
-        kind: ``"compile"`` finds multipliers once, at the start; ``"match"`` at each of ``at``;
-            ``"walk"`` so for ``walk`` steps from the start at the base's best rate, which are then
-            undone: the run has the last of them, or their geometric mean.
+        kind: ``"compile"`` finds multipliers once, at the start; ``"match"`` at each of ``at``.
         settle: as for :func:`flerm_fx.record`.
         seeds: base models, under as many seeds, whose profiles are averaged.
         estimator: ``method`` of :func:`flerm_fx.measure`.
@@ -33,7 +31,6 @@ class Method:
             their changes of the function are orthogonal; or, the paper's ablations, equal ones,
             1/L for each of the target's L tensors, or 1/L for each of the base's, split over depth.
         at: the steps to match at.
-        walk, mean: for ``"walk"``, see above.
     """
 
     key: str
@@ -44,8 +41,6 @@ class Method:
     estimator: Estimator = "auto"
     mass: Mass = "recorded"
     at: tuple[int, ...] = EVERY_100
-    walk: int = 33
-    mean: bool = False
 
     @property
     def own_base(self) -> bool:
@@ -55,7 +50,7 @@ class Method:
     @property
     def trajectory(self) -> bool:
         """Whether the base is to be trained, and recorded on the way."""
-        return self.kind in ("walk", "match")
+        return self.kind == "match"
 
     @property
     def recorded(self) -> str:
@@ -77,8 +72,6 @@ METHODS: dict[str, Method] = {
         Method("settle-8", "compile, settle 8", "compile", settle=8),
         Method("settle-32", "compile, settle 32", "compile", settle=32),
         Method("settle-100", "compile, settle 100", "compile", settle=100),
-        Method("walk", "compile, along 33 steps", "walk", at=POWERS_OF_2),
-        Method("walk-mean", "compile, mean of 33 steps", "walk", at=POWERS_OF_2, mean=True),
         Method("root", "compile, split by the root", "compile", mass="root"),
         Method("equal", "equal masses", "compile", mass="equal"),
         Method("equal-split", "equal masses, split over depth", "compile", mass="equal-split"),

@@ -44,7 +44,7 @@ def run(
             do(f"{axis.title}: base", _trainings(axis, standard, [1], seeds, store), store)
             rate = best_rate(axis, store, seeds)
             do(f"{axis.title}: profiles", _recordings(axis, chosen, rate, store), store)
-            do(f"{axis.title}: multipliers", _compilings(axis, chosen, seeds, rate, store), store)
+            do(f"{axis.title}: multipliers", _compilings(axis, chosen, seeds, store), store)
             trainings = [
                 training
                 for method in chosen
@@ -132,7 +132,7 @@ def _needs(
 ) -> tuple[Path | None, Path | None]:
     if method.kind == "match":
         return store.profile(axis.key, method.recorded), None
-    if method.kind in ("compile", "walk"):
+    if method.kind == "compile":
         return None, store.multipliers(axis.key, method.key, scale, seed)
     return None, None
 
@@ -142,7 +142,7 @@ def _recordings(
 ) -> Iterable[Recording]:
     paths: dict[Path, Method] = {}
     for method in methods:
-        if method.kind in ("compile", "walk", "match"):
+        if method.kind in ("compile", "match"):
             paths.setdefault(store.profile(axis.key, method.recorded), method)
     for path, method in paths.items():
         if not path.exists():
@@ -150,17 +150,17 @@ def _recordings(
 
 
 def _compilings(
-    axis: Axis, methods: Sequence[Method], seeds: int, rate: float, store: Store
+    axis: Axis, methods: Sequence[Method], seeds: int, store: Store
 ) -> Iterable[Compiling]:
     for method in methods:
-        if method.kind not in ("compile", "walk"):
+        if method.kind != "compile":
             continue
         profile = store.profile(axis.key, method.recorded)
         for scale in scales_of(axis, method):
             for seed in range(seeds):
                 path = store.multipliers(axis.key, method.key, scale, seed)
                 if not path.exists():
-                    yield Compiling(axis, method, scale, seed, rate, profile, path)
+                    yield Compiling(axis, method, scale, seed, profile, path)
 
 
 def _cost(work: Work) -> float:

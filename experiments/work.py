@@ -3,7 +3,7 @@
 import json
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -65,13 +65,12 @@ class Recording:
 
 @dataclass(frozen=True)
 class Compiling:
-    """Find the multipliers of one model, and save them; ``rate`` is that of a walk."""
+    """Find the multipliers of one model, and save them."""
 
     axis: Axis
     method: Method
     scale: float
     seed: int
-    rate: float
     profile: Path
     path: Path
 
@@ -81,36 +80,18 @@ class Compiling:
         base = flerm_fx.BaseProfile.load(self.profile)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            found = (self._walked if self.method.kind == "walk" else self._compiled)(model, base)
+            compiled = flerm_fx.compile(
+                model,
+                base,
+                emit="param_groups",
+                method=self.method.estimator,
+                optimizer=_custom(self.axis),
+            )
+        found = multipliers(compiled, self.method)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".part")
         temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
         temporary.replace(self.path)
-
-    def _compiled(self, model: nn.Module, base: flerm_fx.BaseProfile) -> dict[str, float]:
-        compiled = flerm_fx.compile(
-            model,
-            base,
-            emit="param_groups",
-            method=self.method.estimator,
-            optimizer=_custom(self.axis),
-        )
-        return multipliers(compiled, self.method)
-
-    def _walked(self, model: nn.Module, base: flerm_fx.BaseProfile) -> dict[str, float]:
-        axis = replace(self.axis, steps=self.method.walk)
-        run = optimizers(
-            axis.optimizer, model, self.rate, swept=axis.swept, other_rate=axis.other_rate
-        )
-        with flerm_fx.match(
-            model, run, base, at=self.method.at, method=self.method.estimator
-        ) as matcher:
-            train(model, run, data.load(axis.data), axis, PROBE_SEED)
-        found = [m.multipliers for m in matcher.history[0 if self.method.mean else -1 :]]
-        return {
-            name: math.exp(sum(math.log(each[name]) for each in found) / len(found))
-            for name in found[0]
-        }
 
 
 @dataclass(frozen=True)
