@@ -17,7 +17,7 @@ from flerm_fx.dump.model_explorer import write_model_explorer
 from flerm_fx.dump.operations import operations_to_dot
 from flerm_fx.dump.render import render
 from flerm_fx.dump.table import to_table
-from flerm_fx.dump.write import write, writing
+from flerm_fx.dump.write import check_writable, write, writing
 from flerm_fx.errors import InputError
 from flerm_fx.inputs import Inputs
 from flerm_fx.profile import BaseProfile
@@ -88,6 +88,8 @@ def dump(
         expected = ", ".join(repr(name) for name in get_args(Format))
         raise InputError(f"dump: format is one of {expected}, and not {format!r}")
     _check_options(format, path, level, focus)
+    if path is not None and format != "model-explorer":
+        check_writable(path)
     content: str | bytes
     if format == "table":
         content = to_table(assignments)

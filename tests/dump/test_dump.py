@@ -469,7 +469,7 @@ def test_text_is_written_to_a_path_and_returned(
 
 
 def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "missing" / "dump.txt"):
+    for path in (tmp_path, tmp_path / "missing" / "dump.txt", tmp_path / "null\0byte"):
         with pytest.raises(InputError, match="cannot write to") as raised:
             dump([one()], None, path=path)
         assert repr(str(path)) in str(raised.value)

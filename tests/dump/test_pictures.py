@@ -203,6 +203,21 @@ def test_a_path_that_cannot_be_written(
         dump(*mixer, format, tmp_path / "missing" / "file")
 
 
+def test_a_path_is_tried_before_anything_is_drawn(
+    mixer: Dumped, fake_dot: Any, tmp_path: Path
+) -> None:
+    fake_dot("exit 1")
+    with pytest.raises(InputError, match="cannot write to"):
+        dump(*mixer, "svg", tmp_path)
+    file, kept = tmp_path / "new.svg", tmp_path / "old.svg"
+    kept.write_text("old")
+    for path in (file, kept):
+        with pytest.raises(FlermError, match="failed to draw"):
+            dump(*mixer, "svg", path)
+    assert not file.exists()
+    assert kept.read_text() == "old"
+
+
 def test_a_png_that_nobody_could_read(fake_dot: Any) -> None:
     fake_dot("echo 'graph 1 90.5 800'")
     with pytest.raises(FlermError, match="90 × 800 inches, too much for a png .* use 'svg'"):
