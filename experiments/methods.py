@@ -23,7 +23,7 @@ class Method:
         key: names it on the command line and in files.
         title: names it in tables.
         kind: ``"compile"`` finds multipliers once, at the start; ``"match"`` at each of ``at``.
-        settle: as for :func:`flerm_fx.record`.
+        settle: as for :func:`flerm_fx.record`, but no more than a run has steps.
         seeds: base models, under as many seeds, whose profiles are averaged.
         estimator: ``method`` of :func:`flerm_fx.measure`.
         mass: whose FSLRs are met: the base's as recorded, a parameter's split equally over those
@@ -64,17 +64,17 @@ METHODS: dict[str, Method] = {
     for method in (
         Method("standard", "standard", "standard"),
         Method("mup", "muP", "mup"),
-        Method("compile", "compile", "compile"),
+        Method("compile", "compile", "compile", settle=100),
+        Method("first-step", "compile, first step", "compile"),
         Method("match", "match, every 100 steps", "match"),
         Method("match-log", "match, at powers of 2", "match", at=POWERS_OF_2),
         Method("paper", "the paper's estimator", "match", estimator="kronecker"),
-        Method("one-seed", "compile, one base", "compile", seeds=1),
-        Method("settle-8", "compile, settle 8", "compile", settle=8),
-        Method("settle-32", "compile, settle 32", "compile", settle=32),
-        Method("settle-100", "compile, settle 100", "compile", settle=100),
-        Method("root", "compile, split by the root", "compile", mass="root"),
-        Method("equal", "equal masses", "compile", mass="equal"),
-        Method("equal-split", "equal masses, split over depth", "compile", mass="equal-split"),
+        Method("one-seed", "compile, one base", "compile", settle=100, seeds=1),
+        Method("settle-10", "compile, 10 steps", "compile", settle=10),
+        Method("settle-30", "compile, 30 steps", "compile", settle=30),
+        Method("root", "compile, split by the root", "compile", settle=100, mass="root"),
+        Method("equal", "equal masses", "compile", settle=100, mass="equal"),
+        Method("equal-split", "equal, split over depth", "compile", settle=100, mass="equal-split"),
     )
 }
 """All methods, by key."""

@@ -24,6 +24,7 @@ BASE_SEED = 1_000
 """Seed of the first base model that is recorded; those of the runs are others."""
 
 SETTLING_BATCHES = 20
+"""To train on while settling, beside the one that FSLRs are measured on."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,15 @@ class Recording:
         run = optimizers(
             axis.optimizer, model, self.rate, swept=axis.swept, other_rate=axis.other_rate
         )
-        pool = probe(axis, method.settle)
+        settle = min(method.settle, axis.steps)
+        pool = probe(axis, settle)
         with flerm_fx.record(
             model,
             run,
             [x for x, _ in pool],
             [y for _, y in pool],
             at=method.at,
-            settle=method.settle,
+            settle=settle,
             method=method.estimator,
         ) as recorder:
             if method.trajectory:
@@ -136,7 +138,7 @@ def build(axis: Axis, scale: float, seed: int) -> nn.Module:
 def probe(axis: Axis, settle: int) -> list[Batch]:
     """The batches of a start: one, and others to settle on where it does."""
     generator = torch.Generator().manual_seed(PROBE_SEED)
-    count = SETTLING_BATCHES if settle else 1
+    count = 1 + (SETTLING_BATCHES if settle else 0)
     return [data.load(axis.data).sample(axis.batch, generator) for _ in range(count)]
 
 

@@ -42,7 +42,7 @@ from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
 from flerm_fx.profile import BaseProfile
 from flerm_fx.scale import is_scale
-from flerm_fx.start import MODEL_LOSS, StartProcedure, measure_settling, measure_start
+from flerm_fx.start import MODEL_LOSS, StartProcedure, measure_settling, measure_start, start_of
 from flerm_fx.update_rule import UpdateRule, group_settings, node_multiplier, node_scale
 
 if TYPE_CHECKING:
@@ -463,7 +463,7 @@ class CompiledModel(ScaledModel):
                 return {name: m / held[name] for name, m in self._settling[step].items()}
 
             found = measure_settling(captured, self.procedure, follow, draw_seed=CHECK_SEED)
-            measured[0] = found[self.procedure.settle]
+            measured[0] = start_of(found)
         # Through scale nodes the unit update of w already moves θ by m; in groups it does not.
         factors = multipliers or dict.fromkeys(self.multipliers, 1.0)
         return tuple(

@@ -16,7 +16,7 @@ from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.prober import Prober
 from flerm_fx.profile import BaseProfile
 from flerm_fx.scale import parameter_nodes
-from flerm_fx.start import StartProcedure, answers_to, measure_settling, measure_start
+from flerm_fx.start import StartProcedure, answers_to, measure_settling, measure_start, start_of
 
 NOISE = 2.0
 """An FSLR below this many standard errors is not told from zero."""
@@ -92,7 +92,7 @@ def assigned(
         }
         return settling[step]
 
-    start = measure_settling(captured, procedure, follow, prober=prober)[procedure.settle]
+    start = start_of(measure_settling(captured, procedure, follow, prober=prober))
     rows = assign(start, late)
     moving: frozenset[str] = frozenset()
     if not procedure.settle:

@@ -160,9 +160,9 @@ class BaseProfile:
         graph: the parameter graph.
         optimizer: the update rule of the recorded run; the first of them where it had several.
         learning_rate: learning rate of the run when recording began, of that optimizer.
-        settle: simulated steps before the start was measured.
-        settling: FSLRs at those of these steps at which a target is matched on its way to the
-            start, see :func:`flerm_fx.schedule.settling_steps`.
+        settle: simulated steps to the start.
+        settling: FSLRs at those of these steps at which a target is matched on its way, see
+            :func:`flerm_fx.schedule.settling_steps`; the start is the mean over the last of them.
         resolve_after: further simulated steps before the late start; 0 if it was turned off.
         loss: name in ``torch.nn.functional``, or ``"output.loss"`` for one that the model returns;
             ``None`` for a loss that the caller passed.
@@ -251,11 +251,12 @@ class BaseProfile:
         ]
         if self.late:
             described.append(("late", self.late))
-        if self.settling.steps != settling_steps(self.settle)[:-1]:
+        expected = settling_steps(self.settle) if self.settle else ()
+        if self.settling.steps != expected:
             raise ProfileError(
                 f"settle is {self.settle}, and FSLRs were measured at steps {self.settling.steps} "
-                f"before the start; expected {settling_steps(self.settle)[:-1]}, as this version's "
-                "flerm_fx.record measures them: record again"
+                f"on the way; expected {expected}, as this version's flerm_fx.record measures "
+                "them: record again"
             )
         if self.settling.steps:
             described.append(("settling", self.settling.fslrs))

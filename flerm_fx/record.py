@@ -23,8 +23,8 @@ from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
 from flerm_fx.profile import BaseProfile, Trajectory
 from flerm_fx.running import RunningProber
-from flerm_fx.schedule import Schedule
-from flerm_fx.start import MODEL_LOSS, StartProcedure, measure_settling, measure_start
+from flerm_fx.schedule import Schedule, default_settle
+from flerm_fx.start import MODEL_LOSS, StartProcedure, measure_settling, measure_start, start_of
 
 TRAJECTORY = 2.0
 """How many times the start's relative error a point of the trajectory may have."""
@@ -40,7 +40,7 @@ def record(
     output_fn: OutputFn | None = None,
     every: int = 100,
     at: Iterable[int] | None = None,
-    settle: int = 0,
+    settle: int | None = None,
     resolve_after: int = 4,
     method: Method = "auto",
     rtol: float = 0.05,
@@ -73,9 +73,12 @@ def record(
         every: steps between measurements of the trajectory.
         at: the steps to measure at, in place of every so many; what happens at first happens fast,
             so that powers of two show more than equal distances.
-        settle: simulated steps before the start is measured; 0 is the paper's first step. Of more,
-            FSLRs are measured at steps 0, 1, 2, 4, 8, ... as well, at which :func:`compile` matches
-            its target on the way.
+        settle: simulated steps to the start; 0 is the paper's first step. Of more, FSLRs are
+            measured at steps 0, 1, 2, 4, 8, ..., ``settle``, at each of which :func:`compile`
+            matches its target on the way, and the start is the mean over those from a quarter of
+            ``settle`` on. By default five passes over the batches of the pool, of which there is
+            none where it is a single batch, and at most 100: enough for the best rate to transfer
+            on all models that were tried, where the first step is not.
         resolve_after: further simulated steps before the *late* start is measured, where a
             parameter's FSLR at the start is exactly 0; 0 leaves such a parameter unresolved.
         method: as for :func:`flerm_fx.measure`.
@@ -142,7 +145,7 @@ class Recorder(Attached):
         output_fn: OutputFn | None = None,
         every: int = 100,
         at: Iterable[int] | None = None,
-        settle: int = 0,
+        settle: int | None = None,
         resolve_after: int = 4,
         method: Method = "auto",
         rtol: float = 0.05,
@@ -151,18 +154,17 @@ class Recorder(Attached):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"model must be an nn.Module, got {type(model).__name__}")
-        for name, value, least in (
-            ("settle", settle, 0),
-            ("resolve_after", resolve_after, 0),
-        ):
-            if type(value) is not int or value < least:
-                raise InputError(f"{name} must be a whole number of at least {least}, got {value}")
+        for name, value in (("settle", settle), ("resolve_after", resolve_after)):
+            unset = name == "settle" and value is None
+            if not unset and (type(value) is not int or value < 0):
+                raise InputError(f"{name} must be a whole number of at least 0, got {value}")
         schedule = Schedule(every, at)
         if method not in METHODS:
             raise InputError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
         ranks = Ranks.of(model)
         model = unwrapped(model)
         pool = ranks.agreed(detached(probe_pool(inputs, targets)))
+        settle = default_settle(len(pool)) if settle is None else settle
         own_loss = loss_fn is None and pool[0][1] is None
         loss = None if own_loss else resolve(loss_fn, pool[0][1])
         optimizers = listed(optimizer)
@@ -185,8 +187,8 @@ class Recorder(Attached):
         self._shapes = {name: tuple(p.shape) for name, p in twin.parameters.items()}
         prober = Prober(twin, ranks)
         on_the_way = measure_settling(twin, self.procedure, prober=prober)
-        self._start = on_the_way.pop(settle)
-        self._settling = on_the_way
+        self._start = start_of(on_the_way)
+        self._settling = on_the_way if settle else {}
         # Exactly 0: an FSLR within rounding, such as that of an attention key's bias, is as small
         # at any later step.
         at_zero = any(e.value == 0 and self._graph.nodes[n]["op"] for n, e in self._start.items())

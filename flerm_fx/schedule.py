@@ -35,6 +35,24 @@ class Schedule:
         return step % self._every == 0 if self._at is None else step in self._at
 
 
+SETTLE = 100
+"""Settling steps by default, where the pool has batches for them."""
+
+PASSES = 5
+"""How often each batch of the pool is trained on while settling by default, at most."""
+
+
+def default_settle(batches: int) -> int:
+    """Settling steps for a pool of so many batches, the first of which is only probed on.
+
+    A model that learns few batches by heart settles elsewhere than in training.
+
+    >>> default_settle(1), default_settle(5), default_settle(50)
+    (0, 20, 100)
+    """
+    return min(SETTLE, PASSES * (batches - 1))
+
+
 def settling_steps(settle: int) -> tuple[int, ...]:
     """The simulated steps at which FSLRs are measured, and a target is matched.
 
@@ -43,3 +61,12 @@ def settling_steps(settle: int) -> tuple[int, ...]:
     """
     earlier = (0, *(2**k for k in range(settle.bit_length())))
     return (*(step for step in earlier if step < settle), settle)
+
+
+def start_steps(settle: int) -> tuple[int, ...]:
+    """Those of them that the start is the mean over: one step's FSLRs are those of one batch.
+
+    >>> start_steps(0), start_steps(10), start_steps(100)
+    ((0,), (4, 8, 10), (32, 64, 100))
+    """
+    return tuple(step for step in settling_steps(settle) if step >= settle / 4)

@@ -26,7 +26,7 @@ from flerm_fx.optimizers import Optimizers
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
 from flerm_fx.probe.prober import Prober
-from flerm_fx.schedule import settling_steps
+from flerm_fx.schedule import settling_steps, start_steps
 from flerm_fx.update_rule import group_settings
 
 MODEL_LOSS = "output.loss"
@@ -34,10 +34,6 @@ MODEL_LOSS = "output.loss"
 
 AVERAGED_STEPS = 4
 """A late start is averaged over this many last steps (fewer if fewer were taken)."""
-
-ON_THE_WAY = 2.0
-"""Times the relative error of the start, that of the measurements before it: the multipliers made
-from them only set the way there."""
 
 ANSWER = 1e-3
 """Relative change of a unit update that is worth another measurement: a tenth of what ``check()``
@@ -128,7 +124,7 @@ def measure_settling(
     draw_seed: int | None = None,
     prober: Prober | None = None,
 ) -> dict[int, dict[str, Estimate]]:
-    """FSLRs of the unit updates at each settling step, the last of which is the start.
+    """FSLRs of the unit updates at each settling step, of which :func:`start_of` makes the start.
 
     The steps are :func:`flerm_fx.schedule.settling_steps`.
 
@@ -148,6 +144,8 @@ def measure_settling(
     probe = to_device(procedure.pool[0], device_of(captured.model))
     found: dict[int, dict[str, Estimate]] = {}
     wanted = settling_steps(procedure.settle)
+    # Errors of several steps are independent, and their mean has less.
+    rtol = min(procedure.rtol * math.sqrt(len(start_steps(procedure.settle))), 0.99)
     steps = _unit_updates(captured, procedure, None)
     with contextlib.closing(steps):
         step, multipliers = 0, None
@@ -155,18 +153,25 @@ def measure_settling(
             before, updates, rounding = steps.send(multipliers)
             multipliers = None
             if step in wanted:
-                last = step == procedure.settle
-                rtol = procedure.rtol if last else min(ON_THE_WAY * procedure.rtol, 0.99)
                 estimates = _estimate(
                     prober, replace(procedure, rtol=rtol), before, updates, probe, draws, step
                 )
                 found[step] = {
                     name: _rounded(e) if name in rounding else e for name, e in estimates.items()
                 }
-                if follow is not None and not last:
+                if follow is not None and step < procedure.settle:
                     multipliers = follow(step, found[step])
             step += 1
     return found
+
+
+def start_of(found: Mapping[int, Mapping[str, Estimate]]) -> dict[str, Estimate]:
+    """The start: the mean over the last of the settling steps.
+
+    The steps are :func:`flerm_fx.schedule.start_steps`.
+    """
+    averaged = [found[step] for step in start_steps(max(found))]
+    return {name: _mean([each[name] for each in averaged]) for name in averaged[0]}
 
 
 def measure_start(

@@ -22,6 +22,7 @@ def profile_of(
     model: nn.Module, x: Any, y: Any, lr: float = 1e-3, rule: Any = torch.optim.Adam, **options: Any
 ) -> flerm_fx.BaseProfile:
     optimizer = rule([p for p in model.parameters() if p.requires_grad], lr=lr)
+    options.setdefault("settle", 0)
     return flerm_fx.record(model, optimizer, x, y, method="exact", **options).profile
 
 
@@ -122,10 +123,11 @@ def test_a_late_start_leaves_the_start_as_it_is(steps: list[int]) -> None:
 def test_the_late_start_is_the_mean_over_so_many_more_steps() -> None:
     x, y = POOL
     late = profile_of(lora(2, dropout=0.1), x, y, resolve_after=3)
-    settled = [profile_of(lora(2, dropout=0.1), x, y, settle=k).start for k in range(4)]
+    settled = profile_of(lora(2, dropout=0.1), x, y, settle=3).settling
     assert late.resolve_after == 3
+    assert settled.steps == (0, 1, 2, 3)
     for name, estimate in late.late.items():
-        mean = sum(start[name].value for start in settled) / 4
+        mean = sum(settled.at(step)[name].value for step in settled.steps) / 4
         assert estimate.value == pytest.approx(mean, rel=1e-5)
         assert estimate.value > 0
 

@@ -63,7 +63,7 @@ def trajectory(scale: float = 1.0) -> Trajectory:
 
 
 def settling(settle: int, scale: float = 2.0) -> Trajectory:
-    steps = settling_steps(settle)[:-1]
+    steps = settling_steps(settle) if settle else ()
     found = estimates(scale)
     return Trajectory(steps, (0.1,) * len(steps), {n: (found[n],) * len(steps) for n in NAMES})
 
