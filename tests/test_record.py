@@ -134,6 +134,16 @@ def test_settling_measures_later_steps(settle: int) -> None:
         assert estimate.value == pytest.approx(mean, rel=1e-3)
 
 
+@pytest.mark.parametrize("batches,settle", [(1, 0), (3, 10)])
+def test_by_default_the_pool_is_passed_five_times(batches: int, settle: int) -> None:
+    model, x = make("mlp")
+    y = target_for(model, x)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    profile = flerm_fx.record(model, optimizer, [x] * batches, [y] * batches).profile
+    assert profile.settle == settle
+    assert profile.settling.steps == (settling_steps(settle) if settle else ())
+
+
 def test_the_learning_rate_and_schedulers_do_not_move_unit_updates() -> None:
     starts = []
     for scale in (1.0, 0.01):

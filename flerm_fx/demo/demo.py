@@ -20,6 +20,9 @@ from flerm_fx.demo.settings import Settings
 from flerm_fx.demo.sweep import Arm, build, sweep
 from flerm_fx.errors import InputError
 
+BATCHES = 21
+"""Of the probe pool: one to measure on, and others to settle on."""
+
 
 def run_demo(settings: Settings, console: Console) -> tuple[Curve, Curve, Curve]:
     """Tune a small language model, and see what its learning rate is worth on a larger one.
@@ -82,13 +85,13 @@ def record_base(arm: Arm, rate: float, corpus: Corpus, settings: Settings, path:
     model = build(arm, settings)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     generator = torch.Generator().manual_seed(settings.task.seed)
-    inputs, targets = sample_windows(
-        corpus.train, settings.task.batch, settings.task.context, generator
-    )
-    # compile() uses the start of training, which is measured on entering: no step is needed.
-    with flerm_fx.record(model, optimizer, inputs, targets) as recorder:
-        pass
-    recorder.profile.save(path)
+    task = settings.task
+    batches = [
+        sample_windows(corpus.train, task.batch, task.context, generator) for _ in range(BATCHES)
+    ]
+    inputs, targets = ([batch[i] for batch in batches] for i in (0, 1))
+    # compile() uses the start, which is measured at once on a copy: nothing is trained here.
+    flerm_fx.record(model, optimizer, inputs, targets).profile.save(path)
 
 
 def to_table(curves: Sequence[Curve]) -> Table:
