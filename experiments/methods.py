@@ -79,5 +79,8 @@ METHODS: dict[str, Method] = {
 }
 """All methods, by key."""
 
+QUICK = ("standard", "compile")
+"""What a quick run trains by."""
+
 MAIN = ("standard", "compile", "match")
 """What every axis is trained by; others where they are asked for, or apply (muP: width)."""

@@ -1,6 +1,7 @@
 """Tables and pictures of what was found."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def write(axes: Sequence[Axis], store: Store, seeds: int, page: Path | None) -> 
 
     folder = store.folder if page is None else page.parent / page.stem
     folder.mkdir(parents=True, exist_ok=True)
-    text = []
+    text = list(summary(axes, store, seeds))
     for axis in axes:
         found = list(rows(axis, store, seeds))
         if not found:
@@ -77,6 +78,25 @@ def write(axes: Sequence[Axis], store: Store, seeds: int, page: Path | None) -> 
         text += [line(COLUMNS), line(["---"] * len(COLUMNS)), *map(line, found), ""]
     if page is not None:
         put(page, "transfer", text)
+
+
+def summary(axes: Sequence[Axis], store: Store, seeds: int) -> Iterator[str]:
+    """One table of all axes: shift and regret by every method, a row for each scale."""
+    table: list[tuple[Axis, float, dict[str, str]]] = []
+    for axis in axes:
+        cells: dict[float, dict[str, str]] = defaultdict(dict)
+        for key in METHODS:
+            for found in transfers(axis, METHODS[key], store, seeds):
+                cells[found.scale][key] = f"{found.shift:+.1f}, {found.regret:.3f}"
+        table += [(axis, scale, cells[scale]) for scale in sorted(cells)]
+    keys = [key for key in METHODS if any(key in row for _, _, row in table)]
+    if keys:
+        yield from ("## All axes", "", "Shift in octaves, and regret in nats.", "")
+        yield line(["axis", "scale", *(METHODS[key].title for key in keys)])
+        yield line(["---"] * (2 + len(keys)))
+        for axis, scale, row in table:
+            yield line([axis.title, f"{scale:g}", *(row.get(key, "") for key in keys)])
+        yield ""
 
 
 def put(page: Path, name: str, text: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from flerm_fx.demo.results import to_results
 from flerm_fx.demo.settings import Settings
 from flerm_fx.demo.sweep import Arm, build, sweep
 from flerm_fx.errors import InputError
+from flerm_fx.inputs import Inputs
 
 BATCHES = 21
 """Of the probe pool: one to measure on, and others to settle on."""
@@ -89,7 +90,8 @@ def record_base(arm: Arm, rate: float, corpus: Corpus, settings: Settings, path:
     batches = [
         sample_windows(corpus.train, task.batch, task.context, generator) for _ in range(BATCHES)
     ]
-    inputs, targets = ([batch[i] for batch in batches] for i in (0, 1))
+    inputs: list[Inputs] = [batch[0] for batch in batches]
+    targets = [batch[1] for batch in batches]
     # compile() uses the start, which is measured at once on a copy: nothing is trained here.
     flerm_fx.record(model, optimizer, inputs, targets).profile.save(path)
 
