@@ -82,5 +82,5 @@ METHODS: dict[str, Method] = {
 QUICK = ("standard", "compile")
 """What a quick run trains by."""
 
-MAIN = ("standard", "compile", "match")
-"""What every axis is trained by; others where they are asked for, or apply (muP: width)."""
+MAIN = ("standard", "mup", "compile", "first-step", "match", "paper")
+"""What every axis is trained by, muP where it applies; the others are ablations."""

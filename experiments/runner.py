@@ -31,7 +31,7 @@ def run(
 
     Args:
         axes: in turn.
-        methods: of each; those for widths alone are left out elsewhere.
+        methods: of each; muP is left out where it does not apply.
         seeds: of the runs, counted from 0.
         store: where results go.
         console: shows progress.
@@ -39,7 +39,7 @@ def run(
     """
     with _processes(jobs, console) as do:
         for axis in axes:
-            chosen = [m for m in methods if m.kind != "mup" or axis.scaled == "width_multiplier"]
+            chosen = [m for m in methods if m.kind != "mup" or mup_applies(axis)]
             standard = METHODS["standard"]
             do(f"{axis.title}: base", _trainings(axis, standard, [1], seeds, store), store)
             rate = best_rate(axis, store, seeds)
@@ -51,6 +51,11 @@ def run(
                 for training in _trainings(axis, method, scales_of(axis, method), seeds, store)
             ]
             do(f"{axis.title}: runs", trainings, store)
+
+
+def mup_applies(axis: Axis) -> bool:
+    """muP is for widths, and the package's ``MuAdam`` for Adam."""
+    return axis.scaled == "width_multiplier" and axis.optimizer == "adam"
 
 
 def in_processes(
