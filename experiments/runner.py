@@ -54,7 +54,7 @@ def run(
 
 
 def mup_applies(axis: Axis) -> bool:
-    """muP is for widths, and the package's ``MuAdam`` for Adam."""
+    """Whether it does: widths, and, by the package's ``MuAdam``, Adam."""
     return axis.scaled == "width_multiplier" and axis.optimizer == "adam"
 
 
