@@ -17,8 +17,8 @@ from flerm_fx.errors import CaptureWarning
 from models.transformer import Transformer
 
 LEARNING_RATE = 1e-3
-SETTLE = (0, 10)
-"""Simulated steps before the start."""
+SETTLE = {"transformer-6": (0, 10, 100), "gpt2": (0, 10)}
+"""Simulated steps to the start; 100 of GPT-2 take half an hour on 2 cores."""
 
 Pair = tuple[Case, nn.Module]
 """The target, and the smaller model that it is compiled for."""
@@ -55,7 +55,7 @@ def run(keys: Sequence[str], settings: Settings, progress: Progress) -> Iterator
         case, base = _BUILDERS[key](settings.quick)
         case.on(settings.device)
         base.to(settings.device)
-        for settle in SETTLE:
+        for settle in SETTLE[key]:
             progress(f"{key}: settle = {settle}")
             yield measure(case, base, settle, settings)
 

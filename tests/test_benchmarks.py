@@ -33,7 +33,7 @@ def test_a_quick_run_measures_writes_and_draws(tmp_path: Path) -> None:
         assert all(0 < ratio < math.inf for ratio in ratios)
         # Tiny batches leave little to tell: the estimators' own tests hold them to account.
         assert statistics.median(m.error for m in case.methods if m.method == "sampled") < 1
-    assert {r.settle for r in found.compiling} == {0, 10}
+    assert {r.settle for r in found.compiling} == {0, 10, 100}
     for result in [*found.compiling, found.scaling.large]:  # type: ignore[union-attr]
         assert math.isclose(sum(result.stages.values()), result.steps, rel_tol=0.5)
         assert all(0 < steps < math.inf for steps in result.stages.values())
