@@ -77,8 +77,8 @@ def record(
             measured at steps 0, 1, 2, 4, 8, ..., ``settle``, at each of which :func:`compile`
             matches its target on the way, and the start is the mean over those from a quarter of
             ``settle`` on. By default five passes over the batches of the pool, of which there is
-            none where it is a single batch, and at most 100: enough for the best rate to transfer
-            on all models that were tried, where the first step is not.
+            none where it is a single batch, and at most 100: after fewer, the best rate of MLPs
+            moves by up to an octave and more.
         resolve_after: further simulated steps before the *late* start is measured, where a
             parameter's FSLR at the start is exactly 0; 0 leaves such a parameter unresolved.
         method: as for :func:`flerm_fx.measure`.
