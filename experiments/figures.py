@@ -63,6 +63,8 @@ def _line(
 ) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
     rates = axis.grid.rates
     losses = seed_mean(results, scale, rates, seeds)
+    if np.isnan(losses).all():
+        return losses
     panel.plot(rates, losses, color=colour, marker=".", label=f"×{scale:g}")
     best = optimum(rates, losses)
     if np.isfinite(best.loss):
