@@ -134,9 +134,7 @@ def test_a_and_b_meet_the_bases_fslrs_at_another_rank(name: str) -> None:
     torch.testing.assert_close(folded(X).logits, large(X).logits, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "more,fewer", [("target", "base"), pytest.param("base", "target", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("more,fewer", [slow("target", "base"), slow("base", "target")])
 def test_other_targeted_modules_are_named_and_the_common_ones_matched(
     more: str, fewer: str
 ) -> None:

@@ -344,6 +344,7 @@ def test_equal_scales_share_a_scaled_input() -> None:
     }
 
 
+@pytest.mark.slow
 def test_it_never_costs_more_elements_than_the_nodes() -> None:
     for name in CASES:
         model, inputs = make(name)
