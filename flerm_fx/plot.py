@@ -76,10 +76,11 @@ def draw(profiles: Mapping[str, BaseProfile], *, per_rate: bool = False) -> "Fig
     what = "FSLR" if per_rate else "change of the output by a step"
     for (title, profile), pair in zip(profiles.items(), panels, strict=True):
         _heat_map(pair[0], profile, values[title], norm, title)
+        if pair[1] is not panels[0][1]:
+            pair[1].sharey(panels[0][1])  # before it has lines, so that the limits hold all of them
         _lines(pair[1], profile, values[title], what)
-    for _, lines in panels[1:]:
-        lines.sharey(panels[0][1])
-    figure.colorbar(panels[0][0].collections[0], ax=panels[:, 0], label=what, pad=0.01)
+    colours = panels[0][0].collections[0]
+    figure.colorbar(colours, ax=panels[:, 0], label=what, pad=0.01, aspect=20 * len(profiles))
     return figure
 
 
@@ -104,7 +105,7 @@ def _heat_map(
 ) -> None:
     shown = np.ma.masked_less_equal(values, 0)
     axes.pcolormesh(np.ma.clip(shown, norm.vmin, norm.vmax), norm=norm, cmap="viridis")
-    axes.set_title(f"{title}: {profile.optimizer.source.removeprefix('torch.optim.')}")
+    axes.set_title(title)
     axes.set_facecolor("lightgrey")
     axes.invert_yaxis()
     every = math.ceil(len(profile.parameters) / MOST_LABELS)

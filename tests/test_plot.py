@@ -1,5 +1,6 @@
 """Pictures of trajectories: what they show, and what they refuse."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,19 @@ def test_per_rate_shows_the_fslrs_themselves() -> None:
     found = profile()
     rates = np.array(found.trajectory.learning_rates)
     np.testing.assert_allclose(trajectory(found, True) * rates, trajectory(found, False))
+
+
+def test_lines_of_several_profiles_share_an_axis_that_holds_them_all() -> None:
+    small = profile()
+    course = {
+        name: tuple(replace(each, value=1e3 * each.value) for each in row)
+        for name, row in small.trajectory.fslrs.items()
+    }
+    large = replace(small, trajectory=replace(small.trajectory, fslrs=course))
+    panels = draw({"small": small, "large": large}).axes
+    highest = trajectory(large, False).max()
+    for lines in (panels[1], panels[3]):
+        assert lines.get_ylim()[1] > highest
 
 
 def test_of_many_parameters_every_so_many_is_named() -> None:

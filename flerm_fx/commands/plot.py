@@ -27,5 +27,6 @@ def plot(
     if len(set(titles)) < len(titles):
         titles = [str(path) for path in profiles]
     loaded = {t: BaseProfile.load(p) for t, p in zip(titles, profiles, strict=True)}
-    write_plot(loaded, out, per_rate=per_rate)
+    rules = {t: each.optimizer.source.removeprefix("torch.optim.") for t, each in loaded.items()}
+    write_plot({f"{t}: {rules[t]}": each for t, each in loaded.items()}, out, per_rate=per_rate)
     print(f"{out}: {len(loaded)} profile{'s' if len(loaded) > 1 else ''}")
