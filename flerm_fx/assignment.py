@@ -12,7 +12,7 @@ Status = Literal["matched", "unresolved", "unmatched", "unused"]
 class Assignment:
     r"""One parameter's multiplier and where it comes from: a row of the dump.
 
-    .. math:: m_l = \frac{\sum_b \mathrm{share}_{b \to l}\, \mathrm{FSLR}_b}{\mathrm{FSLR}_l}
+    .. math:: m_l = \rho \frac{\sum_b \mathrm{share}_{b \to l}\, \mathrm{FSLR}_b}{\mathrm{FSLR}_l}
 
     Attributes:
         parameter: name of the target's parameter.
@@ -20,7 +20,8 @@ class Assignment:
         op: the operation it enters first, such as ``"aten.linear"``.
         shape: its shape.
         base: the base parameters it answers to, each with the share of mass taken from it.
-        base_fslr: the FSLR to be met, ``sum(share * FSLR)`` over ``base``.
+        base_fslr: the FSLR to be met, ``sum(share * FSLR)`` over ``base``, times
+            :meth:`flerm_fx.BaseProfile.way_from` for a start after ``settle`` steps.
         target: FSLR measured on the target for a unit update.
         multiplier: the learning-rate multiplier m_l.
         status: ``"matched"``; ``"unresolved"`` where an FSLR is zero or within its noise, and the

@@ -42,7 +42,14 @@ from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
 from flerm_fx.profile import BaseProfile
 from flerm_fx.scale import is_scale
-from flerm_fx.start import MODEL_LOSS, StartProcedure, measure_settling, measure_start, start_of
+from flerm_fx.start import (
+    MODEL_LOSS,
+    Moment,
+    StartProcedure,
+    measure_settling,
+    measure_start,
+    start_of,
+)
 from flerm_fx.update_rule import UpdateRule, group_settings, node_multiplier, node_scale
 
 if TYPE_CHECKING:
@@ -99,14 +106,16 @@ def compile(
 ) -> CompiledModel:
     r"""Give each parameter of a model the multiplier at which it learns as the base's does.
 
-    .. math:: m_l = \frac{\sum_b \mathrm{share}_{b \to l}\, \mathrm{FSLR}_b}{\mathrm{FSLR}_l}
+    .. math:: m_l = \rho \frac{\sum_b \mathrm{share}_{b \to l}\, \mathrm{FSLR}_b}{\mathrm{FSLR}_l}
 
     Both sides are FSLRs of unit updates at the start of training, measured by the same procedure
-    (Milsom et al. 2025, section 4); which base parameters b a parameter answers to follows from
-    the structure of the two graphs, with the mass of repeated blocks conserved. A parameter whose
-    FSLR is zero or within its noise on either side, or whose gradient is rounding alone, keeps a
-    multiplier of 1. Where gradients are of the size of the optimizer's ``eps``, FSLR_l is taken
-    under the multipliers themselves, which are solved for by repeated measurements.
+    (Milsom et al. 2025, section 4, without the factor :math:`\rho`: how much further the target has
+    to go, :meth:`BaseProfile.way_from`, which is 1 for ``settle=0``, and otherwise unless outputs
+    are larger than training makes them); which base parameters b a parameter answers to follows
+    from the structure of the two graphs, with the mass of repeated blocks conserved. A parameter
+    whose FSLR is zero or within its noise on either side, or whose gradient is rounding alone,
+    keeps a multiplier of 1. Where gradients are of the size of the optimizer's ``eps``, FSLR_l is
+    taken under the multipliers themselves, which are solved for by repeated measurements.
 
     Where an FSLR at the start is *exactly* zero on either side (LoRA's A while B is 0), both sides
     are compared ``resolve_after`` steps later, if the profile was recorded so. The target takes
@@ -143,7 +152,8 @@ def compile(
 
     Warns:
         UserWarning: the model is in another mode than the base was recorded in, parameters were
-            left without a counterpart, or multipliers did not settle.
+            left without a counterpart, multipliers did not settle, or the model's outputs stay much
+            larger than the base's.
 
     Raises:
         MatchError: parameters that structure cannot match; the message names each.
@@ -459,7 +469,7 @@ class CompiledModel(ScaledModel):
             # Through scale nodes, what is on top of the last multipliers.
             held = self.multipliers if multipliers is None else dict.fromkeys(multipliers, 1.0)
 
-            def follow(step: int, _: Mapping[str, Estimate]) -> Mapping[str, float]:
+            def follow(step: int, _: Moment) -> Mapping[str, float]:
                 return {name: m / held[name] for name, m in self._settling[step].items()}
 
             found = measure_settling(captured, self.procedure, follow, draw_seed=CHECK_SEED)

@@ -16,7 +16,15 @@ from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.prober import Prober
 from flerm_fx.profile import BaseProfile
 from flerm_fx.scale import parameter_nodes
-from flerm_fx.start import StartProcedure, answers_to, measure_settling, measure_start, start_of
+from flerm_fx.schedule import start_steps
+from flerm_fx.start import (
+    Moment,
+    StartProcedure,
+    answers_to,
+    measure_settling,
+    measure_start,
+    start_of,
+)
 
 NOISE = 2.0
 """An FSLR below this many standard errors is not told from zero."""
@@ -40,6 +48,9 @@ SETTLED_BESIDE_EPS = 1e-3
 """The same for a start with gradients of the size of the optimizer's ``eps``; at least the last bit
 of the weights, in which updates are measured."""
 
+LARGE = 2.0
+"""Outputs so many times as large as the base's after settling are warned of."""
+
 _Assigned = tuple[Assignment, ...]
 
 Settling = dict[int, Mapping[str, float]]
@@ -54,12 +65,17 @@ def assigned(
 ) -> tuple[_Assigned, Settling]:
     r"""Find each parameter's multiplier.
 
-    .. math:: m_l = \frac{\sum_b \mathrm{share}_{b \to l}\, \mathrm{FSLR}_b}{\mathrm{FSLR}_l(m)}
+    .. math:: m_l = \rho \frac{\sum_b \mathrm{share}_{b \to l}\, \mathrm{FSLR}_b}
+                           {\mathrm{FSLR}_l(m)}
 
     The target's FSLR depends on the multipliers themselves in three cases. On ``settle`` steps to
     the start it is matched at each step that was measured on the base, so that it arrives as the
     base does. At the late start, and where gradients are of the size of the optimizer's ``eps``,
     which a scale node of s turns into ``eps / s``, it is measured again until the two agree.
+
+    The factor :math:`\rho` is how much further the target has to go than the base at the step that
+    is measured, :meth:`flerm_fx.BaseProfile.way_from`; at the start, the mean over its steps. It is
+    1 unless outputs are larger than training makes them.
 
     Args:
         captured: the target, a copy that the caller owns.
@@ -72,27 +88,29 @@ def assigned(
         start.
 
     Warns:
-        UserWarning: multipliers did not settle.
+        UserWarning: multipliers did not settle, or outputs are much larger than the base's.
     """
-    assign = functools.partial(_assign, captured, profile, matches, profile.start)
     prober = Prober(captured)
     measure = functools.partial(measure_start, captured, prober=prober)
     unmeasured = Estimate(0.0, 0.0, "not measured", 0)
     late = dict.fromkeys(captured.parameters, unmeasured)
     settling: Settling = {}
 
-    def follow(step: int, found: Mapping[str, Estimate]) -> Mapping[str, float]:
+    def follow(step: int, found: Moment) -> Mapping[str, float]:
         held = settling[max(settling)] if settling else {}
         base = profile.settling.at(step)
+        way = profile.way_from(found.output_rms, step)
         settling[step] = {
             row.parameter: row.multiplier
             if row.status == "matched"
             else held.get(row.parameter, 1.0)
-            for row in _assign(captured, profile, matches, base, found, late)
+            for row in _assign(captured, profile, matches, base, way, found.fslrs, late)
         }
         return settling[step]
 
-    start = start_of(measure_settling(captured, procedure, follow, prober=prober))
+    moments = measure_settling(captured, procedure, follow, prober=prober)
+    start, way = start_of(moments), _way(profile, moments)
+    assign = functools.partial(_assign, captured, profile, matches, profile.start, way)
     rows = assign(start, late)
     moving: frozenset[str] = frozenset()
     if not procedure.settle:
@@ -116,6 +134,22 @@ def assigned(
     if any(row.after for row in rows):
         rows = _settled(rows, at_late_start, SETTLED, "late start", _LATE)
     return rows, settling
+
+
+def _way(profile: BaseProfile, moments: Mapping[int, Moment]) -> float:
+    """How much further the target has to go from the start."""
+    if not profile.settle:
+        return 1.0
+    steps = start_steps(profile.settle)
+    way = sum(profile.way_from(moments[step].output_rms, step) for step in steps) / len(steps)
+    if way > LARGE:
+        warnings.warn(
+            f"after {profile.settle} steps the model's outputs are still {way:.1f} times as large "
+            "as training makes them in the base: it has to unlearn its initial weights before it "
+            "learns; start with smaller ones",
+            stacklevel=4,
+        )
+    return way
 
 
 class _Again:
@@ -240,10 +274,14 @@ def _assign(
     profile: BaseProfile,
     matches: Mapping[str, Match],
     base_start: Mapping[str, Estimate],
+    way: float,
     start: Mapping[str, Estimate],
     late: Mapping[str, Estimate],
 ) -> _Assigned:
-    """Multipliers from the two sides' FSLRs: late ones where one at the start is exactly 0."""
+    """Multipliers from the two sides' FSLRs: late ones where one at the start is exactly 0.
+
+    At the start the target's are to be ``way`` times the base's.
+    """
     nodes = {
         node.meta["parameter"]: node
         for node in (captured.graph_module.graph.nodes if captured.graph_module else ())
@@ -271,7 +309,7 @@ def _assign(
         after = profile.resolve_after if profile.late and used and at_zero else 0
         base_fslrs, fslrs = sides[after]
         base_resolved, target_resolved = above_noise[after]
-        wanted = sum(share * base_fslrs[b].value for b, share in base)
+        wanted = sum(share * base_fslrs[b].value for b, share in base) * (1.0 if after else way)
         is_matched = name in target_resolved and any(b in base_resolved for b, _ in base)
         target = fslrs[name]
         rows.append(

@@ -163,6 +163,8 @@ class BaseProfile:
         settle: simulated steps to the start.
         settling: FSLRs at those of these steps at which a target is matched on its way, see
             :func:`flerm_fx.schedule.settling_steps`; the start is the mean over the last of them.
+        output_rms: root mean square of the outputs at each of them, on the batch that the step is
+            taken on.
         resolve_after: further simulated steps before the late start; 0 if it was turned off.
         loss: name in ``torch.nn.functional``, or ``"output.loss"`` for one that the model returns;
             ``None`` for a loss that the caller passed.
@@ -225,6 +227,7 @@ class BaseProfile:
     resolve_after: int = 0
     late: Mapping[str, Estimate] = field(default_factory=dict)
     settling: Trajectory = field(default_factory=Trajectory)
+    output_rms: tuple[float, ...] = ()
     others: tuple[tuple[UpdateRule, float], ...] = ()
     held: Mapping[str, int] = field(default_factory=dict)
     versions: Mapping[str, str | int] = field(default_factory=_versions)
@@ -258,6 +261,14 @@ class BaseProfile:
                 f"on the way; expected {expected}, as this version's flerm_fx.record measures "
                 "them: record again"
             )
+        if len(self.output_rms) != len(expected):
+            raise ProfileError(
+                f"outputs were measured at {len(self.output_rms)} steps on the way, and FSLRs at "
+                f"{len(expected)}: record again"
+            )
+        for rms in self.output_rms:
+            if not (math.isfinite(rms) and rms >= 0):
+                raise ProfileError(f"outputs of size {rms!r}; expected finite numbers >= 0")
         if self.settling.steps:
             described.append(("settling", self.settling.fslrs))
         if self.trajectory.steps:
@@ -292,6 +303,28 @@ class BaseProfile:
         rules, rates = zip((self.optimizer, self.learning_rate), *self.others, strict=True)
         return Optimizers(rules, rates, self.held)
 
+    def way_from(self, output_rms: float, step: int) -> float:
+        r"""How much further a target has to go at a settling step than the base had.
+
+        .. math:: \rho = \frac{\max(R, r_{target})}{\max(R, r_{base})}
+
+        with r the root mean squares of the outputs at this step, and R that of the base at the last
+        one, for what training leads to: a way is as long as the larger of its two ends. So this is
+        1 unless outputs are larger than training makes them.
+
+        Args:
+            output_rms: of the target.
+            step: one of those of ``settling``.
+
+        Raises:
+            InputError: if that step was not recorded.
+        """
+        if step not in self.settling.steps:
+            raise InputError(f"step {step} was not recorded; there are {self.settling.steps}")
+        last = self.output_rms[-1]
+        base = max(last, self.output_rms[self.settling.steps.index(step)])
+        return max(last, output_rms) / base if base else 1.0
+
     def save(self, path: PathLike) -> None:
         """Write the profile to one ``.safetensors`` file, whole or not at all.
 
@@ -317,6 +350,7 @@ class BaseProfile:
             "steps": list(self.trajectory.steps),
             "late": bool(self.late),
             "settling": list(self.settling.steps),
+            "output_rms": list(self.output_rms),
             "kinds": kinds,
         }
         start = [[self.start[name] for name in self.parameters]]
@@ -411,6 +445,7 @@ class BaseProfile:
             start=dict(zip(names, start, strict=True)),
             late=dict(zip(names, late, strict=True)) if late else {},
             settling=settling,
+            output_rms=tuple(float(rms) for rms in header["output_rms"]),
             trajectory=_trajectory("trajectory", header["steps"], names, tensors, kinds),
             graph=from_json(header["graph"]),
             optimizer=UpdateRule.from_spec(header["optimizer"]),
@@ -427,7 +462,7 @@ class BaseProfile:
     def mean(cls, profiles: Sequence[BaseProfile]) -> BaseProfile:
         r"""The profile of several recordings of one base model, one for each seed.
 
-        FSLRs combine as the geometric mean,
+        Outputs combine as their root mean square, and FSLRs as the geometric mean,
 
         .. math:: \mathrm{FSLR}_l = \exp \frac1n \sum_{i=1}^n \log \mathrm{FSLR}_{l,i},
 
@@ -466,6 +501,10 @@ class BaseProfile:
                 if all(profile.late for profile in profiles)
             },
             settling=_mean_trajectory([profile.settling for profile in profiles]),
+            output_rms=tuple(
+                math.sqrt(sum(rms**2 for rms in each) / len(each))
+                for each in zip(*(profile.output_rms for profile in profiles), strict=True)
+            ),
             trajectory=_mean_trajectory([profile.trajectory for profile in profiles]),
             versions=_versions(),
         )
@@ -486,6 +525,7 @@ _ADDED: dict[str, Any] = {
     "others": [],
     "held": {},
     "settling": [],
+    "output_rms": [],
 }
 
 # Fields that the header holds as they are, with their types.

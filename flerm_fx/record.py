@@ -24,7 +24,14 @@ from flerm_fx.probe.prober import Prober
 from flerm_fx.profile import BaseProfile, Trajectory
 from flerm_fx.running import RunningProber
 from flerm_fx.schedule import Schedule, default_settle
-from flerm_fx.start import MODEL_LOSS, StartProcedure, measure_settling, measure_start, start_of
+from flerm_fx.start import (
+    MODEL_LOSS,
+    Moment,
+    StartProcedure,
+    measure_settling,
+    measure_start,
+    start_of,
+)
 
 TRAJECTORY = 2.0
 """How many times the start's relative error a point of the trajectory may have."""
@@ -223,6 +230,7 @@ class Recorder(Attached):
         loss = self.procedure.loss
         run = self.procedure.optimizers
         several = len(run.rules) > 1
+        moments = self._settling.values()
         return BaseProfile(
             parameters=tuple(self._shapes),
             shapes=dict(self._shapes),
@@ -231,10 +239,11 @@ class Recorder(Attached):
             settling=Trajectory(
                 steps=tuple(self._settling),
                 learning_rates=run.learning_rates[:1] * len(self._settling),
-                fslrs={n: tuple(e[n] for e in self._settling.values()) for n in self._shapes},
+                fslrs={n: tuple(m.fslrs[n] for m in moments) for n in self._shapes},
             )
-            if self._settling
+            if moments
             else Trajectory(),
+            output_rms=tuple(moment.output_rms for moment in moments),
             trajectory=Trajectory(
                 steps=tuple(self._steps),
                 learning_rates=tuple(self._rates),
@@ -267,7 +276,10 @@ class Recorder(Attached):
             "learning_rates": list(self.procedure.optimizers.learning_rates),
             "start": rows(self._start),
             "late": rows(self._late),
-            "settling": {step: rows(found) for step, found in self._settling.items()},
+            "settling": {
+                step: (rows(found.fslrs), found.output_rms)
+                for step, found in self._settling.items()
+            },
             "steps": list(self._steps),
             "rates": list(self._rates),
             "fslrs": [rows({n: es[i] for n, es in self._fslrs.items()}) for i in range(measured)],
@@ -293,7 +305,10 @@ class Recorder(Attached):
         self.procedure = self.procedure.at_rates(state["learning_rates"])
         self._start = estimates(state["start"])
         self._late = estimates(state["late"])
-        self._settling = {step: estimates(found) for step, found in state["settling"].items()}
+        self._settling = {
+            step: Moment(estimates(found), output_rms)
+            for step, (found, output_rms) in state["settling"].items()
+        }
         self._steps = list(state["steps"])
         self._rates = list(state["rates"])
         measured = [estimates(found) for found in state["fslrs"]]

@@ -96,9 +96,11 @@ def batch_loss(
     Raises:
         InputError: no targets, no loss function, and no ``.loss`` in the output.
     """
-    inputs, targets = batch
-    args, kwargs = call_arguments(inputs)
-    output = model(*args, **kwargs)
+    args, kwargs = call_arguments(batch[0])
+    return _loss_of(model(*args, **kwargs), batch[1], loss, output_fn)
+
+
+def _loss_of(output: Any, targets: Any, loss: Loss | None, output_fn: OutputFn | None) -> Tensor:
     if loss is not None:
         return loss(select_output(output, output_fn), targets)
     own = getattr(output, "loss", None)
@@ -112,8 +114,23 @@ def batch_loss(
 
 Multipliers = Mapping[str, float]
 
-Follow = Callable[[int, Mapping[str, Estimate]], Multipliers]
-"""From a step and the FSLRs found there to the multipliers that hold from this step on."""
+
+@dataclass(frozen=True)
+class Moment:
+    """What is measured at a settling step.
+
+    Attributes:
+        fslrs: of the step's unit updates.
+        output_rms: root mean square of the outputs on the batch that the step is taken on, before
+            it.
+    """
+
+    fslrs: Mapping[str, Estimate]
+    output_rms: float
+
+
+Follow = Callable[[int, Moment], Multipliers]
+"""From a step and what was found there to the multipliers that hold from this step on."""
 
 
 def measure_settling(
@@ -123,7 +140,7 @@ def measure_settling(
     *,
     draw_seed: int | None = None,
     prober: Prober | None = None,
-) -> dict[int, dict[str, Estimate]]:
+) -> dict[int, Moment]:
     """FSLRs of the unit updates at each settling step, of which :func:`start_of` makes the start.
 
     The steps are :func:`flerm_fx.schedule.settling_steps`.
@@ -142,7 +159,7 @@ def measure_settling(
     draws = procedure.seed if draw_seed is None else draw_seed
     prober = prober or Prober(captured)
     probe = to_device(procedure.pool[0], device_of(captured.model))
-    found: dict[int, dict[str, Estimate]] = {}
+    found: dict[int, Moment] = {}
     wanted = settling_steps(procedure.settle)
     # Errors of several steps are independent, and their mean has less.
     rtol = min(procedure.rtol * math.sqrt(len(start_steps(procedure.settle))), 0.99)
@@ -150,27 +167,31 @@ def measure_settling(
     with contextlib.closing(steps):
         step, multipliers = 0, None
         while step <= procedure.settle:
-            before, updates, rounding = steps.send(multipliers)
+            taken = steps.send(multipliers)
             multipliers = None
             if step in wanted:
                 estimates = _estimate(
-                    prober, replace(procedure, rtol=rtol), before, updates, probe, draws, step
+                    prober,
+                    replace(procedure, rtol=rtol),
+                    taken.before,
+                    taken.updates,
+                    probe,
+                    draws,
+                    step,
                 )
-                found[step] = {
-                    name: _rounded(e) if name in rounding else e for name, e in estimates.items()
-                }
+                found[step] = Moment(_noted(estimates, taken.rounding), taken.output_rms)
                 if follow is not None and step < procedure.settle:
                     multipliers = follow(step, found[step])
             step += 1
     return found
 
 
-def start_of(found: Mapping[int, Mapping[str, Estimate]]) -> dict[str, Estimate]:
+def start_of(found: Mapping[int, Moment]) -> dict[str, Estimate]:
     """The start: the mean over the last of the settling steps.
 
     The steps are :func:`flerm_fx.schedule.start_steps`.
     """
-    averaged = [found[step] for step in start_steps(max(found))]
+    averaged = [found[step].fslrs for step in start_steps(max(found))]
     return {name: _mean([each[name] for each in averaged]) for name in averaged[0]}
 
 
@@ -214,16 +235,16 @@ def measure_start(
     measured: list[dict[str, Estimate]] = []
     steps = _unit_updates(captured, procedure, multipliers, find_rounding=names is None)
     with contextlib.closing(steps):
-        for step, (before, updates, rounding) in enumerate(steps):
+        for step, taken in enumerate(steps):
             if step <= procedure.settle - averaged:
                 continue
             # Errors of several steps are independent, and their mean has less.
             rtol = min(procedure.rtol * math.sqrt(averaged), 0.99)
-            chosen = {name: updates[name] for name in wanted}
+            chosen = {name: taken.updates[name] for name in wanted}
             found = _estimate(
-                prober, replace(procedure, rtol=rtol), before, chosen, probe, draws, step
+                prober, replace(procedure, rtol=rtol), taken.before, chosen, probe, draws, step
             )
-            measured.append({n: _rounded(e) if n in rounding else e for n, e in found.items()})
+            measured.append(_noted(found, taken.rounding))
     return {name: _mean([found[name] for found in measured]) for name in wanted}
 
 
@@ -275,7 +296,20 @@ def _first_update(
 ) -> dict[str, Tensor]:
     steps = _unit_updates(captured, procedure, multipliers, find_rounding=False)
     with contextlib.closing(steps):
-        return next(steps)[1]
+        return next(steps).updates
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A simulated step: the weights before it, their unit updates, and those that rounding makes.
+
+    ``output_rms`` is that of the outputs on its batch, before it.
+    """
+
+    before: dict[str, Tensor]
+    updates: dict[str, Tensor]
+    rounding: frozenset[str]
+    output_rms: float
 
 
 def _unit_updates(
@@ -284,13 +318,8 @@ def _unit_updates(
     multipliers: Mapping[str, float] | None,
     *,
     find_rounding: bool = True,
-) -> Generator[
-    tuple[dict[str, Tensor], dict[str, Tensor], frozenset[str]], Multipliers | None, None
-]:
-    """At each simulated step: the weights, their unit updates, and those that rounding makes.
-
-    What is sent are other multipliers, for this step and those that follow.
-    """
+) -> Generator[_Step, Multipliers | None, None]:
+    """Each simulated step. What is sent are other multipliers, for it and those that follow."""
     model, parameters = captured.model, captured.parameters
     weights = {name: p.detach().clone() for name, p in parameters.items()}
     pool = to_device(procedure.pool, device_of(model))
@@ -323,7 +352,7 @@ def _unit_updates(
             for step in range(procedure.settle + 1):
                 batch = pool[0] if len(pool) == 1 else pool[1 + step % (len(pool) - 1)]
                 before = {name: p.detach().clone() for name, p in parameters.items()}
-                _differentiate(model, parameters, batch, procedure, step)
+                output_rms = _differentiate(model, parameters, batch, procedure, step)
                 if step == 0 and find_rounding:
                     rounding = _rounding(model, parameters, batch, procedure)
                 for optimizer in optimizers:
@@ -332,7 +361,7 @@ def _unit_updates(
                     name: (p.detach() - before[name]) / (stretch * rates[name]["lr"])
                     for name, p in parameters.items()
                 }
-                changed = yield before, updates, rounding
+                changed = yield _Step(before, updates, rounding, output_rms)
                 if changed is not None:
                     other = {name: settings(name, changed[name]) for name in parameters}
                     _turn(parameters, optimizers, before, updates, rates, other)
@@ -394,10 +423,13 @@ def _differentiate(
     batch: Batch,
     procedure: StartProcedure,
     step: int,
-) -> None:
-    """Gradients of one batch's loss, all finite."""
+) -> float:
+    """Gradients of one batch's loss, all finite; and the root mean square of its outputs."""
     model.zero_grad(set_to_none=True)
-    loss = batch_loss(model, batch, procedure.loss, procedure.output_fn)
+    args, kwargs = call_arguments(batch[0])
+    output = model(*args, **kwargs)
+    loss = _loss_of(output, batch[1], procedure.loss, procedure.output_fn)
+    output_rms = _root_mean_square(select_output(output, procedure.output_fn).detach())
     if not math.isfinite(loss.item()):
         _fail(f"the loss is {loss.item()}", procedure, step)
     if not loss.requires_grad:
@@ -418,6 +450,14 @@ def _differentiate(
                 procedure,
                 step,
             )
+    return output_rms
+
+
+def _root_mean_square(output: Tensor) -> float:
+    """Of what is finite: outputs may be masked by infinite ones."""
+    finite = output if is_finite(output) else output[output.isfinite()]
+    norm = torch.linalg.vector_norm(finite, dtype=torch.promote_types(output.dtype, torch.float32))
+    return float(norm) / math.sqrt(max(finite.numel(), 1))
 
 
 def _rounding(
@@ -472,6 +512,10 @@ def _fail(what: str, procedure: StartProcedure, step: int) -> None:
         "the start diverges; record with a lower learning rate, or a smaller settle or "
         "resolve_after"
     )
+
+
+def _noted(estimates: Mapping[str, Estimate], rounding: frozenset[str]) -> dict[str, Estimate]:
+    return {n: _rounded(e) if n in rounding else e for n, e in estimates.items()}
 
 
 def _rounded(estimate: Estimate) -> Estimate:

@@ -3,6 +3,7 @@
 import copy
 import json
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,13 +86,61 @@ def test_settling_matches_at_every_measured_step_as_match_does() -> None:
     optimizer = torch.optim.Adam(matched.parameters(), lr=1e-2)
     with flerm_fx.match(matched, optimizer, profiles[0], at=steps, method="exact") as matcher:
         train_on(matched, optimizer, x, y, 6)
-    compiled = flerm_fx.compile(large, profiles[1], method="exact")
+    # Outputs that training makes larger: match does not look at them.
+    profile = replace(profiles[1], output_rms=(1e3,) * len(steps))
+    compiled = flerm_fx.compile(large, profile, method="exact")
     start = [found for found in matcher.history if found.step in start_steps(5)]
     for row in compiled.assignments:
         if row.status == "matched":
             base = sum(on_the_way.at(found.step)[row.parameter].value for found in start)
             target = sum(found.fslrs[row.parameter].value for found in start)
             assert row.multiplier == pytest.approx(base / target, rel=2e-2)
+
+
+def test_a_target_with_larger_outputs_takes_larger_steps_on_its_way() -> None:
+    def mlp(gain: float) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 3))
+        with torch.no_grad():
+            model[2].weight.mul_(gain)
+        return model
+
+    x, y = torch.randn(64, 6), torch.randint(3, (64,))
+    profile = profile_of(mlp(1.0), x, y, settle=20, lr=1e-2, method="exact")
+    large = mlp(6.0)
+    compiled = flerm_fx.compile(large, profile, method="exact")
+    size, last = float(large(x).detach().square().mean().sqrt()), profile.output_rms[-1]
+    assert size > 1.5 * last
+    base, own = (
+        each.settling.at(0)
+        for each in (profile, profile_of(large, x, y, settle=20, lr=1e-2, method="exact"))
+    )
+    way = size / max(last, profile.output_rms[0])
+    assert way == pytest.approx(profile.way_from(size, 0))
+    for name, multiplier in compiled._settling[0].items():
+        assert multiplier == pytest.approx(way * base[name].value / own[name].value, rel=1e-3)
+    assert all(check.passed for check in compiled.check())
+
+
+def test_outputs_that_stay_large_are_warned_of_and_met_in_proportion() -> None:
+    x, y = torch.randn(64, 6), torch.randint(3, (64,))
+    torch.manual_seed(0)
+    small = nn.Linear(6, 3)
+    profile = profile_of(small, x, y, settle=4, lr=1e-3)
+    large = copy.deepcopy(small)
+    with torch.no_grad():
+        large.weight.mul_(50.0)
+    with pytest.warns(
+        UserWarning, match=r"after 4 steps the model's outputs are still \d+\.\d times"
+    ):
+        compiled = flerm_fx.compile(large, profile, method="exact")
+    steps = start_steps(4)
+    size = float(large(x).detach().square().mean().sqrt())
+    way = sum(profile.way_from(size, step) for step in steps) / len(steps)
+    for row in compiled.assignments:
+        # A step hardly moves outputs of this size.
+        assert row.base_fslr == pytest.approx(way * profile.start[row.parameter].value, rel=1e-2)
+    assert all(check.passed for check in compiled.check())
 
 
 def train_on(

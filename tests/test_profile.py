@@ -81,6 +81,9 @@ def profile(**changes: Any) -> BaseProfile:
         "learning_rate": 10**-1.75,
         "settle": 10,
         "settling": settling(settle if valid else 0),
+        "output_rms": (4.0, 3.0, 1.0, 2.0, 2.5, 2.0)[: len(settling_steps(settle)) * bool(settle)]
+        if valid
+        else (),
         "loss": "cross_entropy",
         "method": "auto",
         "rtol": 0.05,
@@ -117,6 +120,8 @@ def test_round_trip(path: Path) -> None:
         assert getattr(read, name) == getattr(saved, name)
     for name in ("method", "rtol", "seed", "training", "resolve_after", "late", "versions"):
         assert getattr(read, name) == getattr(saved, name)
+    assert read.output_rms == saved.output_rms
+    assert vars(read.settling) == vars(saved.settling)
     assert tuple(read.start) == tuple(read.late) == NAMES
     assert vars(read.trajectory) == vars(saved.trajectory)
     assert nx.utils.graphs_equal(read.graph, saved.graph)
@@ -256,6 +261,11 @@ def test_trajectory_that_contradicts_itself(arguments: Any, message: str) -> Non
             {"others": ((UpdateRule.from_name("Muon"), -1.0),)},
             "learning rate -1.0 of torch.optim.Muon is out of range",
         ),
+        (
+            {"output_rms": (1.0,)},
+            "outputs were measured at 1 steps on the way, and FSLRs at 6: rec",
+        ),
+        ({"output_rms": (1.0,) * 5 + (math.nan,)}, "outputs of size nan; expected finite numbers"),
         ({"held": {"body.bias": 1}}, "'body.bias' is held by optimizer 1; there are 1"),
         ({"held": {"tail": 0}}, "'tail' is held by optimizer 0; there are 1"),
         ({"learning_rate": math.inf}, "learning_rate is inf, out of range"),
@@ -608,6 +618,28 @@ def test_mean_of_late_starts() -> None:
     assert BaseProfile.mean([profile(), profile(late={})]).late == {}
 
 
+def test_mean_of_outputs_is_their_root_mean_square() -> None:
+    mean = BaseProfile.mean([profile(), profile(output_rms=(3.0,) * 6)])
+    assert mean.output_rms == pytest.approx(
+        [math.sqrt((a**2 + 9) / 2) for a in profile().output_rms]
+    )
+
+
+def test_the_way_is_as_long_as_the_larger_of_its_ends() -> None:
+    found = profile()
+    assert found.settling.steps == (0, 1, 2, 4, 8, 10)
+    # Outputs of 4, 3, 1, ... lead to 2.
+    assert found.way_from(8.0, 0) == 2.0
+    assert found.way_from(1.0, 0) == 0.5
+    assert found.way_from(1.5, 2) == 1.0
+    assert found.way_from(6.0, 2) == 3.0
+    for step, rms in zip(found.settling.steps, found.output_rms, strict=True):
+        assert found.way_from(rms, step) == 1.0
+    assert profile(output_rms=(0.0,) * 6).way_from(3.0, 0) == 1.0
+    with pytest.raises(InputError, match=r"step 3 was not recorded; there are \(0, 1, 2, 4, 8, 10"):
+        found.way_from(1.0, 3)
+
+
 def test_mean_can_be_saved(path: Path) -> None:
     mean = BaseProfile.mean([profile(), profile(start=estimates(2.0))])
     mean.save(path)
@@ -665,6 +697,7 @@ def test_mean_of_profiles_with_other_parameters() -> None:
         late={},
         settle=0,
         settling=Trajectory(),
+        output_rms=(),
         trajectory=Trajectory(),
     )
     with pytest.raises(InputError, match="in 'body.weight', 'head.weight'; a mean takes"):

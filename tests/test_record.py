@@ -134,6 +134,20 @@ def test_settling_measures_later_steps(settle: int) -> None:
         assert estimate.value == pytest.approx(mean, rel=1e-3)
 
 
+def test_the_size_of_the_outputs_is_that_on_the_batch_of_each_step() -> None:
+    model, x = make("mlp")
+    y, batches = target_for(model, x), [x, x + 0.5, 2 * x]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    profile = flerm_fx.record(model, optimizer, batches, [y] * 3, settle=3).profile
+    found = []
+    for step in range(4):
+        batch = batches[1 + step % 2]
+        found.append(float(model(batch).detach().square().mean().sqrt()))
+        train(model, optimizer, batch, y, 1)
+    assert profile.settling.steps == (0, 1, 2, 3)
+    assert profile.output_rms == pytest.approx(found, rel=1e-5)
+
+
 @pytest.mark.parametrize("batches,settle", [(1, 0), (3, 10)])
 def test_by_default_the_pool_is_passed_five_times(batches: int, settle: int) -> None:
     model, x = make("mlp")
@@ -180,6 +194,7 @@ def test_a_profile_survives_its_file(settle: int, tmp_path: Any) -> None:
     loaded = flerm_fx.BaseProfile.load(tmp_path / "base.safetensors")
     assert loaded.start == recorder.profile.start
     assert vars(loaded.settling) == vars(recorder.profile.settling)
+    assert loaded.output_rms == recorder.profile.output_rms
     assert vars(loaded.trajectory) == vars(recorder.profile.trajectory)
     assert dict(loaded.optimizer.settings)["betas"] == (0.9, 0.95)
     assert len(loaded.pool) == 2
