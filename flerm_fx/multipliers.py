@@ -75,7 +75,7 @@ def assigned(
 
     The factor :math:`\rho` is how much further the target has to go than the base at the step that
     is measured, :meth:`flerm_fx.BaseProfile.way_from`; at the start, the mean over its steps. It is
-    1 unless outputs are larger than training makes them.
+    1 unless outputs begin larger than training makes them.
 
     Args:
         captured: the target, a copy that the caller owns.
@@ -95,11 +95,13 @@ def assigned(
     unmeasured = Estimate(0.0, 0.0, "not measured", 0)
     late = dict.fromkeys(captured.parameters, unmeasured)
     settling: Settling = {}
+    sizes: dict[int, float] = {}
 
     def follow(step: int, found: Moment) -> Mapping[str, float]:
         held = settling[max(settling)] if settling else {}
         base = profile.settling.at(step)
-        way = profile.way_from(found.output_rms, step)
+        sizes[step] = found.output_rms
+        way = profile.way_from(sizes, step)
         settling[step] = {
             row.parameter: row.multiplier
             if row.status == "matched"
@@ -141,12 +143,13 @@ def _way(profile: BaseProfile, moments: Mapping[int, Moment]) -> float:
     if not profile.settle:
         return 1.0
     steps = start_steps(profile.settle)
-    way = sum(profile.way_from(moments[step].output_rms, step) for step in steps) / len(steps)
+    sizes = {step: moment.output_rms for step, moment in moments.items()}
+    way = sum(profile.way_from(sizes, step) for step in steps) / len(steps)
     if way > LARGE:
         warnings.warn(
-            f"after {profile.settle} steps the model's outputs are still {way:.1f} times as large "
-            "as training makes them in the base: it has to unlearn its initial weights before it "
-            "learns; start with smaller ones",
+            f"the model's outputs begin far larger than training makes them, and after "
+            f"{profile.settle} steps are still {way:.1f} times as large as the base's: it has to "
+            "unlearn its initial weights before it learns; start with smaller ones",
             stacklevel=4,
         )
     return way

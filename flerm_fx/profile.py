@@ -303,27 +303,32 @@ class BaseProfile:
         rules, rates = zip((self.optimizer, self.learning_rate), *self.others, strict=True)
         return Optimizers(rules, rates, self.held)
 
-    def way_from(self, output_rms: float, step: int) -> float:
+    def way_from(self, output_rms: Mapping[int, float], step: int) -> float:
         r"""How much further a target has to go at a settling step than the base had.
 
-        .. math:: \rho = \frac{\max(R, r_{target})}{\max(R, r_{base})}
+        .. math:: \rho_t = \min(\max(r_t / b_t,\ 1),\ E), \quad
+                  E = \max\Big(\frac{r_0}{\max(b_0, b_T)},\ 1\Big)
 
-        with r the root mean squares of the outputs at this step, and R that of the base at the last
-        one, for what training leads to: a way is as long as the larger of its two ends. So this is
-        1 unless outputs are larger than training makes them.
+        with r and b the root mean squares of the target's and the base's outputs at the settling
+        steps 0 to T. A model whose outputs begin larger than training makes them has to undo them
+        first: while they are larger than the base's its steps are to be as much larger, up to the
+        excess E that it began with. Without one, :math:`\rho` is 1.
 
         Args:
-            output_rms: of the target.
+            output_rms: of the target, at steps up to this one.
             step: one of those of ``settling``.
 
         Raises:
             InputError: if that step was not recorded.
+
         """
         if step not in self.settling.steps:
             raise InputError(f"step {step} was not recorded; there are {self.settling.steps}")
-        last = self.output_rms[-1]
-        base = max(last, self.output_rms[self.settling.steps.index(step)])
-        return max(last, output_rms) / base if base else 1.0
+        base = dict(zip(self.settling.steps, self.output_rms, strict=True))
+        usual = max(base[0], self.output_rms[-1])
+        excess = output_rms[0] / usual if usual else 1.0
+        larger = output_rms[step] / base[step] if base[step] else excess
+        return min(max(larger, 1.0), max(excess, 1.0))
 
     def save(self, path: PathLike) -> None:
         """Write the profile to one ``.safetensors`` file, whole or not at all.

@@ -625,19 +625,24 @@ def test_mean_of_outputs_is_their_root_mean_square() -> None:
     )
 
 
-def test_the_way_is_as_long_as_the_larger_of_its_ends() -> None:
+def test_outputs_that_begin_too_large_have_further_to_go() -> None:
     found = profile()
-    assert found.settling.steps == (0, 1, 2, 4, 8, 10)
-    # Outputs of 4, 3, 1, ... lead to 2.
-    assert found.way_from(8.0, 0) == 2.0
-    assert found.way_from(1.0, 0) == 0.5
-    assert found.way_from(1.5, 2) == 1.0
-    assert found.way_from(6.0, 2) == 3.0
-    for step, rms in zip(found.settling.steps, found.output_rms, strict=True):
-        assert found.way_from(rms, step) == 1.0
-    assert profile(output_rms=(0.0,) * 6).way_from(3.0, 0) == 1.0
+    sizes = {0: 4.0, 1: 3.0, 2: 1.0, 4: 2.0, 8: 2.5, 10: 2.0}
+    assert found.settling.steps == tuple(sizes)
+    assert found.output_rms == tuple(sizes.values())
+    for step in sizes:
+        assert found.way_from(sizes, step) == 1.0  # the base itself
+        assert found.way_from({0: 4.0, step: 9.0 if step else 4.0}, step) == 1.0  # begins as large
+    assert found.way_from({0: 12.0}, 0) == 3.0
+    assert found.way_from({0: 12.0, 2: 2.5}, 2) == 2.5
+    assert found.way_from({0: 12.0, 2: 9.0}, 2) == 3.0  # no more than it began with
+    assert found.way_from({0: 12.0, 2: 0.5}, 2) == 1.0
+    small = profile(output_rms=(0.1, 0.2, 0.5, 1.0, 1.5, 2.0))
+    assert small.way_from({0: 1.5}, 0) == 1.0  # training makes them as large
+    assert small.way_from({0: 6.0}, 0) == 3.0
+    assert profile(output_rms=(0.0,) * 6).way_from({0: 6.0}, 0) == 1.0
     with pytest.raises(InputError, match=r"step 3 was not recorded; there are \(0, 1, 2, 4, 8, 10"):
-        found.way_from(1.0, 3)
+        found.way_from({0: 1.0, 3: 1.0}, 3)
 
 
 def test_mean_can_be_saved(path: Path) -> None:
