@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     store = Store(options.out)
     if not options.report:
-        run(axes, methods, options.seeds, store, console, options.jobs)
+        for part in [axes] if options.quick else [[axis] for axis in axes]:
+            run(part, methods, options.seeds, store, console, options.jobs)
     show(axes, store, options.seeds, console)
     write(axes, store, options.seeds, options.markdown)
     return 0

@@ -121,6 +121,7 @@ LM = Axis(
     steps=200,
     batch=16,
     cell=2,
+    cell_every=3,
 )
 
 LORA = Axis(

@@ -29,8 +29,10 @@ def run(
 ) -> None:
     """Run every method on every axis, but for what the store has.
 
+    First the bases of all axes, then their profiles, multipliers, and all other runs.
+
     Args:
-        axes: in turn.
+        axes: whose work is shared out together.
         methods: of each; muP is left out where it does not apply.
         seeds: of the runs, counted from 0.
         store: where results go.
@@ -38,19 +40,29 @@ def run(
         jobs: processes, of one thread each; as many as cores if None.
     """
     with _processes(jobs, console) as do:
-        for axis in axes:
-            chosen = [m for m in methods if m.kind != "mup" or mup_applies(axis)]
-            standard = METHODS["standard"]
-            do(f"{axis.title}: base", _trainings(axis, standard, [1], seeds, store), store)
-            rate = best_rate(axis, store, seeds)
-            do(f"{axis.title}: profiles", _recordings(axis, chosen, rate, store), store)
-            do(f"{axis.title}: multipliers", _compilings(axis, chosen, seeds, store), store)
-            trainings = [
-                training
-                for method in chosen
-                for training in _trainings(axis, method, scales_of(axis, method), seeds, store)
-            ]
-            do(f"{axis.title}: runs", trainings, store)
+        title = axes[0].title if len(axes) == 1 else f"{len(axes)} axes"
+        chosen = {a.key: [m for m in methods if m.kind != "mup" or mup_applies(a)] for a in axes}
+
+        def all_of(work: Callable[[Axis], Iterable[Work]]) -> list[Work]:
+            return [item for axis in axes for item in work(axis)]
+
+        def bases(axis: Axis) -> Iterable[Work]:
+            return _trainings(axis, METHODS["standard"], [1], seeds, store)
+
+        def profiles(axis: Axis) -> Iterable[Work]:
+            return _recordings(axis, chosen[axis.key], best_rate(axis, store, seeds), store)
+
+        def multipliers(axis: Axis) -> Iterable[Work]:
+            return _compilings(axis, chosen[axis.key], seeds, store)
+
+        def runs(axis: Axis) -> Iterable[Work]:
+            for method in chosen[axis.key]:
+                yield from _trainings(axis, method, scales_of(axis, method), seeds, store)
+
+        do(f"{title}: base", all_of(bases), store)
+        do(f"{title}: profiles", all_of(profiles), store)
+        do(f"{title}: multipliers", all_of(multipliers), store)
+        do(f"{title}: runs", all_of(runs), store)
 
 
 def mup_applies(axis: Axis) -> bool:
@@ -168,8 +180,9 @@ def _compilings(
                     yield Compiling(axis, method, scale, seed, profile, path)
 
 
-def _cost(work: Work) -> float:
+def _cost(work: Work) -> tuple[int, float]:
     """Long runs first, so that no process is left alone with one at the end."""
+    model = ("resmlp", "transformer", "smollm2").index(work.axis.model)
     if isinstance(work, Training):
-        return work.run.scale
-    return work.scale if isinstance(work, Compiling) else 0.0
+        return model, work.run.scale
+    return model, work.scale if isinstance(work, Compiling) else 0.0
