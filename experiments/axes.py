@@ -219,6 +219,12 @@ AXES: dict[str, Axis] = {
             scaled="init_scale",
             scales=_INIT_SCALES,
         ),
+        replace(
+            MLP,
+            key="mlp-width-readout",
+            title="ResMLP, width, small readout",
+            settings={**MLP.settings, "small_readout": True},
+        ),
         *_transformers(),
         *(under(MLP, name) for name in GRIDS if name != MLP.optimizer),
         LORA,

@@ -34,6 +34,8 @@ class ResMLP(nn.Module):
         block_size_multiplier: times ``block_size``.
         depth_scaling: ``"init"`` or ``"forward"``, see above.
         init_scale: times the standard deviation of the blocks' weights.
+        small_readout: start the output layer smaller by the root of ``width_multiplier``, as the
+            package ``mup`` does: its outputs vanish as it grows.
 
     Raises:
         ValueError: for another ``depth_scaling``.
@@ -59,6 +61,7 @@ class ResMLP(nn.Module):
         block_size_multiplier: int = 1,
         depth_scaling: Literal["init", "forward"] = "init",
         init_scale: float = 1.0,
+        small_readout: bool = False,
     ) -> None:
         super().__init__()
         width *= width_multiplier
@@ -76,7 +79,8 @@ class ResMLP(nn.Module):
             Block(width, block_size, init_scale * block_gain, branch_scale)
             for _ in range(depth * depth_multiplier)
         )
-        self.output = linear(width, out_features)
+        readout_gain = width_multiplier**-0.5 if small_readout else 1.0
+        self.output = linear(width, out_features, readout_gain)
 
     def forward(self, x: Tensor) -> Tensor:
         """Examples (N, ...) with ``in_features`` numbers each -> outputs (N, out_features)."""

@@ -64,6 +64,13 @@ def test_a_block_is_the_formula() -> None:
     torch.testing.assert_close(block(x), expected)
 
 
+def test_a_small_readout_shrinks_with_the_width_multiplier_alone() -> None:
+    torch.manual_seed(0)
+    model = ResMLP(12, 500, 16, 1, width_multiplier=9, small_readout=True)
+    assert_normal(model.output.weight, 144**-0.5 / 3)
+    assert_normal(model.blocks[0].layers[0].weight, 2**0.5 * 144**-0.5)
+
+
 @pytest.mark.parametrize("width", [32, 128])
 @pytest.mark.parametrize("block_size", [1, 2])
 def test_initial_weights_with_depth_in_the_initialisation(width: int, block_size: int) -> None:
