@@ -66,8 +66,9 @@ def run(
 
 
 def mup_applies(axis: Axis) -> bool:
-    """Whether it does: widths, and, by the package's ``MuAdam``, Adam."""
-    return axis.scaled == "width_multiplier" and axis.optimizer == "adam"
+    """Whether it does: widths, by the package's ``MuAdam`` Adam, and weights that it shrinks itself."""
+    wide = axis.scaled == "width_multiplier" and axis.optimizer == "adam"
+    return wide and not axis.settings.get("small_readout")
 
 
 def in_processes(
