@@ -66,7 +66,7 @@ def run(
 
 
 def mup_applies(axis: Axis) -> bool:
-    """Whether it does: widths, by the package's ``MuAdam`` Adam, and weights that it shrinks itself."""
+    """Whether it does: widths, Adam (by ``MuAdam``), and readouts that it is to shrink itself."""
     wide = axis.scaled == "width_multiplier" and axis.optimizer == "adam"
     return wide and not axis.settings.get("small_readout")
 
