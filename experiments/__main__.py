@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     axes = [axis.part(options.scales, options.every) for axis in chosen]
     methods = [METHODS[key] for key in options.methods or (QUICK if options.quick else MAIN)]
     if options.quick:
-        options.seeds, axes = 1, [axis.quick() for axis in chosen]
+        options.seeds, axes = 1, [axis for each in chosen if (axis := each.quick())]
         methods = [replace(method, seeds=1) for method in methods]
     console = Console(width=None if sys.stdout.isatty() else 160)
     store = Store(options.out)

@@ -58,7 +58,8 @@ class Axis:
         swept: part of the names of the parameters whose rate is swept; all if None.
         other_rate: of all others.
         seeds: base models whose profiles are averaged, where fewer than the method's.
-        cell, cell_every: the scale that a quick run trains, and at which of the rates.
+        cell, cell_every: the scale that a quick run trains, and at which of the rates; it leaves
+            out variants of an axis, whose cell is None.
     """
 
     key: str
@@ -75,8 +76,8 @@ class Axis:
     swept: str | None = None
     other_rate: float = 0.0
     seeds: int = 8
-    cell: float = 4
-    cell_every: int = 2
+    cell: float | None = 4
+    cell_every: int = 3
 
     def part(self, scales: Collection[float] | None = None, every: int = 1) -> "Axis":
         """Fewer scales, beside the base, and every so many rates: its runs are runs of the whole.
@@ -87,9 +88,9 @@ class Axis:
         kept = tuple(s for s in self.scales if scales is None or s == 1 or s in scales)
         return replace(self, scales=kept, grid=replace(self.grid, every=every))
 
-    def quick(self) -> "Axis":
+    def quick(self) -> "Axis | None":
         """One larger scale, and some of the rates."""
-        return self.part([self.cell], self.cell_every)
+        return None if self.cell is None else self.part([self.cell], self.cell_every)
 
     def build(self, scale: float) -> nn.Module:
         """The model, with torch's random state as it is."""
@@ -121,7 +122,6 @@ LM = Axis(
     steps=200,
     batch=16,
     cell=2,
-    cell_every=3,
 )
 
 LORA = Axis(
@@ -224,11 +224,14 @@ AXES: dict[str, Axis] = {
             key="mlp-width-readout",
             title="ResMLP, width, small readout",
             settings={**MLP.settings, "small_readout": True},
+            cell=None,
         ),
         *_transformers(),
         *(under(MLP, name) for name in GRIDS if name != MLP.optimizer),
         LORA,
-        replace(LORA, key="lora-a", title=LORA.title.replace(" B", " A"), swept="lora_A"),
+        replace(
+            LORA, key="lora-a", title=LORA.title.replace(" B", " A"), swept="lora_A", cell=None
+        ),
     )
 }
 """All axes, by key."""

@@ -204,3 +204,14 @@ def test_a_page_keeps_what_is_around_the_tables(tmp_path: Path) -> None:
     assert page.read_text() == (
         "before\n<!-- a -->\n\nnew\n<!-- end of a -->\nafter<!-- b -->\n\nmore\n<!-- end of b -->"
     )
+
+
+def test_a_quick_run_has_one_larger_model_of_each_axis_but_its_variants() -> None:
+    for key, axis in AXES.items():
+        quick = axis.quick()
+        if key in ("lora-a", "mlp-width-readout"):
+            assert quick is None
+        else:
+            assert quick is not None
+            assert len(quick.scales) == 2
+            assert len(quick.grid.rates) >= 3
