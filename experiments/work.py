@@ -89,7 +89,7 @@ class Compiling:
                 method=self.method.estimator,
                 optimizer=_custom(self.axis),
             )
-        found = multipliers(compiled, self.method)
+        found = multipliers(compiled, self.method, sum(e.value for e in base.start.values()))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".part")
         temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
@@ -142,13 +142,16 @@ def probe(axis: Axis, settle: int) -> list[Batch]:
     return [data.load(axis.data).sample(axis.batch, generator) for _ in range(count)]
 
 
-def multipliers(compiled: flerm_fx.CompiledModel, method: Method) -> dict[str, float]:
+def multipliers(
+    compiled: flerm_fx.CompiledModel, method: Method, whole: float = 1.0
+) -> dict[str, float]:
     r"""Those that were found, or with other masses.
 
     With ``"root"`` a tensor that gets a share :math:`s` of its base parameters has
-    :math:`m_l / \sqrt{s}`. The paper's ablations are :math:`m_l = 1 / (L\, \mathrm{FSLR}_l)`: with
+    :math:`m_l / \sqrt{s}`. The paper's ablations are :math:`m_l = M / (L\, \mathrm{FSLR}_l)`: with
     ``"equal"`` L counts the target's tensors; with ``"equal-split"`` it counts the base's, and a
-    tensor gets its share of one.
+    tensor gets its share of one. M is ``whole``, 1 in the paper; with the sum of the base's FSLRs
+    the best rate stays on the grid.
     """
     found = compiled.multipliers
     if method.mass == "recorded":
@@ -160,7 +163,7 @@ def multipliers(compiled: flerm_fx.CompiledModel, method: Method) -> dict[str, f
         shares = dict.fromkeys(found, 1.0)
     total = sum(shares.values())
     return {
-        row.parameter: shares[row.parameter] / (total * row.target.value)
+        row.parameter: whole * shares[row.parameter] / (total * row.target.value)
         if row.target.value
         else 1.0
         for row in compiled.assignments
