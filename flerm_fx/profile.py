@@ -321,6 +321,16 @@ class BaseProfile:
         Raises:
             InputError: if that step was not recorded.
 
+        Example::
+
+            >>> import flerm_fx, torch
+            >>> _ = torch.manual_seed(0)
+            >>> model, x, y = torch.nn.Linear(4, 3), torch.randn(8, 4), torch.randint(3, (8,))
+            >>> adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+            >>> profile = flerm_fx.record(model, adam, x, y, settle=2).profile
+            >>> largest = max(profile.output_rms[0], profile.output_rms[-1])
+            >>> profile.way_from({0: largest}, 0), profile.way_from({0: 3 * largest}, 0) > 2.9
+            (1.0, True)
         """
         if step not in self.settling.steps:
             raise InputError(f"step {step} was not recorded; there are {self.settling.steps}")
