@@ -2,14 +2,23 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from heapq import heappop, heappush
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from experiments.axes import Axis
 from experiments.measures import seed_mean
@@ -17,6 +26,9 @@ from experiments.methods import METHODS, Method
 from experiments.store import Result, Run, Store
 from experiments.work import Compiling, Recording, Training, Work, start_process
 from flerm_fx.errors import FlermError
+
+Stage = tuple[str, Iterable[Work]]
+"""A name, and work that may be done side by side."""
 
 
 def run(
@@ -29,7 +41,7 @@ def run(
 ) -> None:
     """Run every method on every axis, but for what the store has.
 
-    First the bases of all axes, then their profiles, multipliers, and all other runs.
+    First the bases of an axis, then its profiles, multipliers, and all other runs.
 
     Args:
         axes: whose work is shared out together.
@@ -39,30 +51,24 @@ def run(
         console: shows progress.
         jobs: processes, of one thread each; as many as cores if None.
     """
-    with _processes(jobs, console) as do:
-        title = axes[0].title if len(axes) == 1 else f"{len(axes)} axes"
-        chosen = {a.key: [m for m in methods if m.kind != "mup" or mup_applies(a)] for a in axes}
+    title = axes[0].title if len(axes) == 1 else f"{len(axes)} axes"
+    _do([_stages(axis, methods, seeds, store, title) for axis in axes], store, console, jobs)
 
-        def all_of(work: Callable[[Axis], Iterable[Work]]) -> list[Work]:
-            return [item for axis in axes for item in work(axis)]
 
-        def bases(axis: Axis) -> Iterable[Work]:
-            return _trainings(axis, METHODS["standard"], [1], seeds, store)
-
-        def profiles(axis: Axis) -> Iterable[Work]:
-            return _recordings(axis, chosen[axis.key], best_rate(axis, store, seeds), store)
-
-        def multipliers(axis: Axis) -> Iterable[Work]:
-            return _compilings(axis, chosen[axis.key], seeds, store)
-
-        def runs(axis: Axis) -> Iterable[Work]:
-            for method in chosen[axis.key]:
-                yield from _trainings(axis, method, scales_of(axis, method), seeds, store)
-
-        do(f"{title}: base", all_of(bases), store)
-        do(f"{title}: profiles", all_of(profiles), store)
-        do(f"{title}: multipliers", all_of(multipliers), store)
-        do(f"{title}: runs", all_of(runs), store)
+def _stages(
+    axis: Axis, methods: Sequence[Method], seeds: int, store: Store, title: str
+) -> Iterator[Stage]:
+    """What one axis lacks; what a stage is follows from what those before it left in the store."""
+    chosen = [method for method in methods if method.kind != "mup" or mup_applies(axis)]
+    yield f"{title}: base", _trainings(axis, METHODS["standard"], [1], seeds, store)
+    yield f"{title}: profiles", _recordings(axis, chosen, best_rate(axis, store, seeds), store)
+    yield f"{title}: multipliers", _compilings(axis, chosen, seeds, store)
+    yield (
+        f"{title}: runs",
+        chain.from_iterable(
+            _trainings(axis, method, scales_of(axis, method), seeds, store) for method in chosen
+        ),
+    )
 
 
 def mup_applies(axis: Axis) -> bool:
@@ -75,47 +81,63 @@ def in_processes(
     name: str, work: Iterable[Work], store: Store, console: Console, jobs: int | None = None
 ) -> None:
     """Do some work side by side, and keep what it comes to."""
-    with _processes(jobs, console) as do:
-        do(name, work, store)
+    _do([iter([(name, work)])], store, console, jobs)
 
 
-@contextmanager
-def _processes(
-    jobs: int | None, console: Console
-) -> Iterator[Callable[[str, Iterable[Work], Store], None]]:
-    """What does work in processes, and shows how far it is."""
+def _do(
+    chains: Sequence[Iterator[Stage]], store: Store, console: Console, jobs: int | None
+) -> None:
+    """Do chains of stages in processes, and show how far they are.
+
+    A stage begins when the one before it in its chain is done. Of all work that may begin, the
+    longest does: one chain that waits for a long piece of work leaves no process idle.
+    """
+    jobs = jobs or os.cpu_count() or 1
+    waiting: list[tuple[tuple[int, float], int, int, str, Work]] = []  # a heap
+    running: dict[Future[Result | None], tuple[int, str]] = {}
+    left = [0] * len(chains)
+    arrivals = count()
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with (
-        Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-        ) as progress,
+        Progress(*columns, TimeElapsedColumn(), console=console) as progress,
         ProcessPoolExecutor(
-            jobs or os.cpu_count(),
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=start_process,
+            jobs, mp_context=multiprocessing.get_context("spawn"), initializer=start_process
         ) as executor,
     ):
+        bars: dict[str, TaskID] = {}
+        totals: Counter[str] = Counter()
 
-        def do(name: str, work: Iterable[Work], store: Store) -> None:
-            missing = sorted(work, key=_cost, reverse=True)
-            if not missing:
-                return
-            bar = progress.add_task(name, total=len(missing))
-            futures = [executor.submit(item) for item in missing]
-            try:
-                for future in as_completed(futures):
+        def begin_next_stage(index: int) -> None:
+            for name, work in chains[index]:
+                for item in work:
+                    heappush(waiting, (_order(item), next(arrivals), index, name, item))
+                    left[index] += 1
+                if left[index]:
+                    totals[name] += left[index]
+                    if name not in bars:
+                        bars[name] = progress.add_task(name)
+                    progress.update(bars[name], total=totals[name])
+                    return
+
+        try:
+            for index in range(len(chains)):
+                begin_next_stage(index)
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    *_, index, name, item = heappop(waiting)
+                    running[executor.submit(item)] = index, name
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    index, name = running.pop(future)
                     result = future.result()
                     if isinstance(result, Result):
                         store.add(result)
-                    progress.advance(bar)
-            except BaseException:
-                executor.shutdown(wait=False, cancel_futures=True)
-                raise
-
-        yield do
+                    progress.advance(bars[name])
+                    left[index] -= 1
+                    if not left[index]:
+                        begin_next_stage(index)
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def best_rate(axis: Axis, store: Store, seeds: int) -> float:
@@ -181,9 +203,9 @@ def _compilings(
                     yield Compiling(axis, method, scale, seed, profile, path)
 
 
-def _cost(work: Work) -> tuple[int, float]:
-    """Long runs first, so that no process is left alone with one at the end."""
-    model = ("resmlp", "transformer", "smollm2").index(work.axis.model)
+def _order(work: Work) -> tuple[int, float]:
+    """Long work first, so that no process is left alone with it at the end."""
+    model = ("smollm2", "transformer", "resmlp").index(work.axis.model)
     if isinstance(work, Training):
-        return model, work.run.scale
-    return model, work.scale if isinstance(work, Compiling) else 0.0
+        return model, -work.run.scale
+    return model, -work.scale if isinstance(work, Compiling) else 0.0

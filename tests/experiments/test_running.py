@@ -72,11 +72,12 @@ def test_a_sweep_is_run_once_and_reported(tmp_path: Path) -> None:
     methods = [
         replace(METHODS[key], seeds=1, at=(0, 3)) for key in ("standard", "compile", "match")
     ]
-    run([TINY], methods, 1, store, console, jobs=2)
+    axes = [TINY, replace(TINY, key="pre-depth", scaled="depth_multiplier")]
+    run(axes, methods, 1, store, console, jobs=2)
     lines = (tmp_path / "runs.jsonl").read_text()
-    assert len(lines.splitlines()) == 3 * (2 + 1 + 1)
+    assert len(lines.splitlines()) == len(axes) * 3 * (2 + 1 + 1)
     assert best_rate(TINY, store, 1) in TINY.grid.rates
-    run([TINY], methods, 1, Store(tmp_path), console, jobs=2)
+    run(axes, methods, 1, Store(tmp_path), console, jobs=2)
     assert (tmp_path / "runs.jsonl").read_text() == lines
     for method in methods:
         (found,) = transfers(TINY, method, store, 1)
