@@ -133,7 +133,7 @@ LORA = Axis(
     "rank",
     (1, 2, 8, 32),
     # Rates of A and B apart, each on the grid while the other rests at this one.
-    grid=Grid(1e-5, 12),
+    grid=Grid(1e-5, first=4),
     steps=30,
     batch=2,
     swept="lora_B",
