@@ -61,7 +61,10 @@ def _stages(
     """What one axis lacks; what a stage is follows from what those before it left in the store."""
     chosen = [method for method in methods if method.kind != "mup" or mup_applies(axis)]
     yield f"{title}: base", _trainings(axis, METHODS["standard"], [1], seeds, store)
-    yield f"{title}: profiles", _recordings(axis, chosen, best_rate(axis, store, seeds), store)
+    yield (
+        f"{title}: profiles",
+        _recordings(axis, chosen, best_rate(axis, store, seeds), seeds, store),
+    )
     yield f"{title}: multipliers", _compilings(axis, chosen, seeds, store)
     yield (
         f"{title}: runs",
@@ -155,16 +158,20 @@ def scales_of(axis: Axis, method: Method) -> tuple[float, ...]:
     return axis.scales[1:]
 
 
+def _missing(axis: Axis, method: Method, scale: float, seed: int, store: Store) -> list[Run]:
+    """What the store lacks of one curve."""
+    runs = [Run(axis.key, method.key, scale, seed, rate) for rate in axis.grid.rates]
+    return [each for each in runs if each not in store]
+
+
 def _trainings(
     axis: Axis, method: Method, scales: Sequence[float], seeds: int, store: Store
 ) -> Iterable[Training]:
     for scale in scales:
         for seed in range(seeds):
-            for rate in axis.grid.rates:
-                found = Run(axis.key, method.key, scale, seed, rate)
-                if found not in store:
-                    profile, multipliers = _needs(axis, method, scale, seed, store)
-                    yield Training(axis, method, found, profile, multipliers)
+            profile, multipliers = _needs(axis, method, scale, seed, store)
+            for found in _missing(axis, method, scale, seed, store):
+                yield Training(axis, method, found, profile, multipliers)
 
 
 def _needs(
@@ -178,11 +185,18 @@ def _needs(
 
 
 def _recordings(
-    axis: Axis, methods: Sequence[Method], rate: float, store: Store
+    axis: Axis, methods: Sequence[Method], rate: float, seeds: int, store: Store
 ) -> Iterable[Recording]:
+    """Of the profiles that multipliers or runs which the store lacks need."""
     paths: dict[Path, Method] = {}
     for method in methods:
-        if method.kind in ("compile", "match"):
+        wanted: list[Compiling] | list[Run] = []
+        if method.kind == "compile":
+            wanted = list(_compilings(axis, [method], seeds, store))
+        elif method.kind == "match":
+            pairs = ((scale, seed) for scale in scales_of(axis, method) for seed in range(seeds))
+            wanted = [run for pair in pairs for run in _missing(axis, method, *pair, store)]
+        if wanted:
             paths.setdefault(store.profile(axis.key, method.recorded), method)
     for path, method in paths.items():
         if not path.exists():
@@ -192,6 +206,7 @@ def _recordings(
 def _compilings(
     axis: Axis, methods: Sequence[Method], seeds: int, store: Store
 ) -> Iterable[Compiling]:
+    """Of the multipliers that runs which the store lacks need."""
     for method in methods:
         if method.kind != "compile":
             continue
@@ -199,7 +214,7 @@ def _compilings(
         for scale in scales_of(axis, method):
             for seed in range(seeds):
                 path = store.multipliers(axis.key, method.key, scale, seed)
-                if not path.exists():
+                if not path.exists() and _missing(axis, method, scale, seed, store):
                     yield Compiling(axis, method, scale, seed, profile, path)
 
 
