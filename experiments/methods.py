@@ -5,7 +5,7 @@ from typing import Literal
 
 from flerm_fx.probe.planner import Method as Estimator
 
-Kind = Literal["standard", "mup", "compile", "match"]
+Kind = Literal["standard", "mup", "mup-rates", "compile", "match"]
 
 Mass = Literal["recorded", "root", "equal", "equal-split"]
 
@@ -22,7 +22,8 @@ class Method:
     Attributes:
         key: names it on the command line and in files.
         title: names it in tables.
-        kind: ``"compile"`` finds multipliers once, at the start; ``"match"`` at each of ``at``.
+        kind: ``"compile"`` finds multipliers once, at the start; ``"match"`` at each of ``at``;
+            ``"mup-rates"`` has those of muP, on the model as it is.
         settle: as for :func:`flerm_fx.record`, but no more than a run has steps.
         seeds: base models, under as many seeds, whose profiles are averaged.
         estimator: ``method`` of :func:`flerm_fx.measure`.
@@ -64,6 +65,7 @@ METHODS: dict[str, Method] = {
     for method in (
         Method("standard", "standard", "standard"),
         Method("mup", "muP", "mup"),
+        Method("mup-rates", "muP's rates", "mup-rates"),
         Method("compile", "compile", "compile", settle=100),
         Method("first-step", "compile, first step", "compile"),
         Method("match", "match, every 100 steps", "match"),

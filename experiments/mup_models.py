@@ -31,11 +31,29 @@ def optimizer(model: nn.Module, lr: float) -> Optimizer:
     return adam
 
 
+def rates(axis: Axis, scale: float) -> dict[str, float]:
+    r"""Multipliers that muP's rates come to on a model as it is, its initial weights included.
+
+    ``MuAdam`` divides the rate of a weight between two widths by the width multiplier w. A readout
+    reads its input over w, so that its step, by Adam's full rate, moves the function 1/w as far.
+    """
+    found = {}
+    model = build(axis, scale, seed=0)
+    for group in optimizer(model, 1.0).param_groups:
+        found.update({id(parameter): group["lr"] for parameter in group["params"]})
+    named = {name: found[id(parameter)] for name, parameter in model.named_parameters()}
+    readout = f"{_READOUTS[axis.model]}.weight"
+    return {**named, readout: named[readout] / scale}
+
+
+_READOUTS = {"resmlp": "output", "transformer": "logits"}
+
+
 def _with_readout(axis: Axis, scale: float) -> nn.Module:
     from mup import MuReadout
 
     model = axis.build(scale)
-    name = "output" if axis.model == "resmlp" else "logits"
+    name = _READOUTS[axis.model]
     last = model.get_submodule(name)
     assert isinstance(last, nn.Linear)
     readout = MuReadout(last.in_features, last.out_features)

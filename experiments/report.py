@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from experiments.axes import Axis
 from experiments.measures import Transfer, seed_mean, transfer
-from experiments.methods import METHODS, Method
+from experiments.methods import MAIN, METHODS, Method
 from experiments.runner import scales_of
 from experiments.store import Store
 
@@ -81,22 +81,59 @@ def write(axes: Sequence[Axis], store: Store, seeds: int, page: Path | None) -> 
 
 
 def summary(axes: Sequence[Axis], store: Store, seeds: int) -> Iterator[str]:
-    """One table of all axes: shift and regret by every method, a row for each scale."""
-    table: list[tuple[Axis, float, dict[str, str]]] = []
+    """Tables of all axes, a row for each scale and a column for each method that has results."""
+    found: list[tuple[Axis, float, dict[str, Transfer]]] = []
     for axis in axes:
-        cells: dict[float, dict[str, str]] = defaultdict(dict)
-        for key in METHODS:
-            for found in transfers(axis, METHODS[key], store, seeds):
-                cells[found.scale][key] = f"{found.shift:+.1f}, {found.regret:.3f}"
-        table += [(axis, scale, cells[scale]) for scale in sorted(cells)]
-    keys = [key for key in METHODS if any(key in row for _, _, row in table)]
-    if keys:
-        yield from ("## All axes", "", "Shift in octaves, and regret in nats.", "")
-        yield line(["axis", "scale", *(METHODS[key].title for key in keys)])
-        yield line(["---"] * (2 + len(keys)))
-        for axis, scale, row in table:
-            yield line([axis.title, f"{scale:g}", *(row.get(key, "") for key in keys)])
-        yield ""
+        cells: dict[float, dict[str, Transfer]] = defaultdict(dict)
+        for key, method in METHODS.items():
+            for each in transfers(axis, method, store, seeds):
+                cells[each.scale][key] = each
+        found += [(axis, scale, cells[scale]) for scale in sorted(cells)]
+    ablations = [key for key in METHODS if key not in MAIN]
+    ablated = [row for row in found if any(key in row[2] for key in ablations)]
+    yield from _table("All axes", "Shift in octaves, and regret in nats.", MAIN, found, _moved)
+    yield from _table(
+        "Losses",
+        "At the base's best rate, and at this model's own best where that is another, in nats.",
+        MAIN,
+        found,
+        _lost,
+    )
+    yield from _table(
+        "Other choices",
+        "Shift in octaves, regret in nats, and loss at the base's best rate.",
+        ["compile", *ablations],
+        ablated,
+        lambda each: f"{_moved(each)}, {each.loss:.3f}",
+    )
+
+
+def _moved(found: Transfer) -> str:
+    return f"{found.shift:+.1f}, {found.regret:.3f}"
+
+
+def _lost(found: Transfer) -> str:
+    return f"{found.loss:.3f}" + (f", {found.best:.3f}" if found.regret else "")
+
+
+def _table(
+    title: str,
+    note: str,
+    keys: Iterable[str],
+    found: Sequence[tuple[Axis, float, Mapping[str, Transfer]]],
+    cell: Callable[[Transfer], str],
+) -> Iterator[str]:
+    keys = [key for key in keys if any(key in row for _, _, row in found)]
+    if not keys:
+        return
+    yield from (f"## {title}", "", note, "")
+    yield line(["axis", "scale", *(METHODS[key].title for key in keys)])
+    yield line(["---"] * (2 + len(keys)))
+    for axis, scale, row in found:
+        yield line(
+            [axis.title, f"{scale:g}", *(cell(row[key]) if key in row else "" for key in keys)]
+        )
+    yield ""
 
 
 def put(page: Path, name: str, text: Sequence[str]) -> None:

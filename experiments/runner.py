@@ -59,7 +59,8 @@ def _stages(
     axis: Axis, methods: Sequence[Method], seeds: int, store: Store, title: str
 ) -> Iterator[Stage]:
     """What one axis lacks; what a stage is follows from what those before it left in the store."""
-    chosen = [method for method in methods if method.kind != "mup" or mup_applies(axis)]
+    rules = ("mup", "mup-rates")
+    chosen = [method for method in methods if method.kind not in rules or mup_applies(axis)]
     yield f"{title}: base", _trainings(axis, METHODS["standard"], [1], seeds, store)
     yield (
         f"{title}: profiles",

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from experiments.axes import Axis
 from experiments.data import Data
+from flerm_fx.inputs import device_of, to_device
 from flerm_fx.update_rule import UpdateRule, group_settings
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
@@ -151,6 +152,7 @@ def train(model: nn.Module, run: list[Optimizer], data: Data, axis: Axis, seed: 
     Equal seeds see equal batches. A run whose loss is not finite, or ends above where it began, has
     diverged.
     """
+    device = device_of(model)
     began, before = time.perf_counter(), validate(model, data)
     generator = torch.Generator().manual_seed(seed)
     tenth = max(axis.steps // 10, 1)
@@ -158,7 +160,7 @@ def train(model: nn.Module, run: list[Optimizer], data: Data, axis: Axis, seed: 
     last: list[float] = []
     validations: list[float] = []
     for step in range(axis.steps):
-        inputs, targets = data.sample(axis.batch, generator)
+        inputs, targets = to_device(data.sample(axis.batch, generator), device)
         loss = data.loss(model(inputs), targets)
         if not math.isfinite(loss.item()):
             return Outcome(math.inf, math.inf, time.perf_counter() - began)
@@ -179,5 +181,6 @@ def train(model: nn.Module, run: list[Optimizer], data: Data, axis: Axis, seed: 
 @torch.no_grad()
 def validate(model: nn.Module, data: Data) -> float:
     """Mean loss over the validation set."""
-    total = sum(data.loss(model(x), y).item() * len(x) for x, y in data.validation)
+    batches = to_device(data.validation, device_of(model))
+    total = sum(data.loss(model(x), y).item() * len(x) for x, y in batches)
     return total / sum(len(x) for x, _ in data.validation)

@@ -111,11 +111,13 @@ class Training:
         axis, run = self.axis, self.run
         batches = data.load(axis.data)
         if self.method.kind == "mup":
-            model = mup_models.build(axis, run.scale, run.seed)
+            model = mup_models.build(axis, run.scale, run.seed).to(device())
             rule = [mup_models.optimizer(model, run.rate)]
         else:
             model = build(axis, run.scale, run.seed)
             found = None if self.multipliers is None else json.loads(self.multipliers.read_text())
+            if self.method.kind == "mup-rates":
+                found = mup_models.rates(axis, run.scale)
             rule = optimizers(axis.optimizer, model, run.rate, found, axis.swept, axis.other_rate)
         if self.method.kind == "match" and self.profile is not None:
             base = flerm_fx.BaseProfile.load(self.profile)
@@ -130,9 +132,14 @@ Work = Recording | Compiling | Training
 
 
 def build(axis: Axis, scale: float, seed: int) -> nn.Module:
-    """A model at its initial weights."""
+    """A model at its initial weights, the same on any device."""
     torch.manual_seed(seed)
-    return axis.build(scale)
+    return axis.build(scale).to(device())
+
+
+def device() -> str:
+    """A GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def probe(axis: Axis, settle: int) -> list[Batch]:

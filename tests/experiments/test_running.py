@@ -10,13 +10,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from experiments import data, smollm2
+from experiments import data, smollm2, work
 from experiments.__main__ import main
 from experiments.axes import AXES, LM, Grid
 from experiments.methods import METHODS
 from experiments.report import put, show, transfers, write
-from experiments.runner import best_rate, run, scales_of
-from experiments.store import Run, Store
+from experiments.runner import _compilings, _missing, _recordings, best_rate, run, scales_of
+from experiments.store import Result, Run, Store
 from experiments.training import OPTIMIZERS, optimizers, train
 from experiments.work import Compiling, Recording, Training, build
 from flerm_fx.errors import InputError
@@ -92,6 +92,44 @@ def test_a_sweep_is_run_once_and_reported(tmp_path: Path) -> None:
     assert text.startswith("# Results\n")
     assert text.count("## transformer, pre-norm, width") == 1
     assert (tmp_path / "results" / "pre-width.png").stat().st_size > 10_000
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_on_a_gpu_ends_as_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    method = replace(METHODS["compile"], seeds=1)
+    losses = []
+    for name in ("cuda", "cpu"):
+        monkeypatch.setattr(work, "device", lambda name=name: name)
+        profile, found = tmp_path / f"{name}.safetensors", tmp_path / f"{name}.json"
+        Recording(TINY, method, 0.01, profile)()
+        Compiling(TINY, method, 2, 0, profile, found)()
+        wanted = Run(TINY.key, "compile", 2, 0, 0.01)
+        losses.append(Training(TINY, method, wanted, profile, found)().loss)
+    assert math.isclose(*losses, rel_tol=1e-3)
+
+
+def test_only_what_runs_that_are_missing_need_is_recorded_and_compiled(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    methods = [METHODS[key] for key in ("standard", "compile", "one-seed", "match")]
+    absent = Run(TINY.key, "compile", 2, 1, TINY.grid.rates[1])
+    for method in methods:
+        for scale in scales_of(TINY, method):
+            for seed in range(2):
+                for each in _missing(TINY, method, scale, seed, store):
+                    if each != absent:
+                        store.add(Result(each, 1.0, 1.0, 0.1))
+    (recording,) = _recordings(TINY, methods, 0.1, 2, store)
+    (compiling,) = _compilings(TINY, methods, 2, store)
+    assert recording.method.key == compiling.method.key == "compile"
+    assert recording.path == compiling.profile
+    assert (compiling.scale, compiling.seed) == (2, 1)
+    compiling.path.parent.mkdir()
+    compiling.path.write_text("{}")
+    assert not list(_recordings(TINY, methods, 0.1, 2, store))
+    compiling.path.unlink()
+    store.add(Result(absent, 1.0, 1.0, 0.1))
+    assert not list(_recordings(TINY, methods, 0.1, 2, store))
+    assert not list(_compilings(TINY, methods, 2, store))
 
 
 def test_multipliers_enter_as_rates_of_groups() -> None:
