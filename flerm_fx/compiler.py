@@ -469,11 +469,12 @@ class CompiledModel(ScaledModel):
             # Through scale nodes, what is on top of the last multipliers.
             held = self.multipliers if multipliers is None else dict.fromkeys(multipliers, 1.0)
 
-            def follow(step: int, _: Moment) -> Mapping[str, float]:
-                return {name: m / held[name] for name, m in self._settling[step].items()}
+            def follow(step: int, _: Moment) -> Mapping[str, float] | None:
+                taken = self._settling.get(step)
+                return taken and {name: m / held[name] for name, m in taken.items()}
 
             found = measure_settling(captured, self.procedure, follow, draw_seed=CHECK_SEED)
-            measured[0] = start_of(found)
+            measured[0] = start_of(found, self.procedure.settle)
         # Through scale nodes the unit update of w already moves θ by m; in groups it does not.
         factors = multipliers or dict.fromkeys(self.multipliers, 1.0)
         return tuple(

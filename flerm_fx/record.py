@@ -194,7 +194,7 @@ class Recorder(Attached):
         self._shapes = {name: tuple(p.shape) for name, p in twin.parameters.items()}
         prober = Prober(twin, ranks)
         on_the_way = measure_settling(twin, self.procedure, prober=prober)
-        self._start = start_of(on_the_way)
+        self._start = start_of(on_the_way, settle)
         self._settling = on_the_way if settle else {}
         # Exactly 0: an FSLR within rounding, such as that of an attention key's bias, is as small
         # at any later step.

@@ -70,3 +70,12 @@ def start_steps(settle: int) -> tuple[int, ...]:
     ((0,), (4, 8, 10), (32, 64, 100))
     """
     return tuple(step for step in settling_steps(settle) if step >= settle / 4)
+
+
+def step_of_round(step: int, settle: int) -> int:
+    """The settling step that a step answers to, where those of the start are taken over and over.
+
+    >>> [step_of_round(step, 100) for step in (64, 100, 132, 164, 200, 232)]
+    [64, 100, 32, 64, 100, 32]
+    """
+    return step if step <= settle else (step - 1) % settle + 1

@@ -1,6 +1,7 @@
 """The start: FSLRs at the beginning of training, measured by a procedure that repeats anywhere."""
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from flerm_fx.optimizers import Optimizers
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
 from flerm_fx.probe.prober import Prober
-from flerm_fx.schedule import settling_steps, start_steps
+from flerm_fx.schedule import settling_steps, start_steps, step_of_round
 from flerm_fx.update_rule import group_settings
 
 MODEL_LOSS = "output.loss"
@@ -129,8 +130,9 @@ class Moment:
     output_rms: float
 
 
-Follow = Callable[[int, Moment], Multipliers]
-"""From a step and what was found there to the multipliers that hold from this step on."""
+Follow = Callable[[int, Moment], Multipliers | None]
+"""From a step and what was found there to the multipliers that hold from this step on; None, at the
+last step of a round, to end there."""
 
 
 def measure_settling(
@@ -143,7 +145,9 @@ def measure_settling(
 ) -> dict[int, Moment]:
     """FSLRs of the unit updates at each settling step, of which :func:`start_of` makes the start.
 
-    The steps are :func:`flerm_fx.schedule.settling_steps`.
+    The steps are :func:`flerm_fx.schedule.settling_steps`, and after them, for as many more rounds
+    of ``settle`` steps as ``follow`` asks for, those of :func:`flerm_fx.schedule.step_of_round`
+    that are steps of the start.
 
     Multipliers are 1 at first. What ``follow`` returns holds for the measured step already, whose
     updates are multiplied by new over old, which is exact for rules that are linear in the rate.
@@ -152,7 +156,7 @@ def measure_settling(
     Args:
         captured: the model, captured; a copy that the caller owns.
         procedure: what to do.
-        follow: multipliers from each measured step on, but the last; all are 1 if None.
+        follow: multipliers from each measured step on; all are 1, for one round, if None.
         draw_seed: of the random cotangents; the procedure's own if None.
         prober: of ``captured``, where there is one.
     """
@@ -160,16 +164,16 @@ def measure_settling(
     prober = prober or Prober(captured)
     probe = to_device(procedure.pool[0], device_of(captured.model))
     found: dict[int, Moment] = {}
-    wanted = settling_steps(procedure.settle)
+    settle, wanted = procedure.settle, settling_steps(procedure.settle)
     # Errors of several steps are independent, and their mean has less.
-    rtol = min(procedure.rtol * math.sqrt(len(start_steps(procedure.settle))), 0.99)
+    rtol = min(procedure.rtol * math.sqrt(len(start_steps(settle))), 0.99)
     steps = _unit_updates(captured, procedure, None)
     with contextlib.closing(steps):
-        step, multipliers = 0, None
-        while step <= procedure.settle:
+        step, end, multipliers = 0, settle, None
+        while step <= end:
             taken = steps.send(multipliers)
             multipliers = None
-            if step in wanted:
+            if step_of_round(step, settle) in wanted:
                 estimates = _estimate(
                     prober,
                     replace(procedure, rtol=rtol),
@@ -180,18 +184,22 @@ def measure_settling(
                     step,
                 )
                 found[step] = Moment(_noted(estimates, taken.rounding), taken.output_rms)
-                if follow is not None and step < procedure.settle:
+                if follow is not None:
                     multipliers = follow(step, found[step])
+                    if step == end and multipliers is not None:
+                        end += settle
+                        wanted = start_steps(settle)
             step += 1
     return found
 
 
-def start_of(found: Mapping[int, Moment]) -> dict[str, Estimate]:
-    """The start: the mean over the last of the settling steps.
+def start_of(found: Mapping[int, Moment], settle: int) -> dict[str, Estimate]:
+    """The start: the mean over the last of the settling steps, those of the last round.
 
     The steps are :func:`flerm_fx.schedule.start_steps`.
     """
-    averaged = [found[step].fslrs for step in start_steps(max(found))]
+    before = max(found) - settle
+    averaged = [found[before + step].fslrs for step in start_steps(settle)]
     return {name: _mean([each[name] for each in averaged]) for name in averaged[0]}
 
 
@@ -235,7 +243,7 @@ def measure_start(
     measured: list[dict[str, Estimate]] = []
     steps = _unit_updates(captured, procedure, multipliers, find_rounding=names is None)
     with contextlib.closing(steps):
-        for step, taken in enumerate(steps):
+        for step, taken in zip(range(procedure.settle + 1), steps, strict=False):
             if step <= procedure.settle - averaged:
                 continue
             # Errors of several steps are independent, and their mean has less.
@@ -319,7 +327,7 @@ def _unit_updates(
     *,
     find_rounding: bool = True,
 ) -> Generator[_Step, Multipliers | None, None]:
-    """Each simulated step. What is sent are other multipliers, for it and those that follow."""
+    """Simulated steps, without an end. What is sent are other multipliers, for it and the next."""
     model, parameters = captured.model, captured.parameters
     weights = {name: p.detach().clone() for name, p in parameters.items()}
     pool = to_device(procedure.pool, device_of(model))
@@ -349,7 +357,7 @@ def _unit_updates(
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] *= stretch
-            for step in range(procedure.settle + 1):
+            for step in itertools.count():
                 batch = pool[0] if len(pool) == 1 else pool[1 + step % (len(pool) - 1)]
                 before = {name: p.detach().clone() for name, p in parameters.items()}
                 output_rms = _differentiate(model, parameters, batch, procedure, step)
@@ -507,8 +515,9 @@ def _fail(what: str, procedure: StartProcedure, step: int) -> None:
             "model, its initialisation and the batch"
         )
     rates = ", ".join(f"{rate:g}" for rate in procedure.optimizers.learning_rates)
+    last = max(step, procedure.settle)  # a target may settle for longer
     raise DivergenceError(
-        f"{what} at step {step} of {procedure.settle} settling steps at learning rate {rates}: "
+        f"{what} at step {step} of {last} settling steps at learning rate {rates}: "
         "the start diverges; record with a lower learning rate, or a smaller settle or "
         "resolve_after"
     )

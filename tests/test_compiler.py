@@ -122,15 +122,56 @@ def test_a_target_with_larger_outputs_takes_larger_steps_on_its_way() -> None:
     assert all(check.passed for check in compiled.check())
 
 
+def test_a_target_goes_on_until_its_outputs_have_settled() -> None:
+    def linear(gain: float) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Linear(6, 3)
+        with torch.no_grad():
+            model.weight.mul_(gain)
+        return model
+
+    torch.manual_seed(1)
+    x, settle = torch.randn(64, 6), 20
+    y = x @ torch.randn(6, 3)
+    profile = profile_of(linear(1.0), x, y, settle=settle, lr=0.05, method="exact")
+    large = linear(12.0)
+    compiled = flerm_fx.compile(large, profile, method="exact")
+    last = start_steps(settle)
+    assert last == (8, 16, 20)
+    assert list(compiled._settling) == [0, 1, 2, 4, 8, 16, 20, 28, 36]  # and 40, the start's last
+    rounds = 2
+    # A start that is the walk's own: the same steps, by hand.
+    twin, sizes = copy.deepcopy(large), {}
+    adam = torch.optim.Adam([{"params": [p], "lr": 0.05} for p in twin.parameters()])
+    groups = dict(zip(dict(twin.named_parameters()), adam.param_groups, strict=True))
+    for step in range(rounds * settle + 1):
+        for name, multiplier in compiled._settling.get(step, {}).items():
+            groups[name]["lr"] = 0.05 * multiplier
+        adam.zero_grad()
+        outputs = twin(x)
+        sizes[step] = float(outputs.detach().square().mean().sqrt())
+        nn.functional.mse_loss(outputs, y).backward()
+        adam.step()
+    ways = [
+        sum(profile.way_from({0: sizes[0], s: sizes[settle * r + s]}, s) for s in last) / 3
+        for r in range(rounds)
+    ]
+    assert ways[0] > 2 > ways[1] > 1
+    for row in compiled.assignments:
+        wanted = ways[-1] * profile.start[row.parameter].value
+        assert row.base_fslr == pytest.approx(wanted, rel=1e-4)
+    assert all(check.passed for check in compiled.check())
+
+
 def test_outputs_that_stay_large_are_warned_of_and_met_in_proportion() -> None:
     x, y = torch.randn(64, 6), torch.randint(3, (64,))
     torch.manual_seed(0)
     small = nn.Linear(6, 3)
-    profile = profile_of(small, x, y, settle=4, lr=1e-3)
+    profile = profile_of(small, x, y, settle=4, lr=1e-4)
     large = copy.deepcopy(small)
     with torch.no_grad():
         large.weight.mul_(50.0)
-    with pytest.warns(UserWarning, match=r"after 4 steps are still \d+\.\d times"):
+    with pytest.warns(UserWarning, match=r"after 20 steps are still \d+\.\d times"):
         compiled = flerm_fx.compile(large, profile, method="exact")
     steps = start_steps(4)
     size = float(large(x).detach().square().mean().sqrt())
