@@ -12,8 +12,8 @@ from experiments.store import Result
 Losses = NDArray[np.float64]
 
 AROUND = 2.7
-"""Octaves on each side of a curve's lowest point that the parabola is fitted through: three steps of
-the grid. Through two, optima scatter half as much again from seed to seed."""
+"""Octaves on each side of a curve's lowest point that the parabola is fitted through: three steps
+of the grid. Through two, optima scatter a third more from seed to seed."""
 
 # Two-sided 95 % of Student's t, by degrees of freedom.
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)

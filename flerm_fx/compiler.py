@@ -111,11 +111,12 @@ def compile(
     Both sides are FSLRs of unit updates at the start of training, measured by the same procedure
     (Milsom et al. 2025, section 4, without the factor :math:`\rho`: how much further the target has
     to go, :meth:`BaseProfile.way_from`, which is 1 for ``settle=0``, and otherwise unless outputs
-    begin larger than training makes them); which base parameters b a parameter answers to follows
-    from the structure of the two graphs, with the mass of repeated blocks conserved. A parameter
-    whose FSLR is zero or within its noise on either side, or whose gradient is rounding alone,
-    keeps a multiplier of 1. Where gradients are of the size of the optimizer's ``eps``, FSLR_l is
-    taken under the multipliers themselves, which are solved for by repeated measurements.
+    begin larger than training makes them: while it is above 2 the target settles for longer, at
+    most five times as long); which base parameters b a parameter answers to follows from the
+    structure of the two graphs, with the mass of repeated blocks conserved. A parameter whose FSLR
+    is zero or within its noise on either side, or whose gradient is rounding alone, keeps a
+    multiplier of 1. Where gradients are of the size of the optimizer's ``eps``, FSLR_l is taken
+    under the multipliers themselves, which are solved for by repeated measurements.
 
     Where an FSLR at the start is *exactly* zero on either side (LoRA's A while B is 0), both sides
     are compared ``resolve_after`` steps later, if the profile was recorded so. The target takes
