@@ -124,7 +124,7 @@ LM = Axis(
     steps=200,
     batch=16,
     cell=2,
-    cell_every=2,
+    cell_every=1,
 )
 
 LORA = Axis(

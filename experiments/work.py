@@ -2,8 +2,12 @@
 
 import json
 import math
+import multiprocessing
+import os
+import threading
 import warnings
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -183,5 +187,12 @@ def _custom(axis: Axis) -> type[Sign] | None:
 
 
 def start_process() -> None:
-    """One thread for each process: its numbers do not depend on how many there are."""
+    """One thread, as numbers depend on how many there are; and an end where the runner ends."""
     torch.set_num_threads(1)
+    if runner := multiprocessing.parent_process():
+        threading.Thread(target=_end_with, args=[runner], daemon=True).start()
+
+
+def _end_with(runner: BaseProcess) -> None:
+    runner.join()
+    os._exit(1)

@@ -3,6 +3,9 @@
 import io
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,6 +178,36 @@ def test_every_axis_builds_its_smallest_and_largest(key: str) -> None:
     else:
         assert counts[0] < counts[1]
     assert axis.optimizer in OPTIMIZERS
+
+
+RUNNER = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from experiments.work import start_process
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=start_process) as executor:
+        print(executor.submit(os.getpid).result(), flush=True)
+        executor.submit(time.sleep, 600).result()
+"""
+
+
+def test_no_process_outlives_a_runner_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "runner.py"
+    script.write_text(RUNNER)
+    root = str(Path(__file__).parents[2])
+    with subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+    ) as runner:
+        assert runner.stdout is not None
+        worker = int(runner.stdout.readline())
+        assert worker != runner.pid
+        runner.kill()
+        runner.communicate(timeout=60)  # until the last of its processes has closed the pipe
 
 
 def test_without_the_images_the_message_says_where_they_are(
