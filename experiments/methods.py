@@ -65,8 +65,8 @@ METHODS: dict[str, Method] = {
     for method in (
         Method("standard", "standard", "standard"),
         Method("mup", "muP", "mup"),
-        Method("mup-rates", "muP's rates", "mup-rates"),
         Method("compile", "compile", "compile", settle=100),
+        Method("mup-rates", "muP's rates", "mup-rates"),
         Method("first-step", "compile, first step", "compile"),
         Method("match", "match, every 100 steps", "match"),
         Method("match-log", "match, at powers of 2", "match", at=POWERS_OF_2),
@@ -84,5 +84,5 @@ METHODS: dict[str, Method] = {
 QUICK = ("standard", "compile")
 """What a quick run trains by."""
 
-MAIN = ("standard", "mup", "compile", "first-step", "match", "paper")
+MAIN = ("standard", "mup", "compile", "mup-rates", "first-step", "match", "paper")
 """What every axis is trained by, muP where it applies; the others are ablations."""
