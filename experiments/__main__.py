@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.report:
         for part in [axes] if options.quick else [[axis] for axis in axes]:
             run(part, methods, options.seeds, store, console, options.jobs)
-    show(axes, store, options.seeds, console)
-    write(axes, store, options.seeds, options.markdown)
+    show(axes, store, console)
+    write(axes, store, options.markdown)
     return 0
 
 
@@ -50,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("axes", nargs="*", help=f"of {', '.join(AXES)}; all if none is named")
     parser.add_argument("--methods", nargs="+", help=f"of {', '.join(METHODS)}")
-    parser.add_argument("--seeds", type=int, default=3, help="of each run")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="of each run; reports are of all there are"
+    )
     parser.add_argument("--jobs", type=int, help="processes; as many as cores by default")
     parser.add_argument("--out", type=Path, default=Path("results-out"), help="folder of results")
     parser.add_argument("--scales", type=float, nargs="+", help="beside 1; all by default")

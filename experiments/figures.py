@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.axes import Axis
-from experiments.measures import optimum, seed_mean
+from experiments.measures import complete, optimum, seed_mean
 from experiments.methods import METHODS
 from experiments.runner import scales_of
 from experiments.store import Result, Store
@@ -17,7 +17,7 @@ from experiments.store import Result, Store
 COLUMNS = 4
 
 
-def draw(axis: Axis, store: Store, seeds: int, path: Path) -> None:
+def draw(axis: Axis, store: Store, path: Path) -> None:
     """A panel for each method that has results."""
     methods = [METHODS[key] for key in METHODS if key in store.methods(axis.key)]
     rows, columns = -(-len(methods) // COLUMNS), min(len(methods), COLUMNS)
@@ -31,7 +31,7 @@ def draw(axis: Axis, store: Store, seeds: int, path: Path) -> None:
         own = scales_of(axis, method)
         for scale, colour in zip(sorted(axis.scales), colours, strict=True):
             of = results if scale in own else standard
-            losses = _line(panel, axis, of, scale, range(seeds), colour)
+            losses = _line(panel, axis, of, scale, colour)
             seen.append(losses[np.isfinite(losses)])
         panel.set_xscale("log")
         panel.set_title(method.title, fontsize="medium")
@@ -58,13 +58,13 @@ def _line(
     axis: Axis,
     results: Sequence[Result],
     scale: float,
-    seeds: Sequence[int],
     colour: "np.ndarray[tuple[int], np.dtype[np.float64]]",
 ) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
     rates = axis.grid.rates
+    seeds = complete(results, scale, rates)
+    if not seeds:
+        return np.array([])
     losses = seed_mean(results, scale, rates, seeds)
-    if np.isnan(losses).all():
-        return losses
     panel.plot(rates, losses, color=colour, marker=".", label=f"×{scale:g}")
     best = optimum(rates, losses)
     if np.isfinite(best.loss):

@@ -1,6 +1,7 @@
 """What the curves say: where each is lowest, how far that moved, and what not knowing it costs."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ class Transfer:
 
     Attributes:
         scale: of the model.
+        seeds: how many there are of each run.
         shift: octaves from the base's optimum to this one's, mean over seeds.
         interval: half the width of its 95 % interval over seeds; NaN for one seed.
         inside: whether all optima lie inside the grid.
@@ -45,6 +47,7 @@ class Transfer:
     """
 
     scale: float
+    seeds: int
     shift: float
     interval: float
     inside: bool
@@ -62,6 +65,15 @@ def curve(results: Iterable[Result], scale: float, rates: Sequence[float], seed:
     """Losses at the rates; NaN where there is no result, infinite where the run diverged."""
     found = {r.run.rate: r.loss for r in results if r.run.scale == scale and r.run.seed == seed}
     return np.array([found.get(rate, math.nan) for rate in rates])
+
+
+def complete(results: Iterable[Result], scale: float, rates: Sequence[float]) -> list[int]:
+    """The seeds that have a result at every rate."""
+    there: dict[int, set[float]] = defaultdict(set)
+    for result in results:
+        if result.run.scale == scale:
+            there[result.run.seed].add(result.run.rate)
+    return sorted(seed for seed, found in there.items() if found >= {*rates})
 
 
 def seed_mean(
@@ -121,6 +133,7 @@ def transfer(
     apart = np.diff(heights[:, ~np.isinf(heights).all(axis=0)], axis=0)
     return Transfer(
         scale=scale,
+        seeds=len(seeds),
         shift=float(shifts.mean()),
         interval=half_width(shifts),
         inside=all(o.inside for o in (*here, *there)),

@@ -5,12 +5,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from experiments.axes import Axis
-from experiments.measures import Transfer, seed_mean, transfer
+from experiments.measures import Transfer, complete, transfer
 from experiments.methods import MAIN, METHODS, Method
 from experiments.runner import scales_of
 from experiments.store import Store
@@ -18,6 +17,7 @@ from experiments.store import Store
 COLUMNS = (
     "method",
     "scale",
+    "seeds",
     "shift, octaves",
     "loss at the base's rate",
     "own best",
@@ -31,62 +31,61 @@ SIGNIFICANT = 0.02
 """Nats that standard training has to lose for a share of them to be given."""
 
 
-def show(axes: Sequence[Axis], store: Store, seeds: int, console: Console) -> None:
+def show(axes: Sequence[Axis], store: Store, console: Console) -> None:
     """Print a table for each axis."""
     for axis in axes:
         table = Table(*COLUMNS, title=axis.title)
-        for row in rows(axis, store, seeds):
+        for row in rows(axis, store):
             table.add_row(*row)
         console.print(table)
 
 
-def rows(axis: Axis, store: Store, seeds: int) -> Iterator[tuple[str, ...]]:
+def rows(axis: Axis, store: Store) -> Iterator[tuple[str, ...]]:
     """One for each method and scale that has all its results."""
-    standard = {t.scale: t.regret for t in transfers(axis, METHODS["standard"], store, seeds)}
+    standard = {t.scale: t.regret for t in transfers(axis, METHODS["standard"], store)}
     for key in METHODS:
-        for found in transfers(axis, METHODS[key], store, seeds):
+        for found in transfers(axis, METHODS[key], store):
             yield _row(METHODS[key], found, standard.get(found.scale, math.nan))
 
 
-def transfers(axis: Axis, method: Method, store: Store, seeds: int) -> list[Transfer]:
-    """Of every scale but the base that has all its results."""
+def transfers(axis: Axis, method: Method, store: Store) -> list[Transfer]:
+    """Of every scale but the base, over the seeds that have results at all rates."""
     rates, results = axis.grid.rates, store.results(axis.key, method.key)
     base = results if method.own_base else store.results(axis.key, "standard")
     found = []
     for scale in scales_of(axis, method):
-        pairs = ((base, 1), (results, scale))
-        means = [seed_mean(of, at, rates, range(seeds)) for of, at in pairs]
-        if scale != 1 and not any(np.isnan(mean).any() for mean in means):
-            found.append(transfer(base, results, scale, rates, range(seeds)))
+        seeds = sorted({*complete(base, 1, rates)} & {*complete(results, scale, rates)})
+        if scale != 1 and seeds:
+            found.append(transfer(base, results, scale, rates, seeds))
     return found
 
 
-def write(axes: Sequence[Axis], store: Store, seeds: int, page: Path | None) -> None:
+def write(axes: Sequence[Axis], store: Store, page: Path | None) -> None:
     """Draw a picture of each axis beside its results, and write a page if asked to."""
     from experiments.figures import draw
 
     folder = store.folder if page is None else page.parent / page.stem
     folder.mkdir(parents=True, exist_ok=True)
-    text = list(summary(axes, store, seeds))
+    text = list(summary(axes, store))
     for axis in axes:
-        found = list(rows(axis, store, seeds))
+        found = list(rows(axis, store))
         if not found:
             continue
         picture = folder / f"{axis.key}.png"
-        draw(axis, store, seeds, picture)
+        draw(axis, store, picture)
         text += [f"## {axis.title}", "", f"![{axis.title}]({folder.name}/{picture.name})", ""]
         text += [line(COLUMNS), line(["---"] * len(COLUMNS)), *map(line, found), ""]
     if page is not None:
         put(page, "transfer", text)
 
 
-def summary(axes: Sequence[Axis], store: Store, seeds: int) -> Iterator[str]:
+def summary(axes: Sequence[Axis], store: Store) -> Iterator[str]:
     """Tables of all axes, a row for each scale and a column for each method that has results."""
     found: list[tuple[Axis, float, dict[str, Transfer]]] = []
     for axis in axes:
         cells: dict[float, dict[str, Transfer]] = defaultdict(dict)
         for key, method in METHODS.items():
-            for each in transfers(axis, method, store, seeds):
+            for each in transfers(axis, method, store):
                 cells[each.scale][key] = each
         found += [(axis, scale, cells[scale]) for scale in sorted(cells)]
     ablations = [key for key in METHODS if key not in MAIN]
@@ -156,6 +155,7 @@ def _row(method: Method, found: Transfer, standard: float) -> tuple[str, ...]:
     return (
         method.title,
         f"{found.scale:g}",
+        f"{found.seeds}",
         f"{found.shift:+.2f}{interval}" + ("" if found.inside else " (edge)"),
         f"{found.loss:.3f}",
         f"{found.best:.3f}",

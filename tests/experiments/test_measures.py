@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.axes import Grid
-from experiments.measures import half_width, optimum, seed_mean, transfer
+from experiments.measures import complete, half_width, optimum, seed_mean, transfer
 from experiments.store import Result, Run
 
 RATES = Grid(1e-4, 12).rates
@@ -61,10 +61,30 @@ def test_transfer_is_the_shift_and_the_regret_of_two_parabolas() -> None:
     assert math.isclose(found.shift, -1.6, abs_tol=1e-9)
     assert math.isclose(found.interval, half_width(np.array([-1.5, -1.7])), abs_tol=1e-9)
     assert found.inside
+    assert found.seeds == 2
     mean = seed_mean(large, 4, RATES, [0, 1])
     best = int(np.argmin(seed_mean(base, 1, RATES, [0, 1])))
     assert math.isclose(found.regret, mean[best] - mean.min())
     assert found.regret > 0
+
+
+def test_a_seed_counts_where_it_has_results_at_every_rate() -> None:
+    whole = results(parabola(-8.0), 4, 0) + results(parabola(-8.0), 4, 2)
+    part = results(parabola(-8.0), 4, 1)[1:]
+    other = results(parabola(-8.0), 2, 3)
+    assert complete(whole + part + other, 4, RATES) == [0, 2]
+    assert complete(whole + part + other, 4, RATES[1:]) == [0, 1, 2]
+    assert complete(part, 8, RATES) == []
+
+
+def test_the_points_that_a_parabola_is_fitted_through_are_within_three_steps() -> None:
+    losses = np.array(parabola(-7.0))
+    best = int(np.argmin(losses))
+    found = optimum(RATES, losses)
+    losses[: best - 3], losses[best + 4 :] = 9.0, 9.0
+    assert optimum(RATES, losses) == found
+    losses[best + 3] += 1.0
+    assert optimum(RATES, losses) != found
 
 
 def test_equal_curves_transfer_without_regret() -> None:

@@ -83,14 +83,14 @@ def test_a_sweep_is_run_once_and_reported(tmp_path: Path) -> None:
     run(axes, methods, 1, Store(tmp_path), console, jobs=2)
     assert (tmp_path / "runs.jsonl").read_text() == lines
     for method in methods:
-        (found,) = transfers(TINY, method, store, 1)
+        (found,) = transfers(TINY, method, store)
         assert found.scale == 2
         assert found.regret >= 0
-    show([TINY], store, 1, console)
+    show([TINY], store, console)
     page = tmp_path / "results.md"
     page.write_text("# Results\n")
     for _ in range(2):
-        write([TINY], store, 1, page)
+        write([TINY], store, page)
     text = page.read_text()
     assert text.startswith("# Results\n")
     assert text.count("## transformer, pre-norm, width") == 1
