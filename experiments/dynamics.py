@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.dynamics", description=__doc__)
     parser.add_argument("--optimizers", nargs="+", choices=list(GRIDS), default=list(GRIDS))
     parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(ARCHITECTURES))
-    parser.add_argument("--every", type=int, default=1, help="of so many rates of the grid one")
+    parser.add_argument("--every", type=int, default=2, help="of so many rates of the grid one")
     parser.add_argument("--jobs", type=int, help="processes; as many as cores by default")
     parser.add_argument("--out", type=Path, default=Path("results-out"), help="folder of results")
     parser.add_argument("--markdown", type=Path, help="page to write the tables to")
@@ -68,8 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _base(axis: Axis, optimizer: str, every: int) -> Axis:
-    """The base model alone, under an optimizer."""
-    return under(axis, optimizer).part(scales=(), every=every)
+    """The base model alone, under an optimizer, at every so many of its rates."""
+    alone = under(axis, optimizer).part(scales=())
+    return replace(alone, grid=replace(alone.grid, every=every))
 
 
 COLUMNS = ("optimizer", "step", "rate", "change", "of step 0", "first", "blocks", "last")

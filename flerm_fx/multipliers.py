@@ -79,10 +79,11 @@ def assigned(
     which a scale node of s turns into ``eps / s``, it is measured again until the two agree.
 
     The factor :math:`\rho` is how much further the target has to go than the base at the step that
-    is measured, :meth:`flerm_fx.BaseProfile.way_from`; at the start, the mean over its steps. It is
-    1 unless outputs begin larger than training makes them. While it is above 2 there, the target
-    goes on for as many steps again, matched to the base's FSLRs at the steps of the start, and its
-    start is the last such round.
+    is measured, :meth:`flerm_fx.BaseProfile.way_from`; at the start, the geometric mean over all of
+    these steps, since a run has one rate for the whole way. It is 1 unless outputs begin larger
+    than training makes them. While it is above 2 on the last of them, the target goes on for as
+    many steps again, matched to the base's FSLRs at the steps of the start, and its start is the
+    last such round.
 
     Args:
         captured: the target, a copy that the caller owns.
@@ -103,17 +104,21 @@ def assigned(
     late = dict.fromkeys(captured.parameters, unmeasured)
     settling: Settling = {}
     sizes: dict[int, float] = {}
+    ways: list[float] = []
 
     def follow(step: int, found: Moment) -> Mapping[str, float] | None:
         of_base = step_of_round(step, procedure.settle)
         sizes[of_base] = found.output_rms
+        if not procedure.settle:
+            return None
+        way = profile.way_from(sizes, of_base)
+        ways.append(way)
         if of_base == procedure.settle and (
-            step >= ROUNDS * procedure.settle or _way(profile, sizes) <= LARGE
+            step >= ROUNDS * procedure.settle or _left(profile, sizes) <= LARGE
         ):
             return None
         held = settling[max(settling)] if settling else {}
         base = profile.settling.at(of_base)
-        way = profile.way_from(sizes, of_base)
         settling[step] = {
             row.parameter: row.multiplier
             if row.status == "matched"
@@ -123,11 +128,12 @@ def assigned(
         return settling[step]
 
     moments = measure_settling(captured, procedure, follow, prober=prober)
-    start, way = start_of(moments, procedure.settle), _way(profile, sizes)
-    if way > LARGE:
+    start = start_of(moments, procedure.settle)
+    way = math.exp(sum(map(math.log, ways)) / len(ways)) if ways else 1.0
+    if ways and (left := _left(profile, sizes)) > LARGE:
         warnings.warn(
             f"the model's outputs begin far larger than training makes them, and after "
-            f"{max(moments)} steps are still {way:.1f} times as large as the base's: it has to "
+            f"{max(moments)} steps are still {left:.1f} times as large as the base's: it has to "
             "unlearn its initial weights before it learns; start with smaller ones",
             stacklevel=3,
         )
@@ -157,10 +163,8 @@ def assigned(
     return rows, settling
 
 
-def _way(profile: BaseProfile, output_rms: Mapping[int, float]) -> float:
-    """How much further the target has to go from the start: the mean over its steps."""
-    if not profile.settle:
-        return 1.0
+def _left(profile: BaseProfile, output_rms: Mapping[int, float]) -> float:
+    """How much further the target has to go at the start: the mean over its steps."""
     steps = start_steps(profile.settle)
     return sum(profile.way_from(output_rms, step) for step in steps) / len(steps)
 
