@@ -352,6 +352,18 @@ def test_the_snippets_of_the_readme_and_the_design_run() -> None:
         run(f"line {snippet.line}", snippet, names)
 
 
+def test_the_figures_in_the_readme_are_those_of_the_results() -> None:
+    """Its table has rows of the one of all axes there, but for the columns of other methods."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = [line for line in readme.splitlines() if line.startswith("| ")]
+    results = (DOCS / "results.md").read_text(encoding="utf-8").split("## All axes")[1]
+    header, _, *rows = (line for line in results.splitlines() if line.startswith("| "))
+    assert header.startswith(found[0])
+    assert len(found) > 2
+    for row in found[2:]:
+        assert any(other.startswith(row) for other in rows), row
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.name for path in DOCS.glob("notebooks/*.ipynb")))
 def test_a_notebook_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
