@@ -68,9 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _base(axis: Axis, optimizer: str, every: int) -> Axis:
-    """The base model alone, under an optimizer, at every so many of its rates."""
-    alone = under(axis, optimizer).part(scales=())
-    return replace(alone, grid=replace(alone.grid, every=every))
+    """The base model alone, under an optimizer."""
+    return under(axis, optimizer).part(scales=(), every=every)
 
 
 COLUMNS = ("optimizer", "step", "rate", "change", "of step 0", "first", "blocks", "last")

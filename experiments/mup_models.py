@@ -6,6 +6,8 @@ from torch.optim import Optimizer
 
 from experiments.axes import Axis
 
+_READOUTS = {"resmlp": "output", "transformer": "logits"}
+
 
 def build(axis: Axis, scale: float, seed: int) -> nn.Module:
     """A model with ``MuReadout`` as its last layer, and base shapes from the axis's base.
@@ -44,9 +46,6 @@ def rates(axis: Axis, scale: float) -> dict[str, float]:
     named = {name: found[id(parameter)] for name, parameter in model.named_parameters()}
     readout = f"{_READOUTS[axis.model]}.weight"
     return {**named, readout: named[readout] / scale}
-
-
-_READOUTS = {"resmlp": "output", "transformer": "logits"}
 
 
 def _with_readout(axis: Axis, scale: float) -> nn.Module:

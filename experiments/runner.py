@@ -196,13 +196,12 @@ def _recordings(
     """Of the profiles that multipliers or runs which the store lacks need."""
     paths: dict[Path, Method] = {}
     for method in methods:
-        wanted: list[Compiling] | list[Run] = []
+        needing: Iterable[Work] = ()
         if method.kind == "compile":
-            wanted = list(_compilings(axis, [method], seeds, store))
+            needing = _compilings(axis, [method], seeds, store)
         elif method.kind == "match":
-            pairs = ((scale, seed) for scale in scales_of(axis, method) for seed in range(seeds))
-            wanted = [run for pair in pairs for run in _missing(axis, method, *pair, store)]
-        if wanted:
+            needing = _trainings(axis, method, scales_of(axis, method), seeds, store)
+        if any(True for _ in needing):
             paths.setdefault(store.profile(axis.key, method.recorded), method)
     for path, method in paths.items():
         if not path.exists():

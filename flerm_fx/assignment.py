@@ -20,8 +20,9 @@ class Assignment:
         op: the operation it enters first, such as ``"aten.linear"``.
         shape: its shape.
         base: the base parameters it answers to, each with the share of mass taken from it.
-        base_fslr: the FSLR to be met, ``sum(share * FSLR)`` over ``base``, times
-            :meth:`flerm_fx.BaseProfile.way_from` for a start after ``settle`` steps.
+        base_fslr: the FSLR to be met, ``sum(share * FSLR)`` over ``base``; for a start after
+            ``settle`` steps times the geometric mean of :meth:`flerm_fx.BaseProfile.way_from` over
+            the measured ones.
         target: FSLR measured on the target for a unit update.
         multiplier: the learning-rate multiplier m_l.
         status: ``"matched"``; ``"unresolved"`` where an FSLR is zero or within its noise, and the

@@ -63,13 +63,16 @@ def settling_steps(settle: int) -> tuple[int, ...]:
     return (*(step for step in earlier if step < settle), settle)
 
 
-def start_steps(settle: int) -> tuple[int, ...]:
+def start_steps(settle: int, last: int | None = None) -> tuple[int, ...]:
     """Those of them that the start is the mean over: one step's FSLRs are those of one batch.
 
-    >>> start_steps(0), start_steps(10), start_steps(100)
-    ((0,), (4, 8, 10), (32, 64, 100))
+    A target may take them over and over; then they are those of the round that ends at ``last``.
+
+    >>> start_steps(0), start_steps(10), start_steps(100), start_steps(100, last=300)
+    ((0,), (4, 8, 10), (32, 64, 100), (232, 264, 300))
     """
-    return tuple(step for step in settling_steps(settle) if step >= settle / 4)
+    before = 0 if last is None else last - settle
+    return tuple(before + step for step in settling_steps(settle) if step >= settle / 4)
 
 
 def step_of_round(step: int, settle: int) -> int:

@@ -198,8 +198,7 @@ def start_of(found: Mapping[int, Moment], settle: int) -> dict[str, Estimate]:
 
     The steps are :func:`flerm_fx.schedule.start_steps`.
     """
-    before = max(found) - settle
-    averaged = [found[before + step].fslrs for step in start_steps(settle)]
+    averaged = [found[step].fslrs for step in start_steps(settle, max(found))]
     return {name: _mean([each[name] for each in averaged]) for name in averaged[0]}
 
 
@@ -243,7 +242,7 @@ def measure_start(
     measured: list[dict[str, Estimate]] = []
     steps = _unit_updates(captured, procedure, multipliers, find_rounding=names is None)
     with contextlib.closing(steps):
-        for step, taken in zip(range(procedure.settle + 1), steps, strict=False):
+        for step, taken in enumerate(itertools.islice(steps, procedure.settle + 1)):
             if step <= procedure.settle - averaged:
                 continue
             # Errors of several steps are independent, and their mean has less.

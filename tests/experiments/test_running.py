@@ -97,7 +97,7 @@ def test_a_sweep_is_run_once_and_reported(tmp_path: Path) -> None:
     assert (tmp_path / "results" / "pre-width.png").stat().st_size > 10_000
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU to compare with the CPU")
 def test_a_run_on_a_gpu_ends_as_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     method = replace(METHODS["compile"], seeds=1)
     losses = []
@@ -181,7 +181,7 @@ def test_every_axis_builds_its_smallest_and_largest(key: str) -> None:
 
 
 RUNNER = """
-import multiprocessing, os, sys, time
+import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
 from experiments.work import start_process
 
