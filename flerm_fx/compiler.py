@@ -36,7 +36,6 @@ from flerm_fx.inputs import (
 from flerm_fx.loss import Loss, LossFunction, resolve
 from flerm_fx.matches import held_as_matched, matched
 from flerm_fx.multipliers import Settling, assigned
-from flerm_fx.optimizers import OptimizerLike
 from flerm_fx.parameter_graph import capture_graph
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
@@ -50,7 +49,7 @@ from flerm_fx.start import (
     measure_start,
     start_of,
 )
-from flerm_fx.update_rule import UpdateRule, group_settings, node_multiplier, node_scale
+from flerm_fx.update_rule import OptimizerLike, group_settings, node_multiplier, node_scale
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -350,11 +349,14 @@ class CompiledModel(ScaledModel):
 
         Parameters with equal multipliers share a group; each group has ``lr * m``, and weight
         decay and eps changed so that the training is the same (see
-        :func:`flerm_fx.update_rule.group_settings`). Nothing in the model changes.
+        :func:`flerm_fx.update_rule.group_settings`). Where the base's parameter groups had rates,
+        decays or other settings of their own, each parameter has those of its counterpart, its
+        rate in proportion to ``lr``. Nothing in the model changes.
 
         Args:
-            lr: the base's learning rate.
-            weight_decay: as for the base; None for the recorded optimizer's own.
+            lr: the base's learning rate, of its first parameter group.
+            weight_decay: in place of the base's, in the groups that have one if some have none;
+                None for the base's own.
             optimizer: which of the base's optimizers the groups are for, where it had several.
 
         Raises:
@@ -373,36 +375,91 @@ class CompiledModel(ScaledModel):
             >>> sum(len(group["params"]) for group in optimizer.param_groups)
             2
         """
-        lr = float(lr)
-        if not (math.isfinite(lr) and lr > 0):
-            raise InputError(f"lr must be a finite number above 0, got {lr!r}")
         model = self._model()
         if self.in_module:
             raise InputError(
-                "the model that was compiled has scale nodes now: train it with one group at the "
-                "base's learning rate, or compile it with emit='param_groups'"
+                "the model that was compiled has scale nodes now: train it with base_groups(lr), "
+                "or compile it with emit='param_groups'"
             )
         if model is None:
             raise InputError(
                 "the model that was compiled is gone (donated or deleted), so it has no "
                 "parameters to group; keep it, or train the compiled model itself"
             )
-        run = self.procedure.optimizers
-        if not 0 <= optimizer < len(run.rules):
+        return self._groups(model, self.multipliers, lr, weight_decay, optimizer)
+
+    def base_groups(
+        self, lr: float, weight_decay: float | None = None, *, optimizer: int = 0
+    ) -> list[dict[str, Any]]:
+        """Parameter groups that train *this* model, with its scale nodes, as the base was trained.
+
+        They are the base's own groups: rates in proportion to ``lr``, decays, and whatever else
+        the base's groups did not share. One group at ``lr`` does the same where the base had one.
+
+        Args:
+            lr: the base's learning rate, of its first parameter group.
+            weight_decay: as for :meth:`param_groups`.
+            optimizer: which of the base's optimizers the groups are for, where it had several.
+
+        Raises:
+            InputError: the model has no scale nodes, a learning rate that is not above 0, or an
+                optimizer that the base did not have.
+
+        Example::
+
+            >>> import flerm_fx, torch
+            >>> _ = torch.manual_seed(0)
+            >>> small, large = nn.Linear(4, 3), nn.Linear(4, 3)
+            >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
+            >>> groups = [{"params": [small.weight]}, {"params": [small.bias], "weight_decay": 0.0}]
+            >>> adam = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
+            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, x, y).profile)
+            >>> [group["weight_decay"] for group in compiled.base_groups(lr=1e-3)]
+            [0.1, 0.0]
+        """
+        if not self.scales:
             raise InputError(
-                f"there is no optimizer {optimizer}: the base was trained by {len(run.rules)}, "
+                "the model was compiled without scale nodes (emit='param_groups'), so the base's "
+                "groups would train it without multipliers: use param_groups(lr)"
+            )
+        return self._groups(self, {}, lr, weight_decay, optimizer)
+
+    def _groups(
+        self,
+        model: nn.Module,
+        multipliers: Mapping[str, float],
+        lr: float,
+        weight_decay: float | None,
+        optimizer: int,
+    ) -> list[dict[str, Any]]:
+        lr = float(lr)
+        if not (math.isfinite(lr) and lr > 0):
+            raise InputError(f"lr must be a finite number above 0, got {lr!r}")
+        run = self.procedure.optimizers
+        if not 0 <= optimizer < run.count:
+            raise InputError(
+                f"there is no optimizer {optimizer}: the base was trained by {run.count}, "
                 "counted from 0"
             )
-        groups: dict[float, dict[str, Any]] = {}
-        multipliers = self.multipliers
+        kinds = run.groups(optimizer)
+        rates = run.scaled_to(lr, kinds[0])
+        differing = run.differing(optimizer)
+        some_decay = any(run.rules[kind].settings.get("weight_decay") for kind in kinds)
+        groups: dict[tuple[int, float], dict[str, Any]] = {}
         for name, parameter in model.named_parameters():
-            if name not in multipliers or run.index(name) != optimizer:
+            kind, m = run.index(name), multipliers.get(name, 1.0)
+            if name not in self.multipliers or kind not in kinds:
                 continue
-            m = multipliers[name]
-            if m not in groups:
-                settings = group_settings(run.rules[optimizer], lr, m, weight_decay)
-                groups[m] = {"params": [], **settings}
-            groups[m]["params"].append(parameter)
+            if (kind, m) not in groups:
+                rule = run.rules[kind]
+                own = rule.settings.get("weight_decay")
+                replaced = weight_decay if own or not some_decay else None
+                groups[kind, m] = {
+                    "params": [],
+                    **{key: rule.settings[key] for key in differing & rule.settings.keys()},
+                    **group_settings(rule, rates[kind], m, replaced),
+                }
+            groups[kind, m]["params"].append(parameter)
         return list(groups.values())
 
     def fold(self) -> nn.Module:
@@ -534,12 +591,14 @@ def _procedure(
     run = profile.optimizers
     if optimizer is not None:
         given = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
-        if len(given) != len(run.rules):
+        if len(given) != run.count:
+            sources = (run.rules[run.groups(index)[0]].source for index in range(run.count))
             raise InputError(
-                f"the base was trained by {len(run.rules)} optimizers "
-                f"({', '.join(rule.source for rule in run.rules)}), and optimizer= has {len(given)}"
+                f"the base was trained by {run.count} optimizers "
+                f"({', '.join(sources)}), and optimizer= has {len(given)}"
             )
-        run = replace(run, rules=tuple(UpdateRule.of(item) for item in given))
+        owned = zip(run.rules, run.belongs, strict=True)
+        run = replace(run, rules=tuple(rule.built_by(given[owner]) for rule, owner in owned))
     for rule in run.rules:
         if rule.name is None and rule.factory is None:
             raise OptimizerError(

@@ -6,7 +6,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from flerm_fx.update_rule import UpdateRule, multiplied
+from flerm_fx.optimizers import Optimizers
+from flerm_fx.update_rule import multiplied
 
 _OF_PARAMETERS = ("params", "param_names")
 
@@ -22,12 +23,12 @@ class GroupMultipliers:
     Args:
         model: whose parameters have the multipliers.
         optimizer: of its parameters, or of some.
-        rule: its update rule.
+        run: the rules by which it trains them.
 
     >>> import torch
     >>> model = nn.Linear(2, 2)
     >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
-    >>> groups = GroupMultipliers(model, optimizer, UpdateRule.of(optimizer))
+    >>> groups = GroupMultipliers(model, optimizer, Optimizers.of(model, [optimizer]))
     >>> groups.apply({"weight": 4.0})
     >>> [group["lr"] for group in optimizer.param_groups]
     [0.4, 0.1]
@@ -36,10 +37,10 @@ class GroupMultipliers:
     [0.1]
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, rule: UpdateRule) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, run: Optimizers) -> None:
         self._names = {id(p): name for name, p in model.named_parameters()}
         self._optimizer = optimizer
-        self._rule = rule
+        self._run = run
         self._own: list[dict[str, Any]] | None = None
         self._parts: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = []
 
@@ -58,7 +59,8 @@ class GroupMultipliers:
                 continue
             for m, indices in members.items():
                 lists = {k: [group[k][i] for i in indices] for k in _OF_PARAMETERS if k in group}
-                changed = multiplied(self._rule, group, m) if m != 1.0 else {}
+                name = self._names.get(id(group["params"][indices[0]]), "")
+                changed = multiplied(self._run.rule(name), group, m) if m != 1.0 else {}
                 part = {**group, **lists, **changed}
                 self._parts.append((group, part, {**part}))
                 split.append(part)

@@ -17,7 +17,7 @@ from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.errors import InputError
 from flerm_fx.inputs import Inputs, OutputFn, detached, device_of, probe_pool, to_device
 from flerm_fx.logs import FSLR, MULTIPLIER, Log, logging
-from flerm_fx.matches import matched
+from flerm_fx.matches import matched, wanted
 from flerm_fx.multipliers import resolved
 from flerm_fx.observer import Attached, Observed, UpdateObserver
 from flerm_fx.optimizers import Optimizers, listed
@@ -215,6 +215,7 @@ class Matcher(Attached):
         self.multipliers = dict.fromkeys(captured.parameters, 1.0)
         self.history: list[Matched] = []
         self._bases = {name: found.base for name, found in matches.items()}
+        self._base_run = base_profile.optimizers
         self._trajectory = base_profile.trajectory.smoothed(ema)
         self._stretch = stretch
         self._squares = _MovingAverage(ema)
@@ -236,7 +237,7 @@ class Matcher(Attached):
             seed=base_profile.seed,
             plain=scaled.plain if scaled is not None and scaled.in_module else None,
         )
-        self._observer = UpdateObserver(model, optimizers, schedule.due, self._observed)
+        self._observer = UpdateObserver(model, optimizers, run, schedule.due, self._observed)
         super().__init__(optimizers, self._before, self._after)
 
     @property
@@ -332,8 +333,7 @@ class Matcher(Attached):
         following = dict(self.multipliers)
         for name, shares in self._bases.items():
             if name in measured and any(b in known for b, _ in shares):
-                wanted = sum(float(share) * base[b].value for b, share in shares)
-                following[name] = wanted / smoothed[name]
+                following[name] = wanted(self._base_run, shares, base) / smoothed[name]
         return following
 
 

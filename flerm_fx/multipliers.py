@@ -13,6 +13,7 @@ from torch import fx
 from flerm_fx.align import Match
 from flerm_fx.assignment import Assignment, Status
 from flerm_fx.capture import Capture
+from flerm_fx.matches import wanted
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.prober import Prober
 from flerm_fx.profile import BaseProfile
@@ -313,6 +314,7 @@ def _assign(
         for after, (base, target) in sides.items()
     }
     rows = []
+    run = profile.optimizers
     for name, parameter in captured.parameters.items():
         node = nodes.get(name)
         used = name in measured
@@ -322,7 +324,7 @@ def _assign(
         after = profile.resolve_after if profile.late and used and at_zero else 0
         base_fslrs, fslrs = sides[after]
         base_resolved, target_resolved = above_noise[after]
-        wanted = sum(share * base_fslrs[b].value for b, share in base) * (1.0 if after else way)
+        to_meet = wanted(run, base, base_fslrs) * (1.0 if after else way)
         is_matched = name in target_resolved and any(b in base_resolved for b, _ in base)
         target = fslrs[name]
         rows.append(
@@ -332,9 +334,9 @@ def _assign(
                 op=_first_op(node),
                 shape=tuple(parameter.shape),
                 base=base,
-                base_fslr=wanted,
+                base_fslr=to_meet,
                 target=target,
-                multiplier=wanted / target.value if is_matched else 1.0,
+                multiplier=to_meet / target.value if is_matched else 1.0,
                 status="matched" if is_matched else status,
                 after=after,
             )

@@ -13,7 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from flerm_fx.distributed import whole
 from flerm_fx.inputs import check_finite
-from flerm_fx.update_rule import UpdateRule, decay_per_step
+from flerm_fx.optimizers import Optimizers
+from flerm_fx.update_rule import decay_per_step
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ class UpdateObserver:
     .. math:: u_l = (\Delta\theta_l + c\,\theta_l) / \mathrm{lr}_l
 
     where c is the weight decay of a step, if the rule takes it from the weights (AdamW).
-    Multipliers leave that alone, so it is no part of what they are made from.
+    Multipliers leave that alone, so it is no part of what they are made from. A parameter that a
+    step leaves exactly as it is has not decayed either: it had no gradient, or the rule's first
+    step only fills its state. Its unit update is 0.
 
     The owner calls :meth:`before` and :meth:`after` from hooks on each optimizer. A step of the run
     is one of all its optimizers, in whichever order; where one of them does not take part, the step
@@ -56,6 +59,7 @@ class UpdateObserver:
     Args:
         model: in training, without wrappers around it.
         optimizers: of all its trainable parameters.
+        run: their rules.
         due: whether to take a step with this number; the next one with a learning rate above 0 is
             taken instead where all are 0.
         observed: given what was taken; returns what is left to do once it stands.
@@ -65,13 +69,14 @@ class UpdateObserver:
         self,
         model: nn.Module,
         optimizers: Sequence[Optimizer],
+        run: Optimizers,
         due: Callable[[int], bool],
         observed: Callable[[Observed], Callable[[], None]],
     ) -> None:
         self.step = 0
         self.waiting = False
         self._model = model
-        self._rules = {id(optimizer): UpdateRule.of(optimizer) for optimizer in optimizers}
+        self._run = run
         self._optimizers = tuple(optimizers)
         self._due = due
         self._observed = observed
@@ -91,9 +96,7 @@ class UpdateObserver:
         if self._due(self.step):
             self.waiting = True
         if self.waiting and not self.resting:
-            self._snapshots[id(optimizer)] = _Snapshot.of(
-                self._model, optimizer, self._rules[id(optimizer)]
-            )
+            self._snapshots[id(optimizer)] = _Snapshot.of(self._model, optimizer, self._run)
 
     def after(self, optimizer: Optimizer) -> None:
         """To be called after a step of this optimizer."""
@@ -131,7 +134,9 @@ class UpdateObserver:
         for name, old in before.items():
             if name in weights and rates[name] > 0:
                 moved = whole(weights[name].detach()) - old
-                if decays[name]:
+                if not moved.any():
+                    decays[name] = 0.0
+                elif decays[name]:
                     moved += decays[name] * old
                 updates[name] = moved / rates[name]
                 check_finite(name, updates[name], f"update (step {step}, which was undone)")
@@ -153,7 +158,7 @@ class _Snapshot:
     settings: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, model: nn.Module, optimizer: Optimizer, rule: UpdateRule) -> "_Snapshot":
+    def of(cls, model: nn.Module, optimizer: Optimizer, run: Optimizers) -> "_Snapshot":
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         parameters = {
             name: p for name, p in model.named_parameters() if p.requires_grad and id(p) in groups
@@ -163,7 +168,7 @@ class _Snapshot:
             parameters,
             {name: p.detach().clone() for name, p in parameters.items()},
             {name: float(groups[id(p)]["lr"]) for name, p in parameters.items()},
-            {name: decay_per_step(rule, groups[id(p)]) for name, p in parameters.items()},
+            {name: decay_per_step(run.rule(name), groups[id(p)]) for name, p in parameters.items()},
             {p: _copied(values) for p, values in optimizer.state.items()},
             [
                 {key: _copied(value) for key, value in group.items() if key != "params"}

@@ -85,10 +85,15 @@ def draw(profiles: Mapping[str, BaseProfile], *, per_rate: bool = False) -> "Fig
 
 
 def trajectory(profile: BaseProfile, per_rate: bool) -> Values:
-    """FSLRs of shape (parameters, steps); times the learning rates, unless ``per_rate``."""
+    """FSLRs of shape (parameters, steps); times the learning rates, unless ``per_rate``.
+
+    Those of parameter groups with rates of their own keep the proportion that they began with.
+    """
     found = profile.trajectory
     values = np.array([[e.value for e in found.fslrs[name]] for name in profile.parameters])
-    return values if per_rate else values * np.array(found.learning_rates)
+    run = profile.optimizers
+    own = np.array([[run.rate(name) / run.learning_rates[0]] for name in profile.parameters])
+    return values if per_rate else values * own * np.array(found.learning_rates)
 
 
 def kind(name: str) -> str:

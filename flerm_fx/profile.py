@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from flerm_fx.errors import FlermError, InputError, ProfileError
+from flerm_fx.errors import FlermError, InputError, OptimizerError, ProfileError
 from flerm_fx.inputs import Batch
 from flerm_fx.optimizers import Optimizers
 from flerm_fx.parameter_graph import from_json, to_json
@@ -158,8 +158,9 @@ class BaseProfile:
         start: their FSLRs at the start of training, per unit of learning rate.
         trajectory: their FSLRs during the recorded run.
         graph: the parameter graph.
-        optimizer: the update rule of the recorded run; the first of them where it had several.
-        learning_rate: learning rate of the run when recording began, of that optimizer.
+        optimizer: the update rule of the recorded run; of its first parameter group that has a
+            rate above 0 where it had several.
+        learning_rate: learning rate of that group, at which the start was settled.
         settle: simulated steps to the start.
         settling: FSLRs at those of these steps at which a target is matched on its way, see
             :func:`flerm_fx.schedule.settling_steps`; the start is the mean over the last of them.
@@ -175,8 +176,10 @@ class BaseProfile:
         training: whether the model was in training mode.
         late: FSLRs of all parameters ``resolve_after`` steps after the start, where one that is
             used had an FSLR of exactly 0 at the start; else empty.
-        others: rules and learning rates of the run's other optimizers, as of AdamW beside Muon.
-        held: the optimizer of each parameter, counted from 0; missing ones are the first one's.
+        others: rules and learning rates of the run's other parameter groups, be they of the same
+            optimizer or of another, as of AdamW beside Muon.
+        held: the group of each parameter, counted from 0; missing ones are in the first.
+        belongs: the optimizer of each group, counted from 0; each has its own if empty.
         versions: of the file format, flerm_fx and torch.
 
     Raises:
@@ -230,6 +233,7 @@ class BaseProfile:
     output_rms: tuple[float, ...] = ()
     others: tuple[tuple[UpdateRule, float], ...] = ()
     held: Mapping[str, int] = field(default_factory=dict)
+    belongs: tuple[int, ...] = ()
     versions: Mapping[str, str | int] = field(default_factory=_versions)
 
     def __post_init__(self) -> None:
@@ -285,13 +289,17 @@ class BaseProfile:
             if not attributes.get("junction") and node not in self.shapes:
                 raise ProfileError(f"the parameter graph has {node!r}, which is no parameter")
         for rule, rate in self.others:
-            if not (math.isfinite(rate) and rate > 0):
+            if not (math.isfinite(rate) and rate >= 0):
                 raise ProfileError(f"learning rate {rate!r} of {rule.source} is out of range")
         for name, index in self.held.items():
             if name not in self.shapes or not 0 <= index <= len(self.others):
                 raise ProfileError(
-                    f"{name!r} is held by optimizer {index!r}; there are {1 + len(self.others)}"
+                    f"{name!r} is in parameter group {index!r}; there are {1 + len(self.others)}"
                 )
+        try:
+            _ = self.optimizers
+        except OptimizerError as error:
+            raise ProfileError(str(error)) from error
         if not self.pool:
             raise ProfileError("the probe pool is empty; expected at least one batch")
         for index, batch in enumerate(self.pool):
@@ -301,7 +309,7 @@ class BaseProfile:
     def optimizers(self) -> Optimizers:
         """The run's optimizers."""
         rules, rates = zip((self.optimizer, self.learning_rate), *self.others, strict=True)
-        return Optimizers(rules, rates, self.held)
+        return Optimizers(rules, rates, self.held, self.belongs)
 
     def way_from(self, output_rms: Mapping[int, float], step: int) -> float:
         r"""How much further a target has to go at a settling step than the base had.
@@ -359,6 +367,7 @@ class BaseProfile:
             "optimizer": self.optimizer.spec(),
             "others": [[rule.spec(), rate] for rule, rate in self.others],
             "held": dict(self.held),
+            "belongs": list(self.belongs),
             "pool": [
                 _pack(batch, f"pool[{index}]", tensors) for index, batch in enumerate(self.pool)
             ],
@@ -468,6 +477,7 @@ class BaseProfile:
                 (UpdateRule.from_spec(spec), float(rate)) for spec, rate in header["others"]
             ),
             held={str(name): int(index) for name, index in header["held"].items()},
+            belongs=tuple(int(index) for index in header["belongs"]),
             pool=tuple(_batch(packed, tensors) for packed in header["pool"]),
             versions=dict(header["versions"]),
             **{name: header[name] for name in _TYPES},
@@ -533,12 +543,13 @@ class BaseProfile:
 
 
 # What the header of a file lacks that was written before there were late starts, several
-# optimizers, or matching on the way to the start.
+# optimizers or groups, or matching on the way to the start.
 _ADDED: dict[str, Any] = {
     "resolve_after": 0,
     "late": False,
     "others": [],
     "held": {},
+    "belongs": [],
     "settling": [],
     "output_rms": [],
 }
@@ -610,8 +621,9 @@ def _check_same(first: BaseProfile, other: BaseProfile, index: int) -> None:
     def settings(profile: BaseProfile) -> Iterator[tuple[str, Any]]:
         yield "optimizer", profile.optimizer.source
         yield "optimizer settings", profile.optimizer.spec()["settings"]
-        yield "other optimizers", [(rule.spec(), rate) for rule, rate in profile.others]
-        yield "which optimizer trains what", dict(profile.held)
+        yield "other parameter groups", [(rule.spec(), rate) for rule, rate in profile.others]
+        yield "which group holds what", dict(profile.held)
+        yield "which optimizer a group is of", profile.belongs
         for name in profile.parameters:
             yield f"the shape of {name!r}", profile.shapes[name]
         for name in _TYPES:

@@ -1,11 +1,12 @@
 """Recording a base model: its start at once, its trajectory as it trains."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flerm_fx.capture import capture
@@ -33,6 +34,9 @@ from flerm_fx.start import (
     start_of,
 )
 
+FAR = 2.0
+"""How many times the rate of the settled start a run's may be without a warning."""
+
 TRAJECTORY = 2.0
 """How many times the start's relative error a point of the trajectory may have."""
 
@@ -47,6 +51,7 @@ def record(
     output_fn: OutputFn | None = None,
     every: int = 100,
     at: Iterable[int] | None = None,
+    lr: float | None = None,
     settle: int | None = None,
     resolve_after: int = 4,
     method: Method = "auto",
@@ -80,6 +85,11 @@ def record(
         every: steps between measurements of the trajectory.
         at: the steps to measure at, in place of every so many; what happens at first happens fast,
             so that powers of two show more than equal distances.
+        lr: the run's learning rate, of the first parameter group, at which the start is settled;
+            other groups' keep their proportion to it. By default what each group has: the
+            ``max_lr`` that ``OneCycleLR`` writes there, else the ``initial_lr`` of other
+            schedulers, else its ``lr``. A loop that warms up by setting ``lr`` itself has to pass
+            its peak, and so has ``CyclicLR``.
         settle: simulated steps to the start; 0 is the paper's first step. Of more, FSLRs are
             measured at steps 0, 1, 2, 4, 8, ..., ``settle``, at each of which :func:`compile`
             matches its target on the way, and the start is the mean over those from a quarter of
@@ -99,10 +109,14 @@ def record(
 
     Raises:
         InputError: unusable inputs, targets or options.
-        OptimizerError: a parameter outside the optimizer, a learning rate of 0, or an optimizer
-            that cannot be rebuilt.
+        OptimizerError: a parameter outside the optimizer, learning rates that are all 0, or an
+            optimizer that cannot be built again or stepped.
         EstimateError: a NaN or infinite loss, update or FSLR.
         DivergenceError: the simulated steps diverge.
+
+    Warns:
+        UserWarning: the run's learning rate is 0 at a step to be measured, or far above the one at
+            which the start was settled.
 
     Example::
 
@@ -125,6 +139,7 @@ def record(
         output_fn=output_fn,
         every=every,
         at=at,
+        lr=lr,
         settle=settle,
         resolve_after=resolve_after,
         method=method,
@@ -152,6 +167,7 @@ class Recorder(Attached):
         output_fn: OutputFn | None = None,
         every: int = 100,
         at: Iterable[int] | None = None,
+        lr: float | None = None,
         settle: int | None = None,
         resolve_after: int = 4,
         method: Method = "auto",
@@ -165,6 +181,8 @@ class Recorder(Attached):
             unset = name == "settle" and value is None
             if not unset and (type(value) is not int or value < 0):
                 raise InputError(f"{name} must be a whole number of at least 0, got {value}")
+        if lr is not None and not (isinstance(lr, int | float) and 0 < lr < math.inf):
+            raise InputError(f"lr must be a finite number above 0, got {lr!r}")
         schedule = Schedule(every, at)
         if method not in METHODS:
             raise InputError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
@@ -179,7 +197,7 @@ class Recorder(Attached):
         self.optimizer = optimizer
         self.resolve_after = resolve_after
         self.procedure = StartProcedure(
-            optimizers=Optimizers.of(model, optimizers),
+            optimizers=Optimizers.of(model, optimizers, lr),
             settle=settle,
             loss=loss,
             pool=pool,
@@ -198,7 +216,11 @@ class Recorder(Attached):
         self._settling = on_the_way if settle else {}
         # Exactly 0: an FSLR within rounding, such as that of an attention key's bias, is as small
         # at any later step.
-        at_zero = any(e.value == 0 and self._graph.nodes[n]["op"] for n, e in self._start.items())
+        run = self.procedure.optimizers
+        at_zero = any(
+            e.value == 0 and self._graph.nodes[n]["op"] and run.rate(n)
+            for n, e in self._start.items()
+        )
         late = resolve_after if at_zero else 0
         self._late = measure_start(twin, self.procedure.after(late), prober=prober) if late else {}
         self._training = model.training
@@ -215,8 +237,11 @@ class Recorder(Attached):
         self._steps: list[int] = []
         self._rates: list[float] = []
         self._fslrs: dict[str, list[Estimate]] = {name: [] for name in self._shapes}
-        self._warned = False
-        self._observer = UpdateObserver(model, optimizers, schedule.due, self._observed)
+        self._warned: set[str] = set()
+        self._settled_at = {
+            id(p): run.rate(name) for name, p in model.named_parameters() if p.requires_grad
+        }
+        self._observer = UpdateObserver(model, optimizers, run, schedule.due, self._observed)
         super().__init__(optimizers, self._before, self._observer.after)
 
     @property
@@ -254,6 +279,7 @@ class Recorder(Attached):
             learning_rate=run.learning_rates[0],
             others=tuple(zip(run.rules[1:], run.learning_rates[1:], strict=True)),
             held={name: run.index(name) for name in self._shapes} if several else {},
+            belongs=run.belongs if several else (),
             settle=self.procedure.settle,
             resolve_after=self.resolve_after,
             loss=MODEL_LOSS if loss is None else loss.name,
@@ -316,18 +342,34 @@ class Recorder(Attached):
 
     def _before(self, optimizer: Optimizer) -> None:
         self._observer.before(optimizer)
-        if self._observer.resting and not self._warned:
-            warnings.warn(
+        if self._observer.resting:
+            self._warn(
+                "resting",
                 f"the learning rate is 0 at step {self.step}, so unit updates are not defined; "
                 "recording at the next step with a rate above 0",
-                stacklevel=2,
             )
-            self._warned = True
+        for group in optimizer.param_groups:
+            rate, settled = group["lr"], self._settled_at.get(id(next(iter(group["params"]), None)))
+            on_host = not isinstance(rate, Tensor) or rate.device.type == "cpu"
+            if settled and on_host and float(rate) > FAR * settled:
+                self._warn(
+                    "far",
+                    f"the learning rate is {float(rate):g} at step {self.step}, and the start was "
+                    f"settled at {settled:g}; multipliers of a start at another rate than the "
+                    "run's are off: record with lr=… set to its largest",
+                )
+
+    def _warn(self, what: str, message: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            warnings.warn(message, stacklevel=3)
 
     def _observed(self, observed: Observed) -> Callable[[], None]:
         found = self._prober.estimate(observed)
         self._steps.append(observed.step)
-        self._rates.append(next(rate for rate in observed.rates.values() if rate > 0))
+        held = self.procedure.optimizers.held
+        first = [r for name, r in observed.rates.items() if r > 0 and not held.get(name)]
+        self._rates.append(next(iter(first), None) or next(r for r in observed.rates.values() if r))
         frozen = Estimate(0.0, 0.0, "exact", 0, "not trained at this step")
         for name in self._shapes:
             self._fslrs[name].append(found.get(name, frozen))

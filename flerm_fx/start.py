@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flerm_fx.capture import Capture, untouched
-from flerm_fx.errors import DivergenceError, EstimateError, InputError
+from flerm_fx.errors import DivergenceError, EstimateError, InputError, OptimizerError
 from flerm_fx.inputs import (
     Batch,
     OutputFn,
@@ -54,8 +54,8 @@ class StartProcedure:
     """How a start is measured: the same for the base model and for every target.
 
     Attributes:
-        optimizers: update rules and learning rates of the settling steps; weight decay is left out,
-            as multipliers leave it alone.
+        optimizers: update rules and learning rates of the settling steps, of each parameter group;
+            weight decay is left out, as multipliers leave it alone.
         settle: simulated steps before the start; 0 measures the first step.
         loss: loss function; None takes the ``.loss`` of the model's output.
         pool: ``(inputs, targets)`` batches. FSLRs are measured on the first; steps are taken on
@@ -83,7 +83,7 @@ class StartProcedure:
         return replace(self, optimizers=replace(self.optimizers, held=held))
 
     def at_rates(self, learning_rates: Sequence[float]) -> "StartProcedure":
-        """The same at other learning rates, one for each optimizer."""
+        """The same at other learning rates, one for each parameter group."""
         return replace(
             self, optimizers=replace(self.optimizers, learning_rates=tuple(learning_rates))
         )
@@ -343,16 +343,7 @@ def _unit_updates(
     with untouched(model), torch.enable_grad():
         torch.manual_seed(procedure.seed)
         try:
-            optimizers = [
-                rule.build(groups, rate, weight_decay=0.0)
-                for rule, rate, groups in zip(
-                    run.rules,
-                    run.learning_rates,
-                    _grouped(parameters, rates, run, apart=procedure.settle > 0),
-                    strict=True,
-                )
-                if groups
-            ]
+            optimizers = run.built(_grouped(parameters, rates, run, apart=procedure.settle > 0))
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] *= stretch
@@ -363,9 +354,11 @@ def _unit_updates(
                 if step == 0 and find_rounding:
                     rounding = _rounding(model, parameters, batch, procedure)
                 for optimizer in optimizers:
-                    optimizer.step()
+                    _take(optimizer)
                 updates = {
                     name: (p.detach() - before[name]) / (stretch * rates[name]["lr"])
+                    if rates[name]["lr"]
+                    else torch.zeros_like(p)  # its group is not trained
                     for name, p in parameters.items()
                 }
                 changed = yield _Step(before, updates, rounding, output_rms)
@@ -378,6 +371,16 @@ def _unit_updates(
             with torch.no_grad():
                 for name, p in parameters.items():
                     p.copy_(weights[name])
+
+
+def _take(optimizer: Optimizer) -> None:
+    try:
+        optimizer.step()
+    except Exception as error:  # whatever a rule from elsewhere may raise
+        raise OptimizerError(
+            f"{type(optimizer).__name__} cannot take a simulated step, in which each parameter has "
+            f"its own multiplier: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _stretch(parameters: Mapping[str, nn.Parameter], procedure: StartProcedure) -> float:
@@ -410,18 +413,18 @@ def _grouped(
     run: Optimizers,
     *,
     apart: bool,
-) -> list[list[dict[str, Any]]]:
-    """For each optimizer, parameter groups, one for each distinct set of settings.
+) -> dict[int, list[dict[str, Any]]]:
+    """For each of the run's groups, parameter groups, one for each distinct set of settings.
 
     With ``apart`` there is one for each parameter, whose settings may change.
     """
-    groups: list[dict[str, dict[str, Any]]] = [{} for _ in run.rules]
+    groups: dict[int, dict[str, dict[str, Any]]] = {}
     for name, parameter in parameters.items():
         settings = {**rates[name]}
         key = name if apart else repr(sorted(settings.items()))
-        group = groups[run.index(name)].setdefault(key, {"params": [], **settings})
-        group["params"].append(parameter)
-    return [list(found.values()) for found in groups]
+        of_kind = groups.setdefault(run.index(name), {})
+        of_kind.setdefault(key, {"params": [], **settings})["params"].append(parameter)
+    return {index: list(found.values()) for index, found in groups.items()}
 
 
 def _differentiate(
@@ -513,7 +516,7 @@ def _fail(what: str, procedure: StartProcedure, step: int) -> None:
             f"{what} on the first batch of the probe pool; expected finite numbers: check the "
             "model, its initialisation and the batch"
         )
-    rates = ", ".join(f"{rate:g}" for rate in procedure.optimizers.learning_rates)
+    rates = ", ".join(f"{rate:g}" for rate in dict.fromkeys(procedure.optimizers.learning_rates))
     last = max(step, procedure.settle)  # a target may settle for longer
     raise DivergenceError(
         f"{what} at step {step} of {last} settling steps at learning rate {rates}: "

@@ -11,12 +11,12 @@ defines the degree p, so a learning-rate multiplier m is a scale node of ``s = m
 (0 for Adam, sign descent and Muon; 1 for SGD and momentum).
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal, TypeGuard
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NoReturn, TypeGuard
 
 import torch
 from torch import Tensor
@@ -28,6 +28,19 @@ from flerm_fx.errors import OptimizerError
 # capturable optimizer on a GPU must build the same rule on a CPU.
 _IMPLEMENTATION = frozenset({"foreach", "fused", "capturable", "differentiable"})
 
+# What a group holds beside its rule: its parameters, and what schedulers write into it.
+_BESIDE_THE_RULE = _IMPLEMENTATION | {
+    "params",
+    "param_names",
+    "lr",
+    "initial_lr",
+    "max_lr",
+    "min_lr",
+    "swa_lr",
+    "base_momentum",
+    "max_momentum",
+}
+
 _REFUSED = {
     torch.optim.LBFGS: "its step needs a closure that evaluates the loss again",
     torch.optim.SparseAdam: "it takes sparse gradients only",
@@ -38,6 +51,7 @@ _PASS_OPTIMIZER = (
     "groups to one"
 )
 
+OptimizerLike = Optimizer | type[Optimizer] | Callable[..., Optimizer]
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 Decay = Literal["coupled", "decoupled", "absolute"]
 
@@ -46,13 +60,22 @@ Decay = Literal["coupled", "decoupled", "absolute"]
 class UpdateRule:
     """An optimizer's rule and settings, without its parameters, state and learning rate.
 
+    An optimizer has one rule for each of its parameter groups, since groups may state settings of
+    their own (a decay, ``betas``, GaLore's ``rank``, ``use_muon``).
+
     Attributes:
         name: the class's name in ``torch.optim``; ``None`` for a rule from elsewhere.
-        settings: keyword arguments of the constructor except ``lr`` and those that choose an
-            implementation (``foreach``, ``fused``, ``capturable``, ``differentiable``).
+        settings: what a parameter group states, except ``lr``, what schedulers write there, and
+            what chooses an implementation (``foreach``, ``fused``, ``capturable``,
+            ``differentiable``).
         factory: the class, or function from parameter groups to an optimizer, that builds a rule
             which ``torch.optim`` does not have; ``None`` for one that it has.
         source: the class's full name, for messages.
+        beyond: the names of those settings that are no defaults of the optimizer, so that only a
+            group can state them.
+        arguments: arguments of the constructor that no group states, read from the optimizer's
+            attributes of the same names.
+        lost: the names of settings that a file could not hold, for a rule that was read from one.
 
     >>> rule = UpdateRule.of(torch.optim.AdamW([torch.zeros(2)], lr=0.1, betas=(0.9, 0.95)))
     >>> rule.name, rule.settings["betas"]
@@ -65,17 +88,21 @@ class UpdateRule:
     settings: Mapping[str, Any]
     factory: Callable[..., Optimizer] | None = None
     source: str = ""
+    beyond: frozenset[str] = frozenset()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    lost: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        plain = {key: _plain(value) for key, value in self.settings.items()}
-        object.__setattr__(self, "settings", plain)
+        for name in ("settings", "arguments"):
+            plain = {key: _plain(value) for key, value in getattr(self, name).items()}
+            object.__setattr__(self, name, plain)
         if not self.source:
             object.__setattr__(self, "source", f"torch.optim.{self.name}" if self.name else "")
 
     @classmethod
     def of(
         cls,
-        optimizer: "Optimizer | type[Optimizer] | Callable[..., Optimizer] | UpdateRule",
+        optimizer: "OptimizerLike | UpdateRule",
     ) -> "UpdateRule":
         """The rule of an optimizer, of an optimizer class, or of what a function builds.
 
@@ -91,31 +118,124 @@ class UpdateRule:
         if _is_optimizer_class(optimizer):
             return cls._from_class(optimizer, _constructor_defaults(optimizer))
         if isinstance(optimizer, Optimizer):
-            return cls._from_class(type(optimizer), _group_settings_of(optimizer))
+            return cls._from_class(
+                type(optimizer),
+                _shared_settings(optimizer),
+                arguments=_kept_arguments(optimizer),
+            )
         if not callable(optimizer):
             raise OptimizerError(
                 f"expected a torch optimizer, its class, or a function from parameter groups to "
                 f"one; got {type(optimizer).__name__}"
             )
-        factory: Callable[..., Optimizer] = optimizer
+        return cls._of_function(optimizer)
+
+    @classmethod
+    def _of_function(
+        cls, factory: Callable[..., Optimizer], settings: Mapping[str, Any] | None = None
+    ) -> "UpdateRule":
         with torch.random.fork_rng(devices=[]):
-            built = factory([{"params": [_matrix(0)], "lr": 1e-3}])
+            try:
+                built = factory([{"lr": 1e-3, **(settings or {}), "params": [_matrix(0)]}])
+            except Exception as error:  # whatever the user's code may raise
+                raise OptimizerError(
+                    "the optimizer function cannot build an optimizer of a random 6x4 matrix: "
+                    f"{type(error).__name__}: {error}; it takes a list of parameter groups"
+                ) from error
         if not isinstance(built, Optimizer):
             raise OptimizerError(
                 f"the optimizer function returned {type(built).__name__}, not a "
                 "torch.optim.Optimizer; it takes a list of parameter groups"
             )
-        rule = cls._from_class(type(built), _group_settings_of(built))
+        rule = cls._from_class(type(built), _shared_settings(built))
         return cls(None, rule.settings, factory, rule.source)
 
     @classmethod
-    def _from_class(cls, kind: type[Optimizer], settings: Mapping[str, Any]) -> "UpdateRule":
+    def of_group(cls, optimizer: Optimizer, group: Mapping[str, Any]) -> "UpdateRule":
+        """The rule by which an optimizer trains one of its parameter groups.
+
+        Raises:
+            OptimizerError: for LBFGS and SparseAdam, and for an optimizer whose constructor takes
+                what neither its groups nor its attributes hold.
+
+        >>> weight, bias = torch.zeros(2, 2), torch.zeros(2)
+        >>> groups = [{"params": [weight]}, {"params": [bias], "weight_decay": 0.0}]
+        >>> adamw = torch.optim.AdamW(groups, weight_decay=0.1)
+        >>> [UpdateRule.of_group(adamw, g).settings["weight_decay"] for g in adamw.param_groups]
+        [0.1, 0.0]
+        """
+        kind, defaults = type(optimizer), optimizer.defaults
+        own = _own_keys(optimizer)
+        settings = {k: v for k, v in defaults.items() if k not in own} | {
+            k: v for k, v in group.items() if k in defaults or k in own
+        }
+        return cls._from_class(
+            kind, settings, beyond=own & group.keys(), arguments=_kept_arguments(optimizer)
+        )
+
+    @classmethod
+    def _from_class(
+        cls,
+        kind: type[Optimizer],
+        settings: Mapping[str, Any],
+        *,
+        beyond: frozenset[str] = frozenset(),
+        arguments: Mapping[str, Any] | None = None,
+    ) -> "UpdateRule":
         _refuse(kind)
-        accepted = _constructor_parameters(kind).keys() - _IMPLEMENTATION - {"params", "lr"}
-        kept = {key: value for key, value in settings.items() if key in accepted}
+        kept = _constructor_parameters(kind).keys() - _IMPLEMENTATION - {"params", "lr"} | beyond
+        settings = {key: value for key, value in settings.items() if key in kept}
         if getattr(torch.optim, kind.__name__, None) is kind:
-            return cls(kind.__name__, kept)
-        return cls(None, kept, kind, f"{kind.__module__}.{kind.__qualname__}")
+            return cls(kind.__name__, settings, None, "", beyond, arguments or {})
+        source = f"{kind.__module__}.{kind.__qualname__}"
+        return cls(None, settings, kind, source, beyond, arguments or {})
+
+    def built_by(self, optimizer: OptimizerLike) -> "UpdateRule":
+        """This rule, with the code of an optimizer: a file holds settings, and no code.
+
+        Args:
+            optimizer: of the same class, or a function from parameter groups to one.
+
+        Raises:
+            OptimizerError: it is another rule, by its class or by a setting; or it lacks a setting
+                that the file could not hold.
+        """
+        if isinstance(optimizer, Optimizer):
+            groups = [UpdateRule.of_group(optimizer, g) for g in optimizer.param_groups]
+            given = next((g for g in groups if not self._differs(g)), groups[0])
+        elif _is_optimizer_class(optimizer):
+            given = UpdateRule.of(optimizer)
+        else:
+            given = UpdateRule._of_function(optimizer, self.settings)
+        if given.source.rpartition(".")[2] != self.source.rpartition(".")[2]:
+            raise OptimizerError(
+                f"the base was trained by {self.source}, and optimizer= is {given.source}; the "
+                "FSLRs of one rule say nothing of another's: pass the one that the base was "
+                "trained by, or record the base with the other"
+            )
+        if isinstance(optimizer, Optimizer) and (key := self._differs(given)):
+            raise OptimizerError(
+                f"the base was trained by {self.source} with {key}={self.settings[key]!r}, and "
+                f"optimizer= has {key}={given.settings[key]!r}; pass one with the base's "
+                "settings, or its class, which takes them from the profile"
+            )
+        held = {} if _is_optimizer_class(optimizer) else {**given.settings, **given.arguments}
+        if missing := [name for name in self.lost if name not in held]:
+            raise OptimizerError(
+                f"the profile could not hold {', '.join(map(repr, missing))} of {self.source}; "
+                "pass optimizer= as an optimizer that has it, or as a function that gives it"
+            )
+        return replace(
+            given,
+            settings={**given.settings, **self.settings},
+            beyond=self.beyond,
+            arguments={**self.arguments, **given.arguments},
+        )
+
+    def _differs(self, other: "UpdateRule") -> str:
+        """A setting, other than a decay, in which two rules differ; empty if there is none."""
+        common = self.settings.keys() & other.settings.keys() - {"weight_decay"}
+        return next((k for k in sorted(common) if self.settings[k] != other.settings[k]), "")
 
     @classmethod
     def from_name(cls, name: str | None, settings: Mapping[str, Any] | None = None) -> "UpdateRule":
@@ -154,28 +274,41 @@ class UpdateRule:
         kind = (
             self.factory if self.factory is not None else _torch_optimizer(self.name, self.source)
         )
+        keywords = {**self.settings, **defaults}
         try:
-            groups = [{**group} for group in _groups(params)]
             if _is_optimizer_class(kind):
-                accepted = _constructor_parameters(kind)
-                keywords = {**self.settings, **defaults}
-                keywords = {
-                    key: keywords[key] for key in keywords if key != "lr" or key in accepted
-                }
-                if "lr" not in accepted:
-                    groups = [{"lr": lr, **group} for group in groups]
-                return kind(groups, **keywords)
-            return _build_with(kind, [{**defaults, **group} for group in groups])
-        except (TypeError, ValueError) as error:
+                in_groups = self.beyond | ({"lr"} - _constructor_parameters(kind).keys())
+                stated = {key: keywords.pop(key) for key in in_groups & keywords.keys()}
+                groups = [{**stated, **group} for group in _groups(params)]
+                optimizer = kind(groups, **self.arguments, **keywords)
+            else:
+                optimizer = _build_with(kind, [{**keywords, **group} for group in _groups(params)])
+        except OptimizerError:
+            raise
+        except Exception as error:  # whatever a constructor may raise
             raise OptimizerError(
-                f"{self.source} cannot be built with settings {dict(self.settings)} for these "
-                f"parameters: {error}"
+                f"{self.source} cannot be built with settings "
+                f"{dict(self.settings)} for these parameters: {error}"
             ) from error
+        if callable(train := getattr(optimizer, "train", None)):
+            train()  # a rule that has a mode for evaluation, as schedule-free ones have
+        return optimizer
 
     def spec(self) -> dict[str, Any]:
         """Name, source and settings as JSON-able values; :meth:`from_spec` reads it back."""
-        settings = {key: value for key, value in self.settings.items() if _is_json(value)}
-        return {"name": self.name, "source": self.source, "settings": settings}
+        parts = {"settings": self.settings, "arguments": self.arguments}
+        kept = {
+            part: {key: value for key, value in values.items() if _is_json(value)}
+            for part, values in parts.items()
+        }
+        lost = [key for part, values in parts.items() for key in values if key not in kept[part]]
+        spec = {"name": self.name, "source": self.source, "settings": kept["settings"]}
+        others = {
+            "arguments": kept["arguments"],
+            "beyond": sorted(self.beyond),
+            "lost": sorted({*lost, *self.lost}),
+        }
+        return {**spec, **{key: value for key, value in others.items() if value}}
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> "UpdateRule":
@@ -187,21 +320,27 @@ class UpdateRule:
         name, settings, source = spec["name"], spec["settings"], spec["source"]
         if not (name is None or isinstance(name, str)) or not isinstance(source, str):
             raise TypeError(f"optimizer name {name!r} or source {source!r} is not text")
-        if not isinstance(settings, dict):
+        arguments = spec.get("arguments", {})
+        if not isinstance(settings, dict) or not isinstance(arguments, dict):
             raise TypeError(f"optimizer settings are a {type(settings).__name__}, not a mapping")
+        beyond = frozenset(map(str, spec.get("beyond", ())))
+        lost = tuple(map(str, spec.get("lost", ())))
         try:
-            return cls.from_name(name, settings)
+            own = {key: value for key, value in settings.items() if key not in beyond}
+            known = cls.from_name(name, own)
+            settings, source = {**known.settings, **settings}, known.source
         except OptimizerError:
-            return cls(name, settings, None, source)
+            pass
+        return cls(name, settings, None, source, beyond, arguments, lost)
 
     @property
     def has_eps(self) -> bool:
         """Whether a step depends on the size of its gradient beside an ``eps`` or the like."""
         return bool(self._response.powers)
 
-    @cached_property
+    @property
     def _response(self) -> "_Response":
-        return _measure(self)
+        return _measured(_Alike(self))
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
@@ -320,8 +459,13 @@ def multiplied(rule: UpdateRule, group: Mapping[str, Any], multiplier: float) ->
     >>> multiplied(UpdateRule.from_name("Adam"), {"lr": 0.01, "eps": 1e-6, "weight_decay": 0}, 2.0)
     {'lr': 0.02, 'weight_decay': 0.0, 'eps': 5e-07}
     """
-    settings: dict[str, Any] = {"lr": group["lr"] * multiplier}
-    response = rule._response
+    return _multiplied(rule._response, rule.settings, group, multiplier)
+
+
+def _multiplied(
+    response: "_Response", settings: Mapping[str, Any], group: Mapping[str, Any], multiplier: float
+) -> dict[str, Any]:
+    changed: dict[str, Any] = {"lr": group["lr"] * multiplier}
     p = response.degree
     scale = multiplier ** (1.0 / (1.0 + p)) if _has_node_scale(p) else 1.0
     decay_factor = {
@@ -330,10 +474,10 @@ def multiplied(rule: UpdateRule, group: Mapping[str, Any], multiplier: float) ->
         "absolute": 1.0,
     }
     for name, kind in response.decays.items():
-        settings[name] = group.get(name, rule.settings[name]) * decay_factor[kind]
+        changed[name] = group.get(name, settings[name]) * decay_factor[kind]
     for name, power in response.powers.items():
-        settings[name] = _times(group.get(name, rule.settings[name]), scale**power)
-    return settings
+        changed[name] = _times(group.get(name, settings[name]), scale**power)
+    return changed
 
 
 def decay_per_step(rule: UpdateRule, group: Mapping[str, Any]) -> float:
@@ -387,6 +531,34 @@ def state_powers(rule: UpdateRule) -> dict[str, int]:
     return powers
 
 
+def check_state_is_free(rule: UpdateRule) -> None:
+    """Whether a rule's state is the same under another learning rate.
+
+    Where it does not, a multiplier that changes while a model trains leaves behind a state of the
+    old one: schedule-free's averages hold weights, and its groups the largest rate so far.
+
+    Raises:
+        OptimizerError: it does not; the message names the state.
+
+    >>> check_state_is_free(UpdateRule.from_name("AdamW"))
+    """
+    gradients, weight = torch.stack([_matrix(1 + step) for step in range(3)]), _matrix(0).detach()
+    seen = []
+    with torch.random.fork_rng(devices=[]):
+        for lr in (_LR, 2 * _LR):
+            torch.manual_seed(0)
+            parameter, optimizer = _stepped(rule, gradients, weight, lr=lr)
+            seen.append(_numbers(optimizer.state[parameter]) | _counts(optimizer))
+    one, other = seen
+    bound = [k for k in one if (one[k] - other[k]).norm() > _TOLERANCE * one[k].norm()]
+    if bound:
+        raise OptimizerError(
+            f"the state {', '.join(map(repr, bound))} of {rule.source} holds weights or learning "
+            "rates, so multipliers cannot change while it trains: compile the model instead, and "
+            "train it with compiled.param_groups(lr), whose rates stay"
+        )
+
+
 def is_linear(rule: UpdateRule, lr: float, factor: float) -> bool:
     """Whether a first step at ``factor * lr`` is ``factor`` times one at ``lr``, measured.
 
@@ -417,39 +589,117 @@ _LR = 2.0**-10
 # Gradients beside which an eps of 1 is small: eps scales by its own power and is no part of p.
 _LARGE = 2.0**10
 _DECAYS = ("weight_decay", "lambd")
+# Settings whose size is no part of an answer: decays are measured at another, eps beside gradients
+# of other sizes.
+_VALUES = (*_DECAYS, "eps")
 _TOLERANCE = 1e-6
+
+
+class _Alike:
+    """A rule as the key of a cache: those alike answer alike, whatever their decay and ``eps``."""
+
+    def __init__(self, rule: UpdateRule) -> None:
+        self.rule = rule
+        plain = {k: v for k, v in rule.settings.items() if not (k in _VALUES and _is_number(v))}
+        numbers = {k for k, v in rule.settings.items() if k in _VALUES and _is_number(v)}
+        self._key = (rule.name, rule.source, plain, numbers, rule.beyond, rule.arguments)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _Alike)
+            and self.rule.factory is other.rule.factory
+            and self._key == other._key
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.rule.name, self.rule.source, len(self.rule.settings)))
+
+
+@functools.lru_cache(maxsize=256)
+def _measured(alike: _Alike) -> _Response:
+    rule = alike.rule
+    try:
+        with torch.random.fork_rng(devices=[]):
+            _check_listens(rule)
+            response = _measure(rule)
+            _check_answers(rule, response)
+            return response
+    except OptimizerError:
+        raise
+    except Exception as error:  # whatever its step may raise
+        raise OptimizerError(
+            f"{rule.source} cannot step on a random 6x4 matrix, on which its answer to a change of "
+            f"scale is measured: {type(error).__name__}: {error}; use an optimizer whose step "
+            "needs nothing but parameter groups and their gradients"
+        ) from error
+
+
+def _check_listens(rule: UpdateRule) -> None:
+    """A rule steps at the present rate of its group, whichever it was built at."""
+    weight = _matrix(0).detach()
+    moved = []
+    for built_at in (_LR, 2 * _LR):
+        torch.manual_seed(0)  # of a rule that draws
+        parameter = torch.nn.Parameter(weight.clone())
+        optimizer = rule.build([{"params": [parameter]}], built_at, weight_decay=0.0)
+        for group in optimizer.param_groups:
+            group["lr"] = 2 * _LR
+        for step in range(3):  # the first may only fill the state
+            parameter.grad = _matrix(1 + step).clone()
+            optimizer.step()
+        moved.append(parameter.detach() - weight)
+    changed, wanted = moved
+    if (changed - wanted).norm() > _TOLERANCE * wanted.norm():
+        _refuse_rate(rule)
+
+
+def _check_answers(rule: UpdateRule, response: _Response) -> None:
+    """What a multiplier changes in a group changes its steps."""
+    gradients, weight = torch.stack([_matrix(1), _matrix(2)]), _matrix(0).detach()
+    plain = _last_update(rule, gradients, weight)
+    changed = _multiplied(response, rule.settings, {"lr": _LR}, 4.0)
+    changed = {key: value for key, value in changed.items() if key not in response.decays}
+    if (_last_update(rule, gradients, weight, changed) - plain).norm() < plain.norm():
+        _refuse_rate(rule)
+
+
+def _refuse_rate(rule: UpdateRule) -> NoReturn:
+    raise OptimizerError(
+        f"{rule.source} does not step at the learning rate that its parameter groups have, but at "
+        "one of its own, which neither a scheduler nor a multiplier reaches; use an optimizer that "
+        "reads group['lr'] at each step"
+    )
 
 
 def _measure(rule: UpdateRule) -> _Response:
     gradients = torch.stack([_matrix(1 + step) for step in range(_STEPS)])
     weight = _matrix(0).detach()
-    with torch.random.fork_rng(devices=[]):
-        large = _LARGE * gradients
-        unit = _last_update(rule, large, weight).norm().item()
-        doubled = _last_update(rule, 2 * large, weight / 2).norm().item()
-        if not (math.isfinite(unit) and math.isfinite(doubled) and unit > 0 and doubled > 0):
-            raise OptimizerError(
-                f"{rule.source} moved a random matrix by {unit:g}, and by {doubled:g} with twice "
-                f"the gradient, after {_STEPS} steps at lr {_LR:g}; expected finite steps other "
-                "than zero"
-            )
-        p = math.log2(doubled / unit)
-        if abs(p - round(p)) < 1e-2:
-            p = float(round(p))
-        powers = {}
-        # A large eps, so that it matters beside gradients of size 1 and beside their norm; step
-        # bounds around the learning rate, so that they bind.
-        for name, probe in (("eps", 64.0), ("step_sizes", (64 * _LR, 128 * _LR))):
-            value = rule.settings.get(name)
-            if isinstance(value, tuple) if isinstance(probe, tuple) else _is_number(value):
-                power = _power(rule, gradients, weight, p, name, probe)
-                if power:
-                    powers[name] = power
-        decays = {
-            name: _decay(rule, gradients, weight, name)
-            for name in _DECAYS
-            if _is_number(rule.settings.get(name))
-        }
+    large = _LARGE * gradients
+    unit = _last_update(rule, large, weight).norm().item()
+    doubled = _last_update(rule, 2 * large, weight / 2).norm().item()
+    if not (math.isfinite(unit) and math.isfinite(doubled) and unit > 0 and doubled > 0):
+        raise OptimizerError(
+            f"{rule.source} moved a random matrix by {unit:g}, and by {doubled:g} with twice "
+            f"the gradient, after {_STEPS} steps at lr {_LR:g}; expected finite steps other "
+            "than zero"
+        )
+    p = math.log2(doubled / unit)
+    if abs(p - round(p)) < 1e-2:
+        p = float(round(p))
+    powers = {}
+    # A large eps, so that it matters beside gradients of size 1 and beside their norm; step
+    # bounds around the learning rate, so that they bind.
+    for name, probe in (("eps", 64.0), ("step_sizes", (64 * _LR, 128 * _LR))):
+        value = rule.settings.get(name)
+        if isinstance(value, tuple) if isinstance(probe, tuple) else _is_number(value):
+            power = _power(rule, gradients, weight, p, name, probe)
+            if power:
+                powers[name] = power
+    decays = {
+        name: _decay(rule, gradients, weight, name)
+        for name in _DECAYS
+        if _is_number(rule.settings.get(name))
+    }
     return _Response(p, powers, decays)
 
 
@@ -530,9 +780,19 @@ def _stepped(
 def _state(rule: UpdateRule, gradients: Tensor, weight: Tensor) -> dict[str, Tensor]:
     """The numbers in an optimizer's state after steps that all but leave a matrix where it is."""
     parameter, optimizer = _stepped(rule, gradients, weight, lr=2.0**-40)
+    return _numbers(optimizer.state[parameter])
+
+
+def _counts(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The numbers that an optimizer writes into its groups."""
+    stated = {k: v for k, v in optimizer.param_groups[0].items() if k not in _BESIDE_THE_RULE}
+    return _numbers(stated)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Tensor]:
     return {
         name: torch.as_tensor(value, dtype=torch.float64)
-        for name, value in optimizer.state[parameter].items()
+        for name, value in values.items()
         if isinstance(value, Tensor) or _is_number(value)
     }
 
@@ -592,14 +852,73 @@ def _is_optimizer_class(value: object) -> TypeGuard[type[Optimizer]]:
     return isinstance(value, type) and issubclass(value, Optimizer)
 
 
-def _group_settings_of(optimizer: Optimizer) -> dict[str, Any]:
+def _own_keys(optimizer: Optimizer) -> frozenset[str]:
+    """The keys by which groups say more than an optimizer's defaults do.
+
+    They choose the rule where an optimizer is several in one class: ``use_muon``, ``rank``. A
+    default that the constructor does not take is a count of the optimizer's own, unless groups
+    disagree on it.
+    """
+    taken = _constructor_parameters(type(optimizer)).keys()
+    groups = [group for group in optimizer.param_groups if group["params"]]
+    found = {key for group in groups for key in group} - _BESIDE_THE_RULE
+    return frozenset(
+        key
+        for key in found
+        if key not in optimizer.defaults
+        or (key not in taken and any(g.get(key) != groups[0].get(key) for g in groups))
+    )
+
+
+def _kept_arguments(optimizer: Optimizer) -> dict[str, Any]:
+    """The arguments of an optimizer's constructor that are no defaults of its groups.
+
+    Raises:
+        OptimizerError: one of them must be given, and is not kept under its name; or it is another
+            optimizer or a model, which cannot be built again.
+    """
+    kind = type(optimizer)
+    _refuse(kind)
+    found = {}
+    first, *rest = _constructor_parameters(kind).items()
+    for name, parameter in rest:
+        if name in _BESIDE_THE_RULE or name in optimizer.defaults:
+            continue
+        value = vars(optimizer).get(name, vars(optimizer).get(f"_{name}", parameter.default))
+        if value is inspect.Parameter.empty:
+            raise OptimizerError(
+                f"{kind.__name__} cannot be built again, since its constructor needs {name!r}, "
+                f"which it keeps neither in its parameter groups nor as an attribute; {_BUILT}"
+            )
+        if isinstance(value, Optimizer | torch.nn.Module):
+            raise OptimizerError(
+                f"{kind.__name__} cannot be built again, since its constructor takes a "
+                f"{type(value).__name__} as {name!r}; {_BUILT}"
+            )
+        if value is not parameter.default:
+            found[name] = value
+    if isinstance(inner := vars(optimizer).get(first[0]), Optimizer):
+        raise OptimizerError(
+            f"{kind.__name__} cannot be built again, since it is around another optimizer, "
+            f"{type(inner).__name__}, whose step it changes; {_BUILT}"
+        )
+    return found
+
+
+_BUILT = (
+    "a start is simulated by an optimizer of the same class on a copy of the model: use one whose "
+    "constructor takes parameter groups and numbers"
+)
+
+
+def _shared_settings(optimizer: Optimizer) -> dict[str, Any]:
     """The settings that an optimizer's groups share, its defaults standing in for weight decay."""
     settings: dict[str, Any] = {}
     for key, default in optimizer.defaults.items():
         values = [_plain(group.get(key, default)) for group in optimizer.param_groups]
         if all(value == values[0] for value in values):
             settings[key] = values[0]
-        elif key in _IMPLEMENTATION | {"lr", "weight_decay"}:
+        elif key in _BESIDE_THE_RULE | {"weight_decay"}:
             settings[key] = default
         else:
             listed = ", ".join(dict.fromkeys(repr(value) for value in values))

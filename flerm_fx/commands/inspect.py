@@ -42,6 +42,7 @@ def settings(profile: BaseProfile) -> dict[str, Any]:
             for key, value in profile.optimizer.settings.items()
         },
         "learning_rate": profile.learning_rate,
+        **({"groups": groups(profile)} if profile.others else {}),
         "loss": profile.loss,
         "mode": "training" if profile.training else "evaluation",
         "settle": profile.settle,
@@ -53,6 +54,17 @@ def settings(profile: BaseProfile) -> dict[str, Any]:
         "steps": list(profile.trajectory.steps),
         "versions": dict(profile.versions),
     }
+
+
+def groups(profile: BaseProfile) -> list[str]:
+    """Each parameter group of a run in a line: what it holds, its rule, rate and decay."""
+    run = profile.optimizers
+    lines = []
+    for index, (rule, rate) in enumerate(zip(run.rules, run.learning_rates, strict=True)):
+        held = sum(run.index(name) == index for name in profile.parameters)
+        decay = rule.settings.get("weight_decay", 0)
+        lines.append(f"{held} of {rule.source} at {rate:g}, weight decay {decay:g}")
+    return lines
 
 
 def _as_table(profile: BaseProfile) -> str:

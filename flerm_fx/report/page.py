@@ -90,7 +90,9 @@ def _facts(profile: BaseProfile) -> str:
     recorded = f"{steps[0]} to {steps[-1]}, {len(steps)} recorded" if steps else "none recorded"
     facts = {
         "optimizer": profile.optimizer.source,
-        "learning rate": finite(profile.learning_rate),
+        "learning rate": ", ".join(
+            f"{rate:g}" for rate in dict.fromkeys(profile.optimizers.learning_rates)
+        ),
         "loss": profile.loss or "the caller's",
         "mode": "training" if profile.training else "evaluation",
         "settle": profile.settle,
