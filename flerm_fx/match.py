@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from flerm_fx.align import Mapped, OnUnmatched
+from flerm_fx.as_base import check_as_base
 from flerm_fx.capture import capture
 from flerm_fx.copying import copied
 from flerm_fx.distributed import Ranks, unwrapped
@@ -17,7 +18,7 @@ from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.errors import InputError
 from flerm_fx.inputs import Inputs, OutputFn, detached, device_of, probe_pool, to_device
 from flerm_fx.logs import FSLR, MULTIPLIER, Log, logging
-from flerm_fx.matches import matched, wanted
+from flerm_fx.matches import held_as_matched, matched, wanted
 from flerm_fx.multipliers import resolved
 from flerm_fx.observer import Attached, Observed, UpdateObserver
 from flerm_fx.optimizers import Optimizers, listed
@@ -28,6 +29,7 @@ from flerm_fx.profile import BaseProfile, Trajectory
 from flerm_fx.running import RunningProber
 from flerm_fx.schedule import Schedule
 from flerm_fx.targets import PlainTarget, ScaledTarget
+from flerm_fx.update_rule import check_state_is_free
 
 
 def match(
@@ -93,7 +95,8 @@ def match(
     Raises:
         InputError: unusable inputs or options, or a profile without a trajectory.
         MatchError: parameters that structure cannot match.
-        OptimizerError: a parameter outside the optimizer, or scale nodes under a rule whose state
+        OptimizerError: a parameter outside the optimizer, another optimizer than the base's, a
+            rule whose state holds weights or learning rates, or scale nodes under one whose state
             does not follow them.
         EstimateError: a NaN or infinite update or FSLR; the step is undone first.
 
@@ -216,6 +219,9 @@ class Matcher(Attached):
         self.history: list[Matched] = []
         self._bases = {name: found.base for name, found in matches.items()}
         self._base_run = base_profile.optimizers
+        check_as_base(self._base_run, held_as_matched(base_profile, captured, matches), run)
+        for rule in run.rules:
+            check_state_is_free(rule)
         self._trajectory = base_profile.trajectory.smoothed(ema)
         self._stretch = stretch
         self._squares = _MovingAverage(ema)

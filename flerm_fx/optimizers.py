@@ -177,8 +177,8 @@ class Optimizers:
                 for index in kinds
                 for group in groups[index]
             ]
-            if stated:
-                rule = self.rules[kinds[0]]
+            if stated:  # groups state all; what one of them alone has is not for the others
+                rule = self.rules[kinds[0]].without_own()
                 lr = self.learning_rates[kinds[0]]
                 optimizers.append(rule.build(stated, lr, weight_decay=0.0))
         return optimizers

@@ -12,7 +12,7 @@ from flerm_fx.errors import InputError
 from flerm_fx.groups import GroupMultipliers
 from flerm_fx.observer import Observed
 from flerm_fx.optimizers import Optimizers
-from flerm_fx.update_rule import check_state_is_free, node_multiplier, node_scale, state_powers
+from flerm_fx.update_rule import node_multiplier, node_scale, state_powers
 
 Multipliers = Mapping[str, float]
 
@@ -24,14 +24,9 @@ class PlainTarget:
         model: in training, without wrappers around it.
         optimizers: of its parameters.
         run: their rules.
-
-    Raises:
-        OptimizerError: a rule whose state depends on the learning rate.
     """
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], run: Optimizers) -> None:
-        for rule in run.rules:
-            check_state_is_free(rule)
         self._model = model
         self._linear = run.linear(2.0)
         self._run = run

@@ -225,12 +225,19 @@ class UpdateRule:
                 f"the profile could not hold {', '.join(map(repr, missing))} of {self.source}; "
                 "pass optimizer= as an optimizer that has it, or as a function that gives it"
             )
+        arguments = {**self.arguments, **given.arguments}
+        settings = {k: v for k, v in given.settings.items() if k not in arguments}
         return replace(
             given,
-            settings={**given.settings, **self.settings},
+            settings={**settings, **self.settings},
             beyond=self.beyond,
-            arguments={**self.arguments, **given.arguments},
+            arguments=arguments,
         )
+
+    def without_own(self) -> "UpdateRule":
+        """The rule without the settings that only a group can state."""
+        settings = {key: value for key, value in self.settings.items() if key not in self.beyond}
+        return replace(self, settings=settings, beyond=frozenset())
 
     def _differs(self, other: "UpdateRule") -> str:
         """A setting, other than a decay, in which two rules differ; empty if there is none."""
@@ -559,6 +566,19 @@ def check_state_is_free(rule: UpdateRule) -> None:
         )
 
 
+def step_alike(rule: UpdateRule, other: UpdateRule) -> bool:
+    """Whether two rules take the same steps on the same gradients, decay apart, measured.
+
+    >>> adam, adamw, sgd = (UpdateRule.from_name(name) for name in ("Adam", "AdamW", "SGD"))
+    >>> step_alike(adam, adamw), step_alike(adam, sgd)
+    (True, False)
+    """
+    gradients, weight = torch.stack([_matrix(1 + step) for step in range(3)]), _matrix(0).detach()
+    with torch.random.fork_rng(devices=[]):
+        one, two = (_last_update(each, gradients, weight) for each in (rule, other))
+    return bool((one - two).norm() <= _ALIKE * one.norm())
+
+
 def is_linear(rule: UpdateRule, lr: float, factor: float) -> bool:
     """Whether a first step at ``factor * lr`` is ``factor`` times one at ``lr``, measured.
 
@@ -593,6 +613,7 @@ _DECAYS = ("weight_decay", "lambd")
 # of other sizes.
 _VALUES = (*_DECAYS, "eps")
 _TOLERANCE = 1e-6
+_ALIKE = 0.05  # a state in eight bits makes other steps than one in 32, by a few hundredths
 
 
 class _Alike:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from flerm_fx.assignment import Assignment
 from flerm_fx.errors import InputError
 from flerm_fx.profile import BaseProfile
-from flerm_fx.report.graph import base_side, finite, target_side
+from flerm_fx.report.graph import base_side, target_side
 from flerm_fx.report.trajectory import trajectory
 
 if TYPE_CHECKING:
