@@ -200,9 +200,11 @@ def listed(optimizer: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:
         while _passes_on(item):
             item = item.optimizer
         if not isinstance(item, Optimizer):
+            around = isinstance(getattr(item, "optimizer", None), Optimizer)
             raise InputError(
                 "optimizer must be a torch.optim.Optimizer or a list of them, got "
                 f"{type(item).__name__}"
+                + ("; pass its .optimizer, if it passes each step on as it is" if around else "")
             )
         if "_optimizer_step_pre_hooks" not in vars(item):
             raise OptimizerError(
