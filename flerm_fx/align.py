@@ -17,6 +17,7 @@ from flerm_fx.names import shares_by_names
 from flerm_fx.overlay import links
 from flerm_fx.parameter_graph import chain, parameters
 from flerm_fx.repeats import fold_alike
+from flerm_fx.text import shown
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -315,7 +316,7 @@ def _differences(one: tuple[object, ...], other: tuple[object, ...]) -> int:
 def _described(pg: nx.DiGraph, name: str) -> str:
     a = pg.nodes[name]
     kind = f" in {a['kind']}" if a["kind"] else ""
-    return f"{name!r} ({a['op']} {a['slot']}, rank {a['rank']}{kind})"
+    return f"{name!r} ({shown(a['op'])} {shown(a['slot'])}, rank {a['rank']}{shown(kind)})"
 
 
 def _count(number: int, noun: str) -> str:

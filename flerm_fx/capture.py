@@ -24,6 +24,7 @@ from flerm_fx.functionalize import functionalize, is_functional
 from flerm_fx.inputs import Inputs, OutputFn, batch_size, call_arguments, select_output
 from flerm_fx.probed_as import PROBED_AS, separate_draws
 from flerm_fx.recurrent import layer_by_layer
+from flerm_fx.text import shown
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def capture(
             reason = _construct(error)
             warnings.warn(
                 f"{type(model).__name__} does not export to a graph, so it is measured eagerly, "
-                f"which is slower: {reason}",
+                f"which is slower: {shown(reason)}",
                 CaptureWarning,
                 stacklevel=2,
             )
@@ -282,7 +283,7 @@ def _check_registered(model: nn.Module) -> None:
                 continue
             for leaf in pytree.tree_leaves(value):
                 if isinstance(leaf, nn.Parameter) and id(leaf) not in registered:
-                    where = f"{path}.{attribute}" if path else attribute
+                    where = shown(f"{path}.{attribute}" if path else attribute)
                     raise InputError(
                         f"{where} holds a Parameter of shape {tuple(leaf.shape)} that is not "
                         "registered, so neither an optimizer nor a graph sees it; keep it in an "
@@ -359,14 +360,25 @@ def _replaced(before: Mapping[str, int], model: nn.Module) -> str:
     return ""
 
 
+_QUOTED = frozenset('"\\\n\r')
+
+
 def _taken_name(model: nn.Module) -> str:
-    """An attribute that a graph module has for itself, under a name that the model uses."""
+    """A name in the model that a graph module has for itself, or whose code cannot hold it."""
     own = {*vars(fx.GraphModule), "_graph"} - set(vars(nn.Module))
     for name in (*model._modules, *model._parameters, *model._buffers):
         if name in own:
             return (
                 f"the model has an attribute {name!r}, and a graph module has another of that "
                 "name; call it otherwise to have a graph"
+            )
+    state = (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
+    for name, _ in state:
+        # fx writes an attribute that is no identifier between quotes, and it as it is.
+        if not _QUOTED.isdisjoint(name):
+            return (
+                f"the name {name!r} has a quote, a backslash or the end of a line in it, which a "
+                "graph's code cannot hold; call it otherwise to have a graph"
             )
     return ""
 

@@ -5,13 +5,22 @@ them, and nothing else. Messages name the parameter or file, what was expected, 
 to do next.
 """
 
+from flerm_fx.text import shown
+
 
 class FlermError(Exception):
-    """Base class of every error that flerm_fx raises.
+    r"""Base class of every error that flerm_fx raises.
+
+    Its text is printable but for the ends of its lines: names in it may come from anywhere.
 
     >>> issubclass(MatchError, FlermError)
     True
+    >>> print(FlermError("no parameter \x1b[31mred"))
+    no parameter \x1b[31mred
     """
+
+    def __str__(self) -> str:
+        return "\n".join(map(shown, super().__str__().split("\n")))
 
 
 class InputError(FlermError, ValueError):

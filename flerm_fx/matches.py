@@ -9,6 +9,7 @@ from flerm_fx.optimizers import Optimizers
 from flerm_fx.parameter_graph import capture_graph
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.profile import BaseProfile
+from flerm_fx.text import shown
 
 Shares = Sequence[tuple[str, float]]
 """Base parameters, each with the share of its mass."""
@@ -89,5 +90,5 @@ def held_as_matched(
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3]) or "none"
-    return shown + ", …" * (len(names) > 3)
+    some = ", ".join(map(shown, names[:3])) or "none"
+    return some + ", …" * (len(names) > 3)

@@ -1,7 +1,9 @@
 """Pictures of a run in function space: how each layer's FSLR moves as it trains."""
 
+import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flerm_fx.errors import InputError
+from flerm_fx.files import check, path_of, reason, write_whole
 from flerm_fx.profile import BaseProfile
+from flerm_fx.text import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,17 +47,34 @@ def write_plot(
     Raises:
         InputError: a profile without a trajectory, or a path that cannot be written.
     """
+    file = path_of(path)
+    if not file.suffix:
+        raise InputError(
+            f"{shown(path)}: the ending of a picture's path says in which format it is drawn; "
+            "name one with .png, .svg or .pdf"
+        )
     for title, profile in profiles.items():
         if not profile.trajectory.steps:
             raise InputError(
-                f"{title}: the profile has no trajectory; train inside of flerm_fx.record(...), "
-                "and save the profile after that"
+                f"{shown(title)}: the profile has no trajectory; train inside of "
+                "flerm_fx.record(...), and save the profile after that"
             )
-    figure = draw(profiles, per_rate=per_rate)
+    with _writing(path):
+        check(file)
+    figure, content = draw(profiles, per_rate=per_rate), io.BytesIO()
+    with _writing(path):
+        figure.savefig(content, format=file.suffix[1:], dpi=120)
+        write_whole(file, content.getvalue())
+
+
+@contextmanager
+def _writing(path: str | Path) -> Iterator[None]:
     try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: the picture cannot be written there ({error})") from error
+        yield
+    except (OSError, ValueError) as error:  # a format that there is not is a ValueError
+        raise InputError(
+            f"{shown(path)}: the picture cannot be written there ({reason(error)})"
+        ) from error
 
 
 def draw(profiles: Mapping[str, BaseProfile], *, per_rate: bool = False) -> "Figure":
@@ -108,15 +129,17 @@ def kind(name: str) -> str:
 def _heat_map(
     axes: "Axes", profile: BaseProfile, values: Values, norm: "LogNorm", title: str
 ) -> None:
-    shown = np.ma.masked_less_equal(values, 0)
-    axes.pcolormesh(np.ma.clip(shown, norm.vmin, norm.vmax), norm=norm, cmap="viridis")
-    axes.set_title(title)
+    above = np.ma.masked_less_equal(values, 0)
+    axes.pcolormesh(np.ma.clip(above, norm.vmin, norm.vmax), norm=norm, cmap="viridis")
+    axes.set_title(shown(title), parse_math=False)
     axes.set_facecolor("lightgrey")
     axes.invert_yaxis()
     every = math.ceil(len(profile.parameters) / MOST_LABELS)
     labelled = range(0, len(profile.parameters), every)
     axes.set_yticks([row + 0.5 for row in labelled])
-    axes.set_yticklabels([_short(profile.parameters[row]) for row in labelled], fontsize=7)
+    axes.set_yticklabels([_short(profile.parameters[row]) for row in labelled])
+    for label in axes.get_yticklabels():
+        label.set(fontsize=7, parse_math=False)
     steps = profile.trajectory.steps
     columns = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 10)).round().astype(int))
     axes.set_xticks(columns + 0.5, [str(steps[column]) for column in columns])
@@ -148,7 +171,9 @@ def _lines(axes: "Axes", profile: BaseProfile, values: Values, what: str) -> Non
     axes.set_ylabel(what)
     axes.grid(alpha=0.3)
     if kinds:
-        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
+        legend = axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
+        for text in legend.get_texts():
+            text.set_parse_math(False)
 
 
 def _spread(rows: Values) -> tuple[Values, Values, Values]:
@@ -167,4 +192,5 @@ def _spread(rows: Values) -> tuple[Values, Values, Values]:
 
 def _short(name: str, most: int = 44) -> str:
     """A name that leaves room for the picture: its end says more than its beginning."""
+    name = shown(name)
     return name if len(name) <= most else "…" + name[1 - most :]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
 import importlib.metadata
 import json
 import math
 import os
-import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,11 +20,13 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from flerm_fx.errors import FlermError, InputError, OptimizerError, ProfileError
+from flerm_fx.files import kind_of, path_of, reason, write_whole
 from flerm_fx.inputs import Batch
 from flerm_fx.optimizers import Optimizers
 from flerm_fx.parameter_graph import from_json, to_json
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.schedule import settling_steps
+from flerm_fx.text import shown, unprintable
 from flerm_fx.update_rule import UpdateRule
 
 if TYPE_CHECKING:
@@ -250,6 +251,8 @@ class BaseProfile:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > least):
                 raise ProfileError(f"{name} is {value!r}, out of range")
+        if not -(2**63) <= self.seed < 2**64:  # what torch.Generator takes
+            raise ProfileError(f"seed is {self.seed}; expected a whole number of 64 bits")
         if not self.parameters or len(set(self.parameters)) != len(self.parameters):
             raise ProfileError(f"parameters {self.parameters} are none, or named twice")
         described: list[tuple[str, Mapping[str, Any]]] = [
@@ -281,6 +284,11 @@ class BaseProfile:
             if mapping.keys() != set(self.parameters):
                 odd = sorted(mapping.keys() ^ set(self.parameters))
                 raise ProfileError(f"{what} and parameters differ in {', '.join(map(repr, odd))}")
+        for name, shape in self.shapes.items():
+            if any(size < 0 for size in shape):
+                raise ProfileError(
+                    f"the shape of {name!r} is {shape}; expected sizes of at least 0"
+                )
         for name, estimate in self.start.items():
             _check_estimate(estimate, f"FSLR of {name!r} at the start")
         for name, estimate in self.late.items():
@@ -288,6 +296,10 @@ class BaseProfile:
         for node, attributes in self.graph.nodes(data=True):
             if not attributes.get("junction") and node not in self.shapes:
                 raise ProfileError(f"the parameter graph has {node!r}, which is no parameter")
+        for rule in (self.optimizer, *(rule for rule, _ in self.others)):
+            for key, setting in rule.settings.items():
+                if any(number != number for number in _numbers(setting)):
+                    raise ProfileError(f"setting {key!r} of {rule.source} is {setting!r}")
         for rule, rate in self.others:
             if not (math.isfinite(rate) and rate >= 0):
                 raise ProfileError(f"learning rate {rate!r} of {rule.source} is out of range")
@@ -352,11 +364,16 @@ class BaseProfile:
         """Write the profile to one ``.safetensors`` file, whole or not at all.
 
         The file is written under a temporary name beside ``path``, flushed to the disk and renamed,
-        so that whatever interrupts it, a file already at ``path`` stays as it was.
+        so that whatever interrupts it, a file already at ``path`` stays as it was; its mode stays.
 
         Raises:
-            ProfileError: if the file cannot be written.
+            ProfileError: if the file cannot be written, ``path`` holds anything but a regular file
+                of one name, or text of the profile has characters that are not printable, which
+                :meth:`load` would refuse.
+            InputError: if ``path`` is no path.
         """
+        path = path_of(path)
+        where = shown(path)
         tensors: list[Tensor] = []
         kinds: list[list[str]] = []
         header = {
@@ -394,14 +411,17 @@ class BaseProfile:
             },
         }
         try:
-            content = serialize(named, {_KEY: json.dumps(header)})
+            check_printable(_texts(header))
+            content = serialize(named, {_KEY: _to_text(header)})
+        except ProfileError as error:
+            raise ProfileError(f"{where}: the profile was not saved: {error}") from error
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ProfileError(f"{path}: the profile cannot be serialized: {error}") from error
+            raise ProfileError(f"{where}: the profile cannot be serialized: {error}") from error
         try:
-            _write_whole(Path(path), content)
+            write_whole(path, content)
         except OSError as error:
             raise ProfileError(
-                f"{path}: the profile was not saved ({error.strerror or error}); nothing that was "
+                f"{where}: the profile was not saved ({reason(error)}); nothing that was "
                 "there has changed. Save it to another path, or make room and save it again"
             ) from error
 
@@ -424,18 +444,23 @@ class BaseProfile:
 
         Raises:
             ProfileError: if the file is missing, truncated, no profile, of another format, or
-                contradicts itself.
+                contradicts itself; or if text in it has characters that are not printable, such as
+                the end of a line in a parameter's name. What the pool holds may be any text.
+            InputError: if ``path`` is no path.
         """
         import networkx as nx
 
-        metadata, tensors = _read(Path(path))
+        path = path_of(path)
+        where = shown(path)
+        metadata, tensors = _read(path)
         try:
             if _KEY not in metadata:
                 raise ProfileError(
                     "a safetensors file without a flerm_fx header; expected a base profile, as "
                     "recorder.profile.save writes (is it a model's checkpoint?)"
                 )
-            header = json.loads(metadata[_KEY])
+            header, constants = _from_text(metadata[_KEY])
+            check_printable(_texts(header))
             versions = header["versions"]
             if versions["format"] != FORMAT:
                 raise ProfileError(
@@ -443,13 +468,16 @@ class BaseProfile:
                     f"{versions.get('flerm_fx')}; this flerm_fx {_versions()['flerm_fx']} reads "
                     f"format {FORMAT}: install the version that wrote it, or {_RECORD_AGAIN}"
                 )
-            return cls._unpack(header, tensors)
+            profile = cls._unpack(header, tensors)
+            if constants:
+                raise ValueError(f"{constants[0]} is no JSON")
+            return profile
         except FlermError as error:
-            raise ProfileError(f"{path}: {error}") from error
+            raise ProfileError(f"{where}: {error}") from error
         except (*_INCONSISTENT, nx.NetworkXException) as error:
             raise ProfileError(
-                f"{path}: the header is damaged ({type(error).__name__}: {error}); copy the file "
-                f"again, or {_RECORD_AGAIN}"
+                f"{where}: the header is damaged ({type(error).__name__}: {shown(error)}); copy "
+                f"the file again, or {_RECORD_AGAIN}"
             ) from error
 
     @classmethod
@@ -503,12 +531,22 @@ class BaseProfile:
         the geometric mean. One profile comes back as it is. Pool and seed are the first one's.
 
         Raises:
-            InputError: if there is no profile, or two differ in parameters, shapes, parameter
-                graph, steps or any setting other than the seed.
+            InputError: if there is no profile, something else is among them, or two differ in
+                parameters, shapes, parameter graph, steps or any setting other than the seed.
         """
+        if not isinstance(profiles, Iterable):
+            raise InputError(
+                f"BaseProfile.mean takes a list of profiles; got {type(profiles).__name__}"
+            )
         profiles = tuple(profiles)
         if not profiles:
             raise InputError("BaseProfile.mean takes at least one profile; got none")
+        for index, profile in enumerate(profiles):
+            if not isinstance(profile, cls):
+                raise InputError(
+                    f"BaseProfile.mean takes profiles; number {index} is of type "
+                    f"{type(profile).__name__}: load a file with BaseProfile.load"
+                )
         first, *others = profiles
         for index, other in enumerate(others, start=1):
             _check_same(first, other, index)
@@ -584,6 +622,8 @@ def _check_estimate(estimate: Estimate, what: str) -> None:
             raise ProfileError(
                 f"{what} is {estimate.value} ± {estimate.stderr}; expected finite numbers >= 0"
             )
+    if estimate.samples < 0:
+        raise ProfileError(f"{what} has {estimate.samples} samples; expected at least 0")
 
 
 def _trajectory(
@@ -823,39 +863,92 @@ def _batch(packed: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Batch:
 # The file.
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Replace the file by one with this content; on any failure leave it, and nothing else."""
-    path = path.resolve()  # rename beside what a link points to, not over the link
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+def check_printable(texts: Any) -> None:
+    """Whether a profile with these strings, in lists and dicts, can be read by anyone.
+
+    Raises:
+        ProfileError: a string has characters that are not printable; commands and dumps would
+            write them into terminals and code.
+    """
+    for text in unprintable(texts):
+        raise ProfileError(
+            f"{text!r} has characters that are not printable, and names in a profile have none; "
+            "rename what is called so, and record again"
+        )
+
+
+def _texts(header: Any) -> Any:
+    """The header but for the pool, which is the model's own data: text in it may be any."""
+    if not isinstance(header, Mapping):
+        return header
+    return {key: value for key, value in header.items() if key != "pool"}
+
+
+_NUMBER = "$number"  # the key of a number that JSON has no name for
+
+
+def _to_text(header: Any) -> str:
+    def packed(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: packed(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [packed(item) for item in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return {_NUMBER: repr(value)}
+        return value
+
+    return json.dumps(packed(header), allow_nan=False)
+
+
+def _from_text(text: str) -> tuple[Any, list[str]]:
+    """What :func:`_to_text` was given, and what else stands for a number without being JSON."""
+    constants: list[str] = []
+
+    def unpacked(found: dict[str, Any]) -> Any:
+        number = found.get(_NUMBER)
+        return float(number) if len(found) == 1 and isinstance(number, str) else found
+
+    def noted(constant: str) -> float:
+        constants.append(constant)
+        return float(constant)
+
+    return json.loads(text, object_hook=unpacked, parse_constant=noted), constants
+
+
+def _numbers(setting: Any) -> Iterator[float]:
+    """The floats in a setting of an optimizer."""
+    if isinstance(setting, float):
+        yield setting
+    elif isinstance(setting, Mapping):
+        yield from _numbers(tuple(setting.values()))
+    elif isinstance(setting, list | tuple):
+        for item in setting:
+            yield from _numbers(item)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise ProfileError(
-            f"{path}: {what}; expected a base profile that recorder.profile.save wrote"
-        )
+    where = shown(path)
     try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise ProfileError(
+                f"{where}: {kind_of(mode)}; expected a base profile that recorder.profile.save "
+                "wrote"
+            )
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             # Cloned: what comes is a view of the file, which may be replaced.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             return file.metadata() or {}, tensors
-    except OSError as error:
-        raise ProfileError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except FileNotFoundError as error:
+        raise ProfileError(
+            f"{where}: no such file; expected a base profile that recorder.profile.save wrote"
+        ) from error
+    except (OSError, ValueError) as error:  # a null byte in a path is a ValueError
+        raise ProfileError(f"{where}: cannot be read ({reason(error)})") from error
     except SafetensorError as error:
         truncated = any(sign in str(error) for sign in ("incomplete", "too small", "header length"))
         what = "a truncated file" if truncated else "not a safetensors file"
         raise ProfileError(
-            f"{path}: {what}; expected a base profile that recorder.profile.save wrote ({error}). "
-            f"Copy the file again, or {_RECORD_AGAIN}"
+            f"{where}: {what}; expected a base profile that recorder.profile.save wrote "
+            f"({shown(error)}). Copy the file again, or {_RECORD_AGAIN}"
         ) from error

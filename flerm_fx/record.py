@@ -18,11 +18,11 @@ from flerm_fx.logs import FSLR, Log, logging
 from flerm_fx.loss import LossFunction, resolve
 from flerm_fx.observer import Attached, Observed, UpdateObserver
 from flerm_fx.optimizers import Optimizers, listed
-from flerm_fx.parameter_graph import capture_graph
+from flerm_fx.parameter_graph import capture_graph, to_json
 from flerm_fx.probe.estimate import Estimate, estimates, rows
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
-from flerm_fx.profile import BaseProfile, Trajectory
+from flerm_fx.profile import BaseProfile, Trajectory, check_printable
 from flerm_fx.running import RunningProber
 from flerm_fx.schedule import Schedule, default_settle
 from flerm_fx.start import (
@@ -113,6 +113,8 @@ def record(
             optimizer that cannot be built again or stepped.
         EstimateError: a NaN or infinite loss, update or FSLR.
         DivergenceError: the simulated steps diverge.
+        ProfileError: a name in the model has characters that are not printable, such as the end of
+            a line, which a profile refuses.
 
     Warns:
         UserWarning: the run's learning rate is 0 at a step to be measured, or far above the one at
@@ -209,6 +211,7 @@ class Recorder(Attached):
         probe_inputs = to_device(pool[0][0], device_of(model))
         twin = capture(copied(model), probe_inputs, output_fn)
         self._graph = capture_graph(twin)
+        check_printable([to_json(self._graph), [r.spec() for r in self.procedure.optimizers.rules]])
         self._shapes = {name: tuple(p.shape) for name, p in twin.parameters.items()}
         prober = Prober(twin, ranks)
         on_the_way = measure_settling(twin, self.procedure, prober=prober)

@@ -463,7 +463,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException)
 
         def full(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
             file = opened(self, mode, *args, **kwargs)
-            return FullDisk(file, error) if "x" in mode else file
+            return FullDisk(file, error) if "+" in mode else file
 
         monkeypatch.setattr(Path, "open", full)
     else:

@@ -13,8 +13,10 @@ import flerm_fx
 from flerm_fx.commands.factory import load_model
 from flerm_fx.commands.match import OnUnmatched
 from flerm_fx.compiler import CompiledModel
+from flerm_fx.dump import check_dump
 from flerm_fx.errors import FlermError
 from flerm_fx.profile import BaseProfile
+from flerm_fx.text import shown
 
 
 class Dump(StrEnum):
@@ -64,6 +66,7 @@ def compile(
 
     Example: flerm-fx compile base.safetensors --model my_project.models:large --check
     """
+    check_dump(dump.value, out, level.value, focus)
     base = BaseProfile.load(profile)
     compiled = compiled_model(base, model, seed, rtol, on_unmatched)
     with Console(stderr=True).status("measuring it again"):
@@ -76,7 +79,7 @@ def compile(
     if failed:
         first = failed[0]
         raise FlermError(
-            f"{len(failed)} parameters miss the base's FSLRs, such as {first.parameter}: "
+            f"{len(failed)} parameters miss the base's FSLRs, such as {shown(first.parameter)}: "
             f"{first.measured.value:g} in place of {first.expected:g}"
         )
 

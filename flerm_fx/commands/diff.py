@@ -1,6 +1,5 @@
 """``flerm-fx diff``: in what two base profiles differ."""
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from flerm_fx.commands.inspect import settings
 from flerm_fx.dump.columns import columns
 from flerm_fx.dump.table import format_estimate
 from flerm_fx.profile import BaseProfile
+from flerm_fx.text import json_text
 
 ERRORS = 4.0
 """Standard errors within which two FSLRs agree."""
@@ -32,7 +32,7 @@ def diff(
     Example: flerm-fx diff monday.safetensors tuesday.safetensors
     """
     found = differences(BaseProfile.load(one), BaseProfile.load(other))
-    print(json.dumps(found, indent=2) if as_json else _as_table(found))
+    print(json_text(found) if as_json else _as_table(found))
     if any(found.values()):
         raise typer.Exit(3)
 

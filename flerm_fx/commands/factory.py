@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from flerm_fx.errors import InputError
+from flerm_fx.text import shown
 
 
 def load_model(name: str) -> nn.Module:
@@ -33,7 +34,7 @@ def load_model(name: str) -> nn.Module:
         model = found if isinstance(found, nn.Module) else found()  # type: ignore[operator]
     except Exception as error:  # whatever importing and building the user's code may raise
         raise InputError(
-            f"--model {name!r} gives no model: {type(error).__name__}: {error}; expected "
+            f"--model {name!r} gives no model: {type(error).__name__}: {shown(error)}; expected "
             "package.module:factory, a function without arguments that returns one"
         ) from error
     if not isinstance(model, nn.Module):

@@ -1,6 +1,5 @@
 """``flerm-fx inspect``: what a base profile holds."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from flerm_fx.dump.columns import columns
 from flerm_fx.dump.table import format_estimate, format_shape
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.profile import BaseProfile
+from flerm_fx.text import json_text
 
 
 def inspect(
@@ -109,7 +109,7 @@ def _as_json(profile: BaseProfile) -> str:
         }
         for name in profile.parameters
     }
-    return json.dumps({**settings(profile), "parameters": parameters}, indent=2)
+    return json_text({**settings(profile), "parameters": parameters})
 
 
 def _number(estimate: Estimate) -> dict[str, Any]:

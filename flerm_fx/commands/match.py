@@ -1,6 +1,5 @@
 """``flerm-fx match``: which base parameters a model's parameters answer to, without training."""
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from flerm_fx.dump.columns import columns
 from flerm_fx.dump.table import format_base, format_shape
 from flerm_fx.parameter_graph import capture_graph
 from flerm_fx.profile import BaseProfile
+from flerm_fx.text import json_text, shown
 
 
 class OnUnmatched(StrEnum):
@@ -70,19 +70,18 @@ def _as_table(
     lines.append(
         f"{len(matches)} parameters: {matched} matched, {unmatched} unmatched, "
         f"{len(matches) - len(used)} unused; {len(base.parameters)} in the base, of which "
-        f"{len(left)} have no counterpart{': ' + ', '.join(left) if left else ''}."
+        f"{len(left)} have no counterpart{': ' + ', '.join(map(shown, left)) if left else ''}."
     )
     return "\n".join(lines)
 
 
 def _as_json(matches: dict[str, Match], left: list[str]) -> str:
-    return json.dumps(
+    return json_text(
         {
             "matches": {
                 name: [{"parameter": b, "share": share} for b, share in match.base]
                 for name, match in matches.items()
             },
             "base_without_counterpart": left,
-        },
-        indent=2,
+        }
     )

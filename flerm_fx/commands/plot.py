@@ -7,6 +7,7 @@ import typer
 
 from flerm_fx.plot import write_plot
 from flerm_fx.profile import BaseProfile
+from flerm_fx.text import shown
 
 
 def plot(
@@ -29,4 +30,4 @@ def plot(
     loaded = {t: BaseProfile.load(p) for t, p in zip(titles, profiles, strict=True)}
     rules = {t: each.optimizer.source.removeprefix("torch.optim.") for t, each in loaded.items()}
     write_plot({f"{t}: {rules[t]}": each for t, each in loaded.items()}, out, per_rate=per_rate)
-    print(f"{out}: {len(loaded)} profile{'s' if len(loaded) > 1 else ''}")
+    print(f"{shown(out)}: {len(loaded)} profile{'s' if len(loaded) > 1 else ''}")

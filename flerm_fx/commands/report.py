@@ -7,9 +7,10 @@ import typer
 
 from flerm_fx.commands.compile import compiled_model
 from flerm_fx.commands.match import OnUnmatched
-from flerm_fx.dump.write import write
+from flerm_fx.dump.write import check_writable, write
 from flerm_fx.profile import BaseProfile
 from flerm_fx.report import to_html
+from flerm_fx.text import shown
 
 
 def report(
@@ -32,9 +33,10 @@ def report(
 
     Example: flerm-fx report base.safetensors --model my_project.models:large
     """
+    check_writable(out)
     base = BaseProfile.load(profile)
     if model is None:
         write(to_html(base), out)
     else:
         compiled_model(base, model, seed, rtol, on_unmatched).dump("html", out)
-    print(f"wrote {out}")
+    print(f"wrote {shown(out)}")

@@ -10,6 +10,7 @@ from rich.console import Console
 from flerm_fx.demo.demo import run_demo
 from flerm_fx.demo.settings import WORKERS, Settings, parse_rates
 from flerm_fx.demo.train import Task
+from flerm_fx.text import shown
 
 
 def demo(
@@ -59,5 +60,5 @@ def demo(
         run_demo(settings, console)
     except KeyboardInterrupt:
         # typer itself would end with this code and without a word
-        print(f"flerm-fx: interrupted; no results were written to {out}/", file=sys.stderr)
+        print(f"flerm-fx: interrupted; no results were written to {shown(out)}/", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -12,14 +12,19 @@ from rich.table import Table
 
 import flerm_fx
 from flerm_fx.demo.corpus import Corpus, read_corpus, sample_windows
-from flerm_fx.demo.figure import COLOURS, write_png
+from flerm_fx.demo.figure import COLOURS, to_png
 from flerm_fx.demo.optimum import Curve, find_optimum, verdict
 from flerm_fx.demo.page import to_page
 from flerm_fx.demo.results import to_results
 from flerm_fx.demo.settings import Settings
 from flerm_fx.demo.sweep import Arm, build, sweep
 from flerm_fx.errors import InputError
+from flerm_fx.files import check, reason, write_all
 from flerm_fx.inputs import Inputs
+from flerm_fx.text import shown
+
+PROFILE = "base.safetensors"
+RESULTS = (PROFILE, "results.json", "multipliers.txt", "sweep.html", "sweep.png")
 
 BATCHES = 21
 """Of the probe pool: one to measure on, and others to settle on."""
@@ -44,7 +49,7 @@ def run_demo(settings: Settings, console: Console) -> tuple[Curve, Curve, Curve]
     began = time.monotonic()
     _prepare_folder(settings.out)
     corpus = read_corpus()
-    task, profile = settings.task, settings.out / "base.safetensors"
+    task, profile = settings.task, settings.out / PROFILE
     small_arm = Arm(f"width {settings.base_width}", settings.base_width)
     standard_arm = Arm(f"width {settings.large_width}, standard", settings.large_width)
     compiled_arm = Arm(f"width {settings.large_width}, compiled", settings.large_width, profile)
@@ -77,7 +82,10 @@ def run_demo(settings: Settings, console: Console) -> tuple[Curve, Curve, Curve]
     _write(settings, curves, sentence, seconds, compiled_model.dump())
     console.print(to_table(curves))
     console.print(sentence, style="bold", highlight=False)
-    console.print(f"{seconds:.0f} s. Pictures, numbers and multipliers are in {settings.out}/")
+    folder = shown(settings.out)
+    console.print(
+        f"{seconds:.0f} s. Pictures, numbers and multipliers are in {folder}/", markup=False
+    )
     return curves
 
 
@@ -141,12 +149,11 @@ def _progress_bars(console: Console) -> Progress:
 def _prepare_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
+        for name in RESULTS:
+            check(folder / name)
+    except (OSError, ValueError) as error:  # a null byte in a path is a ValueError
         raise InputError(
-            f"--out {folder}: cannot write there ({error.strerror or error}); name another folder"
+            f"--out {shown(folder)}: cannot write there ({reason(error)}); name another folder"
         ) from error
 
 
@@ -156,16 +163,16 @@ def _write(
     title = f"One learning rate, {settings.base_width} to {settings.large_width} wide"
     out = settings.out
     try:
-        (out / "results.json").write_text(
-            to_results(curves, sentence, settings, seconds), encoding="utf-8"
+        write_all(
+            {
+                out / "results.json": to_results(curves, sentence, settings, seconds).encode(),
+                out / "multipliers.txt": f"{dump}\n".encode(),
+                out / "sweep.html": to_page(curves, title, sentence, _describe(settings)).encode(),
+                out / "sweep.png": to_png(curves, title),
+            }
         )
-        (out / "multipliers.txt").write_text(dump + "\n", encoding="utf-8")
-        (out / "sweep.html").write_text(
-            to_page(curves, title, sentence, _describe(settings)), encoding="utf-8"
-        )
-        write_png(curves, title, out / "sweep.png")
     except OSError as error:
         raise InputError(
-            f"--out {out}: cannot write the results ({error.strerror or error}); the verdict was: "
-            f"{sentence}"
+            f"--out {shown(out)}: cannot write the results ({reason(error)}); the verdict "
+            f"was: {sentence}"
         ) from error

@@ -3,7 +3,6 @@
 import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -75,9 +74,11 @@ def draw(curves: Sequence[Curve], title: str, ink: str = "black") -> Figure:
     return figure
 
 
-def write_png(curves: Sequence[Curve], title: str, path: Path) -> None:
-    """Write the picture as PNG, on white."""
-    draw(curves, title).savefig(path, dpi=160, facecolor="white")
+def to_png(curves: Sequence[Curve], title: str) -> bytes:
+    """The picture as PNG, on white."""
+    content = io.BytesIO()
+    draw(curves, title).savefig(content, format="png", dpi=160, facecolor="white")
+    return content.getvalue()
 
 
 def to_svg(curves: Sequence[Curve], title: str) -> str:

@@ -1,13 +1,11 @@
 """The results as JSON."""
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 from flerm_fx.demo.optimum import Curve, find_optimum, measure_transfer
 from flerm_fx.demo.settings import Settings
+from flerm_fx.text import json_text
 
 
 def to_results(curves: Sequence[Curve], verdict: str, settings: Settings, seconds: float) -> str:
@@ -28,12 +26,4 @@ def to_results(curves: Sequence[Curve], verdict: str, settings: Settings, second
             "compiled": asdict(measure_transfer(small, compiled)),
         },
     }
-    return json.dumps(_finite(document), indent=2, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json_text(document) + "\n"

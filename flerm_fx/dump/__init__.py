@@ -1,5 +1,5 @@
 """What the compiler did to a model, as text, data, a picture or annotated code."""
 
-from flerm_fx.dump.dump import Format, Level, dump
+from flerm_fx.dump.dump import Format, Level, check_dump, dump
 
-__all__ = ["Format", "Level", "dump"]
+__all__ = ["Format", "Level", "check_dump", "dump"]

@@ -10,6 +10,7 @@ from flerm_fx.dump.columns import columns
 from flerm_fx.dump.modules import focused, module_kinds, module_of
 from flerm_fx.dump.parameter_nodes import parameter_of
 from flerm_fx.dump.table import format_base, format_fslr, format_shape, format_status
+from flerm_fx.text import shown
 
 # fx names every node once and writes one line for it: `name = ...` or `name: "f32[2]" = ...`.
 _DEFINITION = re.compile(r"^\s+(\w+)\s*(?::[^=]*)?= ")
@@ -35,7 +36,7 @@ def to_code(
         focus: a module path or parameter; the lines of others are counted in its place.
     """
     rows = {assignment.parameter: assignment for assignment in assignments}
-    shown = {node.name: node for node in focused(graph_module.graph, focus)}
+    inside = {node.name: node for node in focused(graph_module.graph, focus)}
     names = {node.name for node in graph_module.graph.nodes}
     code: list[str] = []
     comments: list[tuple[str, ...]] = []
@@ -43,14 +44,15 @@ def to_code(
     for line in graph_module.graph.python_code("self").src.strip("\n").split("\n"):
         definition = _DEFINITION.match(line)
         name = definition[1] if definition else ""
-        if name in names and name not in shown:
+        if name in names and name not in inside:
             hidden += 1
             continue
         code += _hidden(hidden)
         comments += [()] * (len(code) - len(comments))
         hidden = 0
-        code.append(_FREES.sub("", line).rstrip())
-        comments.append(_comment(shown[name], rows) if name in shown else ())
+        # Names are in string literals here, where an escape stands for what it escapes.
+        code.append(shown(_FREES.sub("", line).rstrip()))
+        comments.append(_comment(inside[name], rows) if name in inside else ())
     return "\n".join(_beside(code, comments))
 
 

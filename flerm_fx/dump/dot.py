@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 from flerm_fx.assignment import Assignment
 from flerm_fx.dump.modules import focused, is_size
 from flerm_fx.dump.parameter_nodes import parameter_of
-from flerm_fx.dump.picture import Box, Picture
+from flerm_fx.dump.picture import Box, Picture, lines
 from flerm_fx.dump.table import format_base, format_fslr, format_shape, format_status
 
 # The multiplier, either way, at which the colour is full.
@@ -103,7 +103,7 @@ class _DataFlow:
 
     def _other(self, node: Node, label: str, shape: str) -> str:
         key = _key(node)
-        self.others[key] = Box(label, "#d0d0d0", shape)
+        self.others[key] = Box(lines(label), "#d0d0d0", shape)
         return key
 
 
@@ -135,15 +135,13 @@ def multiplier_colour(multiplier: float) -> str:
 def _box(assignment: Assignment) -> Box:
     op = assignment.op.removeprefix("aten.")
     status = format_status(assignment)
-    label = "\n".join(
-        [
-            assignment.parameter,
-            f"{op} {format_shape(assignment.shape)}",
-            f"FSLR {format_fslr(assignment)}",
-            f"multiplier {assignment.multiplier:.4g}",
-            f"base {format_base(assignment.base)}",
-            *([status] if status != "matched" else []),
-        ]
+    label = lines(
+        assignment.parameter,
+        f"{op} {format_shape(assignment.shape)}",
+        f"FSLR {format_fslr(assignment)}",
+        f"multiplier {assignment.multiplier:.4g}",
+        f"base {format_base(assignment.base)}",
+        status if status != "matched" else "",
     )
     fill = multiplier_colour(assignment.multiplier)
     return Box(label, fill, border=BORDER[assignment.status])

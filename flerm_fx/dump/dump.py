@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from torch.fx import GraphModule
@@ -13,12 +12,13 @@ from flerm_fx.assignment import Assignment
 from flerm_fx.dump.code import to_code
 from flerm_fx.dump.dot import to_dot
 from flerm_fx.dump.json import to_json
-from flerm_fx.dump.model_explorer import write_model_explorer
+from flerm_fx.dump.model_explorer import check_folder, write_model_explorer
 from flerm_fx.dump.operations import operations_to_dot
 from flerm_fx.dump.render import render
 from flerm_fx.dump.table import to_table
-from flerm_fx.dump.write import check_writable, write, writing
+from flerm_fx.dump.write import write, writing
 from flerm_fx.errors import InputError
+from flerm_fx.files import check, path_of
 from flerm_fx.inputs import Inputs
 from flerm_fx.profile import BaseProfile
 from flerm_fx.report import to_html
@@ -55,7 +55,8 @@ def dump(
             with a comment on every parameter; ``"dot"``, a picture in the DOT language, and
             ``"svg"`` and ``"png"``, the same drawn by Graphviz; ``"model-explorer"``, a folder of
             files for Google's Model Explorer.
-        path: a file to write the text to as well, in UTF-8; an existing one is replaced. A
+        path: a file to write the text to as well, in UTF-8; an existing one is replaced as a
+            whole, and keeps its mode. A device or a FIFO is none: print the text in its place. A
             ``"png"`` is no text, and needs one; ``"model-explorer"`` needs that of a folder.
         level: what a picture shows: every ``"parameter"`` and the data flow between them, or every
             ``"op"`` of the graph, with its scale nodes.
@@ -84,12 +85,7 @@ def dump(
     1 parameter: 1 matched; multipliers 0.5 to 0.5.
     '=' is the parameter's own name.
     """
-    if format not in get_args(Format):
-        expected = ", ".join(repr(name) for name in get_args(Format))
-        raise InputError(f"dump: format is one of {expected}, and not {format!r}")
-    _check_options(format, path, level, focus)
-    if path is not None and format != "model-explorer":
-        check_writable(path)
+    check_dump(format, path, level, focus)
     content: str | bytes
     if format == "table":
         content = to_table(assignments)
@@ -111,7 +107,7 @@ def dump(
             raise InputError("dump: format 'model-explorer' saves the graph for given inputs")
         assert path is not None
         with writing(path):
-            write_model_explorer(assignments, graph_module, inputs, Path(path))
+            write_model_explorer(assignments, graph_module, inputs, path_of(path))
         return str(path)
     else:
         draw = to_dot if level == "parameter" else operations_to_dot
@@ -124,9 +120,20 @@ def dump(
     return content if isinstance(content, str) else str(path)
 
 
-def _check_options(
-    format: Format, path: str | PathLike[str] | None, level: Level, focus: str | None
+def check_dump(
+    format: Format,
+    path: str | PathLike[str] | None = None,
+    level: Level = "parameter",
+    focus: str | None = None,
 ) -> None:
+    """Find out before long work whether :func:`dump` has these options, and can write the path.
+
+    Raises:
+        InputError: it has not, or cannot. What is at the path stays as it is.
+    """
+    if format not in get_args(Format):
+        expected = ", ".join(repr(name) for name in get_args(Format))
+        raise InputError(f"dump: format is one of {expected}, and not {format!r}")
     if level not in get_args(Level):
         raise InputError(f"dump: level is one of 'parameter', 'op', and not {level!r}")
     if level != "parameter" and format not in _PICTURES:
@@ -145,3 +152,7 @@ def _check_options(
             f"dump: format {format!r} is no text and has to be written to a {kind}; name one with "
             "path"
         )
+    if path is not None:
+        place = path_of(path)
+        with writing(path):
+            (check_folder if format == "model-explorer" else check)(place)

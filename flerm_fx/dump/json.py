@@ -19,12 +19,11 @@ The schema, which a later version only adds to while ``version`` stays 1::
 A number that is not finite, which JSON cannot hold, is null.
 """
 
-import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from flerm_fx.assignment import Assignment
+from flerm_fx.text import json_text
 
 VERSION = 1
 
@@ -40,7 +39,7 @@ def to_json(assignments: Sequence[Assignment]) -> str:
         "version": VERSION,
         "parameters": [_parameter(assignment) for assignment in assignments],
     }
-    return json.dumps(document, indent=2, allow_nan=False)
+    return json_text(document)
 
 
 def _parameter(assignment: Assignment) -> dict[str, Any]:
@@ -50,20 +49,16 @@ def _parameter(assignment: Assignment) -> dict[str, Any]:
         "node": assignment.node,
         "op": assignment.op,
         "shape": list(assignment.shape),
-        "base": [{"parameter": name, "share": _finite(share)} for name, share in assignment.base],
-        "base_fslr": _finite(assignment.base_fslr),
+        "base": [{"parameter": name, "share": share} for name, share in assignment.base],
+        "base_fslr": assignment.base_fslr,
         "target": {
-            "value": _finite(target.value),
-            "stderr": _finite(target.stderr),
+            "value": target.value,
+            "stderr": target.stderr,
             "method": target.method,
             "samples": target.samples,
             "note": target.note,
         },
-        "multiplier": _finite(assignment.multiplier),
+        "multiplier": assignment.multiplier,
         "status": assignment.status,
         "after": assignment.after,
     }
-
-
-def _finite(number: float) -> float | None:
-    return number if math.isfinite(number) else None

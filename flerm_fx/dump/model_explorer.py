@@ -5,8 +5,11 @@ multiplier and status. Each parameter and its scale node, which is a multiplicat
 value. Model Explorer's own package is not needed to write them.
 """
 
-import json
+import contextlib
+import errno
+import io
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,9 @@ from flerm_fx.assignment import Assignment
 from flerm_fx.capture import quiet
 from flerm_fx.dump.dot import multiplier_colour
 from flerm_fx.errors import FlermError
+from flerm_fx.files import check, write_all
 from flerm_fx.inputs import Inputs, call_arguments
+from flerm_fx.text import json_text
 
 MODEL = "model.pt2"
 NODE_DATA = ("status.json", "fslr.json", "multiplier.json")
@@ -54,22 +59,45 @@ def write_model_explorer(
         FlermError: ``torch.export`` cannot save the graph.
         OSError: the folder cannot be written.
     """
-    folder.mkdir(exist_ok=True)
+    check_folder(folder)
+    model = io.BytesIO()
     try:
         with quiet():
             program = torch.export.export(*_flat(graph_module, inputs), strict=False)
             nodes = _nodes(program)
-            torch.export.save(program, folder / MODEL)
-    except OSError:
-        raise
+            torch.export.save(program, model)
     except Exception as error:  # whatever export makes of an operation that it cannot save
         raise FlermError(
             f"dump: torch.export cannot save the graph for 'model-explorer' "
             f"({type(error).__name__}: {str(error).strip().splitlines()[0]}); use 'svg' or 'json'"
         ) from error
+    contents = {folder / MODEL: model.getvalue()}
     for name, data in zip(NODE_DATA, _node_data(assignments, nodes), strict=True):
-        text = json.dumps({GRAPH_ID: data}, indent=2, allow_nan=False)
-        (folder / name).write_text(text + "\n", encoding="utf-8")
+        contents[folder / name] = f"{json_text({GRAPH_ID: data})}\n".encode()
+    made = not folder.exists()
+    folder.mkdir(exist_ok=True)
+    try:
+        write_all(contents)
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def check_folder(folder: Path) -> None:
+    """Find out before long work whether the files can be written; what is there stays as it is.
+
+    Raises:
+        OSError: they cannot.
+    """
+    if not os.path.lexists(folder):
+        check(folder)
+        return
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    for name in (MODEL, *NODE_DATA):
+        check(folder / name)
 
 
 def _flat(graph_module: GraphModule, inputs: Inputs) -> tuple[GraphModule, tuple[Any, ...]]:

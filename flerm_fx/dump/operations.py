@@ -11,7 +11,7 @@ from flerm_fx.assignment import Assignment
 from flerm_fx.dump.dot import BORDER, LEGEND, multiplier_colour
 from flerm_fx.dump.modules import focused, is_size, module_kinds, module_of
 from flerm_fx.dump.parameter_nodes import parameter_of
-from flerm_fx.dump.picture import Box, Picture
+from flerm_fx.dump.picture import Box, Picture, lines
 from flerm_fx.dump.table import format_fslr, format_shape, format_status
 from flerm_fx.scale import is_scale
 
@@ -89,7 +89,7 @@ def _frames(nodes: Sequence[Node]) -> dict[str, str]:
         for path in kinds
         if path and any(f"{holder}.".startswith(f"{path}.") for holder in holders)
     ]
-    return {path: f"{_below(path, paths)}: {kinds[path]}" for path in paths}
+    return {path: lines(f"{_below(path, paths)}: {kinds[path]}") for path in paths}
 
 
 def _below(path: str, paths: Sequence[str]) -> str:
@@ -99,17 +99,17 @@ def _below(path: str, paths: Sequence[str]) -> str:
 
 
 def _box(node: Node, assignment: Assignment | None) -> Box:
-    tooltip = node.format_node() or node.name
+    tooltip = lines(node.format_node() or node.name)
     if node.op in ("placeholder", "output"):
-        return Box(_lines(node.name, _shape(node)), "#d0d0d0", "ellipse", tooltip=tooltip)
+        return Box(lines(node.name, _shape(node)), "#d0d0d0", "ellipse", tooltip=tooltip)
     if node.op == "get_attr" and assignment is None:
         name = str(node.target).rpartition(".")[2]
-        return Box(_lines(name, _shape(node)), _PLAIN, tooltip=tooltip, module=module_of(node))
+        return Box(lines(name, _shape(node)), _PLAIN, tooltip=tooltip, module=module_of(node))
     if assignment is None:
-        label = _lines(_operation(node), _shape(node))
+        label = lines(_operation(node), _shape(node))
         return Box(label, _PLAIN, tooltip=tooltip, module=module_of(node))
     if is_scale(node):
-        label = _lines(
+        label = lines(
             f"scale × {node.args[1]:.4g}",
             f"multiplier {assignment.multiplier:.4g}",
             f"FSLR {format_fslr(assignment)}",
@@ -117,7 +117,7 @@ def _box(node: Node, assignment: Assignment | None) -> Box:
         )
     else:
         name = assignment.parameter.rpartition(".")[2]
-        label = _lines(name, format_shape(assignment.shape))
+        label = lines(name, format_shape(assignment.shape))
     return Box(
         label,
         multiplier_colour(assignment.multiplier),
@@ -140,7 +140,3 @@ def _shape(node: Node) -> str:
         return ""
     sizes = [re.sub(r"\bs\d+\b", "N", str(size)) for size in value.shape]
     return "×".join(sizes).replace("*", "") or "()"
-
-
-def _lines(*lines: str) -> str:
-    return "\n".join(line for line in lines if line)

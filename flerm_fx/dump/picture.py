@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from flerm_fx.text import shown
+
 _GRAPH = (
     'rankdir="TB"',
     # A background of its own, so that black text is read in dark viewers too.
@@ -52,7 +54,7 @@ class Box:
         }
         if self.shape == "point":
             parts |= {"label": "", "width": "0.08"}
-        return ", ".join(f"{key}={_quote(value)}" for key, value in parts.items())
+        return ", ".join(f"{key}={_quote_text(value)}" for key, value in parts.items())
 
 
 @dataclass(frozen=True)
@@ -129,12 +131,26 @@ class Picture:
             yield f"{indent}{_quote(key)} [{self.boxes[key].attributes()}];"
         for inner in frames:
             yield f"{indent}subgraph {_quote(f'cluster_{inner}')} {{"
-            for setting in (f"label={_quote(self.frames[inner])}", *_CLUSTER):
+            for setting in (f"label={_quote_text(self.frames[inner])}", *_CLUSTER):
                 yield f"{indent}  {setting};"
             yield from self._framed(inner, members, indent + "  ")
             yield f"{indent}}}"
 
 
+def lines(*texts: str) -> str:
+    r"""A label of the lines that are not empty, each in one line whatever is in it.
+
+    >>> lines("up.weight", "", "a\nb")
+    'up.weight\na\\nb'
+    """
+    return "\n".join(shown(text) for text in texts if text)
+
+
 def _quote(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "\\n".join(shown(line) for line in escaped.split("\n")) + '"'
+
+
+def _quote_text(text: str) -> str:
+    """Text that is drawn, in which Graphviz reads HTML's character references."""
+    return _quote(text.replace("&", "&amp;"))

@@ -3,20 +3,21 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
-from pathlib import Path
 
 from flerm_fx.errors import InputError
+from flerm_fx.files import check, path_of, reason, write_whole
 
 
 def write(content: str | bytes, path: str | PathLike[str]) -> None:
-    """Write bytes, or a text and a line's end in UTF-8; an existing file is replaced.
+    """Write bytes, or a text and a line's end in UTF-8, whole or not at all.
 
     Raises:
-        InputError: the path cannot be written.
+        InputError: the path cannot be written; see :func:`flerm_fx.files.write_whole`.
     """
     data = content if isinstance(content, bytes) else f"{content}\n".encode()
+    file = path_of(path)
     with writing(path):
-        Path(path).write_bytes(data)
+        write_whole(file, data)
 
 
 def check_writable(path: str | PathLike[str]) -> None:
@@ -25,14 +26,9 @@ def check_writable(path: str | PathLike[str]) -> None:
     Raises:
         InputError: the path cannot be written.
     """
-    file = Path(path)
+    file = path_of(path)
     with writing(path):
-        if file.exists():
-            with file.open("ab"):
-                pass
-        else:
-            file.touch()
-            file.unlink()
+        check(file)
 
 
 @contextmanager
@@ -40,8 +36,8 @@ def writing(path: str | PathLike[str]) -> Iterator[None]:
     """Turn the system's error about a path into one that says what to do."""
     try:
         yield
-    except (OSError, ValueError) as error:  # a null byte in a path is a ValueError
+    except OSError as error:
         raise InputError(
-            f"dump: cannot write to {str(path)!r} ({getattr(error, 'strerror', None) or error}); "
-            "name a path in an existing folder that can be written"
+            f"dump: cannot write to {str(path)!r} ({reason(error)}); nothing that was "
+            "there has changed; name a path in an existing folder that can be written"
         ) from error

@@ -12,6 +12,7 @@ from flerm_fx.inputs import Inputs, OutputFn
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
 from flerm_fx.probe.prober import Prober
+from flerm_fx.text import shown
 
 
 def measure(
@@ -69,7 +70,7 @@ def measure(
             near = difflib.get_close_matches(name, captured.aliases, n=3, cutoff=0.0)
             raise InputError(
                 f"updates name {name!r}, which is no trainable parameter of the model; "
-                f"nearest: {', '.join(near)}"
+                f"nearest: {', '.join(map(shown, near))}"
             )
         expected = tuple(captured.parameters[captured.aliases[name]].shape)
         if tuple(update.shape) != expected:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from html import escape
@@ -14,6 +13,7 @@ from flerm_fx.errors import InputError
 from flerm_fx.profile import BaseProfile
 from flerm_fx.report.graph import base_side, target_side
 from flerm_fx.report.trajectory import trajectory
+from flerm_fx.text import json_text, shown
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -75,7 +75,7 @@ def _plotly() -> str:
 
 def _embedded(data: Any) -> str:
     """JSON that ends no script element and opens no comment, whatever names hold."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    text = json_text(data, indent=None)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -103,6 +103,6 @@ def _facts(profile: BaseProfile) -> str:
         "flerm_fx": profile.versions.get("flerm_fx", "unknown"),
     }
     return "".join(
-        f"<div><dt>{escape(term)}</dt><dd>{escape(str(value))}</dd></div>"
+        f"<div><dt>{escape(term)}</dt><dd>{escape(shown(value))}</dd></div>"
         for term, value in facts.items()
     )

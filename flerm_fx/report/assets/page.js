@@ -8,6 +8,10 @@ const NUMBERS = SIDES.map((side) => new Map(side.parameters.map((p, i) => [p.nam
 
 const byId = (id) => document.getElementById(id);
 
+/** A text with what cannot be seen in it, or turns the direction of reading, as an escape. */
+const printable = (text) => text.replace(/\p{C}|\p{Zl}|\p{Zp}|(?! )\p{Zs}/gu,
+  (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
+
 /** An element with properties and children; text is always text, and never markup. */
 function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
@@ -16,7 +20,8 @@ function make(tag, properties = {}, ...children) {
     else if (key === "style") element.style.cssText = value;
     else element[key] = value;
   }
-  element.append(...children.filter((child) => child !== null));
+  element.append(...children.filter((child) => child !== null)
+    .map((child) => (typeof child === "string" ? printable(child) : child)));
   return element;
 }
 

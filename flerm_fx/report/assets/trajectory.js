@@ -8,7 +8,7 @@ const DRAWN = 400; // lines
 const SHADES = 12; // colours of lines, from first to last in execution order
 
 /** A name as plotly.js shows it: it takes some markup, which a name is not to have. */
-const plain = (name) => name.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+const plain = (name) => printable(name).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
 /** A name with its first modules as initials, as far as it takes to make it short. */
 function short(name, longest) {
