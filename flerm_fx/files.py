@@ -134,8 +134,7 @@ def _place(path: Path) -> tuple[Path, os.stat_result | None]:
             f"it is one of {found.st_nlink} hard links to a file, and the others would keep what "
             "is in it now; remove this one first, if that is meant",
         )
-    if not os.access(path, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    os.close(os.open(path, os.O_WRONLY))  # what may not be written may not be replaced
     return Path(os.path.realpath(path)), found
 
 

@@ -211,7 +211,8 @@ class Recorder(Attached):
         probe_inputs = to_device(pool[0][0], device_of(model))
         twin = capture(copied(model), probe_inputs, output_fn)
         self._graph = capture_graph(twin)
-        check_printable([to_json(self._graph), [r.spec() for r in self.procedure.optimizers.rules]])
+        rules = [rule.spec() for rule in self.procedure.optimizers.rules]
+        check_printable([list(twin.parameters), to_json(self._graph), rules])
         self._shapes = {name: tuple(p.shape) for name, p in twin.parameters.items()}
         prober = Prober(twin, ranks)
         on_the_way = measure_settling(twin, self.procedure, prober=prober)

@@ -70,7 +70,7 @@ class RunningProber:
                 self._inputs,
                 method=self._method,
                 rtol=self._rtol,
-                generator=torch.Generator().manual_seed(self._seed + observed.step),
+                generator=torch.Generator().manual_seed((self._seed + observed.step) % 2**64),
             )
 
     def _prober(self, model: nn.Module) -> Prober:

@@ -271,7 +271,7 @@ def _estimate(
             probe[0],
             method=procedure.method,
             rtol=procedure.rtol,
-            generator=torch.Generator().manual_seed(draws + step),
+            generator=torch.Generator().manual_seed((draws + step) % 2**64),
         )
     except EstimateError as error:
         if step:

@@ -32,8 +32,7 @@ def unprintable(value: Any) -> Iterator[str]:
     ['bias\n']
     """
     pending = [value]
-    while pending:
-        one = pending.pop()
+    for one in pending:  # which grows
         if isinstance(one, str) and not one.isprintable():
             yield one
         elif isinstance(one, Mapping):

@@ -380,6 +380,11 @@ def test_numbers_that_are_not_finite(path: Path, name: str, value: float) -> Non
     fails(path, "late FSLR of 'body.bias' is .*; expected finite numbers >= 0")
 
 
+def test_negative_counts_of_samples(path: Path) -> None:
+    rewrite(path, tensors=lambda tensors: tensors["start.samples"].fill_(-1))
+    fails(path, "FSLR of 'body.weight' at the start has -1 samples; expected at least 0")
+
+
 def test_kind_out_of_range(path: Path) -> None:
     rewrite(path, tensors=lambda tensors: tensors["start.kind"].fill_(9))
     fails(path, "tensor 'start.kind' has 9, of 3 kinds")
@@ -407,6 +412,14 @@ def test_kind_out_of_range(path: Path) -> None:
             lambda header: header.update(learning_rate=math.nan),
             "learning_rate is nan, out of range",
         ),
+        (lambda header: header.update(rtol=math.nan), "rtol is nan, out of range"),
+        (lambda header: header.update(learning_rate=1e999), "learning_rate is inf, out of range"),
+        (lambda header: header.update(seed=2**64), f"seed is {2**64}; expected a whole number"),
+        (lambda header: header.update(seed=-(2**63) - 1), "seed is .*; expected a whole number of"),
+        (
+            lambda header: header["parameters"][0].__setitem__(1, [4, -3]),
+            r"the shape of 'body.weight' is \(4, -3\); expected sizes of at least 0",
+        ),
         (lambda header: header.update(steps=[0]), r"tensor 'trajectory.fslr' has shape \(2, 3\)"),
         (lambda header: header["parameters"].pop(), r"tensor 'start.fslr' has shape \(1, 3\)"),
         (
@@ -418,6 +431,111 @@ def test_kind_out_of_range(path: Path) -> None:
 def test_header_that_contradicts_itself(path: Path, edit: Any, message: str) -> None:
     rewrite(path, header=edit)
     fails(path, message)
+
+
+@pytest.mark.parametrize("odd", ["a\n    import os  #", "\x1b[31m", "\u202e", "\u2028", "\ud800"])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda header, odd: header["parameters"][0].__setitem__(0, odd),
+        lambda header, odd: header["held"].update({odd: 0}),
+        lambda header, odd: header["graph"]["nodes"][0].update(op=odd),
+        lambda header, odd: header["graph"]["nodes"][0].update(path=odd),
+        lambda header, odd: header["graph"]["edges"][0].__setitem__(2, odd),
+        lambda header, odd: header["optimizer"].update(name=None, source=odd),
+        lambda header, odd: header["optimizer"]["settings"].update({odd: 1}),
+        lambda header, odd: header["optimizer"]["settings"].update(betas=[odd]),
+        lambda header, odd: header["versions"].update(flerm_fx=odd),
+        lambda header, odd: header["versions"].update({odd: 1}),
+        lambda header, odd: header["kinds"][0].__setitem__(1, odd),
+        lambda header, odd: header.update(loss=odd),
+        lambda header, odd: header.update(method=odd),
+        lambda header, odd: header.update({odd: "something of a later version"}),
+    ],
+)
+def test_text_that_is_not_printable(path: Path, edit: Any, odd: str) -> None:
+    rewrite(path, header=lambda header: edit(header, odd))
+    fails(path, re.escape(f"{odd!r} has characters that are not printable, and names in a"))
+
+
+def test_a_profile_that_could_not_be_read_is_not_saved(path: Path) -> None:
+    profile(settle=7).save(path)
+    before = path.read_bytes()
+    for changes in ({"loss": "a\n"}, {"method": "\x9b31m"}, {"versions": {"format\x7f": 1}}):
+        with pytest.raises(ProfileError, match=r"not saved: .* has characters that are not print"):
+            profile(**changes).save(path)
+    assert path.read_bytes() == before
+
+
+def test_what_the_pool_holds_may_be_any_text_and_any_number(path: Path) -> None:
+    inputs = {
+        "x": torch.ones(2, 3),
+        "texts": ["line\nline", "\u202e", "\ud800"],
+        "odd\n": {"$number": "inf"},
+        "limits": (math.inf, -math.inf, 0.5),
+        "nan": math.nan,
+    }
+    profile(pool=((inputs, None),)).save(path)
+    [(read, _)] = BaseProfile.load(path).pool
+    assert isinstance(read, dict)
+    assert math.isnan(read.pop("nan"))
+    del inputs["nan"]
+    assert same(read, inputs)
+    with safetensors.safe_open(path, "pt") as file:
+        text = file.metadata()["flerm_fx"]
+    json.loads(text, parse_constant=lambda constant: pytest.fail(constant))
+
+
+def test_a_setting_of_infinity_is_kept_and_none_of_nan(path: Path) -> None:
+    rule = UpdateRule(None, {"clip": math.inf, "betas": (0.9, [0.5])}, None, "mine.Rule")
+    profile(optimizer=rule).save(path)
+    assert BaseProfile.load(path).optimizer.settings["clip"] == math.inf
+    for settings in ({"clip": math.nan}, {"betas": (0.9, math.nan)}, {"by": {"a": [math.nan]}}):
+        odd = UpdateRule(None, settings, None, "mine.Rule")
+        with pytest.raises(ProfileError, match=f"setting '{next(iter(settings))}' of mine.Rule is"):
+            profile(optimizer=odd)
+        with pytest.raises(ProfileError, match=r"setting .* of mine.Rule is"):
+            profile(others=((odd, 0.1),))
+
+
+@pytest.mark.parametrize("constant", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_no_json(path: Path, constant: float) -> None:
+    def edit(header: Any) -> None:
+        header["pool"] = [
+            {"tuple": [{"tensor": 0}, {"dict": {"limit": {"value": constant}}}]},
+        ]
+
+    rewrite(path, header=edit)
+    fails(path, r"the header is damaged \(ValueError: -?(NaN|Infinity) is no JSON\)")
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "device"])
+def test_reading_what_is_no_regular_file(path: Path, kind: str) -> None:
+    os.mkfifo(path) if kind == "FIFO" else path.symlink_to("/dev/zero")
+    fails(path, f"a {kind}; expected a base profile")
+
+
+def test_arguments_that_are_no_path_or_no_profiles(tmp_path: Path) -> None:
+    wrong: list[Any] = [None, b"base.safetensors", 3, profile()]
+    for path in wrong:
+        with pytest.raises(InputError, match=f"a path is a str .* got {type(path).__name__}"):
+            BaseProfile.load(path)
+        with pytest.raises(InputError, match=f"a path is a str .* got {type(path).__name__}"):
+            profile().save(path)
+    for profiles in (None, profile()):
+        with pytest.raises(InputError, match=f"a list of profiles; got {type(profiles).__name__}"):
+            BaseProfile.mean(profiles)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"number 1 is of type str: load a file with BaseProfile"):
+        BaseProfile.mean([profile(), "base.safetensors"])  # type: ignore[list-item]
+    for name in ("null\0", "\ud800", 300 * "x"):
+        with pytest.raises(ProfileError, match="cannot be read"):
+            BaseProfile.load(tmp_path / name)
+
+
+def test_a_path_s_own_escapes_are_shown(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError) as raised:
+        BaseProfile.load(tmp_path / "a\n\x1b[31m")
+    assert "/a\\n\\x1b[31m: no such file" in str(raised.value)
 
 
 def test_header_that_is_no_json(path: Path) -> None:

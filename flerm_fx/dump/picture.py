@@ -54,7 +54,7 @@ class Box:
         }
         if self.shape == "point":
             parts |= {"label": "", "width": "0.08"}
-        return ", ".join(f"{key}={_quote_text(value)}" for key, value in parts.items())
+        return ", ".join(f"{key}={_quote(value)}" for key, value in parts.items())
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Picture:
             yield f"{indent}{_quote(key)} [{self.boxes[key].attributes()}];"
         for inner in frames:
             yield f"{indent}subgraph {_quote(f'cluster_{inner}')} {{"
-            for setting in (f"label={_quote_text(self.frames[inner])}", *_CLUSTER):
+            for setting in (f"label={_quote(self.frames[inner])}", *_CLUSTER):
                 yield f"{indent}  {setting};"
             yield from self._framed(inner, members, indent + "  ")
             yield f"{indent}}}"
@@ -147,10 +147,6 @@ def lines(*texts: str) -> str:
 
 
 def _quote(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "\\n".join(shown(line) for line in escaped.split("\n")) + '"'
-
-
-def _quote_text(text: str) -> str:
-    """Text that is drawn, in which Graphviz reads HTML's character references."""
-    return _quote(text.replace("&", "&amp;"))
+    """A string in DOT, in which Graphviz reads escapes and HTML's character references."""
+    plain = (shown(line).replace("&", "&amp;") for line in text.split("\n"))
+    return '"' + "\\n".join(p.replace("\\", "\\\\").replace('"', '\\"') for p in plain) + '"'
