@@ -47,24 +47,33 @@ def write_plot(
     Raises:
         InputError: a profile without a trajectory, or a path that cannot be written.
     """
-    file = path_of(path)
-    if not file.suffix:
-        raise InputError(
-            f"{shown(path)}: the ending of a picture's path says in which format it is drawn; "
-            "name one with .png, .svg or .pdf"
-        )
+    check_picture(path)
     for title, profile in profiles.items():
         if not profile.trajectory.steps:
             raise InputError(
                 f"{shown(title)}: the profile has no trajectory; train inside of "
                 "flerm_fx.record(...), and save the profile after that"
             )
-    with _writing(path):
-        check(file)
-    figure, content = draw(profiles, per_rate=per_rate), io.BytesIO()
+    figure, content, file = draw(profiles, per_rate=per_rate), io.BytesIO(), path_of(path)
     with _writing(path):
         figure.savefig(content, format=file.suffix[1:], dpi=120)
         write_whole(file, content.getvalue())
+
+
+def check_picture(path: str | Path) -> None:
+    """Find out before long work whether a picture can be written; what is there stays as it is.
+
+    Raises:
+        InputError: the path cannot be written, or has no ending to say in which format.
+    """
+    file = path_of(path)
+    if not file.suffix:
+        raise InputError(
+            f"{shown(path)}: the ending of a picture's path says in which format it is drawn; "
+            "name one with .png, .svg or .pdf"
+        )
+    with _writing(path):
+        check(file)
 
 
 @contextmanager

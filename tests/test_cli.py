@@ -1,7 +1,10 @@
 """The command line: every expected failure is one line."""
 
 import json
+import math
+import os
 import re
+import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +17,7 @@ from torch import nn
 
 import flerm_fx
 from flerm_fx.cli import main
+from flerm_fx.update_rule import UpdateRule
 from tests.cases import slow
 
 
@@ -202,6 +206,53 @@ def test_diff_says_what_differs(
     assert code == 3
     assert "only in the first: 0.weight" in out
     assert "only in the second: weight" in out
+
+
+def test_diff_and_inspect_of_runs_with_and_without_groups(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, profile: str
+) -> None:
+    loaded = flerm_fx.BaseProfile.load(profile)
+    odd = UpdateRule(None, {"weight_decay": "much", "clip": math.inf}, None, "mine.Rule")
+    replace(loaded, others=((odd, 0.1),), held={"4.bias": 1}).save(other := tmp_path / "other")
+    for paths in ((profile, str(other)), (str(other), profile)):
+        code, out, _ = run(capsys, "diff", *paths)
+        assert code == 3
+        assert "mine.Rule at 0.1, weight decay much" in out
+    code, out, _ = run(capsys, "inspect", str(other))
+    assert code == 0
+    assert "mine.Rule at 0.1, weight decay much" in out
+
+
+def test_json_never_holds_what_is_not_finite(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, profile: str
+) -> None:
+    loaded = flerm_fx.BaseProfile.load(profile)
+    rule = UpdateRule(None, {"clip": math.inf}, None, "mine.Rule")
+    zero = {name: replace(estimate, value=0.0) for name, estimate in loaded.start.items()}
+    replace(loaded, optimizer=rule, start=zero).save(other := tmp_path / "other")
+
+    def found(*arguments: str) -> Any:
+        _, out, _ = run(capsys, *arguments, "--json")
+        return json.loads(out, parse_constant=pytest.fail)
+
+    assert found("inspect", str(other))["optimizer_settings"] == {"clip": None}
+    assert found("diff", str(other), profile)["settings"]["optimizer_settings"][0] == {"clip": None}
+
+
+@pytest.mark.parametrize("command", ["compile", "report", "plot"])
+def test_where_to_write_is_tried_before_anything_is_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe.svg")
+    arguments = () if command == "plot" else ("--model", "no_such_module:f")
+    (folder := tmp_path / "folder.svg").mkdir()
+    for out in (pipe, tmp_path / "none" / "out.svg", folder):
+        code, _, err = run(capsys, command, "none.safetensors", *arguments, "--out", str(out))
+        assert code == 1
+        assert re.search(r"cannot (be written|write)", err)
+        assert err.count("\n") == 1
+        assert str(out) in err
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
 def test_match_prints_what_answers_to_what(

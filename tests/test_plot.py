@@ -90,6 +90,14 @@ def test_a_path_that_cannot_be_written_is_named(name: str, tmp_path: Path) -> No
         write_plot({"run": profile(at=(0,))}, tmp_path / name)
 
 
+def test_a_picture_s_path_ends_in_its_format(tmp_path: Path) -> None:
+    with pytest.raises(
+        flerm_fx.InputError, match=r"picture: the ending of .* \.png, \.svg or \.pdf"
+    ):
+        write_plot({"run": profile(at=(0,))}, tmp_path / "picture")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_draws_several_profiles(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

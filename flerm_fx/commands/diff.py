@@ -42,7 +42,11 @@ def differences(one: BaseProfile, other: BaseProfile) -> dict[str, Any]:
     ours, theirs = settings(one), settings(other)
     common = [name for name in one.parameters if name in other.start]
     return {
-        "settings": {k: [ours[k], theirs[k]] for k in ours if ours[k] != theirs[k]},
+        "settings": {
+            key: [ours.get(key), theirs.get(key)]
+            for key in {**ours, **theirs}
+            if ours.get(key) != theirs.get(key)
+        },
         "only_in_the_first": [n for n in one.parameters if n not in other.start],
         "only_in_the_second": [n for n in other.parameters if n not in one.start],
         "shapes": {

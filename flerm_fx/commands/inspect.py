@@ -63,7 +63,7 @@ def groups(profile: BaseProfile) -> list[str]:
     for index, (rule, rate) in enumerate(zip(run.rules, run.learning_rates, strict=True)):
         held = sum(run.index(name) == index for name in profile.parameters)
         decay = rule.settings.get("weight_decay", 0)
-        lines.append(f"{held} of {rule.source} at {rate:g}, weight decay {decay:g}")
+        lines.append(f"{held} of {rule.source} at {rate:g}, weight decay {_plain(decay)}")
     return lines
 
 

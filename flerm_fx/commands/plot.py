@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flerm_fx.plot import write_plot
+from flerm_fx.plot import check_picture, write_plot
 from flerm_fx.profile import BaseProfile
 from flerm_fx.text import shown
 
@@ -24,6 +24,7 @@ def plot(
 
     Example: flerm-fx plot adam.safetensors sgd.safetensors --out dynamics.png
     """
+    check_picture(out)
     titles = [path.stem for path in profiles]
     if len(set(titles)) < len(titles):
         titles = [str(path) for path in profiles]

@@ -1,15 +1,18 @@
 """The whole demo, in a configuration of seconds."""
 
 import dataclasses
+import errno
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 import flerm_fx
-from flerm_fx.demo.demo import run_demo
+from flerm_fx.demo.demo import PROFILE, RESULTS, _write, run_demo
+from flerm_fx.demo.optimum import Curve
 from flerm_fx.demo.settings import Settings
 from flerm_fx.demo.train import Task
 from flerm_fx.errors import InputError
@@ -57,6 +60,38 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_runs(tmp_path:
     with pytest.raises(InputError, match="cannot write there") as raised:
         run_demo(dataclasses.replace(TINY, out=file / "out"), console())
     assert str(file / "out") in str(raised.value)
+
+
+def test_results_that_could_not_be_written_are_named_before_anything_runs(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "sweep.png")
+    (tmp_path / ".writable").write_text("the user's own")
+    with pytest.raises(InputError, match="cannot write there .it is a FIFO, and nothing but a reg"):
+        run_demo(dataclasses.replace(TINY, out=tmp_path), console())
+    assert sorted(os.listdir(tmp_path)) == [".writable", "sweep.png"]
+    with pytest.raises(InputError, match="cannot write there .*null byte"):
+        run_demo(dataclasses.replace(TINY, out=tmp_path / "null\0"), console())
+
+
+def test_a_full_disk_leaves_the_results_of_an_earlier_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curves = [Curve(name, TINY.rates, (3.0, 2.0, 2.5)) for name in ("a", "b", "c")]
+    settings = dataclasses.replace(TINY, out=tmp_path)
+    _write(settings, curves, "the verdict", 1.0, "dump")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert before.keys() == {*RESULTS} - {PROFILE}
+    synced, calls = os.fsync, list[int]()
+
+    def last_fails(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == len(before):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        synced(descriptor)
+
+    monkeypatch.setattr(os, "fsync", last_fails)
+    with pytest.raises(InputError, match=r"\(No space left on device\); the verdict was: another"):
+        _write(settings, curves, "another", 2.0, "another dump")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.slow

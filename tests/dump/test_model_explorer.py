@@ -1,7 +1,9 @@
 """Files for Model Explorer: every value belongs to a node of the saved graph."""
 
+import errno
 import json
 import math
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +61,55 @@ def test_each_parameter_and_its_scale_have_values(tmp_path: Path) -> None:
     assert stacks == ["0", "0", "2", "2"]
     assert len(fslr) == len(status) - 2  # one parameter's is not finite
     assert {entry["value"] for entry in status.values()} == {"matched"}
+
+
+def test_a_failure_leaves_the_folder_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = make("mlp")
+    graph_module = capture(model, inputs).graph_module
+    new, old = tmp_path / "new", tmp_path / "old"
+    old.mkdir()
+    (old / MODEL).write_text("old")
+    synced, calls = os.fsync, list[int]()
+
+    def third_fails(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        synced(descriptor)
+
+    for folder in (new, old):
+        calls.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", third_fails)
+            with pytest.raises(InputError, match=r"\(No space left on device\); nothing that was"):
+                dump([one()], graph_module, "model-explorer", folder, inputs=inputs)
+    assert os.listdir(tmp_path) == ["old"]
+    assert os.listdir(old) == [MODEL]
+    assert (old / MODEL).read_text() == "old"
+
+
+def test_a_folder_is_tried_before_the_graph_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = make("mlp")
+    graph_module = capture(model, inputs).graph_module
+    (file := tmp_path / "file").write_text("old")
+    (taken := tmp_path / "taken").mkdir()
+    os.mkfifo(taken / NODE_DATA[0])
+    (dangling := tmp_path / "dangling").symlink_to(tmp_path / "none")
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: pytest.fail("exported"))
+    for path, why in (
+        (file, "Not a directory"),
+        (dangling, "Not a directory"),
+        (taken, "it is a FIFO, and nothing but a regular file"),
+        (tmp_path / "none" / "out", "No such file"),
+        (tmp_path / "null\0", "null"),
+    ):
+        with pytest.raises(InputError, match=f"cannot write to .*{why}"):
+            dump([one()], graph_module, "model-explorer", path, inputs=inputs)
+    assert file.read_text() == "old"
 
 
 def test_what_it_needs(tmp_path: Path) -> None:

@@ -62,6 +62,17 @@ def both() -> str:
     return to_html(base, base.graph, assigned(base))
 
 
+def test_what_cannot_be_seen_in_a_name_is_an_escape(opened: Open) -> None:
+    names = ["bidi\u202egnp.weight", "esc\x1b[31m.weight", "line\u2028x.weight", "größe.weight"]
+    page = opened(to_html(profile(names, steps=(0, 10))))
+    shown = ["bidi\\u{202e}gnp.weight", "esc\\u{1b}[31m.weight", "line\\u{2028}x.weight", names[3]]
+    assert page.locator("#table tbody button").all_inner_texts() == shown
+    everything = page.locator("body").inner_text()
+    assert not any(sign in everything for sign in "\u202e\x1b\u2028")
+    drawn = page.locator("#heat-map .ytick text").all_text_contents()
+    assert drawn == shown
+
+
 def test_search_filters_and_a_header_sorts(opened: Open, both: str) -> None:
     page = opened(both)
     rows = page.locator("#table tbody tr")
