@@ -48,7 +48,7 @@ class MatchError(FlermError):
 
 
 class ProfileError(FlermError):
-    """A profile file that is truncated, of another version, or not a profile."""
+    """A profile that is truncated, of another version, no profile, or cannot be saved."""
 
 
 class CaptureWarning(UserWarning):

@@ -47,6 +47,30 @@ def test_so_it_has_for_any_settle(settle: int) -> None:
     assert set(compiled.multipliers.values()) == {1.0}
 
 
+@pytest.mark.parametrize("seed", [2**64 - 1, -(2**63)])
+def test_a_profile_may_have_any_seed_that_torch_takes(seed: int) -> None:
+    model, x = make("mlp")
+    y = target_for(model, x)
+    base, target = copy.deepcopy(model), copy.deepcopy(model)
+
+    def steps(trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for _ in range(2):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(trained(x), y).backward()
+            optimizer.step()
+
+    adam = torch.optim.Adam(base.parameters(), lr=1e-3)
+    with flerm_fx.record(base, adam, [x] * 3, [y] * 3, settle=2, every=1) as recorder:
+        steps(base, adam)
+    profile = replace(recorder.profile, seed=seed)
+    compiled = flerm_fx.compile(model, profile)
+    assert list(compiled.multipliers.values()) == pytest.approx([1.0] * 4, abs=1e-3)
+    adam = torch.optim.Adam(target.parameters(), lr=1e-3)
+    with flerm_fx.match(target, adam, profile, every=1) as matcher:
+        steps(target, adam)
+    assert list(matcher.multipliers.values()) == pytest.approx([1.0] * 4, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     "settle,rule,emit",
     [
