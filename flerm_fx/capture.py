@@ -4,8 +4,7 @@ import contextlib
 import copy
 import functools
 import inspect
-import io
-import logging
+import os
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -17,14 +16,21 @@ import torch
 from torch import Tensor, fx, nn
 from torch.autograd.function import BackwardCFunction
 from torch.fx._pytree import tree_flatten_spec
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from flerm_fx.changing import that_change
 from flerm_fx.errors import CaptureError, CaptureWarning, FlermError, InputError
+from flerm_fx.exporting import TracedError, exporting
 from flerm_fx.functionalize import functionalize, is_functional
+from flerm_fx.hooks import BACKWARD, FORWARD, Hook, hooks_of, only
 from flerm_fx.inputs import Inputs, OutputFn, batch_size, call_arguments, select_output
 from flerm_fx.probed_as import PROBED_AS, separate_draws
+from flerm_fx.randomness import preserved_rng, rng_state, set_rng_state
 from flerm_fx.recurrent import layer_by_layer
+from flerm_fx.stand_ins import Reads, stand_ins
 from flerm_fx.text import shown
+from flerm_fx.untouched import untouched
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Capture:
         modules: trainable parameters as a run enters their modules, with the modules' kinds.
         own_backward: whether something in the model has a backward pass that is no formula of
             torch: a ``torch.autograd.Function``, or an operation registered with ``torch.library``.
+        hooks: the user's hooks that change outputs or gradients; the others only look.
     """
 
     model: nn.Module
@@ -63,12 +70,15 @@ class Capture:
     reason: str = ""
     modules: dict[str, str] = field(default_factory=dict)
     own_backward: bool = False
+    hooks: frozenset[Hook] = frozenset()
 
     def apply(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """The output tensor f(inputs) with some parameters replaced; no buffer is changed."""
         args, kwargs = call_arguments(inputs)
         state = {**cloned_buffers(self.model), **parameters}
-        output = torch.func.functional_call(self.model, state, args, kwargs)
+        # Those of the backward pass change gradients, which are not what is measured.
+        with only(self.model, [hook for hook in self.hooks if hook.kind in FORWARD]):
+            output = torch.func.functional_call(self.model, state, args, kwargs)
         return select_output(output, self.output_fn)
 
     def bound(self, model: nn.Module) -> "Capture":
@@ -101,6 +111,7 @@ def capture(
     output_fn: OutputFn | None = None,
     *,
     dynamic_batch: bool = True,
+    original: nn.Module | None = None,
 ) -> Capture:
     """Capture ``model`` in its present mode as a graph of ATen operations.
 
@@ -108,22 +119,25 @@ def capture(
     parameter carries ``node.meta["parameter"]``, its canonical name. Regions without gradient
     (``torch.no_grad()`` in the model) are inlined behind ``detach``; assertions are dropped, and so
     are objects in the output that a graph cannot return, such as a key-value cache (None stands in
-    for them). The model's weights, buffers, gradients, mode and the random state are left as they
-    were.
+    for them). Hooks of the user that only look are left out (see
+    :func:`flerm_fx.changing.that_change`). The model's weights, buffers, gradients, mode and plain
+    attributes, what its hooks reach, and the random state are left as they were.
 
     Args:
         model: any module; trainable is what ``requires_grad``.
         inputs: a tensor, a tuple of arguments or a dict of keyword arguments, batch first.
         output_fn: picks the output tensor (see :func:`flerm_fx.inputs.select_output`).
         dynamic_batch: whether the graph is to serve other batch sizes.
+        original: the model that this one is a copy of, whose weights it must not compute with.
 
     Warns:
         CaptureWarning: the model does not export; the eager path is taken, and the message names
             the construct in the way.
 
     Raises:
-        InputError: unusable inputs or output, no trainable parameter, or a parameter that is not
-            registered.
+        InputError: unusable inputs or output, no trainable parameter, a parameter that is not
+            registered or has no values yet, or a model that does not compute with its own weights
+            alone, as where a closure holds another one.
         CaptureError: the model cannot be run on ``inputs`` at all.
 
     Example::
@@ -134,40 +148,40 @@ def capture(
     """
     if dynamic_batch:
         batch_size(inputs)
+    refuse_without_values(model)
     names = _canonical_names(model)
     if not names:
         raise InputError("the model has no trainable parameter (none with requires_grad=True)")
     _check_registered(model)
-    with untouched(model):
+    args, kwargs = call_arguments(inputs)
+    with untouched(model), contextlib.nullcontext() if original is None else untouched(original):
         # An eager run first, so that a model that is simply wrong fails with its own error.
         try:
-            args, kwargs = call_arguments(inputs)
-            run = _run_eagerly(model, args, kwargs, names, output_fn)
+            kept, run = _run_eagerly(model, args, kwargs, names, output_fn, original)
         except FlermError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever the user's code may raise
             raise CaptureError(
                 f"the model cannot be run on the inputs: {type(error).__name__}: {error}"
             ) from error
-        reason = ""
-        exported: _Exported = (None, None, None, None)
-        try:
-            if obstacle := run.obstacle or _taken_name(model):
-                raise RuntimeError(obstacle)
-            with preserved_rng():
-                exported = _export(model, args, kwargs, names, output_fn, dynamic_batch)
-            _check_same(exported, run.output, args, kwargs)
-        except Exception as error:  # whatever tracing the user's code may raise
-            reason = _construct(error)
+        reason = run.obstacle or _taken_name(model)
+        exported: _Exported | None = None
+        if not reason:
+            try:
+                with only(model, kept), preserved_rng():
+                    exported = _export(model, args, kwargs, names, output_fn, dynamic_batch)
+                _check_same(exported, run.output, args, kwargs)
+            except _NoGraphError as obstacle:
+                exported, reason = None, str(obstacle)
+        if exported is None:
             warnings.warn(
                 f"{type(model).__name__} does not export to a graph, so it is measured eagerly, "
                 f"which is slower: {shown(reason)}",
                 CaptureWarning,
                 stacklevel=2,
             )
-            exported = (None, None, None, None)
-        graph_module, probe_module, in_spec, guards = exported
-        order = list(run.entries) if graph_module is None else _graph_order(graph_module.graph)
+    graph_module, probe_module, in_spec, guards = exported or (None, None, None, None)
+    order = list(run.entries) if graph_module is None else _graph_order(graph_module.graph)
     trainable = {names[id(p)]: p for p in model.parameters() if p.requires_grad}
     order = [
         *dict.fromkeys(order),
@@ -190,6 +204,7 @@ def capture(
         reason=reason,
         modules=run.entries,
         own_backward=run.own_backward,
+        hooks=kept,
     )
 
 
@@ -219,55 +234,24 @@ def cloned_buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
 
 
-RngState = tuple[Tensor, list[Tensor]]
+def refuse_without_values(model: nn.Module) -> None:
+    """Refuse parameters and buffers that have no values yet.
 
-
-def rng_state() -> RngState:
-    """Random state of the CPU, and of every CUDA device if CUDA is in use."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    return torch.get_rng_state(), cuda
-
-
-def set_rng_state(state: RngState) -> None:
-    """Go back to a state that :func:`rng_state` returned."""
-    cpu, cuda = state
-    torch.set_rng_state(cpu)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
-
-
-@contextmanager
-def preserved_rng() -> Iterator[None]:
-    """Put back the random state on leaving."""
-    state = rng_state()
-    try:
-        yield
-    finally:
-        set_rng_state(state)
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Leave autocast, and on leaving put back random state, each module's mode, every buffer."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    device = next((p.device.type for p in model.parameters()), "cpu")
-    with preserved_rng(), torch.autocast(device, enabled=False):
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
-            with torch.no_grad():
-                for module, name, buffer, value in buffers:
-                    module._buffers[name] = buffer
-                    if not torch.equal(buffer, value):
-                        buffer.copy_(value)
+    Raises:
+        InputError: one is on the device ``meta``, or waits for a first batch.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise InputError(
+                f"{name!r} has no shape yet, as in a lazy module before its first batch; run the "
+                "model once on a batch, and build the optimizer after that"
+            )
+        if tensor.is_meta:
+            raise InputError(
+                f"{name!r} is on the device 'meta', so it has a shape and no values to measure at; "
+                "call model.to_empty(device=...) and initialise it, or load a state dict with "
+                "assign=True, and build the optimizer after that"
+            )
 
 
 def _canonical_names(model: nn.Module) -> dict[int, str]:
@@ -289,6 +273,10 @@ def _check_registered(model: nn.Module) -> None:
                         "registered, so neither an optimizer nor a graph sees it; keep it in an "
                         "nn.ParameterList or nn.ParameterDict, or assign it as an attribute"
                     )
+
+
+class _NoGraphError(Exception):
+    """A graph that torch cannot make of a model, or that would not be the model."""
 
 
 @dataclass(frozen=True)
@@ -314,35 +302,70 @@ def _run_eagerly(
     kwargs: dict[str, Any],
     names: dict[int, str],
     output_fn: OutputFn | None,
-) -> _Run:
+    original: nn.Module | None,
+) -> tuple[frozenset[Hook], _Run]:
+    """The user's hooks that change what is computed, and what a run with them shows."""
+    weights = stand_ins(model)
+    trained = {id(weights[name]): name for name in names.values()}
+
+    def run() -> Tensor:
+        output = torch.func.functional_call(model, dict(weights), args, kwargs)
+        return select_output(output, output_fn)
+
+    def output_and_gradients() -> list[Tensor]:
+        with torch.enable_grad():
+            output = run()
+            if not output.requires_grad:
+                return [output]
+            row = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
+            leaves = [p for p in weights.values() if p.requires_grad]
+            found = torch.autograd.grad(output, leaves, row.to(output), allow_unused=True)
+        zero = output.new_zeros(())  # the gradient of what is not used
+        return [output.detach(), *(zero if g is None else g for g in found)]
+
+    kept = that_change(model, output_and_gradients) if hooks_of(model) else frozenset()
     entries: dict[str, str] = {}
 
     def entered(module: nn.Module, *_: Any) -> None:
         if torch.compiler.is_compiling():  # the branches of torch.cond, which allow no side effect
             return
         for parameter in module.parameters(recurse=False):
-            if id(parameter) in names:
-                entries.setdefault(names[id(parameter)], type(module).__name__)
+            if id(parameter) in trained:
+                entries.setdefault(trained[id(parameter)], type(module).__name__)
 
     buffers = _buffers(model)
-    handles = [module.register_forward_pre_hook(entered) for module in model.modules()]
-    try:
-        with untouched(model), torch.enable_grad():
-            output = select_output(model(*args, **kwargs), output_fn)
+    with untouched(model), only(model, kept), torch.enable_grad():
+        handles = [module.register_forward_pre_hook(entered) for module in model.modules()]
+        try:
+            before = rng_state()
+            reads = Reads(model, weights, original)
+            try:
+                with reads:
+                    output = run()
+            except Exception:  # torch.cond cannot be looked into; the model's own errors come again
+                set_rng_state(before)
+                output = run()
+            drawn = before.foreign(rng_state())
             replaced = _replaced(buffers, model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    functions = _own_backwards(output)
+        finally:
+            for handle in handles:
+                handle.remove()
+    functions, leaves = _backward_pass(output)
+    reads.check(leaves)
     # An operation registered with torch.library stays one node, and keeps its derivative.
     lost = [kind for kind in functions if not kind.__name__.startswith("GeneratedBackward")]
-    if lost and not replaced:
+    obstacle = replaced
+    if drawn:
+        obstacle = f"the forward pass draws from {drawn}, and a graph would hold one draw for good"
+    elif not obstacle and any(hook.kind in BACKWARD for hook in kept):
+        obstacle = "a backward hook changes gradients, which a graph would not"
+    elif not obstacle and lost:
         name = lost[0].__name__.removesuffix("Backward")
-        replaced = (
+        obstacle = (
             f"{name} is a torch.autograd.Function, whose backward pass a graph would lose"
             + _where_defined(getattr(lost[0], "_forward_cls", None))
         )
-    return _Run(entries, output.detach(), replaced, bool(functions))
+    return kept, _Run(entries, output.detach(), obstacle, bool(functions))
 
 
 def _buffers(model: nn.Module) -> dict[str, int]:
@@ -392,9 +415,10 @@ def _where_defined(kind: type | None) -> str:
         return ""
 
 
-def _own_backwards(output: Tensor) -> list[type]:
-    """The backward passes, on the way to an output, that are written in Python."""
+def _backward_pass(output: Tensor) -> tuple[list[type], list[Tensor]]:
+    """The backward passes that are written in Python, on the way from an output to its leaves."""
     found: list[type] = []
+    leaves: list[Tensor] = []
     pending: list[Any] = [output.grad_fn]
     seen = set(pending)
     while pending:
@@ -405,10 +429,13 @@ def _own_backwards(output: Tensor) -> list[type]:
             defined = getattr(type(node), "_forward_cls", type(node)).__module__
             if not defined.startswith("torch._higher_order_ops"):  # as of torch.cond
                 found.append(type(node))
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            leaves.append(leaf)
         fresh = {following for following, _ in node.next_functions} - seen
         seen |= fresh
         pending += fresh
-    return found
+    return found, leaves
 
 
 def _check_same(
@@ -416,19 +443,15 @@ def _check_same(
 ) -> None:
     """The graph must give what the model gives, with the same random draws."""
     _, probe, in_spec, _ = exported
-    assert probe is not None and in_spec is not None
     with torch.no_grad(), untouched(probe):
         found = probe(*tree_flatten_spec((args, kwargs), in_spec))
     scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
     difference = float((found - expected).abs().max() / scale)
     if difference > max(1e-3, 16 * torch.finfo(expected.dtype).eps):
-        raise RuntimeError(f"the graph gives other outputs than the model, by {difference:.1e}")
+        raise _NoGraphError(f"the graph gives other outputs than the model, by {difference:.1e}")
 
 
-_Exported = (
-    tuple[fx.GraphModule, fx.GraphModule, pytree.TreeSpec, Callable[..., None]]
-    | tuple[None, None, None, None]
-)
+_Exported = tuple[fx.GraphModule, fx.GraphModule, pytree.TreeSpec, Callable[..., None]]
 
 
 def _export(
@@ -446,17 +469,18 @@ def _export(
         for leaf in pytree.tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor):
                 shapes[leaf] = {0: torch.export.Dim.DYNAMIC}
-    with quiet():
+    with exporting(), _made_by_torch():
         program = torch.export.export(wrapper, args, kwargs, strict=False, dynamic_shapes=shapes)
         guarded = program.module(check_guards=True)
-        guards = getattr(guarded, "_guards_fn", _unguarded)
-        full = _clean(guarded, model, names)
-        probe = _output_only(full)
-        if not functionalize(probe.graph):
+    guards = getattr(guarded, "_guards_fn", _unguarded)
+    full = _clean(guarded, model, names)
+    probe = _output_only(full)
+    if not functionalize(probe.graph):
+        with exporting(), _made_by_torch():
             functional = program.run_decompositions({}).module(check_guards=False)
-            probe = _output_only(_clean(functional, model, names))
-            if not is_functional(probe.graph):
-                raise RuntimeError("an in-place operation could not be made functional")
+        probe = _output_only(_clean(functional, model, names))
+        if not is_functional(probe.graph):
+            raise _NoGraphError("an in-place operation could not be made functional")
     layer_by_layer(probe.graph)
     separate_draws(probe.graph)
     in_spec = _without_selected_output(full)
@@ -475,16 +499,14 @@ def _unguarded(*flat_inputs: Any) -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep torch.export's own deprecations and failure logs from the user."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
+def _made_by_torch() -> Iterator[None]:
+    """Nothing but torch and the user's code may run in here: what they raise is no graph."""
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
+        yield
+    except TracedError as traced:
+        raise _NoGraphError(_construct(traced.error)) from traced.error
+    except Exception as error:  # whatever torch makes of a model that it cannot export
+        raise _NoGraphError(_construct(error)) from error
 
 
 class _WithSelectedOutput(nn.Module):
@@ -496,8 +518,12 @@ class _WithSelectedOutput(nn.Module):
 
         @functools.wraps(model.forward)  # so that placeholders get the model's argument names
         def forward(*args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
-            output = model(*args, **kwargs)
-            return _exportable(output), select_output(output, output_fn)
+            try:
+                output = model(*args, **kwargs)
+                selected = select_output(output, output_fn)
+            except Exception as error:
+                raise TracedError(error) from error
+            return _exportable(output), selected
 
         self.forward = forward
         self.training = model.training
@@ -665,7 +691,7 @@ def _construct(error: Exception) -> str:
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if "/torch/" not in frame.filename.replace("\\", "/")
-        and frame.filename != __file__
+        and not frame.filename.startswith(os.path.dirname(__file__))
         and not frame.filename.startswith("<")
     ]
     if frames:

@@ -17,12 +17,13 @@ from torch.utils import _pytree as pytree
 
 from flerm_fx.align import Mapped, Match, OnUnmatched
 from flerm_fx.assignment import Assignment
-from flerm_fx.capture import Capture, capture, untouched
+from flerm_fx.capture import Capture, capture
 from flerm_fx.copying import copied
 from flerm_fx.dump import Format, Level, dump
 from flerm_fx.emit.module import scales_of, take_scales
 from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.errors import FlermError, InputError, OptimizerError
+from flerm_fx.hooks import only
 from flerm_fx.inputs import (
     Inputs,
     OutputFn,
@@ -49,6 +50,7 @@ from flerm_fx.start import (
     measure_start,
     start_of,
 )
+from flerm_fx.untouched import untouched
 from flerm_fx.update_rule import OptimizerLike, group_settings, node_multiplier, node_scale
 
 if TYPE_CHECKING:
@@ -205,7 +207,7 @@ def compile(
     )
     probe_inputs = to_device(procedure.pool[0][0], device_of(model))
     twin = copied(model)
-    captured = capture(twin, probe_inputs, output_fn)
+    captured = capture(twin, probe_inputs, output_fn, original=model)
     matches = matched(base_profile, captured, mapping, on_unmatched)
     procedure = procedure.held_as(held_as_matched(base_profile, captured, matches))
     assignments, settling = assigned(captured, base_profile, matches, procedure)
@@ -513,7 +515,9 @@ class CompiledModel(ScaledModel):
         twin = self.plain()
         for name, parameter in twin.named_parameters():
             parameter.requires_grad_(name in self.multipliers)
-        captured = self.adopted(twin) or capture(twin, self._probe_inputs, self.procedure.output_fn)
+        captured = self.adopted(twin) or capture(
+            twin, self._probe_inputs, self.procedure.output_fn, original=self.skeleton
+        )
         multipliers: dict[str, float] | None = self.multipliers
         if self.scales and captured.graph_module is not None:
             captured, multipliers = self.trained(captured), None
@@ -620,7 +624,7 @@ def _procedure(
 def _output(captured: Capture, model: nn.Module, inputs: Inputs) -> Tensor:
     """What the model returns, with the random draws that follow."""
     args, kwargs = call_arguments(inputs)
-    with torch.no_grad(), untouched(model):
+    with torch.no_grad(), only(model, captured.hooks), untouched(model):
         return select_output(model(*args, **kwargs), captured.output_fn)
 
 

@@ -2,11 +2,16 @@
 
 import copy
 import warnings
+from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from flerm_fx.capture import refuse_without_values
 from flerm_fx.distributed import as_plain, without_sharding
 from flerm_fx.errors import InputError
+from flerm_fx.stand_ins import storage
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -14,15 +19,19 @@ def copied(model: nn.Module) -> nn.Module:
 
     Tensors with a history that modules keep as plain attributes or in a list, as
     ``torch.nn.utils.weight_norm`` and recurrent networks with parametrizations do until the next
-    forward pass, are copied without it.
+    forward pass, are copied without it. One that shares memory with a parameter shares the copy's.
+
+    Whether the copy computes with its own weights, :func:`flerm_fx.capture.capture` finds out.
 
     Raises:
-        InputError: the model cannot be copied.
+        InputError: the model has no values yet or cannot be copied, or a copy shares trainable
+            parameters with it.
 
     >>> model = nn.utils.spectral_norm(nn.Linear(2, 2))
     >>> copied(model).weight.requires_grad
     False
     """
+    refuse_without_values(model)
     memo: dict[int, object] = {
         id(value): value.detach().clone()
         for module in model.modules()
@@ -30,17 +39,48 @@ def copied(model: nn.Module) -> nn.Module:
         for value in (attribute if isinstance(attribute, list | tuple) else [attribute])
         if isinstance(value, Tensor) and not value.is_leaf
     }
-    try:
-        with warnings.catch_warnings(), as_plain(model) as plain:
-            warnings.simplefilter("ignore", FutureWarning)  # torch's own, for a graph module
-            twin = copy.deepcopy(model, {**memo, **plain})
-        without_sharding(twin)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"the model cannot be copied, which simulating its start needs: {error}; attributes "
-            "that hold tensors with a history should be buffers or detached"
-        ) from error
+    with warnings.catch_warnings(), as_plain(model) as plain:
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, for a graph module
+        memo.update(plain)
+        try:
+            twin: nn.Module = copy.deepcopy(model, memo)
+        except Exception as error:  # whatever the user's classes may raise
+            raise InputError(
+                f"the model cannot be copied, which simulating its start needs: {error}; "
+                "attributes that hold tensors with a history should be buffers or detached"
+            ) from error
+    without_sharding(twin)
+    originals = {storage(p) for p in model.parameters()}
+    for name, parameter in twin.named_parameters():
+        if parameter.requires_grad and storage(parameter) in originals:
+            raise InputError(
+                f"a copy of the model shares parameter {name!r} with the original, so measuring "
+                "on the copy would train the model; a __deepcopy__ that keeps weights must freeze "
+                "them (requires_grad=False)"
+            )
+    for view, parameter in _views(model):
+        _share(memo.get(id(view)), view, memo.get(id(parameter)), parameter)
     twin.zero_grad(set_to_none=True)
     return twin
+
+
+def _views(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tensors that plain attributes hold and that are memory of a parameter, with the parameter."""
+    registered = {id(t) for t in (*model.parameters(), *model.buffers())}
+    by_storage = {storage(p): p for p in model.parameters()}
+    for module in model.modules():
+        for attribute, value in vars(module).items():
+            if attribute in ("_parameters", "_buffers", "_modules"):
+                continue
+            for leaf in pytree.tree_leaves(value):
+                plain = isinstance(leaf, Tensor) and id(leaf) not in registered
+                if plain and storage(leaf) in by_storage:
+                    yield leaf, by_storage[storage(leaf)]
+
+
+def _share(copied_view: object, view: Tensor, twin: object, parameter: Tensor) -> None:
+    """Let a copied view be memory of the copied parameter."""
+    if isinstance(copied_view, Tensor) and isinstance(twin, Tensor):
+        offset = view.storage_offset() - parameter.storage_offset() + twin.storage_offset()
+        with torch.no_grad():
+            copied_view.data = twin.detach().as_strided(view.size(), view.stride(), offset)

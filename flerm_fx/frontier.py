@@ -17,12 +17,13 @@ from torch import Tensor, fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.utils import _pytree as pytree
 
-from flerm_fx.capture import capture, preserved_rng, rng_state, set_rng_state
+from flerm_fx.capture import capture
 from flerm_fx.errors import FlermError, InputError
 from flerm_fx.functionalize import is_functional
 from flerm_fx.inputs import Inputs, OutputFn, is_differentiable
 from flerm_fx.operation import is_opaque, is_random
 from flerm_fx.probed_as import CONSTANT
+from flerm_fx.randomness import preserved_rng, rng_state, set_rng_state
 from flerm_fx.scale import ScaleNodes, parameter_nodes
 
 T = TypeVar("T")

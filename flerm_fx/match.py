@@ -213,7 +213,9 @@ class Matcher(Attached):
         run = Optimizers.of(model, optimizers)
         probe = base_profile.pool[0][0] if inputs is None else detached(probe_pool(inputs)[0][0])
         probe = to_device(ranks.agreed(probe), device_of(model))
-        captured = capture(copied(model) if scaled is None else scaled.plain(), probe, output_fn)
+        captured = capture(
+            copied(model) if scaled is None else scaled.plain(), probe, output_fn, original=model
+        )
         matches = matched(base_profile, captured, mapping, on_unmatched)
         self.multipliers = dict.fromkeys(captured.parameters, 1.0)
         self.history: list[Matched] = []

@@ -209,7 +209,7 @@ class Recorder(Attached):
             seed=generator.initial_seed() % 2**63 if generator is not None else 0,
         )
         probe_inputs = to_device(pool[0][0], device_of(model))
-        twin = capture(copied(model), probe_inputs, output_fn)
+        twin = capture(copied(model), probe_inputs, output_fn, original=model)
         self._graph = capture_graph(twin)
         rules = [rule.spec() for rule in self.procedure.optimizers.rules]
         check_printable([list(twin.parameters), to_json(self._graph), rules])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from flerm_fx.capture import capture, modes, untouched
+from flerm_fx.capture import capture, modes
 from flerm_fx.copying import copied
 from flerm_fx.distributed import is_sharded, whole
 from flerm_fx.inputs import Inputs, OutputFn
@@ -14,6 +14,7 @@ from flerm_fx.observer import Observed
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
 from flerm_fx.probe.prober import Prober
+from flerm_fx.untouched import untouched
 
 
 class RunningProber:
@@ -77,7 +78,12 @@ class RunningProber:
         mode = modes(model)
         if mode not in self._probers:
             measured = model if self._plain is None else self._plain()
-            captured = capture(measured, self._inputs, self._output_fn)
+            captured = capture(
+                measured,
+                self._inputs,
+                self._output_fn,
+                original=None if measured is model else model,
+            )
             self._probers[mode] = Prober(captured, self._ranks)
         prober = self._probers[mode]
         if self._plain is not None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flerm_fx.capture import Capture, untouched
+from flerm_fx.capture import Capture
 from flerm_fx.errors import DivergenceError, EstimateError, InputError, OptimizerError
+from flerm_fx.hooks import only
 from flerm_fx.inputs import (
     Batch,
     OutputFn,
@@ -27,7 +28,9 @@ from flerm_fx.optimizers import Optimizers
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
 from flerm_fx.probe.prober import Prober
+from flerm_fx.randomness import seed_all
 from flerm_fx.schedule import settling_steps, start_steps, step_of_round
+from flerm_fx.untouched import untouched
 from flerm_fx.update_rule import group_settings
 
 MODEL_LOSS = "output.loss"
@@ -340,8 +343,8 @@ def _unit_updates(
     # in the rounding of weights: a power of two is divided out exactly.
     stretch = _stretch(parameters, procedure) if procedure.settle == 0 else 1.0
     rounding: frozenset[str] = frozenset()
-    with untouched(model), torch.enable_grad():
-        torch.manual_seed(procedure.seed)
+    with only(model, captured.hooks), untouched(model), torch.enable_grad():
+        seed_all(procedure.seed)
         try:
             optimizers = run.built(_grouped(parameters, rates, run, apart=procedure.settle > 0))
             for optimizer in optimizers:
@@ -486,7 +489,7 @@ def _rounding(
     generator = torch.Generator().manual_seed(procedure.seed)
     found = set()
     with untouched(model):
-        torch.manual_seed(procedure.seed)
+        seed_all(procedure.seed)
         try:
             with torch.no_grad():
                 for p in parameters.values():

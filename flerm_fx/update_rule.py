@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flerm_fx.errors import OptimizerError
+from flerm_fx.randomness import preserved_rng
 
 # They choose an implementation or a device, not a rule: a profile recorded with a fused or
 # capturable optimizer on a GPU must build the same rule on a CPU.
@@ -134,7 +135,7 @@ class UpdateRule:
     def _of_function(
         cls, factory: Callable[..., Optimizer], settings: Mapping[str, Any] | None = None
     ) -> "UpdateRule":
-        with torch.random.fork_rng(devices=[]):
+        with preserved_rng():
             try:
                 built = factory([{"lr": 1e-3, **(settings or {}), "params": [_matrix(0)]}])
             except Exception as error:  # whatever the user's code may raise
@@ -519,7 +520,7 @@ def state_powers(rule: UpdateRule) -> dict[str, int]:
     """
     gradients = _LARGE * torch.stack([_matrix(1 + step) for step in range(_STEPS)])
     weight = _matrix(0).detach()
-    with torch.random.fork_rng(devices=[]):
+    with preserved_rng():
         one = _state(rule, gradients, weight)
         doubled = _state(rule, 2 * gradients, weight / 2)
     powers = {}
@@ -551,7 +552,7 @@ def check_state_is_free(rule: UpdateRule) -> None:
     """
     gradients, weight = torch.stack([_matrix(1 + step) for step in range(3)]), _matrix(0).detach()
     seen = []
-    with torch.random.fork_rng(devices=[]):
+    with preserved_rng():
         for lr in (_LR, 2 * _LR):
             torch.manual_seed(0)
             parameter, optimizer = _stepped(rule, gradients, weight, lr=lr)
@@ -574,7 +575,7 @@ def step_alike(rule: UpdateRule, other: UpdateRule) -> bool:
     (True, False)
     """
     gradients, weight = torch.stack([_matrix(1 + step) for step in range(3)]), _matrix(0).detach()
-    with torch.random.fork_rng(devices=[]):
+    with preserved_rng():
         one, two = (_last_update(each, gradients, weight) for each in (rule, other))
     return bool((one - two).norm() <= _ALIKE * one.norm())
 
@@ -590,7 +591,7 @@ def is_linear(rule: UpdateRule, lr: float, factor: float) -> bool:
     False
     """
     gradient, weight = _matrix(1).unsqueeze(0), torch.zeros(6, 4, dtype=torch.float64)
-    with torch.random.fork_rng(devices=[]):
+    with preserved_rng():
         one = _last_update(rule, gradient, weight, lr=lr)
         many = _last_update(rule, gradient, weight, lr=factor * lr)
     return bool((many - factor * one).norm() <= _TOLERANCE * many.norm())
@@ -640,7 +641,7 @@ class _Alike:
 def _measured(alike: _Alike) -> _Response:
     rule = alike.rule
     try:
-        with torch.random.fork_rng(devices=[]):
+        with preserved_rng():
             _check_listens(rule)
             response = _measure(rule)
             _check_answers(rule, response)

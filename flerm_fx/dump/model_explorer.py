@@ -21,9 +21,9 @@ from torch.fx._pytree import tree_flatten_spec
 from torch.fx.graph import _PyTreeCodeGen
 
 from flerm_fx.assignment import Assignment
-from flerm_fx.capture import quiet
 from flerm_fx.dump.dot import multiplier_colour
 from flerm_fx.errors import FlermError
+from flerm_fx.exporting import exporting
 from flerm_fx.files import check, write_all
 from flerm_fx.inputs import Inputs, call_arguments
 from flerm_fx.text import json_text
@@ -61,16 +61,12 @@ def write_model_explorer(
     """
     check_folder(folder)
     model = io.BytesIO()
-    try:
-        with quiet():
-            program = torch.export.export(*_flat(graph_module, inputs), strict=False)
-            nodes = _nodes(program)
-            torch.export.save(program, model)
-    except Exception as error:  # whatever export makes of an operation that it cannot save
-        raise FlermError(
-            f"dump: torch.export cannot save the graph for 'model-explorer' "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}); use 'svg' or 'json'"
-        ) from error
+    flat = _flat(graph_module, inputs)
+    with _saving():
+        program = torch.export.export(*flat, strict=False)
+    nodes = _nodes(program)
+    with _saving():
+        torch.export.save(program, model)
     contents = {folder / MODEL: model.getvalue()}
     for name, data in zip(NODE_DATA, _node_data(assignments, nodes), strict=True):
         contents[folder / name] = f"{json_text({GRAPH_ID: data})}\n".encode()
@@ -98,6 +94,19 @@ def check_folder(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     for name in (MODEL, *NODE_DATA):
         check(folder / name)
+
+
+@contextlib.contextmanager
+def _saving() -> Iterator[None]:
+    """Nothing but torch may run in here: what it raises is a graph that it cannot save."""
+    try:
+        with exporting():
+            yield
+    except Exception as error:  # whatever export makes of an operation that it cannot save
+        raise FlermError(
+            f"dump: torch.export cannot save the graph for 'model-explorer' "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}); use 'svg' or 'json'"
+        ) from error
 
 
 def _flat(graph_module: GraphModule, inputs: Inputs) -> tuple[GraphModule, tuple[Any, ...]]:

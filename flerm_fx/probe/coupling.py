@@ -8,14 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from flerm_fx.capture import (
-    Capture,
-    RngState,
-    cloned_buffers,
-    preserved_rng,
-    rng_state,
-    set_rng_state,
-)
+from flerm_fx.capture import Capture, cloned_buffers
 from flerm_fx.frontier import jvp
 from flerm_fx.inputs import Inputs, is_differentiable
 from flerm_fx.operation import SHAPED_LIKE, is_opaque, operation
@@ -25,6 +18,7 @@ from flerm_fx.probe.sampled import (
     output_size,
     projections,
 )
+from flerm_fx.randomness import preserved_rng, rng_state, set_rng_state
 
 TOLERANCE = 1e-3
 """Relative difference above which outputs alone and in the batch are not the same function: far
@@ -58,7 +52,7 @@ def coupling(
         warnings.simplefilter("ignore")  # "no batching rule": slower, not wrong
         state = rng_state()
         together = captured.apply(parameters, inputs)
-        draws = not _same(state, rng_state())
+        draws = not state.same(rng_state())
         set_rng_state(state)
         try:
             alone = _one_by_one(captured, parameters, inputs)
@@ -152,11 +146,6 @@ def _has_axis(node: fx.Node) -> bool | None:
         return None
     sizes: list[Any] = list(value.shape)
     return any(isinstance(size, torch.SymInt) for size in sizes)
-
-
-def _same(one: RngState, other: RngState) -> bool:
-    devices = zip([one[0], *one[1]], [other[0], *other[1]], strict=True)
-    return all(torch.equal(before, after) for before, after in devices)
 
 
 def _in_pairs(captured: Capture, parameters: Mapping[str, Tensor], one: Inputs) -> Tensor:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from flerm_fx.capture import RngState, set_rng_state
 from flerm_fx.frontier import jvp
 from flerm_fx.inputs import is_differentiable
 from flerm_fx.operation import is_opaque, is_random
 from flerm_fx.probe.rules import CONVOLUTIONS, LINEAR, argument_at
 from flerm_fx.probed_as import attention, attention_weights
+from flerm_fx.randomness import RandomState, set_rng_state
 
 aten = torch.ops.aten
 CAT = aten.cat.default
@@ -44,7 +44,7 @@ def linear_map(
     kwargs: Mapping[str, Any],
     value: Any,
     varying: Sequence[int],
-    state: RngState | None = None,
+    state: RandomState | None = None,
 ) -> LinearMap:
     r"""The map from tangents of the data that an operation reads to those of its outputs.
 
@@ -172,7 +172,10 @@ def _summed(maps: Mapping[int, OneStack]) -> LinearMap:
 
 
 def _generic(
-    op: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], state: RngState | None
+    op: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    state: RandomState | None,
 ) -> LinearMap:
     """Through ``vmap`` of the operation's ``jvp``, or row by row where ``vmap`` refuses it.
 

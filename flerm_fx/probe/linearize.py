@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from flerm_fx.capture import cloned_buffers, rng_state
+from flerm_fx.capture import cloned_buffers
 from flerm_fx.frontier import data_nodes
 from flerm_fx.inputs import is_differentiable
 from flerm_fx.operation import is_random
 from flerm_fx.probe.linear_maps import Combination, Factor, LinearMap, diagonal, linear_map
 from flerm_fx.probe.rules import Operation, argument_at
 from flerm_fx.probed_as import CONSTANT
+from flerm_fx.randomness import rng_state
 
 aten = torch.ops.aten
 

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from flerm_fx.capture import capture, untouched
+from flerm_fx.capture import capture
 from flerm_fx.errors import InputError
 from flerm_fx.inputs import Inputs, OutputFn
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
 from flerm_fx.probe.prober import Prober
 from flerm_fx.text import shown
+from flerm_fx.untouched import untouched
 
 
 def measure(

@@ -19,8 +19,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flerm_fx.capture import Capture, preserved_rng
+from flerm_fx.capture import Capture
 from flerm_fx.inputs import Inputs
+from flerm_fx.randomness import preserved_rng
 
 PaperMethod = Literal["full_cov", "iid", "kronecker"]
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch.export import ExportedProgram
 
-from flerm_fx.capture import capture, quiet
+from flerm_fx.capture import capture
 from flerm_fx.dump import dump
 from flerm_fx.dump.model_explorer import GRAPH_ID, MODEL, NODE_DATA
 from flerm_fx.errors import InputError
+from flerm_fx.exporting import exporting
 from flerm_fx.scale import ScaleNodes
 from tests.cases import CASES, make
 from tests.dump.test_dump import assignments_for, one
@@ -39,7 +40,7 @@ def written(case: str, folder: Path) -> dict[str, Any]:
 
 
 def loaded(folder: Path) -> ExportedProgram:
-    with quiet():
+    with exporting():
         return torch.export.load(folder / MODEL)
 
 
@@ -152,7 +153,7 @@ def test_model_explorer_finds_every_node(case: str, tmp_path: Path) -> None:
 
     results = written(case, tmp_path)
     adapter = BuiltinPytorchExportedProgramAdapter()
-    with quiet():
+    with exporting():
         (graph,) = adapter.convert(str(tmp_path / MODEL), DEFAULT_SETTINGS)["graphs"]
     assert graph.id == GRAPH_ID
     ids = {node.id for node in graph.nodes}
