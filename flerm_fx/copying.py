@@ -58,8 +58,8 @@ def copied(model: nn.Module) -> nn.Module:
                 "on the copy would train the model; a __deepcopy__ that keeps weights must freeze "
                 "them (requires_grad=False)"
             )
-    for view, parameter in _views(model):
-        _share(memo.get(id(view)), view, memo.get(id(parameter)), parameter)
+    for view, held in _views(model):
+        _share(memo.get(id(view)), view, memo.get(id(held)), held)
     twin.zero_grad(set_to_none=True)
     return twin
 

@@ -81,8 +81,8 @@ class Reads(TorchFunctionMode):
         """Refuse a model that computes with other weights than those that it is given.
 
         Args:
-            leaves: what the output's gradient would go to, which is all that is known of a part that
-                runs out of sight, such as ``torch.cond``.
+            leaves: what the output's gradient would go to: all that is known of what runs out of
+                sight, as in ``torch.cond``.
 
         Raises:
             InputError: the model reads a parameter other than as an attribute of its module, reads
@@ -101,9 +101,9 @@ class Reads(TorchFunctionMode):
             )
         if self.own:
             raise InputError(
-                f"the model reads {_list(self.own)} from a closure, plain attribute or global "
-                "variable, where other weights cannot be put in its place; read it as an attribute "
-                "of its module when the model runs"
+                f"the model reads parameter {_list(self.own)} from a closure, plain attribute or "
+                "global variable, where other weights cannot be put in its place; read it as an "
+                "attribute of its module when the model runs"
             )
         for leaf in leaves:
             if id(leaf) in self.unregistered:
@@ -160,4 +160,4 @@ def _where() -> str:
 def _list(found: Mapping[str, str]) -> str:
     names = ", ".join(map(repr, list(found)[:8])) + (", …" if len(found) > 8 else "")
     where = next(iter(found.values()))
-    return f"parameter{'s' * (len(found) > 1)} {names} (in {where})"
+    return f"{names} (in {where})"

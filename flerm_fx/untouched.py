@@ -132,10 +132,10 @@ class _State:
         elif hasattr(value, "func") and hasattr(value, "keywords"):  # functools.partial
             parts = (value.func, value.args, value.keywords)
             return [(part, package, False) for part in parts]
+        elif isinstance(value, nn.Module) or (callable(value) and package is None):
+            return self._object(value, _package(type(value)))
         elif package is not None and _package(type(value)) == package:
             return self._object(value, package)
-        elif callable(value) and package is None:
-            return self._object(value, _package(type(value)))
         return []
 
     def _mapping(self, mapping: MutableMapping[Any, Any]) -> None:
