@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flerm_fx.errors import OptimizerError
-from flerm_fx.randomness import preserved_rng
+from flerm_fx.randomness import preserved_rng, seed_all
 
 # They choose an implementation or a device, not a rule: a profile recorded with a fused or
 # capturable optimizer on a GPU must build the same rule on a CPU.
@@ -554,7 +554,7 @@ def check_state_is_free(rule: UpdateRule) -> None:
     seen = []
     with preserved_rng():
         for lr in (_LR, 2 * _LR):
-            torch.manual_seed(0)
+            seed_all(0)
             parameter, optimizer = _stepped(rule, gradients, weight, lr=lr)
             seen.append(_numbers(optimizer.state[parameter]) | _counts(optimizer))
     one, other = seen
@@ -661,7 +661,7 @@ def _check_listens(rule: UpdateRule) -> None:
     weight = _matrix(0).detach()
     moved = []
     for built_at in (_LR, 2 * _LR):
-        torch.manual_seed(0)  # of a rule that draws
+        seed_all(0)  # of a rule that draws
         parameter = torch.nn.Parameter(weight.clone())
         optimizer = rule.build([{"params": [parameter]}], built_at, weight_decay=0.0)
         for group in optimizer.param_groups:
