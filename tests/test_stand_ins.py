@@ -220,7 +220,7 @@ def test_a_plain_attribute_that_is_memory_of_a_parameter_is_refused(
 
 
 def test_a_parameter_outside_of_the_model_is_refused_and_a_frozen_one_is_a_constant() -> None:
-    outside = nn.Linear(6, 6)
+    outside = nn.Linear(6, 6, bias=False)
 
     def model() -> Model:
         made = Model()
