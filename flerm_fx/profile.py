@@ -36,6 +36,9 @@ FORMAT = 1
 _KEY = "flerm_fx"  # the header's key in the file's safetensors metadata
 _RECORD_AGAIN = "record the base model again with flerm_fx.record"
 
+LOAD = "; read a file with flerm_fx.BaseProfile.load(path)"
+"""What to do with what is no profile."""
+
 PathLike = str | os.PathLike[str]
 
 

@@ -125,8 +125,8 @@ class UpdateRule:
             )
         if not callable(optimizer):
             raise OptimizerError(
-                f"expected a torch optimizer, its class, or a function from parameter groups to "
-                f"one; got {type(optimizer).__name__}"
+                f"optimizer must be a torch optimizer, its class, or a function from parameter "
+                f"groups to one; got {type(optimizer).__name__}"
             )
         return cls._of_function(optimizer)
 
