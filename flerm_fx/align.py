@@ -267,11 +267,11 @@ def _unmatched(
             )
     example = odd_target[0] if odd_target else "target name"
     lines.append(
-        f"Settle it with mapping={{{example!r}: 'base name', ...}}, from target names to base "
+        f"Settle it with mapping={{{example!r}: 'base name', ...}} in Python, from target to base "
         "names, as a dict or a function; a base parameter named several times is split equally, "
         "what the mapping leaves out is aligned by structure without the parameters that it names, "
         "and a mapping of every target parameter needs no structure at all. Or pass "
-        'on_unmatched="unit" to give these a multiplier of 1'
+        'on_unmatched="unit" (--on-unmatched unit) to give these a multiplier of 1'
     )
     if given:
         lines[0] = f"with {_count(len(given), 'parameter')} mapped, {lines[0]}"

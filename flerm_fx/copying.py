@@ -39,7 +39,7 @@ def copied(model: nn.Module) -> nn.Module:
         raise
     except Exception as error:
         raise InputError(
-            f"the model cannot be copied, which simulating its start needs: {error}; attributes "
+            f"the model cannot be copied, which measuring it needs: {error}; attributes "
             "that hold tensors with a history should be buffers or detached"
         ) from error
     twin.zero_grad(set_to_none=True)

@@ -405,8 +405,8 @@ def node_scale(rule: UpdateRule, multiplier: float) -> float:
     if not _has_node_scale(p):
         raise OptimizerError(
             f"{rule.source} steps in proportion to the weights, so scale nodes cannot change its "
-            f"learning rates (asked for a multiplier of {multiplier:g}): use "
-            "compiled.param_groups(lr) on the model instead"
+            f"learning rates (asked for a multiplier of {multiplier:g}): compile with "
+            "emit='param_groups', or match the plain model"
         )
     return float(multiplier ** (1.0 / (1.0 + p)))
 

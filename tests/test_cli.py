@@ -319,7 +319,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flerm_fx.demo.command.run_demo", interrupted)
+    monkeypatch.setattr("flerm_fx.demo.demo.run_demo", interrupted)
     code, _, err = run(capsys, "demo", "--out", str(tmp_path))
     assert code == 130
     assert err == f"flerm-fx: interrupted; no results were written to {tmp_path}/\n"

@@ -150,7 +150,7 @@ def check_dump(
         kind = "file" if format == "png" else "folder"
         raise InputError(
             f"dump: format {format!r} is no text and has to be written to a {kind}; name one with "
-            "path"
+            "path (--out of flerm-fx compile)"
         )
     if path is not None:
         place = path_of(path)
