@@ -444,7 +444,11 @@ class CompiledModel(ScaledModel):
             )
         kinds = run.groups(optimizer)
         rates = run.scaled_to(lr, kinds[0])
-        held = [p for n, p in model.named_parameters() if run.index(n) in kinds]
+        held = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if name in self.multipliers and run.index(name) in kinds
+        ]
         _check_moves(held, lr, run.learning_rates[kinds[0]])
         differing = run.differing(optimizer)
         some_decay = any(run.rules[kind].settings.get("weight_decay") for kind in kinds)

@@ -25,7 +25,7 @@ from flerm_fx.observer import Attached, Observed, UpdateObserver
 from flerm_fx.optimizers import Optimizers, listed
 from flerm_fx.options import checked, choice, instance, number
 from flerm_fx.pool import Pool, probe_batch
-from flerm_fx.probe.estimate import Estimate, estimates, rows
+from flerm_fx.probe.estimate import Estimate, rows
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
 from flerm_fx.profile import LOAD, BaseProfile, Trajectory
@@ -295,7 +295,7 @@ class Matcher(Attached):
             return Matched(
                 a_step(what, step),
                 a_rate(what, rate),
-                estimates(given.of_some(what, fslrs)),
+                given.some_estimates(what, fslrs),
                 given.multipliers(what, multipliers),
             )
 
@@ -304,7 +304,7 @@ class Matcher(Attached):
             return number(what, total, least=0), number(what, weight, above=0)
 
         step, waiting = given.step(), given.waiting()
-        multipliers = given.multipliers("multipliers", state["multipliers"])
+        multipliers = given.part("multipliers", given.multipliers)
         squares = given.of_some("squares", given.by("squares", square))
         twin = copy.copy(self)
         twin.history = given.each("history", found)

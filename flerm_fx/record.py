@@ -24,7 +24,7 @@ from flerm_fx.pool import Pool, probe_pool
 from flerm_fx.probe.estimate import Estimate, rows
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
-from flerm_fx.profile import BaseProfile, Trajectory, check_printable
+from flerm_fx.profile import BaseProfile, Trajectory, check_pool, check_printable
 from flerm_fx.running import RunningProber
 from flerm_fx.schedule import Schedule, default_settle
 from flerm_fx.start import (
@@ -196,6 +196,7 @@ class Recorder(Attached):
         ranks = Ranks.of(model)
         model = unwrapped(model)
         pool = ranks.agreed(probe_pool(model, inputs, targets))
+        check_pool(pool)
         settle = default_settle(len(pool)) if settle is None else settle
         own_loss = loss_fn is None and pool[0][1] is None
         loss = None if own_loss else resolve(loss_fn, pool[0][1])
@@ -337,8 +338,8 @@ class Recorder(Attached):
 
         step, waiting = given.step(), given.waiting()
         twin = copy.copy(self)
-        twin._start = given.estimates("start", state["start"])
-        twin._late = given.estimates("late", state["late"]) if state["late"] else {}
+        twin._start = given.part("start", given.estimates)
+        twin._late = given.part("late", given.estimates) if state["late"] else {}
         settling = given.by("settling", moment)
         twin._settling = {a_step("a step of settling", at): found for at, found in settling.items()}
         twin._steps = given.each("steps", a_step)

@@ -51,6 +51,10 @@ class State:
         """Whether a measurement is due."""
         return flag(self._what("waiting"), self._given["waiting"])
 
+    def part(self, key: str, read: Callable[[str, Any], T]) -> T:
+        """What a function makes of what a part is called and the part itself."""
+        return read(self._what(key), self._given[key])
+
     def each(self, key: str, read: Callable[[str, Any], T]) -> list[T]:
         """A list, each item of it read by a function of what it is called and itself."""
         what = self._what(key)
@@ -65,7 +69,11 @@ class State:
 
     def estimates(self, what: str, value: Any) -> dict[str, Estimate]:
         """FSLRs of all parameters."""
-        return estimates(self.of_all(what, value))
+        return estimates(self.of_all(what, value), what)
+
+    def some_estimates(self, what: str, value: Any) -> dict[str, Estimate]:
+        """FSLRs of some of them."""
+        return estimates(self.of_some(what, value), what)
 
     def multipliers(self, what: str, value: Any) -> dict[str, float]:
         """Multipliers of all parameters."""

@@ -123,17 +123,17 @@ class UpdateRule:
                 _shared_settings(optimizer),
                 arguments=_kept_arguments(optimizer),
             )
-        if not callable(optimizer):
-            raise OptimizerError(
-                f"optimizer must be a torch optimizer, its class, or a function from parameter "
-                f"groups to one; got {type(optimizer).__name__}"
-            )
         return cls._of_function(optimizer)
 
     @classmethod
     def _of_function(
         cls, factory: Callable[..., Optimizer], settings: Mapping[str, Any] | None = None
     ) -> "UpdateRule":
+        if not callable(factory):
+            raise OptimizerError(
+                "optimizer must be a torch optimizer, its class, or a function from parameter "
+                f"groups to one; got {type(factory).__name__}"
+            )
         with torch.random.fork_rng(devices=[]):
             try:
                 built = factory([{"lr": 1e-3, **(settings or {}), "params": [_matrix(0)]}])

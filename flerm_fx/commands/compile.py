@@ -19,7 +19,7 @@ from flerm_fx.profile import BaseProfile
 from flerm_fx.text import shown
 
 SEEDS = 2**63 - 1
-"""The largest seed that torch takes for sure."""
+"""The largest seed that a generator of torch takes."""
 
 
 class Dump(StrEnum):

@@ -49,15 +49,15 @@ def rows(estimates: Mapping[str, Estimate]) -> dict[str, tuple[Any, ...]]:
     return {name: astuple(estimate) for name, estimate in estimates.items()}
 
 
-def estimates(rows: Mapping[str, Sequence[Any]]) -> dict[str, Estimate]:
-    """What :func:`rows` was given.
+def estimates(rows: Mapping[str, Sequence[Any]], where: str = "the rows") -> dict[str, Estimate]:
+    """What :func:`rows` was given; ``where`` they are is for messages.
 
     Raises:
         InputError: a row is of another form, or has numbers that are none of an FSLR.
     """
     found = {}
     for name, row in rows.items():
-        what = f"the FSLR of {name!r} in the state"
+        what = f"the FSLR of {name!r} in {where}"
         if not isinstance(row, list | tuple) or len(row) != len(fields(Estimate)):
             raise InputError(
                 f"{what} must be (value, stderr, method, samples, note), got {described(row)}"
