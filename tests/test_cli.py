@@ -105,7 +105,9 @@ def test_the_extras_that_are_named_bring_what_is_missing() -> None:
             assert any(each.startswith(package) for each in brings[extra])
     said = set()
     for path in (ROOT / "flerm_fx").rglob("*.py"):
-        said |= set(re.findall(r"pip install 'flerm_fx\[(\w+)\]'", path.read_text(encoding="utf-8")))
+        said |= set(
+            re.findall(r"pip install 'flerm_fx\[(\w+)\]'", path.read_text(encoding="utf-8"))
+        )
     assert said <= set(brings)
 
 
