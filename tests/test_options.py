@@ -172,6 +172,19 @@ def test_param_groups(
 @pytest.mark.parametrize(
     "option,value",
     [
+        *(("format", v) for v in ("text", None, 3, ["table"])),
+        *(("level", v) for v in ("module", None, 3)),
+        *(("focus", v) for v in (3, ["0"])),
+    ],
+)
+def test_dump(option: str, value: Any, compiled: tuple[nn.Module, flerm_fx.CompiledModel]) -> None:
+    with pytest.raises(flerm_fx.InputError, match=option):
+        compiled[1].dump(**{"format": "code", option: value})
+
+
+@pytest.mark.parametrize(
+    "option,value",
+    [
         *(("max_norm", v) for v in (0, -1, NAN, "1", None, True)),
         *(("norm_type", v) for v in (0, -2.0, NAN, "inf", None)),
         *(("model", v) for v in (None, [nn.Parameter(torch.ones(2))])),
