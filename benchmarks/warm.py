@@ -13,4 +13,5 @@ def warm_up() -> None:
     updates = {name: torch.ones_like(p) for name, p in model.named_parameters()}
     methods: tuple[Method, ...] = ("exact", "sampled", "kronecker")
     for method in methods:
-        flerm_fx.measure(model, updates, torch.ones(2, 1), method=method, samples=1)
+        samples = None if method == "exact" else 1
+        flerm_fx.measure(model, updates, torch.ones(2, 1), method=method, samples=samples)

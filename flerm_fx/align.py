@@ -8,12 +8,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
-from flerm_fx.errors import InputError, MatchError
+from flerm_fx.errors import MatchError
 from flerm_fx.isomorphism import isomorphism
 from flerm_fx.mass import Shares, shares
 from flerm_fx.names import shares_by_names
+from flerm_fx.options import choice
 from flerm_fx.overlay import links
 from flerm_fx.parameter_graph import chain, parameters
 from flerm_fx.repeats import fold_alike
@@ -106,8 +107,7 @@ def align(
         layers.2.fc.weight [('layers.1.fc.weight', 0.667)]
         head.weight [('head.weight', 1.0)]
     """
-    if on_unmatched not in ("error", "unit"):
-        raise InputError(f"unknown on_unmatched {on_unmatched!r}; expected 'error' or 'unit'")
+    choice("on_unmatched", on_unmatched, get_args(OnUnmatched))
     given = _given(base, target, mapping)
     found: dict[str, dict[str, Fraction]] = defaultdict(dict)
     copies = Counter(given.values())
@@ -267,11 +267,11 @@ def _unmatched(
             )
     example = odd_target[0] if odd_target else "target name"
     lines.append(
-        f"Settle it with mapping={{{example!r}: 'base name', ...}}, from target names to base "
+        f"Settle it with mapping={{{example!r}: 'base name', ...}} in Python, from target to base "
         "names, as a dict or a function; a base parameter named several times is split equally, "
         "what the mapping leaves out is aligned by structure without the parameters that it names, "
         "and a mapping of every target parameter needs no structure at all. Or pass "
-        'on_unmatched="unit" to give these a multiplier of 1'
+        'on_unmatched="unit" (--on-unmatched unit) to give these a multiplier of 1'
     )
     if given:
         lines[0] = f"with {_count(len(given), 'parameter')} mapped, {lines[0]}"

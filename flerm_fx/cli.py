@@ -10,8 +10,8 @@ from flerm_fx.errors import FlermError
 if TYPE_CHECKING:
     import typer
 
-# Packages of the extra `demo`, by the name they are imported under.
-_EXTRAS = frozenset({"typer", "rich", "matplotlib"})
+# The extra that brings each package, by the name it is imported under.
+_EXTRAS = {"typer": "cli", "rich": "cli", "matplotlib": "viz"}
 _INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 
 
@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if package not in _EXTRAS:
             raise
         _fail(
-            f"{package} is not installed; install it with: pip install 'flerm_fx[demo]'",
+            f"{package} is not installed; install it with: "
+            f"pip install 'flerm_fx[{_EXTRAS[package]}]'",
             1,
         )
     except KeyboardInterrupt:

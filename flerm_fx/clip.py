@@ -7,7 +7,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from flerm_fx.distributed import unwrapped, whole
 from flerm_fx.emit.module import plain_names, scales_of
 from flerm_fx.emit.scaled import ScaledModel
-from flerm_fx.errors import InputError
+from flerm_fx.options import checked, number
 
 
 def clip_grad_norm_(model: nn.Module, max_norm: float, norm_type: float = 2.0) -> Tensor:
@@ -22,14 +22,14 @@ def clip_grad_norm_(model: nn.Module, max_norm: float, norm_type: float = 2.0) -
 
     Args:
         model: whose gradients are clipped in place, with scale nodes or without.
-        max_norm: largest norm to leave.
+        max_norm: largest norm to leave; ``math.inf`` to clip nothing.
         norm_type: p, or ``math.inf``.
 
     Returns:
         The norm before clipping, of shape ``()``.
 
     Raises:
-        InputError: ``max_norm`` is not above 0.
+        InputError: ``max_norm`` or ``norm_type`` is not above 0.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> scaled = ScaledModel(nn.Linear(2, 1, bias=False), {"weight": 4.0})
@@ -38,9 +38,9 @@ def clip_grad_norm_(model: nn.Module, max_norm: float, norm_type: float = 2.0) -
     >>> clip_grad_norm_(model, 1.0), clip_grad_norm_(scaled, 1.0), scaled.weight.grad.norm()
     (tensor(5.), tensor(5.), tensor(4.0000))
     """
-    if not max_norm > 0:
-        raise InputError(f"max_norm must be above 0, got {max_norm!r}")
-    inner = unwrapped(model)
+    max_norm = number("max_norm", max_norm, above=0, finite=False)
+    norm_type = number("norm_type", norm_type, above=0, finite=False)
+    inner = unwrapped(checked("model", model))
     if isinstance(inner, ScaledModel):
         scales, names = inner.scales, {}
     else:

@@ -19,6 +19,7 @@ from flerm_fx.align import Mapped, Match, OnUnmatched
 from flerm_fx.assignment import Assignment
 from flerm_fx.capture import Capture, capture
 from flerm_fx.copying import copied
+from flerm_fx.distributed import unwrapped, whole
 from flerm_fx.dump import Format, Level, dump
 from flerm_fx.emit.module import scales_of, take_scales
 from flerm_fx.emit.scaled import ScaledModel
@@ -28,24 +29,25 @@ from flerm_fx.inputs import (
     Inputs,
     OutputFn,
     call_arguments,
-    detached,
     device_of,
-    probe_pool,
     select_output,
     to_device,
 )
 from flerm_fx.loss import Loss, LossFunction, resolve
 from flerm_fx.matches import held_as_matched, matched
 from flerm_fx.multipliers import Settling, assigned
+from flerm_fx.options import checked, choice, flag, instance, integer
 from flerm_fx.parameter_graph import capture_graph
+from flerm_fx.pool import Pool, probe_pool
 from flerm_fx.probe.estimate import Estimate
-from flerm_fx.probe.planner import Method
-from flerm_fx.profile import BaseProfile
+from flerm_fx.probe.planner import METHODS, Method
+from flerm_fx.profile import LOAD, BaseProfile
 from flerm_fx.scale import is_scale
 from flerm_fx.start import (
     MODEL_LOSS,
     Moment,
     StartProcedure,
+    lost_in_rounding,
     measure_settling,
     measure_start,
     start_of,
@@ -93,7 +95,7 @@ def compile(
     model: nn.Module,
     base_profile: BaseProfile,
     *,
-    inputs: Inputs | list[Inputs] | None = None,
+    inputs: Pool | None = None,
     targets: Any = None,
     loss_fn: LossFunction | str | None = None,
     optimizer: OptimizerLike | Sequence[OptimizerLike] | None = None,
@@ -130,7 +132,8 @@ def compile(
         model: the target, at its initial weights and in the mode in which it will train. It is
             left as it was, unless ``donate``.
         base_profile: recorded by :func:`flerm_fx.record` on the base model.
-        inputs: probe pool for this model; the profile's own if None.
+        inputs: probe pool for this model, as for :func:`flerm_fx.record`; the profile's own if
+            None.
         targets: the targets that go with ``inputs``.
         loss_fn: needed if the profile's loss is not in ``torch.nn.functional``.
         optimizer: needed if the profile's is not in ``torch.optim``: an optimizer, its class, or a
@@ -179,15 +182,14 @@ def compile(
         >>> all(check.passed for check in compiled.check())
         True
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be an nn.Module, got {type(model).__name__}")
-    if not isinstance(base_profile, BaseProfile):
-        raise InputError(
-            f"base_profile must be a BaseProfile, got {type(base_profile).__name__}; read a file "
-            "with flerm_fx.BaseProfile.load(path)"
-        )
-    if emit not in get_args(Emit):
-        raise InputError(f"unknown emit {emit!r}; expected one of {', '.join(get_args(Emit))}")
+    model = checked("model", model)
+    instance("base_profile", base_profile, BaseProfile, "a BaseProfile", LOAD)
+    choice("emit", emit, get_args(Emit))
+    choice("on_unmatched", on_unmatched, get_args(OnUnmatched))
+    choice("method", method, METHODS)
+    rtol, donate = checked("rtol", rtol), flag("donate", donate)
+    for name, value in (("output_fn", output_fn), ("mapping", mapping)):
+        checked(name, value)
     if isinstance(model, ScaledModel) or scales_of(model):
         raise InputError("the model has scale nodes already; compile it as it was, or fold() it")
     if donate and emit != "graph":
@@ -203,7 +205,7 @@ def compile(
             stacklevel=2,
         )
     procedure = _procedure(
-        base_profile, inputs, targets, loss_fn, optimizer, output_fn, method, rtol
+        model, base_profile, inputs, targets, loss_fn, optimizer, output_fn, method, rtol
     )
     probe_inputs = to_device(procedure.pool[0][0], device_of(model))
     twin = copied(model)
@@ -434,17 +436,22 @@ class CompiledModel(ScaledModel):
         weight_decay: float | None,
         optimizer: int,
     ) -> list[dict[str, Any]]:
-        lr = float(lr)
-        if not (math.isfinite(lr) and lr > 0):
-            raise InputError(f"lr must be a finite number above 0, got {lr!r}")
+        lr, weight_decay = checked("lr", lr), checked("weight_decay", weight_decay)
+        optimizer = integer("optimizer", optimizer, 0)
         run = self.procedure.optimizers
-        if not 0 <= optimizer < run.count:
+        if optimizer >= run.count:
             raise InputError(
                 f"there is no optimizer {optimizer}: the base was trained by {run.count}, "
                 "counted from 0"
             )
         kinds = run.groups(optimizer)
         rates = run.scaled_to(lr, kinds[0])
+        held = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if name in self.multipliers and run.index(name) in kinds
+        ]
+        _check_moves(held, lr, run.learning_rates[kinds[0]])
         differing = run.differing(optimizer)
         some_decay = any(run.rules[kind].settings.get("weight_decay") for kind in kinds)
         groups: dict[tuple[int, float], dict[str, Any]] = {}
@@ -568,13 +575,31 @@ def _check(row: Assignment, unit: Estimate, factor: float) -> Check:
     return Check(row.parameter, row.base_fslr, measured, tolerance, passed)
 
 
+def _check_moves(parameters: Sequence[nn.Parameter], lr: float, recorded: float) -> None:
+    """Whether steps at a learning rate move anything, where those at the recorded one do.
+
+    At that rate no step is larger than the largest weight, and steps are in proportion to rates.
+    """
+    last = min((torch.finfo(p.dtype).eps for p in parameters), default=0.0) / 4
+    if lr >= recorded * last:
+        return
+    weights = [whole(parameter.detach()) for parameter in parameters]
+    largest = max(float(weight.abs().max()) for weight in weights if weight.numel())
+    if all(lost_in_rounding(weight, largest / recorded, lr) for weight in weights):
+        raise InputError(
+            f"lr is {lr:g}, at which each step is lost in the rounding of the weights; the base "
+            f"was recorded at {recorded:g}: pass a rate near it"
+        )
+
+
 def _gone() -> None:
     """What a dead weak reference returns."""
 
 
 def _procedure(
+    model: nn.Module,
     profile: BaseProfile,
-    inputs: Inputs | list[Inputs] | None,
+    inputs: Pool | None,
     targets: Any,
     loss_fn: LossFunction | str | None,
     optimizer: OptimizerLike | Sequence[OptimizerLike] | None,
@@ -584,7 +609,7 @@ def _procedure(
 ) -> StartProcedure:
     if inputs is None and targets is not None:
         raise InputError("targets were given without inputs; pass both, or neither")
-    pool = profile.pool if inputs is None else detached(probe_pool(inputs, targets))
+    pool = profile.pool if inputs is None else probe_pool(unwrapped(model), inputs, targets)
     loss: Loss | None
     if loss_fn is not None:
         loss = resolve(loss_fn, pool[0][1])
@@ -594,7 +619,7 @@ def _procedure(
         loss = Loss.from_name(profile.loss)
     run = profile.optimizers
     if optimizer is not None:
-        given = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
+        given: list[Any] = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
         if len(given) != run.count:
             sources = (run.rules[run.groups(index)[0]].source for index in range(run.count))
             raise InputError(

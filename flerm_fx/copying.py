@@ -46,7 +46,7 @@ def copied(model: nn.Module) -> nn.Module:
             twin: nn.Module = copy.deepcopy(model, memo)
         except Exception as error:  # whatever the user's classes may raise
             raise InputError(
-                f"the model cannot be copied, which simulating its start needs: {error}; "
+                f"the model cannot be copied, which measuring it needs: {error}; "
                 "attributes that hold tensors with a history should be buffers or detached"
             ) from error
     without_sharding(twin)

@@ -18,10 +18,13 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.utils import _pytree as pytree
 
 from flerm_fx.capture import capture
+from flerm_fx.distributed import unwrapped
 from flerm_fx.errors import FlermError, InputError
 from flerm_fx.functionalize import is_functional
-from flerm_fx.inputs import Inputs, OutputFn, is_differentiable
+from flerm_fx.inputs import OutputFn, device_of, is_differentiable, to_device
 from flerm_fx.operation import is_opaque, is_random
+from flerm_fx.options import checked
+from flerm_fx.pool import Pool, probe_batch
 from flerm_fx.probed_as import CONSTANT
 from flerm_fx.randomness import preserved_rng, rng_state, set_rng_state
 from flerm_fx.scale import ScaleNodes, parameter_nodes
@@ -373,7 +376,7 @@ def _tangent_node(node: fx.Node, name: str, updates: Mapping[int, fx.Node]) -> f
 
 
 def instrument(
-    model: torch.nn.Module, inputs: Inputs, output_fn: OutputFn | None = None
+    model: torch.nn.Module, inputs: Pool, output_fn: OutputFn | None = None
 ) -> fx.GraphModule:
     r"""The model's graph with a scale node and a JVP probe for every trainable parameter.
 
@@ -384,7 +387,7 @@ def instrument(
 
     Args:
         model: any module that exports.
-        inputs: a tensor, a tuple of arguments or a dict of keyword arguments, batch first.
+        inputs: as for :func:`flerm_fx.measure`.
         output_fn: picks the output tensor.
 
     Raises:
@@ -401,7 +404,9 @@ def instrument(
         >>> torch.func.jvp(lambda e: gm(e, x), (zero,), (weight_only,))[1].T
         tensor([[2., 2., 2.]])
     """
-    captured = capture(model, inputs, output_fn)
+    model = checked("model", model)
+    batch = to_device(probe_batch(unwrapped(model), inputs), device_of(model))
+    captured = capture(model, batch, checked("output_fn", output_fn))
     if captured.probe_module is None:
         raise FlermError(f"the model has no graph to instrument: {captured.reason}")
     ScaleNodes()(captured.probe_module)

@@ -1,7 +1,7 @@
 """Model inputs and outputs: how a batch is passed, checked, and read."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ def call_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (), dict(inputs)
     raise InputError(
         "inputs must be a tensor, a tuple of arguments or a dict of keyword arguments, "
-        f"got {type(inputs).__name__}; wrap a list in tuple(...)"
+        f"got {type(inputs).__name__}"
     )
 
 
@@ -50,7 +50,7 @@ def batch_size(inputs: Inputs) -> int:
     """
     leaves = [
         (pytree.keystr(path) or "inputs", leaf)
-        for path, leaf in pytree.tree_leaves_with_path(inputs)
+        for path, leaf in pytree.tree_leaves_with_path(as_builtin(inputs))
         if isinstance(leaf, Tensor)
     ]
     if not leaves:
@@ -75,6 +75,20 @@ def batch_size(inputs: Inputs) -> int:
     return int(size)
 
 
+def as_builtin(value: Any) -> Any:
+    """A structure in which every mapping is a dict, as pytrees and files of profiles know them.
+
+    >>> from collections import UserDict
+    >>> as_builtin((UserDict(x=1), [UserDict(y=2)]))
+    ({'x': 1}, [{'y': 2}])
+    """
+    if isinstance(value, Mapping):
+        return {key: as_builtin(item) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(map(as_builtin, value))
+    return value
+
+
 def is_floating(value: object) -> bool:
     """Whether ``value`` is a tensor of real floating-point numbers."""
     return isinstance(value, Tensor) and value.is_floating_point()
@@ -93,12 +107,13 @@ def select_output(output: Any, output_fn: OutputFn | None = None) -> Tensor:
     """The output tensor f whose change an FSLR measures.
 
     ``output_fn(output)`` if given; else ``output.logits`` (or ``output["logits"]``); else the first
-    floating tensor in ``output``.
+    floating tensor in ``output`` that has dimensions: one without is a loss, and no output of a
+    batch.
 
     Raises:
-        InputError: there is no floating tensor to be found.
+        InputError: there is no such tensor to be found.
 
-    >>> select_output((torch.tensor([1]), torch.tensor([2.0])))
+    >>> select_output((torch.tensor([1]), torch.tensor(0.5), torch.tensor([2.0])))
     tensor([2.])
     """
     if output_fn is not None:
@@ -108,60 +123,42 @@ def select_output(output: Any, output_fn: OutputFn | None = None) -> Tensor:
                 f"output_fn must return a floating tensor, batch first, got {_describe(chosen)}"
             )
         return chosen
-    logits = getattr(output, "logits", None)
-    if logits is None and isinstance(output, Mapping):
-        logits = output.get("logits")
-    if isinstance(logits, Tensor) and logits.is_floating_point():
-        return logits
-    for leaf in pytree.tree_leaves(output):
-        if is_floating(leaf):
+    logits = _member(output, "logits")
+    for leaf in (logits, *pytree.tree_leaves(as_builtin(output))):
+        if is_floating(leaf) and leaf.ndim > 0:
             return leaf  # type: ignore[no-any-return]
     raise InputError(
-        f"the model returned no floating tensor, got {_describe(output)}; pass "
+        f"the model returned no floating tensor, batch first, got {_describe(output)}; pass "
         "output_fn=lambda output: ... to pick the tensor whose change is measured"
     )
+
+
+def own_loss(output: Any) -> Tensor | None:
+    """The loss that a model returns itself; None if it returns none.
+
+    ``output.loss`` (or ``output["loss"]``); of a tuple or list the first floating tensor without
+    dimensions, as in ``(loss, logits)``.
+
+    >>> own_loss((torch.zeros(3, 2), torch.tensor(0.5)))
+    tensor(0.5000)
+    """
+    named = _member(output, "loss")
+    if is_floating(named) and named.numel() == 1:
+        return named.reshape(())  # type: ignore[no-any-return]
+    members = output if isinstance(output, tuple | list) else ()
+    return next((v for v in members if is_floating(v) and v.ndim == 0), None)
+
+
+def _member(output: Any, name: str) -> Any:
+    """What an output has as an attribute or under a key."""
+    found = getattr(output, name, None)
+    return output.get(name) if found is None and isinstance(output, Mapping) else found
 
 
 def _describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
     return type(value).__name__
-
-
-def probe_pool(inputs: Inputs | Sequence[Inputs], targets: Any = None) -> tuple[Batch, ...]:
-    """The probe pool as ``(inputs, targets)`` batches, from one batch or a list of them.
-
-    Raises:
-        InputError: an empty pool, lists of different lengths, or a batch that
-            :func:`batch_size` refuses.
-
-    >>> len(probe_pool([torch.zeros(2, 3), torch.ones(2, 3)], [torch.zeros(2), torch.ones(2)]))
-    2
-    """
-    if isinstance(inputs, list):
-        if not inputs:
-            raise InputError("the list of inputs is empty; pass at least one batch")
-        if targets is None:
-            targets = [None] * len(inputs)
-        if not isinstance(targets, (list, tuple)) or len(targets) != len(inputs):
-            got = len(targets) if isinstance(targets, (list, tuple)) else type(targets).__name__
-            raise InputError(
-                f"inputs is a list of {len(inputs)} batches, so targets must be a list of as many "
-                f"(or None), got {got}"
-            )
-        pool = tuple(zip(inputs, targets, strict=True))
-    else:
-        pool = ((inputs, targets),)
-    for batch_inputs, batch_targets in pool:
-        size = batch_size(batch_inputs)
-        if isinstance(batch_targets, Tensor) and (
-            batch_targets.ndim == 0 or batch_targets.shape[0] % size
-        ):
-            raise InputError(
-                f"targets of shape {tuple(batch_targets.shape)} do not go with a batch of {size} "
-                "examples; expected the batch as their first dimension"
-            )
-    return pool
 
 
 def detached(value: Any) -> Any:

@@ -14,8 +14,6 @@ from flerm_fx.errors import InputError, OptimizerError
 
 LossFunction = Callable[[Any, Any], Tensor]
 
-_PASS_LOSS = "pass loss_fn=… to flerm_fx.compile: a function from (output, targets) to the loss"
-
 _MODULES: dict[type[nn.Module], str] = {
     nn.BCELoss: "binary_cross_entropy",
     nn.BCEWithLogitsLoss: "binary_cross_entropy_with_logits",
@@ -89,8 +87,15 @@ class Loss:
             return cls(name, _mean_squared_error)
         fn: Any = getattr(functional, name, None) if name is not None else None
         if not _is_loss(fn):
-            what = "the loss of this profile" if name is None else f"loss {name!r}"
-            raise OptimizerError(f"{what} is not in torch.nn.functional; {_PASS_LOSS}")
+            if name is None:
+                raise OptimizerError(
+                    "the loss of this profile is a function of its recording's own, and is not in "
+                    "torch.nn.functional; pass it to flerm_fx.compile again, as loss_fn=…"
+                )
+            raise OptimizerError(
+                f"loss {name!r} is not in torch.nn.functional; pass as loss_fn=… a function from "
+                "(output, targets) to the loss"
+            )
         return cls(name, fn)
 
     def __str__(self) -> str:

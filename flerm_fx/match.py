@@ -1,9 +1,10 @@
 """Matching again and again while the target trains, along the base's recorded trajectory."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 from torch.optim import Optimizer
@@ -15,19 +16,22 @@ from flerm_fx.copying import copied
 from flerm_fx.distributed import Ranks, unwrapped
 from flerm_fx.emit.module import scales_of
 from flerm_fx.emit.scaled import ScaledModel
-from flerm_fx.errors import InputError
-from flerm_fx.inputs import Inputs, OutputFn, detached, device_of, probe_pool, to_device
+from flerm_fx.errors import InputError, ProfileError
+from flerm_fx.inputs import OutputFn, device_of, to_device
 from flerm_fx.logs import FSLR, MULTIPLIER, Log, logging
 from flerm_fx.matches import held_as_matched, matched, wanted
 from flerm_fx.multipliers import resolved
 from flerm_fx.observer import Attached, Observed, UpdateObserver
 from flerm_fx.optimizers import Optimizers, listed
-from flerm_fx.probe.estimate import Estimate, estimates, rows
+from flerm_fx.options import checked, choice, instance, number
+from flerm_fx.pool import Pool, probe_batch
+from flerm_fx.probe.estimate import Estimate, rows
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
-from flerm_fx.profile import BaseProfile, Trajectory
+from flerm_fx.profile import LOAD, BaseProfile, Trajectory
 from flerm_fx.running import RunningProber
 from flerm_fx.schedule import Schedule
+from flerm_fx.states import State, a_rate, a_step, items
 from flerm_fx.targets import PlainTarget, ScaledTarget
 from flerm_fx.update_rule import check_state_is_free
 
@@ -36,7 +40,7 @@ def match(
     model: nn.Module,
     optimizer: Optimizer | Sequence[Optimizer],
     base_profile: BaseProfile,
-    inputs: Inputs | None = None,
+    inputs: Pool | None = None,
     *,
     every: int = 100,
     at: Iterable[int] | None = None,
@@ -74,7 +78,8 @@ def match(
             ``torch.compile`` may be around it.
         optimizer: its optimizer, or a list of them.
         base_profile: recorded on the base while it trained.
-        inputs: probe batch for this model, the same on all ranks; the profile's if None.
+        inputs: probe batch for this model, the same on all ranks, or a list or DataLoader, of
+            which the first is read; the profile's if None.
         every: steps between measurements.
         at: the steps to measure at, in place of every so many.
         stretch: length of this run over the length of the base's.
@@ -173,7 +178,7 @@ class Matcher(Attached):
         model: nn.Module,
         optimizer: Optimizer | Sequence[Optimizer],
         base_profile: BaseProfile,
-        inputs: Inputs | None = None,
+        inputs: Pool | None = None,
         *,
         every: int = 100,
         at: Iterable[int] | None = None,
@@ -186,20 +191,14 @@ class Matcher(Attached):
         rtol: float = 0.05,
         log: Log | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise InputError(f"model must be an nn.Module, got {type(model).__name__}")
-        if not isinstance(base_profile, BaseProfile):
-            raise InputError(
-                f"base_profile must be a BaseProfile, got {type(base_profile).__name__}; read a "
-                "file with flerm_fx.BaseProfile.load(path)"
-            )
+        model = checked("model", model)
+        instance("base_profile", base_profile, BaseProfile, "a BaseProfile", LOAD)
         schedule = Schedule(every, at)
-        if not (math.isfinite(stretch) and stretch > 0):
-            raise InputError(f"stretch must be a finite number above 0, got {stretch!r}")
-        if not 0 <= ema < 1:
-            raise InputError(f"ema must be a decay of at least 0 and below 1, got {ema!r}")
-        if method not in METHODS:
-            raise InputError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
+        stretch, ema, rtol = checked("stretch", stretch), checked("ema", ema), checked("rtol", rtol)
+        choice("method", method, METHODS)
+        choice("on_unmatched", on_unmatched, get_args(OnUnmatched))
+        for name, value in (("output_fn", output_fn), ("mapping", mapping), ("log", log)):
+            checked(name, value)
         if not base_profile.trajectory.steps:
             raise InputError(
                 "the profile has no trajectory to match: train the base inside of "
@@ -211,7 +210,8 @@ class Matcher(Attached):
         model = model if scaled is None else scaled
         optimizers = listed(optimizer)
         run = Optimizers.of(model, optimizers)
-        probe = base_profile.pool[0][0] if inputs is None else detached(probe_pool(inputs)[0][0])
+        plain = model if scaled is None else scaled.skeleton
+        probe = base_profile.pool[0][0] if inputs is None else probe_batch(plain, inputs)
         probe = to_device(ranks.agreed(probe), device_of(model))
         captured = capture(
             copied(model) if scaled is None else scaled.plain(), probe, output_fn, original=model
@@ -286,23 +286,39 @@ class Matcher(Attached):
         in this order.
 
         Raises:
-            InputError: the state is of other parameters, or of other scales than the model's.
+            InputError: the state is of other parameters, of another version, or of other scales
+                than the model's, or has a number that is none of a matching; the matcher is as it
+                was.
         """
-        if state["multipliers"].keys() != self.multipliers.keys():
-            odd = sorted(state["multipliers"].keys() ^ self.multipliers.keys())
-            raise InputError(
-                f"the matcher's state and the model differ in {', '.join(map(repr, odd[:8]))}; "
-                "load it for the model that it was saved with"
+        given = State("matcher", state, self.state_dict(), self.multipliers)
+
+        def found(what: str, value: Any) -> Matched:
+            step, rate, fslrs, multipliers = items(what, value, 4)
+            return Matched(
+                a_step(what, step),
+                a_rate(what, rate),
+                given.some_estimates(what, fslrs),
+                given.multipliers(what, multipliers),
             )
-        self._target.check(state["multipliers"])
-        self._observer.step = state["step"]
-        self._observer.waiting = state["waiting"]
-        self.multipliers = dict(state["multipliers"])
-        self._squares.load(state["squares"])
-        self.history = [
-            Matched(step, rate, estimates(fslrs), multipliers)
-            for step, rate, fslrs, multipliers in state["history"]
-        ]
+
+        def square(what: str, value: Any) -> tuple[float, float]:
+            total, weight = items(what, value, 2)
+            return number(what, total, least=0), number(what, weight, above=0)
+
+        step, waiting = given.step(), given.waiting()
+        multipliers = given.part("multipliers", given.multipliers)
+        squares = given.of_some("squares", given.by("squares", square))
+        twin = copy.copy(self)
+        twin.history = given.each("history", found)
+        try:
+            _ = twin.trajectory  # which raises where steps do not ascend
+        except ProfileError as error:
+            raise InputError(f"the matcher's state is of no matching: {error}") from error
+        self._target.check(multipliers)
+        self._observer.step, self._observer.waiting = step, waiting
+        self.multipliers = multipliers
+        self.history = twin.history
+        self._squares.load(squares)
 
     def close(self) -> None:
         """Take the hooks off the optimizer."""

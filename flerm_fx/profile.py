@@ -36,6 +36,9 @@ FORMAT = 1
 _KEY = "flerm_fx"  # the header's key in the file's safetensors metadata
 _RECORD_AGAIN = "record the base model again with flerm_fx.record"
 
+LOAD = "; read a file with flerm_fx.BaseProfile.load(path)"
+"""What to do with what is no profile."""
+
 PathLike = str | os.PathLike[str]
 
 
@@ -314,8 +317,7 @@ class BaseProfile:
             raise ProfileError(str(error)) from error
         if not self.pool:
             raise ProfileError("the probe pool is empty; expected at least one batch")
-        for index, batch in enumerate(self.pool):
-            _pack(batch, f"pool[{index}]", [])
+        check_pool(self.pool)
 
     @property
     def optimizers(self) -> Optimizers:
@@ -800,6 +802,16 @@ def _tensor(
 
 
 # The probe pool as JSON with its tensors put aside.
+
+
+def check_pool(pool: Sequence[Batch]) -> None:
+    """Whether a file can hold a probe pool.
+
+    Raises:
+        InputError: it holds something else than dense tensors and plain values.
+    """
+    for index, batch in enumerate(pool):
+        _pack(batch, f"pool[{index}]", [])
 
 
 def _pack(value: Any, where: str, tensors: list[Tensor]) -> dict[str, Any]:

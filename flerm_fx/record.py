@@ -1,6 +1,6 @@
 """Recording a base model: its start at once, its trajectory as it trains."""
 
-import math
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -12,17 +12,19 @@ from torch.optim import Optimizer
 from flerm_fx.capture import capture
 from flerm_fx.copying import copied
 from flerm_fx.distributed import Ranks, unwrapped
-from flerm_fx.errors import InputError
-from flerm_fx.inputs import Inputs, OutputFn, detached, device_of, probe_pool, to_device
+from flerm_fx.errors import InputError, OptimizerError, ProfileError
+from flerm_fx.inputs import OutputFn, device_of, to_device
 from flerm_fx.logs import FSLR, Log, logging
 from flerm_fx.loss import LossFunction, resolve
 from flerm_fx.observer import Attached, Observed, UpdateObserver
 from flerm_fx.optimizers import Optimizers, listed
+from flerm_fx.options import checked, choice, number
 from flerm_fx.parameter_graph import capture_graph, to_json
-from flerm_fx.probe.estimate import Estimate, estimates, rows
+from flerm_fx.pool import Pool, probe_pool
+from flerm_fx.probe.estimate import Estimate, rows
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
-from flerm_fx.profile import BaseProfile, Trajectory, check_printable
+from flerm_fx.profile import BaseProfile, Trajectory, check_pool, check_printable
 from flerm_fx.running import RunningProber
 from flerm_fx.schedule import Schedule, default_settle
 from flerm_fx.start import (
@@ -33,6 +35,7 @@ from flerm_fx.start import (
     measure_start,
     start_of,
 )
+from flerm_fx.states import State, a_rate, a_step, items
 
 FAR = 2.0
 """How many times the rate of the settled start a run's may be without a warning."""
@@ -44,7 +47,7 @@ TRAJECTORY = 2.0
 def record(
     model: nn.Module,
     optimizer: Optimizer | Sequence[Optimizer],
-    inputs: Inputs | list[Inputs],
+    inputs: Pool,
     targets: Any = None,
     *,
     loss_fn: LossFunction | str | None = None,
@@ -76,12 +79,16 @@ def record(
         optimizer: its optimizer, or a list of them, such as Muon for matrices and AdamW for the
             rest; every trainable parameter must be in one.
         inputs: probe pool: one batch (a tensor, tuple or dict of keyword arguments, batch first)
-            or a list of batches. FSLRs are measured on the first; simulated steps take the others.
-        targets: what the loss compares with, batch by batch; None for a model that returns its
-            own ``.loss``.
+            or several, in a list or a DataLoader, of which the first 21 are read
+            (:func:`flerm_fx.pool.probe_pool`). FSLRs are measured on the first; simulated steps
+            take the others.
+        targets: what the loss compares with, batch by batch; None where ``inputs`` are pairs of
+            inputs and targets, or the model returns its own loss: ``.loss``, or the tensor without
+            dimensions in ``(loss, logits)``.
         loss_fn: ``loss_fn(output, targets)``, or its name in ``torch.nn.functional``; by default
             cross entropy for integer targets and mean squared error for floating ones.
-        output_fn: picks the output tensor (default ``.logits``, else the first floating tensor).
+        output_fn: picks the output tensor (default ``.logits``, else the first floating tensor
+            that has dimensions).
         every: steps between measurements of the trajectory.
         at: the steps to measure at, in place of every so many; what happens at first happens fast,
             so that powers of two show more than equal distances.
@@ -162,7 +169,7 @@ class Recorder(Attached):
         self,
         model: nn.Module,
         optimizer: Optimizer | Sequence[Optimizer],
-        inputs: Inputs | list[Inputs],
+        inputs: Pool,
         targets: Any = None,
         *,
         loss_fn: LossFunction | str | None = None,
@@ -177,24 +184,22 @@ class Recorder(Attached):
         generator: torch.Generator | None = None,
         log: Log | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise InputError(f"model must be an nn.Module, got {type(model).__name__}")
-        for name, value in (("settle", settle), ("resolve_after", resolve_after)):
-            unset = name == "settle" and value is None
-            if not unset and (type(value) is not int or value < 0):
-                raise InputError(f"{name} must be a whole number of at least 0, got {value}")
-        if lr is not None and not (isinstance(lr, int | float) and 0 < lr < math.inf):
-            raise InputError(f"lr must be a finite number above 0, got {lr!r}")
+        model = checked("model", model)
+        lr = None if lr is None else checked("lr", lr)
         schedule = Schedule(every, at)
-        if method not in METHODS:
-            raise InputError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
+        settle = checked("settle", settle)
+        resolve_after, rtol = checked("resolve_after", resolve_after), checked("rtol", rtol)
+        method = choice("method", method, METHODS)
+        output_fn, log = checked("output_fn", output_fn), checked("log", log)
+        generator = checked("generator", generator)
+        optimizers = listed(optimizer)
         ranks = Ranks.of(model)
         model = unwrapped(model)
-        pool = ranks.agreed(detached(probe_pool(inputs, targets)))
+        pool = ranks.agreed(probe_pool(model, inputs, targets))
+        check_pool(pool)
         settle = default_settle(len(pool)) if settle is None else settle
         own_loss = loss_fn is None and pool[0][1] is None
         loss = None if own_loss else resolve(loss_fn, pool[0][1])
-        optimizers = listed(optimizer)
         self.model = model
         self.optimizer = optimizer
         self.resolve_after = resolve_after
@@ -322,27 +327,33 @@ class Recorder(Attached):
         recorder.
 
         Raises:
-            InputError: the state is of other parameters.
+            InputError: the state is of other parameters or of another version, or has a number that
+                is none of a recording; the recorder is as it was.
         """
-        if state["start"].keys() != self._shapes.keys():
-            odd = sorted(state["start"].keys() ^ self._shapes.keys())
-            raise InputError(
-                f"the recorder's state and the model differ in {', '.join(map(repr, odd[:8]))}; "
-                "load it for the model that it was recorded on"
-            )
-        self._observer.step = state["step"]
-        self._observer.waiting = state["waiting"]
-        self.procedure = self.procedure.at_rates(state["learning_rates"])
-        self._start = estimates(state["start"])
-        self._late = estimates(state["late"])
-        self._settling = {
-            step: Moment(estimates(found), output_rms)
-            for step, (found, output_rms) in state["settling"].items()
-        }
-        self._steps = list(state["steps"])
-        self._rates = list(state["rates"])
-        measured = [estimates(found) for found in state["fslrs"]]
-        self._fslrs = {name: [found[name] for found in measured] for name in self._shapes}
+        given = State("recorder", state, self.state_dict(), self._shapes)
+
+        def moment(what: str, value: Any) -> Moment:
+            fslrs, output_rms = items(what, value, 2)
+            return Moment(given.estimates(what, fslrs), number(what, output_rms, least=0))
+
+        step, waiting = given.step(), given.waiting()
+        twin = copy.copy(self)
+        twin._start = given.part("start", given.estimates)
+        twin._late = given.part("late", given.estimates) if state["late"] else {}
+        settling = given.by("settling", moment)
+        twin._settling = {a_step("a step of settling", at): found for at, found in settling.items()}
+        twin._steps = given.each("steps", a_step)
+        twin._rates = given.each("rates", a_rate)
+        measured = given.each("fslrs", given.estimates)
+        twin._fslrs = {name: [found[name] for found in measured] for name in self._shapes}
+        rates = given.each("learning_rates", lambda what, rate: number(what, rate, least=0))
+        try:
+            twin.procedure = self.procedure.at_rates(rates)
+            _ = twin.profile  # which raises where its parts do not agree
+        except (OptimizerError, ProfileError) as error:
+            raise InputError(f"the recorder's state is of another recording: {error}") from error
+        vars(self).update(vars(twin))
+        self._observer.step, self._observer.waiting = step, waiting
 
     def _before(self, optimizer: Optimizer) -> None:
         self._observer.before(optimizer)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from flerm_fx.errors import InputError
+from flerm_fx.options import checked
 
 
 class Schedule:
@@ -13,7 +13,7 @@ class Schedule:
         at: the steps themselves, in place of every so many.
 
     Raises:
-        InputError: not whole numbers, or too small ones.
+        InputError: not whole numbers, too small ones, or no step at all.
 
     >>> [step for step in range(30) if Schedule(10).due(step)]
     [0, 10, 20]
@@ -22,13 +22,8 @@ class Schedule:
     """
 
     def __init__(self, every: int = 100, at: Iterable[int] | None = None) -> None:
-        if type(every) is not int or every < 1:
-            raise InputError(f"every must be a whole number of at least 1, got {every!r}")
-        self._every = every
-        self._at = None if at is None else frozenset(at)
-        if self._at is not None and not all(type(s) is int and s >= 0 for s in self._at):
-            found = sorted(self._at, key=repr)
-            raise InputError(f"at must hold whole numbers of steps from 0 on, got {found}")
+        self._every: int = checked("every", every)
+        self._at: frozenset[int] | None = checked("at", at)
 
     def due(self, step: int) -> bool:
         """Whether this step is measured."""

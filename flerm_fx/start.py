@@ -20,6 +20,7 @@ from flerm_fx.inputs import (
     call_arguments,
     device_of,
     is_finite,
+    own_loss,
     select_output,
     to_device,
 )
@@ -98,7 +99,7 @@ def batch_loss(
     """Loss of one batch.
 
     Raises:
-        InputError: no targets, no loss function, and no ``.loss`` in the output.
+        InputError: no targets, no loss function, and no loss in the output.
     """
     args, kwargs = call_arguments(batch[0])
     return _loss_of(model(*args, **kwargs), batch[1], loss, output_fn)
@@ -107,8 +108,8 @@ def batch_loss(
 def _loss_of(output: Any, targets: Any, loss: Loss | None, output_fn: OutputFn | None) -> Tensor:
     if loss is not None:
         return loss(select_output(output, output_fn), targets)
-    own = getattr(output, "loss", None)
-    if not isinstance(own, Tensor):
+    own = own_loss(output)
+    if own is None:
         raise InputError(
             "there are no targets to take a loss of, and the model returns no .loss: pass "
             "targets=... (and loss_fn=... unless cross entropy or mean squared error is meant)"
@@ -364,6 +365,8 @@ def _unit_updates(
                     else torch.zeros_like(p)  # its group is not trained
                     for name, p in parameters.items()
                 }
+                if step == 0 and multipliers is None:
+                    _check_moves(before, updates, {name: run.rate(name) for name in before})
                 changed = yield _Step(before, updates, rounding, output_rms)
                 if changed is not None:
                     other = {name: settings(name, changed[name]) for name in parameters}
@@ -384,6 +387,44 @@ def _take(optimizer: Optimizer) -> None:
             f"{type(optimizer).__name__} cannot take a simulated step, in which each parameter has "
             f"its own multiplier: {type(error).__name__}: {error}"
         ) from error
+
+
+def _check_moves(
+    before: Mapping[str, Tensor], updates: Mapping[str, Tensor], rates: Mapping[str, float]
+) -> None:
+    """Whether a step at each of the rates moves anything that is not 0.
+
+    Raises:
+        OptimizerError: rounding takes all of it.
+    """
+    for rate in {rate for rate in rates.values() if rate}:
+        of_rate = [name for name in updates if rates[name] == rate]
+        if all(lost_in_rounding(before[n], updates[n], rate) for n in of_rate) and any(
+            bool(before[n].any()) for n in of_rate
+        ):
+            raise OptimizerError(
+                f"a step at learning rate {rate:g} moves no weight: of {of_rate[0]!r}, for one, it "
+                f"is below half of the last place of each in {before[of_rate[0]].dtype}; record at "
+                "a higher learning rate"
+            )
+
+
+def lost_in_rounding(weight: Tensor, unit_update: Tensor | float, rate: float) -> bool:
+    r"""Whether a step leaves each entry of a weight that is not 0 as it is.
+
+    Half of the last place of w is at least :math:`\epsilon |w| / 4` on either side, so that
+    :math:`w + \mathrm{lr}\,u = w` in floating point where :math:`\mathrm{lr} |u|` is less. A unit
+    update is taken to be 1 at least, as Adam's is: where gradients vanish it is not the rate that
+    is to blame.
+
+    >>> weight = torch.tensor([0.5, 0.0])
+    >>> lost_in_rounding(weight, 1.0, 1e-9), lost_in_rounding(weight, 1.0, 1e-7)
+    (True, False)
+    """
+    sizes = weight.detach().abs()
+    last = torch.finfo(weight.dtype).eps / 4 * sizes
+    moved = rate * torch.as_tensor(unit_update).abs().clamp_min(1.0).to(last) >= last
+    return not bool((moved & (sizes > 0)).any())
 
 
 def _stretch(parameters: Mapping[str, nn.Parameter], procedure: StartProcedure) -> float:

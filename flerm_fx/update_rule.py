@@ -124,17 +124,17 @@ class UpdateRule:
                 _shared_settings(optimizer),
                 arguments=_kept_arguments(optimizer),
             )
-        if not callable(optimizer):
-            raise OptimizerError(
-                f"expected a torch optimizer, its class, or a function from parameter groups to "
-                f"one; got {type(optimizer).__name__}"
-            )
         return cls._of_function(optimizer)
 
     @classmethod
     def _of_function(
         cls, factory: Callable[..., Optimizer], settings: Mapping[str, Any] | None = None
     ) -> "UpdateRule":
+        if not callable(factory):
+            raise OptimizerError(
+                "optimizer must be a torch optimizer, its class, or a function from parameter "
+                f"groups to one; got {type(factory).__name__}"
+            )
         with preserved_rng():
             try:
                 built = factory([{"lr": 1e-3, **(settings or {}), "params": [_matrix(0)]}])
@@ -406,8 +406,8 @@ def node_scale(rule: UpdateRule, multiplier: float) -> float:
     if not _has_node_scale(p):
         raise OptimizerError(
             f"{rule.source} steps in proportion to the weights, so scale nodes cannot change its "
-            f"learning rates (asked for a multiplier of {multiplier:g}): use "
-            "compiled.param_groups(lr) on the model instead"
+            f"learning rates (asked for a multiplier of {multiplier:g}): compile with "
+            "emit='param_groups', or match the plain model"
         )
     return float(multiplier ** (1.0 / (1.0 + p)))
 

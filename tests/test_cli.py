@@ -7,6 +7,7 @@ import re
 import stat
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ import torch
 from torch import nn
 
 import flerm_fx
-from flerm_fx.cli import main
+from flerm_fx.cli import _EXTRAS, main
 from flerm_fx.update_rule import UpdateRule
-from tests.cases import slow
+
+ROOT = Path(__file__).parents[1]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -68,19 +70,89 @@ def test_an_unknown_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) 
     assert "--wide" in err
 
 
-@pytest.mark.parametrize("package", ["typer", slow("rich"), "matplotlib"])
-def test_a_missing_extra_is_one_line_that_says_how_to_get_it(package: str) -> None:
+@pytest.mark.parametrize(
+    "package,extra,command",
+    [
+        ("typer", "cli", "--version"),
+        pytest.param("rich", "cli", "--version", marks=pytest.mark.slow),
+        ("matplotlib", "viz", "demo"),
+    ],
+)
+def test_a_missing_extra_is_one_line_that_says_how_to_get_it(
+    package: str, extra: str, command: str
+) -> None:
     script = (
         f"import sys; sys.modules[{package!r}] = None; "
-        "from flerm_fx.cli import main; main(['--version'])"
+        f"from flerm_fx.cli import main; main([{command!r}])"
     )
     result = subprocess.run(
         [sys.executable, "-c", script], check=False, capture_output=True, text=True
     )
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == (
-        f"flerm-fx: {package} is not installed; install it with: pip install 'flerm_fx[demo]'\n"
+        f"flerm-fx: {package} is not installed; install it with: pip install 'flerm_fx[{extra}]'\n"
     )
+
+
+def test_the_extras_that_are_named_bring_what_is_missing() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    brings = extras["project"]["optional-dependencies"]
+    for package, extra in _EXTRAS.items():
+        assert any(re.match(rf"{package}\W", requirement) for requirement in brings[extra])
+    named = {"viz": ("plotly",), "explorer": ("ai-edge-model-explorer",)}
+    for extra, packages in named.items():
+        for package in packages:
+            assert any(each.startswith(package) for each in brings[extra])
+    said = set()
+    for path in (ROOT / "flerm_fx").rglob("*.py"):
+        said |= set(
+            re.findall(r"pip install 'flerm_fx\[(\w+)\]'", path.read_text(encoding="utf-8"))
+        )
+    assert said <= set(brings)
+
+
+def test_commands_that_draw_nothing_need_no_matplotlib(profile: str) -> None:
+    script = (
+        "import sys; sys.modules['matplotlib'] = None; from flerm_fx.cli import main; "
+        f"main(['inspect', {profile!r}])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "torch.optim.Adam" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments,code,message",
+    [
+        (("report", "--seed", str(2**70)), 2, "--seed"),
+        (("compile", "--model", "torch.nn:Identity", "--seed", "-1"), 2, "--seed"),
+        (("explore", "--port", "70000"), 2, "--port"),
+        (("demo", "--seed", str(2**63)), 1, "--seed is 9223372036854775808; it must be below 2^63"),
+        (("demo", "--rates", "-60:60:1e-6"), 1, "which is 120000001 learning rates, each a run"),
+        (("demo", "--rates", "nan:1"), 1, "--rates is 'nan:1'; it must be LOW:HIGH"),
+    ],
+)
+def test_numbers_without_sense_are_refused_by_name(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    name, *options = arguments
+    file = [] if name == "demo" else ["profile"]
+    found, _, err = run(capsys, name, *file, *options)
+    assert found == code
+    assert message in err
+
+
+def test_a_tolerance_without_sense_is_refused_by_name(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, profile: str
+) -> None:
+    monkeypatch.chdir(Path(profile).parent)
+    code, _, err = run(
+        capsys, "compile", profile, "--model", "targets_of_match:wide", "--rtol", "nan"
+    )
+    assert code == 1
+    assert err.startswith("flerm-fx: rtol must be a finite number above 0 and below 1, got nan")
 
 
 @pytest.fixture
@@ -319,7 +391,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flerm_fx.demo.command.run_demo", interrupted)
+    monkeypatch.setattr("flerm_fx.demo.demo.run_demo", interrupted)
     code, _, err = run(capsys, "demo", "--out", str(tmp_path))
     assert code == 130
     assert err == f"flerm-fx: interrupted; no results were written to {tmp_path}/\n"

@@ -641,7 +641,7 @@ def test_other_depths_share_the_bases_mass() -> None:
         ({"every": 0}, "every must be a whole number of at least 1, got 0"),
         ({"at": [-1]}, "at must hold whole numbers of steps from 0 on"),
         ({"stretch": 0.0}, "stretch must be a finite number above 0"),
-        ({"ema": 1.0}, "ema must be a decay of at least 0 and below 1"),
+        ({"ema": 1.0}, "ema must be a finite number of at least 0 and below 1, got 1.0"),
         ({"method": "guess"}, "unknown method 'guess'"),
     ],
 )

@@ -18,6 +18,9 @@ from flerm_fx.errors import FlermError
 from flerm_fx.profile import BaseProfile
 from flerm_fx.text import shown
 
+SEEDS = 2**63 - 1
+"""The largest seed that a generator of torch takes."""
+
 
 class Dump(StrEnum):
     """The forms of a dump."""
@@ -50,7 +53,9 @@ def compile(
     focus: Annotated[
         str | None, typer.Option(help="Draw one module, such as blocks.0, and its neighbours.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the model's initial weights.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the model's initial weights.", min=0, max=SEEDS)
+    ] = 0,
     rtol: Annotated[float, typer.Option(help="Relative standard error of the FSLRs.")] = 0.05,
     check: Annotated[
         bool, typer.Option("--check", help="Measure the FSLRs again on the compiled model.")

@@ -13,7 +13,7 @@ def explore(
     folder: Annotated[
         Path, typer.Argument(help="What compile --format model-explorer --out wrote.")
     ],
-    port: Annotated[int, typer.Option(help="Of the local server.")] = 8080,
+    port: Annotated[int, typer.Option(help="Of the local server.", min=0, max=65535)] = 8080,
     open_browser: Annotated[
         bool, typer.Option("--open/--no-open", help="Open it in the browser.")
     ] = True,

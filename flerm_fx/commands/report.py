@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flerm_fx.commands.compile import compiled_model
+from flerm_fx.commands.compile import SEEDS, compiled_model
 from flerm_fx.commands.match import OnUnmatched
 from flerm_fx.dump.write import check_writable, write
 from flerm_fx.profile import BaseProfile
@@ -20,7 +20,9 @@ def report(
         typer.Option(help="Show it beside: package.module:factory, called without arguments."),
     ] = None,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
-    seed: Annotated[int, typer.Option(help="Of the model's initial weights.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the model's initial weights.", min=0, max=SEEDS)
+    ] = 0,
     rtol: Annotated[float, typer.Option(help="Relative standard error of the FSLRs.")] = 0.05,
     on_unmatched: Annotated[
         OnUnmatched, typer.Option(help="What becomes of parameters without a counterpart.")

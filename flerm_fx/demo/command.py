@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flerm_fx.demo.demo import run_demo
 from flerm_fx.demo.settings import WORKERS, Settings, parse_rates
 from flerm_fx.demo.train import Task
 from flerm_fx.text import shown
@@ -45,6 +44,8 @@ def demo(
 
         flerm-fx demo --width 2 --steps 20 --rates -8:-4:2     (a minute, to see it work)
     """
+    from flerm_fx.demo.demo import run_demo  # it draws, which other commands do not
+
     console = Console()
     settings = Settings(
         width=width,

@@ -13,6 +13,8 @@ NORMS = ("pre", "post", "post-pre-residual")
 HEAD_WIDTH = 16
 # A process takes some 400 MB, so a machine of many cores is not filled.
 WORKERS = min(os.cpu_count() or 1, 8)
+_MOST_RATES = 1000
+_SEEDS = 2**63  # a generator of torch takes no larger ones
 _FURTHEST = 64  # octaves; Adam's step in float32 holds rates up to 2^127
 
 
@@ -57,9 +59,12 @@ class Settings:
             ("batch", task.batch, 2),
             ("context", task.context, 2),
             ("workers", self.workers, 1),
+            ("seed", task.seed, 0),
         ]:
             if value < least:
                 raise InputError(f"--{option} is {value}; it must be {least} or more")
+        if task.seed >= _SEEDS:
+            raise InputError(f"--seed is {task.seed}; it must be below 2^63")
         if self.base_width % HEAD_WIDTH:
             raise InputError(
                 f"--base-width is {self.base_width}; it must be a multiple of {HEAD_WIDTH}, the "
@@ -96,9 +101,14 @@ def parse_rates(text: str) -> tuple[float, ...]:
         ):
             raise ValueError
         count = math.floor((high - low) / step + 1e-9) + 1
-        return tuple(2.0 ** (low + i * step) for i in range(count))
     except (ValueError, OverflowError):
         raise InputError(
             f"--rates is {text!r}; it must be LOW:HIGH or LOW:HIGH:STEP in powers of two, lowest "
             "first, such as -10:-2 for rates from 2^-10 to 2^-2"
         ) from None
+    if count > _MOST_RATES:
+        raise InputError(
+            f"--rates is {text!r}, which is {count} learning rates, each a run; give a STEP of at "
+            f"least {(high - low) / (_MOST_RATES - 1):g}"
+        )
+    return tuple(2.0 ** (low + i * step) for i in range(count))

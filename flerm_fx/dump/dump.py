@@ -20,6 +20,7 @@ from flerm_fx.dump.write import write, writing
 from flerm_fx.errors import InputError
 from flerm_fx.files import check, path_of
 from flerm_fx.inputs import Inputs
+from flerm_fx.options import instance
 from flerm_fx.profile import BaseProfile
 from flerm_fx.report import to_html
 
@@ -141,6 +142,8 @@ def check_dump(
             f"dump: level {level!r} is for the pictures 'dot', 'svg' and 'png', and not for "
             f"format {format!r}; leave it out"
         )
+    if focus is not None:
+        instance("focus", focus, str, "the path of a module or the name of a parameter")
     if focus is not None and format not in (*_PICTURES, "code"):
         raise InputError(
             f"dump: focus is for 'dot', 'svg', 'png' and 'code', and not for format {format!r}; "
@@ -150,7 +153,7 @@ def check_dump(
         kind = "file" if format == "png" else "folder"
         raise InputError(
             f"dump: format {format!r} is no text and has to be written to a {kind}; name one with "
-            "path"
+            "path (--out of flerm-fx compile)"
         )
     if path is not None:
         place = path_of(path)

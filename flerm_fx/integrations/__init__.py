@@ -1,10 +1,20 @@
 """Trainers and loggers of others; each module needs the package that it is named after."""
 
-from typing import Any, TypeVar
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, get_args
 
+from flerm_fx.align import OnUnmatched
 from flerm_fx.errors import InputError
+from flerm_fx.options import OPTIONS, checked, choice, described
+from flerm_fx.probe.planner import METHODS
+from flerm_fx.profile import PathLike
 
 T = TypeVar("T")
+
+_OF_THE_RUN = frozenset({"model", "optimizer", "inputs", "base_profile"})
+_CHOICES = {"method": METHODS, "on_unmatched": get_args(OnUnmatched)}
 
 
 def begun(found: Any, kind: type[T]) -> T:
@@ -16,3 +26,50 @@ def begun(found: Any, kind: type[T]) -> T:
     if not isinstance(found, kind):
         raise InputError("training has not begun, so there is nothing yet to read")
     return found
+
+
+def given(call: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a callback passes on, checked when it is made and not when training begins.
+
+    Args:
+        call: :func:`flerm_fx.record` or :func:`flerm_fx.match`.
+        options: by name.
+
+    Raises:
+        InputError: one that the call does not have, or that makes no sense.
+
+    >>> from flerm_fx import record
+    >>> given(record, {"every": 10})
+    {'every': 10}
+    >>> given(record, {"evry": 10})
+    Traceback (most recent call last):
+    flerm_fx.errors.InputError: flerm_fx.record has no option 'evry'; it has at, every, ...
+    """
+    known = {
+        name: parameter.default
+        for name, parameter in inspect.signature(call).parameters.items()
+        if name not in _OF_THE_RUN
+    }
+    for name in options.keys() - known.keys():
+        raise InputError(
+            f"flerm_fx.{call.__name__} has no option {name!r}; it has {', '.join(sorted(known))}"
+        )
+    found = {}
+    for name, value in options.items():
+        if name in _CHOICES:
+            value = choice(name, value, _CHOICES[name])
+        elif name in OPTIONS and value is not known[name]:
+            value = checked(name, value)
+        found[name] = value
+    return found
+
+
+def path_or_none(path: Any) -> PathLike | None:
+    """Where a callback is to write, if anywhere.
+
+    Raises:
+        InputError: it is no path, which would be found out after training.
+    """
+    if path is not None and not isinstance(path, str | os.PathLike):
+        raise InputError(f"path must be a path or None, got {described(path)}")
+    return path

@@ -6,10 +6,11 @@ from typing import Any
 import lightning as L
 from torch import nn
 
-from flerm_fx.inputs import Inputs
-from flerm_fx.integrations import begun
+from flerm_fx.integrations import begun, given, path_or_none
 from flerm_fx.match import Matcher, match
-from flerm_fx.profile import BaseProfile, PathLike
+from flerm_fx.options import function, instance
+from flerm_fx.pool import Pool
+from flerm_fx.profile import LOAD, BaseProfile, PathLike
 from flerm_fx.record import Recorder, record
 
 Pick = Callable[[L.LightningModule], nn.Module]
@@ -21,6 +22,8 @@ class _Attached(L.Callback):
 
     def __init__(self, module: Pick | None) -> None:
         self.found: Any = None
+        if module is not None:
+            function("module", module, "from the LightningModule to the module that is measured")
         self._module = module
         self._state: dict[str, Any] | None = None
 
@@ -72,7 +75,7 @@ class RecordCallback(_Attached):
 
     def __init__(
         self,
-        inputs: Inputs | list[Inputs],
+        inputs: Pool,
         targets: Any = None,
         *,
         path: PathLike | None = None,
@@ -81,8 +84,8 @@ class RecordCallback(_Attached):
     ) -> None:
         super().__init__(module)
         self._pool = inputs, targets
-        self._path = path
-        self._options = options
+        self._path = path_or_none(path)
+        self._options = given(record, options)
 
     @property
     def recorder(self) -> Recorder:
@@ -116,15 +119,15 @@ class MatchCallback(_Attached):
     def __init__(
         self,
         base_profile: BaseProfile,
-        inputs: Inputs | None = None,
+        inputs: Pool | None = None,
         *,
         module: Pick | None = None,
         **options: Any,
     ) -> None:
         super().__init__(module)
-        self._profile = base_profile
+        self._profile = instance("base_profile", base_profile, BaseProfile, "a BaseProfile", LOAD)
         self._inputs = inputs
-        self._options = options
+        self._options = given(match, options)
 
     @property
     def matcher(self) -> Matcher:

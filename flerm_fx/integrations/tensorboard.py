@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from flerm_fx.errors import InputError
 from flerm_fx.logs import Log
+from flerm_fx.options import described
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -17,12 +19,17 @@ def to_tensorboard(writer: "SummaryWriter") -> Log:
     Args:
         writer: a ``torch.utils.tensorboard.SummaryWriter``, or anything with its ``add_scalar``.
 
+    Raises:
+        InputError: ``writer`` has no ``add_scalar``.
+
     >>> class Writer:
     ...     def add_scalar(self, name, value, step):
     ...         print(name, value, step)
     >>> to_tensorboard(Writer())({"flerm/fslr/weight": 2.0}, 100)
     flerm/fslr/weight 2.0 100
     """
+    if not callable(getattr(writer, "add_scalar", None)):
+        raise InputError(f"writer must have an add_scalar, got {described(writer)}")
 
     def log(numbers: dict[str, float], step: int) -> None:
         for name, value in numbers.items():

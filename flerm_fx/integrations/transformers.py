@@ -10,10 +10,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from flerm_fx.errors import InputError
-from flerm_fx.inputs import Inputs
-from flerm_fx.integrations import begun
+from flerm_fx.integrations import begun, given, path_or_none
 from flerm_fx.match import Matcher, match
-from flerm_fx.profile import BaseProfile, PathLike
+from flerm_fx.options import instance
+from flerm_fx.pool import Pool
+from flerm_fx.profile import LOAD, BaseProfile, PathLike
 from flerm_fx.record import Recorder, record
 
 
@@ -103,12 +104,10 @@ class RecordCallback(_Attached):
 
     file = "flerm_recorder.pt"
 
-    def __init__(
-        self, inputs: Inputs | list[Inputs], *, path: PathLike | None = None, **options: Any
-    ) -> None:
+    def __init__(self, inputs: Pool, *, path: PathLike | None = None, **options: Any) -> None:
         self._inputs = inputs
-        self._path = path
-        self._options = options
+        self._path = path_or_none(path)
+        self._options = given(record, options)
 
     @property
     def recorder(self) -> Recorder:
@@ -153,11 +152,11 @@ class MatchCallback(_Attached):
     file = "flerm_matcher.pt"
 
     def __init__(
-        self, base_profile: BaseProfile, inputs: Inputs | None = None, **options: Any
+        self, base_profile: BaseProfile, inputs: Pool | None = None, **options: Any
     ) -> None:
-        self._profile = base_profile
+        self._profile = instance("base_profile", base_profile, BaseProfile, "a BaseProfile", LOAD)
         self._inputs = inputs
-        self._options = options
+        self._options = given(match, options)
 
     @property
     def matcher(self) -> Matcher:

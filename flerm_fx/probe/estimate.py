@@ -1,8 +1,11 @@
 """One measured function-space learning rate."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from typing import Any
+
+from flerm_fx.errors import InputError
+from flerm_fx.options import described, instance, integer, number
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,25 @@ def rows(estimates: Mapping[str, Estimate]) -> dict[str, tuple[Any, ...]]:
     return {name: astuple(estimate) for name, estimate in estimates.items()}
 
 
-def estimates(rows: Mapping[str, Sequence[Any]]) -> dict[str, Estimate]:
-    """What :func:`rows` was given."""
-    return {name: Estimate(*row) for name, row in rows.items()}
+def estimates(rows: Mapping[str, Sequence[Any]], where: str = "the rows") -> dict[str, Estimate]:
+    """What :func:`rows` was given; ``where`` they are is for messages.
+
+    Raises:
+        InputError: a row is of another form, or has numbers that are none of an FSLR.
+    """
+    found = {}
+    for name, row in rows.items():
+        what = f"the FSLR of {name!r} in {where}"
+        if not isinstance(row, list | tuple) or len(row) != len(fields(Estimate)):
+            raise InputError(
+                f"{what} must be (value, stderr, method, samples, note), got {described(row)}"
+            )
+        value, stderr, method, samples, note = row
+        found[name] = Estimate(
+            number(what, value, least=0),
+            number(f"the standard error of {what}", stderr, least=0),
+            instance(f"the method of {what}", method, str, "text"),
+            integer(f"the number of samples of {what}", samples, 0),
+            instance(f"the note on {what}", note, str, "text"),
+        )
+    return found

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from flerm_fx.capture import capture
+from flerm_fx.distributed import unwrapped
 from flerm_fx.errors import InputError
-from flerm_fx.inputs import Inputs, OutputFn
+from flerm_fx.inputs import OutputFn, device_of, to_device
+from flerm_fx.options import checked, choice, described
+from flerm_fx.pool import Pool, probe_batch
 from flerm_fx.probe.estimate import Estimate
-from flerm_fx.probe.planner import Method
+from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
 from flerm_fx.text import shown
 from flerm_fx.untouched import untouched
@@ -19,7 +22,7 @@ from flerm_fx.untouched import untouched
 def measure(
     model: nn.Module,
     updates: Mapping[str, Tensor],
-    inputs: Inputs,
+    inputs: Pool,
     *,
     method: Method = "auto",
     rtol: float = 0.05,
@@ -38,14 +41,15 @@ def measure(
     Args:
         model: any module; measured in its present mode, and left exactly as it was.
         updates: :math:`\Delta\theta` of each parameter to measure, by name, shaped like it.
-        inputs: probe inputs: a tensor, a tuple or a dict of keyword arguments, batch first.
+        inputs: probe inputs: a tensor, a tuple or a dict of keyword arguments, batch first; or a
+            list or DataLoader of such, of which the first is read.
         method: ``"exact"``, ``"sampled"`` (random cotangents for each example), the paper's
             ``"full_cov"``, ``"iid"`` or ``"kronecker"``; ``"auto"`` takes the cheapest of the
             first two that reaches ``rtol``.
         rtol: relative standard error to reach.
         output_fn: picks the output tensor (default ``.logits``, else the first floating tensor).
-        samples: draws per example (``"sampled"``) or passes (the paper's, 40 by default); the other
-            methods have no use for it.
+        samples: draws per example (``"sampled"``) or passes (the paper's, 40 by default); it goes
+            with no other method.
         generator: source of random cotangents; a fixed seed if None, so that calls repeat.
 
     Returns:
@@ -62,7 +66,18 @@ def measure(
         >>> measure(model, {"weight": torch.ones(1, 2)}, x, method="exact")["weight"].value
         4.949747...
     """
-    captured = capture(model, inputs, output_fn)
+    model, rtol = checked("model", model), checked("rtol", rtol)
+    choice("method", method, METHODS)
+    samples, generator = checked("samples", samples), checked("generator", generator)
+    if samples is not None and method in ("auto", "exact"):
+        raise InputError(
+            f"samples is for the methods that draw, and not for method={method!r}; leave it out, "
+            "or pass method='sampled'"
+        )
+    if not isinstance(updates, Mapping):
+        raise InputError(f"updates must be a dict {{parameter: update}}, got {described(updates)}")
+    batch = to_device(probe_batch(unwrapped(model), inputs), device_of(model))
+    captured = capture(model, batch, checked("output_fn", output_fn))
     canonical: dict[str, Tensor] = {}
     for name, update in updates.items():
         if not isinstance(update, Tensor):
@@ -86,7 +101,7 @@ def measure(
         found = Prober(captured).estimate(
             dict(captured.parameters),
             canonical,
-            inputs,
+            batch,
             method=method,
             rtol=rtol,
             samples=samples,

@@ -12,8 +12,9 @@ from torch.utils import _pytree as pytree
 
 from flerm_fx.capture import Capture
 from flerm_fx.distributed import Ranks
-from flerm_fx.errors import EstimateError, InputError
+from flerm_fx.errors import EstimateError
 from flerm_fx.inputs import Inputs, check_finite
+from flerm_fx.options import checked, choice
 from flerm_fx.probe.cotangent import Cotangents
 from flerm_fx.probe.coupling import coupling, disagreement
 from flerm_fx.probe.estimate import Estimate
@@ -87,12 +88,8 @@ class Prober:
             InputError: an unknown method, or a tolerance or number of samples out of range.
             EstimateError: a NaN or infinite update or FSLR; the message names the parameter.
         """
-        if method not in METHODS:
-            raise InputError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
-        if not isinstance(rtol, float) or not 0 < rtol < 1:
-            raise InputError(f"rtol must lie between 0 and 1, got {rtol!r}")
-        if samples is not None and (type(samples) is not int or samples < 1):
-            raise InputError(f"samples must be a whole number of at least 1, got {samples!r}")
+        choice("method", method, METHODS)
+        rtol, samples = checked("rtol", rtol), checked("samples", samples)
         for name, update in updates.items():
             check_finite(name, update, "update")
         generator = generator or torch.Generator().manual_seed(0)

@@ -1,5 +1,7 @@
 """Recording and matching under the trainers of others, on real text; and the examples."""
 
+import importlib
+import math
 import os
 import signal
 import subprocess
@@ -11,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import flerm_fx
 from examples import training_loop
+from tests.cases import features
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -129,3 +133,29 @@ def test_tensorboard_has_a_curve_for_each_parameter(tmp_path: Path) -> None:
         assert event.step == step
         assert event.value == pytest.approx(estimate.value, rel=1e-6)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("package", ["lightning", "transformers"])
+def test_options_of_callbacks_are_refused_when_they_are_made(package: str) -> None:
+    callbacks = importlib.import_module(f"flerm_fx.integrations.{package}")
+    model = nn.Linear(6, 3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    profile = flerm_fx.record(model, optimizer, features(6, 6), torch.arange(6) % 3).profile
+    for options, message in (
+        ({"evry": 10}, "flerm_fx.record has no option 'evry'; it has at, every, generator"),
+        ({"every": 0}, "every must be a whole number of at least 1, got 0"),
+        ({"at": []}, "at must hold whole numbers of steps from 0 on, got none"),
+        ({"method": "guess"}, "unknown method 'guess'"),
+        ({"path": 3}, "path must be a path or None, got 3"),
+    ):
+        with pytest.raises(flerm_fx.InputError, match=message):
+            callbacks.RecordCallback(features(6, 6), **options)
+    for options, message in (
+        ({"settle": 3}, "flerm_fx.match has no option 'settle'"),
+        ({"stretch": math.nan}, "stretch must be a finite number above 0, got nan"),
+        ({"on_unmatched": "skip"}, "unknown on_unmatched 'skip'"),
+    ):
+        with pytest.raises(flerm_fx.InputError, match=message):
+            callbacks.MatchCallback(profile, **options)
+    with pytest.raises(flerm_fx.InputError, match="base_profile must be a BaseProfile, got str"):
+        callbacks.MatchCallback("base.safetensors")

@@ -136,10 +136,11 @@ def measure_linear(**changes: object) -> dict[str, flerm_fx.Estimate]:
     [
         ({"inputs": torch.zeros(1, 3)}, "a batch of 1; at least 2 examples"),
         (
-            {"inputs": (torch.zeros(4, 3), torch.zeros(5, 3))},
+            {"inputs": {"input": torch.zeros(4, 3), "mask": torch.zeros(5, 3)}},
             r"mixed batch sizes.*\(4, 3\).*\(5, 3\)",
         ),
-        ({"inputs": [torch.zeros(4, 3)]}, "got list; wrap a list in tuple"),
+        ({"inputs": 3}, "inputs must be a tensor, .* a DataLoader or another iterable, got int"),
+        ({"inputs": []}, "the list of inputs is empty"),
         ({"inputs": {}}, "no tensor"),
         ({"inputs": torch.tensor(1.0)}, "scalar tensor"),
         ({"updates": {"wieght": torch.zeros(2, 3)}}, "'wieght'.*nearest: weight"),
@@ -148,8 +149,11 @@ def measure_linear(**changes: object) -> dict[str, flerm_fx.Estimate]:
             r"'weight' has shape \(3, 2\), expected \(2, 3\)",
         ),
         ({"method": "magic"}, "unknown method 'magic'"),
-        ({"rtol": 0.0}, "rtol must lie between 0 and 1"),
+        ({"rtol": 0.0}, "rtol must be a finite number above 0 and below 1, got 0.0"),
         ({"method": "sampled", "samples": 0}, "samples must be a whole number of at least 1"),
+        ({"method": "exact", "samples": 3}, "samples is for the methods that draw, and not for me"),
+        ({"generator": 3}, "generator must be a torch.Generator, got int"),
+        ({"updates": None}, "updates must be a dict .*, got None"),
         (
             {"output_fn": lambda output: 3},
             "output_fn must return a floating tensor, batch first, got int",

@@ -1,0 +1,186 @@
+"""Options of public calls: what each may be. One that makes no sense is refused by its name."""
+
+import functools
+import itertools
+import math
+import numbers
+import operator
+import reprlib
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from flerm_fx.errors import InputError
+
+T = TypeVar("T")
+
+MOST_STEPS = 1_000_000
+"""Steps that ``at`` may name; an iterator without an end would be read forever."""
+
+
+def checked(name: str, value: Any) -> Any:
+    """The value of an option that means the same in every call, as a plain Python value.
+
+    Whole numbers may be of any type that Python takes as an index, and others of any real type, so
+    that numpy's numbers and tensors without dimensions do; a bool is neither.
+
+    Args:
+        name: one of ``OPTIONS``.
+        value: what came.
+
+    Raises:
+        InputError: the value makes no sense. The message has the option's name, what was expected
+            and what came.
+
+    >>> checked("every", torch.tensor(10)), checked("rtol", 0.1), checked("log", None)
+    (10, 0.1, None)
+    """
+    return OPTIONS[name](name, value)
+
+
+def integer(name: str, value: Any, least: int) -> int:
+    """A whole number of at least ``least``."""
+    found = _plain(value)
+    try:
+        whole = None if isinstance(found, bool) else operator.index(found)
+    except TypeError:
+        whole = None
+    if whole is None or whole < least:
+        raise InputError(
+            f"{name} must be a whole number of at least {least}, got {described(value)}"
+        )
+    return whole
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    finite: bool = True,
+) -> float:
+    """A real number in a range, never NaN.
+
+    >>> number("ema", 0.9, least=0, below=1)
+    0.9
+    """
+    found = _plain(value)
+    real = math.nan
+    if not isinstance(found, bool) and isinstance(found, numbers.Real):
+        try:
+            real = float(found)
+        except OverflowError:  # an integer beyond the floating numbers
+            real = math.inf
+    if (
+        math.isnan(real)
+        or (finite and math.isinf(real))
+        or (above is not None and not real > above)
+        or (least is not None and not real >= least)
+        or (below is not None and not real < below)
+    ):
+        bounds = (("above", above), ("of at least", least), ("below", below))
+        allowed = " and ".join(f"{word} {bound}" for word, bound in bounds if bound is not None)
+        kind = "a finite number" if finite else "a number"
+        raise InputError(f"{name} must be {kind} {allowed}, got {described(value)}")
+    return real
+
+
+def choice(name: str, value: Any, choices: Collection[str]) -> Any:
+    """One of several words."""
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"unknown {name} {described(value)}; expected one of {', '.join(choices)}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, and nothing that merely counts as one of them."""
+    found = _plain(value)
+    if not isinstance(found, bool):
+        raise InputError(f"{name} must be True or False, got {described(value)}")
+    return found
+
+
+def instance(name: str, value: Any, kind: type[T], called: str, hint: str = "") -> T:
+    """An object of a class; ``called`` is its name with an article, ``hint`` how to come by one."""
+    if not isinstance(value, kind):
+        raise InputError(f"{name} must be {called}, got {type(value).__name__}{hint}")
+    return value
+
+
+def function(name: str, value: Any, form: str) -> Any:
+    """Something that can be called; ``form`` says with what."""
+    if not callable(value):
+        raise InputError(f"{name} must be a function {form}, got {described(value)}")
+    return value
+
+
+def steps(name: str, value: Any) -> frozenset[int]:
+    """Steps of a run, at least one."""
+    expected = f"{name} must hold whole numbers of steps from 0 on"
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise InputError(f"{expected}, as in {name}=[0, 1, 2, 4], got {described(value)}")
+    given = list(itertools.islice(value, MOST_STEPS + 1))
+    if not given or len(given) > MOST_STEPS:
+        found = f"more than {MOST_STEPS:,}" if given else "none"
+        raise InputError(f"{expected}, got {found}")
+    try:
+        return frozenset(integer(name, step, 0) for step in given)
+    except InputError:
+        raise InputError(f"{expected}, got {described(given)}") from None
+
+
+def mapping(name: str, value: Any) -> Any:
+    """Names by names, as a dict or a function."""
+    if not isinstance(value, Mapping) and not callable(value):
+        raise InputError(
+            f"{name} must be a dict {{target name: base name}} or a function from the one to the "
+            f"other, got {described(value)}"
+        )
+    return value
+
+
+def described(value: Any) -> str:
+    """What came, in a few words: numbers and texts as they are written, other things by type."""
+    if value is None or isinstance(value, bool | numbers.Number | str | list | tuple | set):
+        return reprlib.repr(value)
+    return f"a {type(value).__name__}"
+
+
+def _plain(value: Any) -> Any:
+    """The Python number in a tensor or array without dimensions, or in a scalar of numpy."""
+    is_scalar = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
+    if is_scalar and not (isinstance(value, Tensor) and value.is_meta):
+        return value.item()
+    return value
+
+
+def _optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+OPTIONS: dict[str, Callable[[str, Any], Any]] = {
+    "model": functools.partial(instance, kind=nn.Module, called="an nn.Module"),
+    "every": functools.partial(integer, least=1),
+    "at": _optional(steps),
+    "settle": _optional(functools.partial(integer, least=0)),
+    "resolve_after": functools.partial(integer, least=0),
+    "samples": _optional(functools.partial(integer, least=1)),
+    "rtol": functools.partial(number, above=0, below=1),
+    "stretch": functools.partial(number, above=0),
+    "ema": functools.partial(number, least=0, below=1),
+    "lr": functools.partial(number, above=0),
+    "weight_decay": _optional(functools.partial(number, least=0)),
+    "mapping": _optional(mapping),
+    "output_fn": _optional(
+        functools.partial(function, form="from what the model returns to a tensor of it")
+    ),
+    "log": _optional(functools.partial(function, form="of numbers by name and the step")),
+    "generator": _optional(
+        functools.partial(instance, kind=torch.Generator, called="a torch.Generator")
+    ),
+}
+"""The options that mean the same in every call that has them."""
