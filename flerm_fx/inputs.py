@@ -1,6 +1,5 @@
 """Model inputs and outputs: how a batch is passed, checked, and read."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -89,6 +88,18 @@ def is_differentiable(value: object) -> bool:
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
+def as_real(value: Tensor) -> Tensor:
+    """The real numbers that a tensor holds: of a complex one both parts, in a new last dimension.
+
+    It is what optimizers of torch make of a complex parameter, and in what a gradient of one is a
+    gradient: the change of a loss is the sum of products of these with those of the change.
+
+    >>> as_real(torch.tensor([1 + 2j]))
+    tensor([[1., 2.]])
+    """
+    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+
+
 def select_output(output: Any, output_fn: OutputFn | None = None) -> Tensor:
     """The output tensor f whose change an FSLR measures.
 
@@ -124,7 +135,8 @@ def select_output(output: Any, output_fn: OutputFn | None = None) -> Tensor:
 
 def _describe(value: object) -> str:
     if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+        real = ", of whose numbers torch.view_as_real makes floating ones" * value.is_complex()
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}{real}"
     return type(value).__name__
 
 
@@ -184,10 +196,10 @@ def is_finite(value: Tensor) -> bool:
 
     Both survive a sum, which reads the tensor once; only a sum that overflows needs a second look.
 
-    >>> is_finite(torch.tensor([3e38, 3e38])), is_finite(torch.tensor([math.inf, -math.inf]))
+    >>> is_finite(torch.tensor([3e38, 3e38])), is_finite(torch.tensor([torch.inf, -torch.inf]))
     (True, False)
     """
-    return math.isfinite(value.sum()) or bool(torch.isfinite(value).all())
+    return bool(value.sum().isfinite()) or bool(torch.isfinite(value).all())
 
 
 def check_finite(name: str, value: Tensor, what: str) -> None:

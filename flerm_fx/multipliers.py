@@ -346,9 +346,9 @@ def _assign(
 
 def resolved(estimates: Mapping[str, Estimate], captured: Capture) -> set[str]:
     """Parameters whose FSLR is above its noise and above rounding."""
-    dtype = next(iter(captured.parameters.values())).dtype
+    epsilon = max(torch.finfo(p.dtype).eps for p in captured.parameters.values())
     largest = max(e.value for e in estimates.values())
-    floor = ROUNDING * torch.finfo(dtype).eps * largest
+    floor = ROUNDING * epsilon * largest
     return {n for n, e in estimates.items() if e.value > max(NOISE * e.stderr, floor)}
 
 

@@ -16,6 +16,7 @@ from flerm_fx.errors import DivergenceError, EstimateError, InputError, Optimize
 from flerm_fx.inputs import (
     Batch,
     OutputFn,
+    as_real,
     call_arguments,
     device_of,
     is_finite,
@@ -490,17 +491,18 @@ def _rounding(
         try:
             with torch.no_grad():
                 for p in parameters.values():
-                    sign = 2 * torch.randint(2, p.shape, generator=generator) - 1
+                    part = as_real(p)
+                    sign = 2 * torch.randint(2, part.shape, generator=generator) - 1
                     nudge = max(torch.finfo(p.dtype).eps, NUDGE)
-                    p.mul_(1 + nudge * sign.to(p.device, p.dtype))
+                    part.mul_(1 + nudge * sign.to(part.device, part.dtype))
             model.zero_grad(set_to_none=True)
             loss = batch_loss(model, batch, procedure.loss, procedure.output_fn)
             loss.backward()  # type: ignore[no-untyped-call]
             for name, p in parameters.items():
                 gradient = gradients[name]
                 if gradient is not None and p.grad is not None:
-                    change = (p.grad.float() - gradient.float()).norm()
-                    if change > ROUNDED * gradient.float().norm():
+                    before, after = as_real(gradient).float(), as_real(p.grad).float()
+                    if (after - before).norm() > ROUNDED * before.norm():
                         found.add(name)
         finally:
             with torch.no_grad():

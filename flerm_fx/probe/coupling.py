@@ -74,7 +74,7 @@ def coupling(
         return "the output's shape depends on the batch"
     scale = together.abs().max().clamp_min(torch.finfo(together.dtype).tiny)
     difference = float((alone - together).abs().max() / scale)
-    if not difference <= _tolerance(together):
+    if not difference <= _tolerance(together, *parameters.values()):
         return f"examples influence each other (outputs differ by {difference:.1e} when run alone)"
     return ""
 
@@ -116,14 +116,15 @@ def disagreement(
     expected = (rows[:, 0].to(tangent) * tangent.reshape(examples, coordinates)).sum(-1).to(found)
     size = found.abs().sum(-1).max().clamp_min(torch.finfo(found.dtype).tiny)
     difference = float((found.sum(-1) - expected).abs().max() / size)
-    if not difference <= _tolerance(tangent):
+    if not difference <= _tolerance(tangent, *fixed.values()):
         return f"derivatives of single examples differ from the batch's (by {difference:.1e})"
     return ""
 
 
-def _tolerance(computed: Tensor) -> float:
-    """:data:`TOLERANCE`, or what the rounding of a coarser type takes."""
-    return max(TOLERANCE, 16 * torch.finfo(computed.dtype).eps)
+def _tolerance(*values: Tensor) -> float:
+    """:data:`TOLERANCE`, or what the rounding of the coarsest of their types takes."""
+    coarsest = max(torch.finfo(v.dtype).eps for v in values if is_differentiable(v))
+    return max(TOLERANCE, 16 * coarsest)
 
 
 def _first_line(error: Exception) -> str:

@@ -78,6 +78,12 @@ def measure(
                 f"the update of parameter {name!r} has shape {tuple(update.shape)}, "
                 f"expected {expected}"
             )
+        parameter = captured.parameters[captured.aliases[name]]
+        if update.is_complex() and not parameter.is_complex():
+            raise InputError(
+                f"the update of parameter {name!r} is complex, and the parameter is "
+                f"{parameter.dtype}; pass a real one"
+            )
         if captured.aliases[name] in canonical:
             raise InputError(f"updates name the tied parameter {name!r} twice; pass it once")
         canonical[captured.aliases[name]] = update
