@@ -29,6 +29,7 @@ from flerm_fx.inputs import (
     call_arguments,
     detached,
     device_of,
+    difference,
     probe_pool,
     select_output,
     to_device,
@@ -629,8 +630,7 @@ def _check_unchanged(before: Tensor, after: Tensor, model: nn.Module) -> None:
 
     It is not where a module keeps references to its weights, which parametrizations do not reach.
     """
-    largest = before.abs().max().clamp_min(torch.finfo(before.dtype).tiny)
-    change = float((after - before).abs().max() / largest)
+    change = difference(after, before)
     if not change <= torch.finfo(before.dtype).eps ** 0.5:
         take_scales(model)
         raise InputError(

@@ -191,6 +191,22 @@ def device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Largest difference of two outputs that are to be one, relative to the largest that differs.
+
+    An entry that is the same in both, as one is that a mask makes -1e9 or infinite, has no say in
+    what is large.
+
+    >>> difference(torch.tensor([2.0, -torch.inf]), torch.tensor([4.0, -torch.inf]))
+    0.5
+    """
+    differs = found != expected
+    if not differs.any():
+        return 0.0
+    largest = expected.abs().where(differs, 0).max().clamp_min(torch.finfo(expected.dtype).tiny)
+    return float((found - expected).abs().where(differs, 0).max() / largest)
+
+
 def is_finite(value: Tensor) -> bool:
     """Whether a tensor holds neither NaN nor infinity.
 

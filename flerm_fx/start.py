@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flerm_fx.capture import Capture, untouched
+from flerm_fx.capture import Capture, preserved_rng, untouched
 from flerm_fx.errors import DivergenceError, EstimateError, InputError, OptimizerError
 from flerm_fx.inputs import (
     Batch,
@@ -25,6 +25,7 @@ from flerm_fx.inputs import (
 )
 from flerm_fx.loss import Loss
 from flerm_fx.optimizers import Optimizers
+from flerm_fx.output_size import output_rms
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
 from flerm_fx.probe.prober import Prober
@@ -99,12 +100,9 @@ def batch_loss(
         InputError: no targets, no loss function, and no ``.loss`` in the output.
     """
     args, kwargs = call_arguments(batch[0])
-    return _loss_of(model(*args, **kwargs), batch[1], loss, output_fn)
-
-
-def _loss_of(output: Any, targets: Any, loss: Loss | None, output_fn: OutputFn | None) -> Tensor:
+    output = model(*args, **kwargs)
     if loss is not None:
-        return loss(select_output(output, output_fn), targets)
+        return loss(select_output(output, output_fn), batch[1])
     own = getattr(output, "loss", None)
     if not isinstance(own, Tensor):
         raise InputError(
@@ -124,7 +122,7 @@ class Moment:
     Attributes:
         fslrs: of the step's unit updates.
         output_rms: root mean square of the outputs on the batch that the step is taken on, before
-            it.
+            it, masks aside (:func:`flerm_fx.output_size.output_rms`).
     """
 
     fslrs: Mapping[str, Estimate]
@@ -184,7 +182,9 @@ def measure_settling(
                     draws,
                     step,
                 )
-                found[step] = Moment(_noted(estimates, taken.rounding), taken.output_rms)
+                found[step] = Moment(
+                    _noted(estimates, taken.rounding), _output_rms(captured, procedure, taken)
+                )
                 if follow is not None:
                     multipliers = follow(step, found[step])
                     if step == end and multipliers is not None:
@@ -309,15 +309,12 @@ def _first_update(
 
 @dataclass(frozen=True)
 class _Step:
-    """A simulated step: the weights before it, their unit updates, and those that rounding makes.
-
-    ``output_rms`` is that of the outputs on its batch, before it.
-    """
+    """A simulated step: weights before it, their unit updates, those that rounding makes, batch."""
 
     before: dict[str, Tensor]
     updates: dict[str, Tensor]
     rounding: frozenset[str]
-    output_rms: float
+    batch: Batch
 
 
 def _unit_updates(
@@ -351,7 +348,7 @@ def _unit_updates(
             for step in itertools.count():
                 batch = pool[0] if len(pool) == 1 else pool[1 + step % (len(pool) - 1)]
                 before = {name: p.detach().clone() for name, p in parameters.items()}
-                output_rms = _differentiate(model, parameters, batch, procedure, step)
+                _differentiate(model, parameters, batch, procedure, step)
                 if step == 0 and find_rounding:
                     rounding = _rounding(model, parameters, batch, procedure)
                 for optimizer in optimizers:
@@ -362,7 +359,7 @@ def _unit_updates(
                     else torch.zeros_like(p)  # its group is not trained
                     for name, p in parameters.items()
                 }
-                changed = yield _Step(before, updates, rounding, output_rms)
+                changed = yield _Step(before, updates, rounding, batch)
                 if changed is not None:
                     other = {name: settings(name, changed[name]) for name in parameters}
                     _turn(parameters, optimizers, before, updates, rates, other)
@@ -434,13 +431,10 @@ def _differentiate(
     batch: Batch,
     procedure: StartProcedure,
     step: int,
-) -> float:
-    """Gradients of one batch's loss, all finite; and the root mean square of its outputs."""
+) -> None:
+    """Gradients of one batch's loss, all finite."""
     model.zero_grad(set_to_none=True)
-    args, kwargs = call_arguments(batch[0])
-    output = model(*args, **kwargs)
-    loss = _loss_of(output, batch[1], procedure.loss, procedure.output_fn)
-    output_rms = _root_mean_square(select_output(output, procedure.output_fn).detach())
+    loss = batch_loss(model, batch, procedure.loss, procedure.output_fn)
     if not math.isfinite(loss.item()):
         _fail(f"the loss is {loss.item()}", procedure, step)
     if not loss.requires_grad:
@@ -461,14 +455,17 @@ def _differentiate(
                 procedure,
                 step,
             )
-    return output_rms
 
 
-def _root_mean_square(output: Tensor) -> float:
-    """Of what is finite: outputs may be masked by infinite ones."""
-    finite = output if is_finite(output) else output[output.isfinite()]
-    norm = torch.linalg.vector_norm(finite, dtype=torch.promote_types(output.dtype, torch.float32))
-    return float(norm) / math.sqrt(max(finite.numel(), 1))
+def _output_rms(captured: Capture, procedure: StartProcedure, taken: _Step) -> float:
+    """Of the outputs on the batch of a step, before it."""
+
+    def run(weights: Mapping[str, Tensor]) -> Tensor:
+        with preserved_rng():
+            torch.manual_seed(procedure.seed)
+            return captured.apply(weights, taken.batch[0])
+
+    return output_rms(run, {**dict(captured.model.named_parameters()), **taken.before})
 
 
 def _rounding(

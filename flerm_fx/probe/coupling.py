@@ -17,7 +17,7 @@ from flerm_fx.capture import (
     set_rng_state,
 )
 from flerm_fx.frontier import jvp
-from flerm_fx.inputs import Inputs, is_differentiable
+from flerm_fx.inputs import Inputs, difference, is_differentiable
 from flerm_fx.operation import SHAPED_LIKE, is_opaque, operation
 from flerm_fx.probe.cotangent import Cotangents
 from flerm_fx.probe.sampled import (
@@ -72,10 +72,9 @@ def coupling(
                 return refused
     if alone.shape != together.shape:
         return "the output's shape depends on the batch"
-    scale = together.abs().max().clamp_min(torch.finfo(together.dtype).tiny)
-    difference = float((alone - together).abs().max() / scale)
-    if not difference <= _tolerance(together, *parameters.values()):
-        return f"examples influence each other (outputs differ by {difference:.1e} when run alone)"
+    apart = difference(alone, together)
+    if not apart <= _tolerance(together, *parameters.values()):
+        return f"examples influence each other (outputs differ by {apart:.1e} when run alone)"
     return ""
 
 
@@ -115,9 +114,9 @@ def disagreement(
             return ""
     expected = (rows[:, 0].to(tangent) * tangent.reshape(examples, coordinates)).sum(-1).to(found)
     size = found.abs().sum(-1).max().clamp_min(torch.finfo(found.dtype).tiny)
-    difference = float((found.sum(-1) - expected).abs().max() / size)
-    if not difference <= _tolerance(tangent, *fixed.values()):
-        return f"derivatives of single examples differ from the batch's (by {difference:.1e})"
+    apart = float((found.sum(-1) - expected).abs().max() / size)
+    if not apart <= _tolerance(tangent, *fixed.values()):
+        return f"derivatives of single examples differ from the batch's (by {apart:.1e})"
     return ""
 
 
