@@ -133,6 +133,12 @@ def select_output(output: Any, output_fn: OutputFn | None = None) -> Tensor:
     )
 
 
+def output_of(model: nn.Module, inputs: Inputs, output_fn: OutputFn | None = None) -> Tensor:
+    """The output tensor of a model for a batch; see :func:`select_output`."""
+    args, kwargs = call_arguments(inputs)
+    return select_output(model(*args, **kwargs), output_fn)
+
+
 def _describe(value: object) -> str:
     if isinstance(value, Tensor):
         real = ", of whose numbers torch.view_as_real makes floating ones" * value.is_complex()

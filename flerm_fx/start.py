@@ -141,6 +141,7 @@ def measure_settling(
     *,
     draw_seed: int | None = None,
     prober: Prober | None = None,
+    sized: bool = True,
 ) -> dict[int, Moment]:
     """FSLRs of the unit updates at each settling step, of which :func:`start_of` makes the start.
 
@@ -158,6 +159,7 @@ def measure_settling(
         follow: multipliers from each measured step on; all are 1, for one round, if None.
         draw_seed: of the random cotangents; the procedure's own if None.
         prober: of ``captured``, where there is one.
+        sized: whether to measure the size of outputs, too; 0 if not.
     """
     draws = procedure.seed if draw_seed is None else draw_seed
     prober = prober or Prober(captured)
@@ -182,9 +184,8 @@ def measure_settling(
                     draws,
                     step,
                 )
-                found[step] = Moment(
-                    _noted(estimates, taken.rounding), _output_rms(captured, procedure, taken)
-                )
+                size = _output_rms(captured, procedure, taken) if sized else 0.0
+                found[step] = Moment(_noted(estimates, taken.rounding), size)
                 if follow is not None:
                     multipliers = follow(step, found[step])
                     if step == end and multipliers is not None:
@@ -290,8 +291,7 @@ def answers_to(
     has_eps = any(rule.has_eps for rule in procedure.optimizers.rules)
     if not has_eps or all(math.isclose(m, 1.0) for m in multipliers.values()):
         return frozenset()
-    first = replace(procedure, settle=0)
-    plain, scaled = (_first_update(captured, first, given) for given in (None, multipliers))
+    plain, scaled = (first_update(captured, procedure, given) for given in (None, multipliers))
     return frozenset(
         name
         for name, update in plain.items()
@@ -299,10 +299,14 @@ def answers_to(
     )
 
 
-def _first_update(
-    captured: Capture, procedure: StartProcedure, multipliers: Mapping[str, float] | None
+def first_update(
+    captured: Capture,
+    procedure: StartProcedure,
+    multipliers: Mapping[str, float] | None = None,
 ) -> dict[str, Tensor]:
-    steps = _unit_updates(captured, procedure, multipliers, find_rounding=False)
+    """The unit update of the first step, which is undone."""
+    first = replace(procedure, settle=0)
+    steps = _unit_updates(captured, first, multipliers, find_rounding=False)
     with contextlib.closing(steps):
         return next(steps).updates
 

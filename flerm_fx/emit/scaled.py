@@ -24,6 +24,7 @@ from flerm_fx.emit.module import (
 )
 from flerm_fx.errors import CaptureWarning, InputError
 from flerm_fx.inputs import Inputs, call_arguments, is_floating
+from flerm_fx.precision import is_coarse, refined
 from flerm_fx.scale import ScaleNodes, is_scale, scale
 
 
@@ -184,7 +185,10 @@ class ScaledModel(nn.Module):
         """A capture of a plain copy that has a graph, as this model is trained: with its nodes."""
         if not self.in_module:
             return with_scale_nodes(captured, self.scales)
-        captured = captured.bound(ScaledModel(copied(self.skeleton), self.scales, in_module=True))
+        twin = ScaledModel(copied(self.skeleton), self.scales, in_module=True)
+        if not is_coarse(captured.model):
+            refined(twin)
+        captured = captured.bound(twin)
         for graph_module in (captured.graph_module, captured.probe_module):
             assert graph_module is not None
             ScaleNodes(self.scales)(graph_module)
