@@ -35,7 +35,8 @@ def measure(
     of the unit update.
 
     Args:
-        model: any module; measured in its present mode, and left exactly as it was.
+        model: any module; measured in its present mode and in the types of its weights, and left
+            exactly as it was.
         updates: :math:`\Delta\theta` of each parameter to measure, by name, shaped like it.
         inputs: probe inputs: a tensor, a tuple or a dict of keyword arguments, batch first.
         method: ``"exact"``, ``"sampled"`` (random cotangents for each example), the paper's
