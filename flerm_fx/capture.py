@@ -24,7 +24,14 @@ from flerm_fx.errors import CaptureError, CaptureWarning, FlermError, InputError
 from flerm_fx.exporting import TracedError, exporting
 from flerm_fx.functionalize import functionalize, is_functional
 from flerm_fx.hooks import BACKWARD, FORWARD, Hook, hooks_of, only
-from flerm_fx.inputs import Inputs, OutputFn, batch_size, call_arguments, select_output
+from flerm_fx.inputs import (
+    Inputs,
+    OutputFn,
+    batch_size,
+    call_arguments,
+    difference,
+    select_output,
+)
 from flerm_fx.probed_as import PROBED_AS, separate_draws
 from flerm_fx.randomness import preserved_rng, rng_state, set_rng_state
 from flerm_fx.recurrent import layer_by_layer
@@ -445,10 +452,9 @@ def _check_same(
     _, probe, in_spec, _ = exported
     with torch.no_grad(), untouched(probe):
         found = probe(*tree_flatten_spec((args, kwargs), in_spec))
-    scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
-    difference = float((found - expected).abs().max() / scale)
-    if difference > max(1e-3, 16 * torch.finfo(expected.dtype).eps):
-        raise _NoGraphError(f"the graph gives other outputs than the model, by {difference:.1e}")
+    apart = difference(found, expected)
+    if apart > max(1e-3, 16 * torch.finfo(expected.dtype).eps):
+        raise _NoGraphError(f"the graph gives other outputs than the model, by {apart:.1e}")
 
 
 _Exported = tuple[fx.GraphModule, fx.GraphModule, pytree.TreeSpec, Callable[..., None]]

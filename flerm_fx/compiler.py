@@ -23,14 +23,15 @@ from flerm_fx.distributed import unwrapped, whole
 from flerm_fx.dump import Format, Level, dump
 from flerm_fx.emit.module import scales_of, take_scales
 from flerm_fx.emit.scaled import ScaledModel
-from flerm_fx.errors import FlermError, InputError, OptimizerError
+from flerm_fx.errors import CaptureWarning, FlermError, InputError, OptimizerError
 from flerm_fx.hooks import only
 from flerm_fx.inputs import (
     Inputs,
     OutputFn,
     call_arguments,
     device_of,
-    select_output,
+    difference,
+    output_of,
     to_device,
 )
 from flerm_fx.loss import Loss, LossFunction, resolve
@@ -39,6 +40,7 @@ from flerm_fx.multipliers import Settling, assigned
 from flerm_fx.options import checked, choice, flag, instance, integer
 from flerm_fx.parameter_graph import capture_graph
 from flerm_fx.pool import Pool, probe_pool
+from flerm_fx.precision import is_coarse, measurable, warn_of_rounding
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.profile import LOAD, BaseProfile
@@ -47,6 +49,7 @@ from flerm_fx.start import (
     MODEL_LOSS,
     Moment,
     StartProcedure,
+    batch_loss,
     lost_in_rounding,
     measure_settling,
     measure_start,
@@ -156,9 +159,9 @@ def compile(
         A :class:`CompiledModel`, called and trained like ``model``.
 
     Warns:
-        UserWarning: the model is in another mode than the base was recorded in, parameters were
-            left without a counterpart, multipliers did not settle, or the model's outputs stay much
-            larger than the base's.
+        UserWarning: the model is in another mode than the base was recorded in, or has weights in
+            half precision and does not run in float32, parameters were left without a counterpart,
+            multipliers did not settle, or the model's outputs stay much larger than the base's.
 
     Raises:
         MatchError: parameters that structure cannot match; the message names each.
@@ -208,11 +211,22 @@ def compile(
         model, base_profile, inputs, targets, loss_fn, optimizer, output_fn, method, rtol
     )
     probe_inputs = to_device(procedure.pool[0][0], device_of(model))
-    twin = copied(model)
-    captured = capture(twin, probe_inputs, output_fn, original=model)
+    twin, measured_on, obstacle = _measurable(lambda: copied(model), procedure)
+    captured = capture(
+        twin, to_device(measured_on.pool[0][0], device_of(model)), output_fn, original=model
+    )
+    emitted = captured
+    if is_coarse(model) and not obstacle:  # what is emitted has the model's own types
+        twin = copied(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CaptureWarning)  # as above
+            emitted = capture(twin, probe_inputs, output_fn, original=model)
     matches = matched(base_profile, captured, mapping, on_unmatched)
-    procedure = procedure.held_as(held_as_matched(base_profile, captured, matches))
-    assignments, settling = assigned(captured, base_profile, matches, procedure)
+    held = held_as_matched(base_profile, captured, matches)
+    procedure, measured_on = procedure.held_as(held), measured_on.held_as(held)
+    if obstacle:
+        warn_of_rounding(captured, measured_on, obstacle, stacklevel=2)
+    assignments, settling = assigned(captured, base_profile, matches, measured_on)
     scales = {}
     if emit != "param_groups":
         run = procedure.optimizers
@@ -225,7 +239,7 @@ def compile(
         skeleton = twin
     kept = None if donate else model
     in_module = emit == "module"
-    before = _output(captured, model, probe_inputs) if in_module else None
+    before = _output(emitted, model, probe_inputs) if in_module else None
     compiled = CompiledModel(
         kept,
         skeleton,
@@ -240,8 +254,8 @@ def compile(
         parameter_graph=capture_graph(captured),
     )
     if before is not None:
-        _check_unchanged(before, _output(captured, model, probe_inputs), model)
-    compiled.adopt(captured, probe_inputs)
+        _check_unchanged(before, _output(emitted, model, probe_inputs), model)
+    compiled.adopt(emitted, probe_inputs)
     return compiled
 
 
@@ -517,20 +531,21 @@ class CompiledModel(ScaledModel):
         multipliers. A parameter passes if
 
         .. math:: |\mathrm{FSLR}_l - \mathrm{FSLR}_{base}| \le
-                  4 \sqrt{\sigma_l^2 + (m_l \sigma_{l,compile})^2} + 10^{-2}\,\mathrm{FSLR}_{base}.
+                  4 \sqrt{\sigma_l^2 + (m_l \sigma_{l,compile})^2}
+                  + (10^{-2} + 2 \epsilon)\,\mathrm{FSLR}_{base},
+
+        with the machine epsilon of the coarsest weights, which is :math:`2^{-7}` in bfloat16.
         """
-        twin = self.plain()
-        for name, parameter in twin.named_parameters():
-            parameter.requires_grad_(name in self.multipliers)
-        captured = self.adopted(twin) or capture(
-            twin, self._probe_inputs, self.procedure.output_fn, original=self.skeleton
-        )
+        twin, procedure, _ = _measurable(self._trainable, self.procedure)
+        inputs = to_device(procedure.pool[0][0], device_of(twin))
+        adopted = None if is_coarse(self) and not is_coarse(twin) else self.adopted(twin)
+        captured = adopted or capture(twin, inputs, procedure.output_fn, original=self.skeleton)
         multipliers: dict[str, float] | None = self.multipliers
         if self.scales and captured.graph_module is not None:
             captured, multipliers = self.trained(captured), None
         measured = {
             after: measure_start(
-                captured, self.procedure.after(after), multipliers, draw_seed=CHECK_SEED
+                captured, procedure.after(after), multipliers, draw_seed=CHECK_SEED
             )
             for after in {row.after for row in self.assignments if row.after or not self._settling}
         }
@@ -542,14 +557,23 @@ class CompiledModel(ScaledModel):
                 taken = self._settling.get(step)
                 return taken and {name: m / held[name] for name, m in taken.items()}
 
-            found = measure_settling(captured, self.procedure, follow, draw_seed=CHECK_SEED)
-            measured[0] = start_of(found, self.procedure.settle)
+            found = measure_settling(captured, procedure, follow, draw_seed=CHECK_SEED, sized=False)
+            measured[0] = start_of(found, procedure.settle)
         # Through scale nodes the unit update of w already moves θ by m; in groups it does not.
         factors = multipliers or dict.fromkeys(self.multipliers, 1.0)
+        # Stored weights, and effective ones made of them, are rounded once more each.
+        rounding = 2 * max(torch.finfo(p.dtype).eps for p in self.parameters())
         return tuple(
-            _check(row, measured[row.after][row.parameter], factors[row.parameter])
+            _check(row, measured[row.after][row.parameter], factors[row.parameter], rounding)
             for row in self.assignments
         )
+
+    def _trainable(self) -> nn.Module:
+        """A plain copy, of which those parameters train that have a multiplier."""
+        twin = self.plain()
+        for name, parameter in twin.named_parameters():
+            parameter.requires_grad_(name in self.multipliers)
+        return twin
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         moved = pytree.tree_map_only(Tensor, fn, self._probe_inputs)
@@ -567,10 +591,10 @@ class CompiledModel(ScaledModel):
         return twin
 
 
-def _check(row: Assignment, unit: Estimate, factor: float) -> Check:
+def _check(row: Assignment, unit: Estimate, factor: float, rounding: float) -> Check:
     measured = replace(unit, value=unit.value * factor, stderr=unit.stderr * factor)
     errors = math.hypot(measured.stderr, row.multiplier * row.target.stderr)
-    tolerance = CHECK_ERRORS * errors + CHECK_RTOL * row.base_fslr
+    tolerance = CHECK_ERRORS * errors + (CHECK_RTOL + rounding) * row.base_fslr
     passed = row.status != "matched" or abs(measured.value - row.base_fslr) <= tolerance
     return Check(row.parameter, row.base_fslr, measured, tolerance, passed)
 
@@ -648,9 +672,20 @@ def _procedure(
 
 def _output(captured: Capture, model: nn.Module, inputs: Inputs) -> Tensor:
     """What the model returns, with the random draws that follow."""
-    args, kwargs = call_arguments(inputs)
     with torch.no_grad(), only(model, captured.hooks), untouched(model):
-        return select_output(model(*args, **kwargs), captured.output_fn)
+        return output_of(model, inputs, captured.output_fn)
+
+
+def _measurable(
+    copy: Callable[[], nn.Module], procedure: StartProcedure
+) -> tuple[nn.Module, StartProcedure, str]:
+    """A copy to measure on, the procedure for it, and why it is not in float32 if it should be."""
+    twin, pool, obstacle = measurable(
+        copy,
+        procedure.pool,
+        lambda model, batch: batch_loss(model, batch, procedure.loss, procedure.output_fn),
+    )
+    return twin, replace(procedure, pool=pool), obstacle
 
 
 def _check_unchanged(before: Tensor, after: Tensor, model: nn.Module) -> None:
@@ -658,8 +693,7 @@ def _check_unchanged(before: Tensor, after: Tensor, model: nn.Module) -> None:
 
     It is not where a module keeps references to its weights, which parametrizations do not reach.
     """
-    largest = before.abs().max().clamp_min(torch.finfo(before.dtype).tiny)
-    change = float((after - before).abs().max() / largest)
+    change = difference(after, before)
     if not change <= torch.finfo(before.dtype).eps ** 0.5:
         take_scales(model)
         raise InputError(

@@ -1,6 +1,5 @@
 """Model inputs and outputs: how a batch is passed, checked, and read."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -103,6 +102,18 @@ def is_differentiable(value: object) -> bool:
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
+def as_real(value: Tensor) -> Tensor:
+    """The real numbers that a tensor holds: of a complex one both parts, in a new last dimension.
+
+    It is what optimizers of torch make of a complex parameter, and in what a gradient of one is a
+    gradient: the change of a loss is the sum of products of these with those of the change.
+
+    >>> as_real(torch.tensor([1 + 2j]))
+    tensor([[1., 2.]])
+    """
+    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+
+
 def select_output(output: Any, output_fn: OutputFn | None = None) -> Tensor:
     """The output tensor f whose change an FSLR measures.
 
@@ -155,9 +166,16 @@ def _member(output: Any, name: str) -> Any:
     return output.get(name) if found is None and isinstance(output, Mapping) else found
 
 
+def output_of(model: nn.Module, inputs: Inputs, output_fn: OutputFn | None = None) -> Tensor:
+    """The output tensor of a model for a batch; see :func:`select_output`."""
+    args, kwargs = call_arguments(inputs)
+    return select_output(model(*args, **kwargs), output_fn)
+
+
 def _describe(value: object) -> str:
     if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+        real = ", of whose numbers torch.view_as_real makes floating ones" * value.is_complex()
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}{real}"
     return type(value).__name__
 
 
@@ -176,15 +194,31 @@ def device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Largest difference of two outputs that are to be one, relative to the largest that differs.
+
+    An entry that is the same in both, as one is that a mask makes -1e9 or infinite, has no say in
+    what is large.
+
+    >>> difference(torch.tensor([2.0, -torch.inf]), torch.tensor([4.0, -torch.inf]))
+    0.5
+    """
+    differs = found != expected
+    if not differs.any():
+        return 0.0
+    largest = expected.abs().where(differs, 0).max().clamp_min(torch.finfo(expected.dtype).tiny)
+    return float((found - expected).abs().where(differs, 0).max() / largest)
+
+
 def is_finite(value: Tensor) -> bool:
     """Whether a tensor holds neither NaN nor infinity.
 
     Both survive a sum, which reads the tensor once; only a sum that overflows needs a second look.
 
-    >>> is_finite(torch.tensor([3e38, 3e38])), is_finite(torch.tensor([math.inf, -math.inf]))
+    >>> is_finite(torch.tensor([3e38, 3e38])), is_finite(torch.tensor([torch.inf, -torch.inf]))
     (True, False)
     """
-    return math.isfinite(value.sum()) or bool(torch.isfinite(value).all())
+    return bool(value.sum().isfinite()) or bool(torch.isfinite(value).all())
 
 
 def check_finite(name: str, value: Tensor, what: str) -> None:

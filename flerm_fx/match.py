@@ -1,7 +1,9 @@
 """Matching again and again while the target trains, along the base's recorded trajectory."""
 
 import copy
+import functools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -17,14 +19,15 @@ from flerm_fx.distributed import Ranks, unwrapped
 from flerm_fx.emit.module import scales_of
 from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.errors import InputError, ProfileError
-from flerm_fx.inputs import OutputFn, device_of, to_device
+from flerm_fx.inputs import OutputFn, device_of, output_of, to_device
 from flerm_fx.logs import FSLR, MULTIPLIER, Log, logging
 from flerm_fx.matches import held_as_matched, matched, wanted
-from flerm_fx.multipliers import resolved
+from flerm_fx.multipliers import floor, resolved
 from flerm_fx.observer import Attached, Observed, UpdateObserver
 from flerm_fx.optimizers import Optimizers, listed
 from flerm_fx.options import checked, choice, instance, number
 from flerm_fx.pool import Pool, probe_batch
+from flerm_fx.precision import is_coarse, measurable, refined
 from flerm_fx.probe.estimate import Estimate, rows
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
@@ -213,9 +216,20 @@ class Matcher(Attached):
         plain = model if scaled is None else scaled.skeleton
         probe = base_profile.pool[0][0] if inputs is None else probe_batch(plain, inputs)
         probe = to_device(ranks.agreed(probe), device_of(model))
-        captured = capture(
-            copied(model) if scaled is None else scaled.plain(), probe, output_fn, original=model
+        copied_anew = functools.partial(copied, model) if scaled is None else scaled.plain
+        twin, ((probe, _),), obstacle = measurable(
+            copied_anew, ((probe, None),), lambda m, batch: output_of(m, batch[0], output_fn)
         )
+        captured = capture(twin, probe, output_fn, original=model)
+        if obstacle:
+            warnings.warn(
+                "the model has weights in half precision and does not run in float32 "
+                f"({obstacle}), so its steps are measured as it is: FSLRs are off by some "
+                f"hundredths, and those below {floor(captured):.1%} of the largest are taken for "
+                "rounding",
+                stacklevel=3,
+            )
+        precise = is_coarse(model) and not obstacle
         matches = matched(base_profile, captured, mapping, on_unmatched)
         self.multipliers = dict.fromkeys(captured.parameters, 1.0)
         self.history: list[Matched] = []
@@ -243,7 +257,11 @@ class Matcher(Attached):
             method=method,
             rtol=rtol,
             seed=base_profile.seed,
-            plain=scaled.plain if scaled is not None and scaled.in_module else None,
+            plain=(lambda: refined(copied_anew()))
+            if precise
+            else copied_anew
+            if scaled is not None and scaled.in_module
+            else None,
         )
         self._observer = UpdateObserver(model, optimizers, run, schedule.due, self._observed)
         super().__init__(optimizers, self._before, self._after)

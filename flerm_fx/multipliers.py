@@ -130,7 +130,8 @@ def assigned(
         return settling[step]
 
     following = follow if procedure.settle else None
-    moments = measure_settling(captured, procedure, following, prober=prober)
+    sized = bool(procedure.settle)
+    moments = measure_settling(captured, procedure, following, prober=prober, sized=sized)
     start = start_of(moments, procedure.settle)
     way = geometric_mean(ways.values()) if ways else 1.0
     if ways and left() > LARGE:
@@ -346,10 +347,13 @@ def _assign(
 
 def resolved(estimates: Mapping[str, Estimate], captured: Capture) -> set[str]:
     """Parameters whose FSLR is above its noise and above rounding."""
-    dtype = next(iter(captured.parameters.values())).dtype
-    largest = max(e.value for e in estimates.values())
-    floor = ROUNDING * torch.finfo(dtype).eps * largest
-    return {n for n, e in estimates.items() if e.value > max(NOISE * e.stderr, floor)}
+    least = floor(captured) * max(e.value for e in estimates.values())
+    return {n for n, e in estimates.items() if e.value > max(NOISE * e.stderr, least)}
+
+
+def floor(captured: Capture) -> float:
+    """The part of the largest FSLR below which one is rounding, of the coarsest of its types."""
+    return ROUNDING * max(torch.finfo(p.dtype).eps for p in captured.parameters.values())
 
 
 def _first_op(node: fx.Node | None) -> str:

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from flerm_fx.distributed import whole
 from flerm_fx.inputs import check_finite
 from flerm_fx.optimizers import Optimizers
+from flerm_fx.precision import finer
 from flerm_fx.update_rule import decay_per_step
 
 
@@ -133,7 +134,7 @@ class UpdateObserver:
         updates = {}
         for name, old in before.items():
             if name in weights and rates[name] > 0:
-                moved = whole(weights[name].detach()) - old
+                moved = finer(whole(weights[name].detach())) - finer(old)
                 if not moved.any():
                     decays[name] = 0.0
                 elif decays[name]:

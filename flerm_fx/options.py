@@ -119,14 +119,13 @@ def function(name: str, value: Any, form: str) -> Any:
 
 
 def steps(name: str, value: Any) -> frozenset[int]:
-    """Steps of a run, at least one."""
+    """Steps of a run; none, to measure at no step."""
     expected = f"{name} must hold whole numbers of steps from 0 on"
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise InputError(f"{expected}, as in {name}=[0, 1, 2, 4], got {described(value)}")
     given = list(itertools.islice(value, MOST_STEPS + 1))
-    if not given or len(given) > MOST_STEPS:
-        found = f"more than {MOST_STEPS:,}" if given else "none"
-        raise InputError(f"{expected}, got {found}")
+    if len(given) > MOST_STEPS:
+        raise InputError(f"{expected}, got more than {MOST_STEPS:,}")
     try:
         return frozenset(integer(name, step, 0) for step in given)
     except InputError:

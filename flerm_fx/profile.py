@@ -169,7 +169,8 @@ class BaseProfile:
         settling: FSLRs at those of these steps at which a target is matched on its way, see
             :func:`flerm_fx.schedule.settling_steps`; the start is the mean over the last of them.
         output_rms: root mean square of the outputs at each of them, on the batch that the step is
-            taken on.
+            taken on; of those entries that the weights make, so that a mask has no size, whichever
+            number it is (:func:`flerm_fx.output_size.output_rms`).
         resolve_after: further simulated steps before the late start; 0 if it was turned off.
         loss: name in ``torch.nn.functional``, or ``"output.loss"`` for one that the model returns;
             ``None`` for a loss that the caller passed.

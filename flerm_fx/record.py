@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from flerm_fx.optimizers import Optimizers, listed
 from flerm_fx.options import checked, choice, number
 from flerm_fx.parameter_graph import capture_graph, to_json
 from flerm_fx.pool import Pool, probe_pool
+from flerm_fx.precision import is_coarse, measurable, refined, warn_of_rounding
 from flerm_fx.probe.estimate import Estimate, rows
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
@@ -31,6 +33,7 @@ from flerm_fx.start import (
     MODEL_LOSS,
     Moment,
     StartProcedure,
+    batch_loss,
     measure_settling,
     measure_start,
     start_of,
@@ -113,6 +116,10 @@ def record(
 
     Returns:
         A :class:`Recorder`: a context manager with a ``profile``.
+
+    Warns:
+        UserWarning: weights are in half precision, and the model does not run in float32, in which
+            it would be measured.
 
     Raises:
         InputError: unusable inputs, targets or options.
@@ -213,14 +220,20 @@ class Recorder(Attached):
             rtol=rtol,
             seed=generator.initial_seed() % 2**63 if generator is not None else 0,
         )
-        probe_inputs = to_device(pool[0][0], device_of(model))
-        twin = capture(copied(model), probe_inputs, output_fn, original=model)
+        plain, measured_pool, obstacle = measurable(
+            lambda: copied(model), pool, lambda m, batch: batch_loss(m, batch, loss, output_fn)
+        )
+        procedure = replace(self.procedure, pool=measured_pool)
+        probe_inputs = to_device(measured_pool[0][0], device_of(model))
+        twin = capture(plain, probe_inputs, output_fn, original=model)
+        if obstacle:
+            warn_of_rounding(twin, procedure, obstacle, stacklevel=3)
         self._graph = capture_graph(twin)
         rules = [rule.spec() for rule in self.procedure.optimizers.rules]
         check_printable([list(twin.parameters), to_json(self._graph), rules])
         self._shapes = {name: tuple(p.shape) for name, p in twin.parameters.items()}
         prober = Prober(twin, ranks)
-        on_the_way = measure_settling(twin, self.procedure, prober=prober)
+        on_the_way = measure_settling(twin, procedure, prober=prober, sized=settle > 0)
         self._start = start_of(on_the_way, settle)
         self._settling = on_the_way if settle else {}
         # Exactly 0: an FSLR within rounding, such as that of an attention key's bias, is as small
@@ -231,7 +244,7 @@ class Recorder(Attached):
             for n, e in self._start.items()
         )
         late = resolve_after if at_zero else 0
-        self._late = measure_start(twin, self.procedure.after(late), prober=prober) if late else {}
+        self._late = measure_start(twin, procedure.after(late), prober=prober) if late else {}
         self._training = model.training
         self._prober = RunningProber(
             lambda: model,
@@ -241,6 +254,7 @@ class Recorder(Attached):
             method=method,
             rtol=min(TRAJECTORY * rtol, 0.99),
             seed=self.procedure.seed,
+            plain=(lambda: refined(copied(model))) if is_coarse(model) and not obstacle else None,
         )
         self._log = log
         self._steps: list[int] = []

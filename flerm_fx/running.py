@@ -28,8 +28,9 @@ class RunningProber:
         method: as for :func:`flerm_fx.measure`.
         rtol: as for :func:`flerm_fx.measure`.
         seed: of the random cotangents, with the step added.
-        plain: makes a plain copy of a model that has parametrizations; it is measured on such
-            copies then, which take memory, as a sharded model is in any case.
+        plain: makes a plain copy of a model that has parametrizations, or one in float32 of a
+            model with weights in half precision; it is measured on such copies then, which take
+            memory, as a sharded model is in any case.
     """
 
     def __init__(
@@ -65,9 +66,15 @@ class RunningProber:
         """
         model = self._live()
         with untouched(model):
-            return self._prober(model).estimate(
-                observed.before,
-                observed.updates,
+            prober = self._prober(model)
+            kinds = {name: p.dtype for name, p in prober.captured.parameters.items()}
+            before, updates = (
+                {name: value.to(kinds.get(name, value.dtype)) for name, value in values.items()}
+                for values in (observed.before, observed.updates)
+            )
+            return prober.estimate(
+                before,
+                updates,
                 self._inputs,
                 method=self._method,
                 rtol=self._rtol,

@@ -17,6 +17,7 @@ from flerm_fx.hooks import only
 from flerm_fx.inputs import (
     Batch,
     OutputFn,
+    as_real,
     call_arguments,
     device_of,
     is_finite,
@@ -26,10 +27,11 @@ from flerm_fx.inputs import (
 )
 from flerm_fx.loss import Loss
 from flerm_fx.optimizers import Optimizers
+from flerm_fx.output_size import output_rms
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
 from flerm_fx.probe.prober import Prober
-from flerm_fx.randomness import seed_all
+from flerm_fx.randomness import preserved_rng, seed_all
 from flerm_fx.schedule import settling_steps, start_steps, step_of_round
 from flerm_fx.untouched import untouched
 from flerm_fx.update_rule import group_settings
@@ -102,12 +104,9 @@ def batch_loss(
         InputError: no targets, no loss function, and no loss in the output.
     """
     args, kwargs = call_arguments(batch[0])
-    return _loss_of(model(*args, **kwargs), batch[1], loss, output_fn)
-
-
-def _loss_of(output: Any, targets: Any, loss: Loss | None, output_fn: OutputFn | None) -> Tensor:
+    output = model(*args, **kwargs)
     if loss is not None:
-        return loss(select_output(output, output_fn), targets)
+        return loss(select_output(output, output_fn), batch[1])
     own = own_loss(output)
     if own is None:
         raise InputError(
@@ -127,7 +126,7 @@ class Moment:
     Attributes:
         fslrs: of the step's unit updates.
         output_rms: root mean square of the outputs on the batch that the step is taken on, before
-            it.
+            it, masks aside (:func:`flerm_fx.output_size.output_rms`).
     """
 
     fslrs: Mapping[str, Estimate]
@@ -146,6 +145,7 @@ def measure_settling(
     *,
     draw_seed: int | None = None,
     prober: Prober | None = None,
+    sized: bool = True,
 ) -> dict[int, Moment]:
     """FSLRs of the unit updates at each settling step, of which :func:`start_of` makes the start.
 
@@ -163,6 +163,7 @@ def measure_settling(
         follow: multipliers from each measured step on; all are 1, for one round, if None.
         draw_seed: of the random cotangents; the procedure's own if None.
         prober: of ``captured``, where there is one.
+        sized: whether to measure the size of outputs, too; 0 if not.
     """
     draws = procedure.seed if draw_seed is None else draw_seed
     prober = prober or Prober(captured)
@@ -187,7 +188,8 @@ def measure_settling(
                     draws,
                     step,
                 )
-                found[step] = Moment(_noted(estimates, taken.rounding), taken.output_rms)
+                size = _output_rms(captured, procedure, taken) if sized else 0.0
+                found[step] = Moment(_noted(estimates, taken.rounding), size)
                 if follow is not None:
                     multipliers = follow(step, found[step])
                     if step == end and multipliers is not None:
@@ -293,8 +295,7 @@ def answers_to(
     has_eps = any(rule.has_eps for rule in procedure.optimizers.rules)
     if not has_eps or all(math.isclose(m, 1.0) for m in multipliers.values()):
         return frozenset()
-    first = replace(procedure, settle=0)
-    plain, scaled = (_first_update(captured, first, given) for given in (None, multipliers))
+    plain, scaled = (first_update(captured, procedure, given) for given in (None, multipliers))
     return frozenset(
         name
         for name, update in plain.items()
@@ -302,25 +303,26 @@ def answers_to(
     )
 
 
-def _first_update(
-    captured: Capture, procedure: StartProcedure, multipliers: Mapping[str, float] | None
+def first_update(
+    captured: Capture,
+    procedure: StartProcedure,
+    multipliers: Mapping[str, float] | None = None,
 ) -> dict[str, Tensor]:
-    steps = _unit_updates(captured, procedure, multipliers, find_rounding=False)
+    """The unit update of the first step, which is undone."""
+    first = replace(procedure, settle=0)
+    steps = _unit_updates(captured, first, multipliers, find_rounding=False)
     with contextlib.closing(steps):
         return next(steps).updates
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A simulated step: the weights before it, their unit updates, and those that rounding makes.
-
-    ``output_rms`` is that of the outputs on its batch, before it.
-    """
+    """A simulated step: weights before it, their unit updates, those that rounding makes, batch."""
 
     before: dict[str, Tensor]
     updates: dict[str, Tensor]
     rounding: frozenset[str]
-    output_rms: float
+    batch: Batch
 
 
 def _unit_updates(
@@ -354,7 +356,7 @@ def _unit_updates(
             for step in itertools.count():
                 batch = pool[0] if len(pool) == 1 else pool[1 + step % (len(pool) - 1)]
                 before = {name: p.detach().clone() for name, p in parameters.items()}
-                output_rms = _differentiate(model, parameters, batch, procedure, step)
+                _differentiate(model, parameters, batch, procedure, step)
                 if step == 0 and find_rounding:
                     rounding = _rounding(model, parameters, batch, procedure)
                 for optimizer in optimizers:
@@ -367,7 +369,7 @@ def _unit_updates(
                 }
                 if step == 0 and multipliers is None:
                     _check_moves(before, updates, {name: run.rate(name) for name in before})
-                changed = yield _Step(before, updates, rounding, output_rms)
+                changed = yield _Step(before, updates, rounding, batch)
                 if changed is not None:
                     other = {name: settings(name, changed[name]) for name in parameters}
                     _turn(parameters, optimizers, before, updates, rates, other)
@@ -477,13 +479,10 @@ def _differentiate(
     batch: Batch,
     procedure: StartProcedure,
     step: int,
-) -> float:
-    """Gradients of one batch's loss, all finite; and the root mean square of its outputs."""
+) -> None:
+    """Gradients of one batch's loss, all finite."""
     model.zero_grad(set_to_none=True)
-    args, kwargs = call_arguments(batch[0])
-    output = model(*args, **kwargs)
-    loss = _loss_of(output, batch[1], procedure.loss, procedure.output_fn)
-    output_rms = _root_mean_square(select_output(output, procedure.output_fn).detach())
+    loss = batch_loss(model, batch, procedure.loss, procedure.output_fn)
     if not math.isfinite(loss.item()):
         _fail(f"the loss is {loss.item()}", procedure, step)
     if not loss.requires_grad:
@@ -504,14 +503,17 @@ def _differentiate(
                 procedure,
                 step,
             )
-    return output_rms
 
 
-def _root_mean_square(output: Tensor) -> float:
-    """Of what is finite: outputs may be masked by infinite ones."""
-    finite = output if is_finite(output) else output[output.isfinite()]
-    norm = torch.linalg.vector_norm(finite, dtype=torch.promote_types(output.dtype, torch.float32))
-    return float(norm) / math.sqrt(max(finite.numel(), 1))
+def _output_rms(captured: Capture, procedure: StartProcedure, taken: _Step) -> float:
+    """Of the outputs on the batch of a step, before it."""
+
+    def run(weights: Mapping[str, Tensor]) -> Tensor:
+        with preserved_rng():
+            seed_all(procedure.seed)
+            return captured.apply(weights, taken.batch[0])
+
+    return output_rms(run, {**dict(captured.model.named_parameters()), **taken.before})
 
 
 def _rounding(
@@ -534,17 +536,18 @@ def _rounding(
         try:
             with torch.no_grad():
                 for p in parameters.values():
-                    sign = 2 * torch.randint(2, p.shape, generator=generator) - 1
+                    part = as_real(p)
+                    sign = 2 * torch.randint(2, part.shape, generator=generator) - 1
                     nudge = max(torch.finfo(p.dtype).eps, NUDGE)
-                    p.mul_(1 + nudge * sign.to(p.device, p.dtype))
+                    part.mul_(1 + nudge * sign.to(part.device, part.dtype))
             model.zero_grad(set_to_none=True)
             loss = batch_loss(model, batch, procedure.loss, procedure.output_fn)
             loss.backward()  # type: ignore[no-untyped-call]
             for name, p in parameters.items():
                 gradient = gradients[name]
                 if gradient is not None and p.grad is not None:
-                    change = (p.grad.float() - gradient.float()).norm()
-                    if change > ROUNDED * gradient.float().norm():
+                    before, after = as_real(gradient).float(), as_real(p.grad).float()
+                    if (after - before).norm() > ROUNDED * before.norm():
                         found.add(name)
         finally:
             with torch.no_grad():

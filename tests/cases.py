@@ -125,7 +125,9 @@ def random_updates(model: nn.Module) -> dict[str, Tensor]:
     """A seeded normal update for each trainable parameter."""
     generator = torch.Generator().manual_seed(2)
     return {
-        name: torch.randn(p.shape, generator=generator).to(p)
+        name: torch.randn(
+            p.shape, generator=generator, dtype=p.dtype if p.is_complex() else None
+        ).to(p)
         for name, p in model.named_parameters()
         if p.requires_grad
     }

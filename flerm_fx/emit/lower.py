@@ -27,7 +27,7 @@ FACTOR_LIMIT = 2.0**24
 """Largest factor, or inverse of one, that is moved. What lies between lacks it, or several: they
 have to fit in the range of float32, 2^127."""
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.complex128)
 
 
 class LowerScales(PassBase):

@@ -25,6 +25,7 @@ from flerm_fx.emit.module import (
 from flerm_fx.errors import CaptureWarning, InputError
 from flerm_fx.hooks import keep_only
 from flerm_fx.inputs import Inputs, call_arguments, is_floating
+from flerm_fx.precision import is_coarse, refined
 from flerm_fx.scale import ScaleNodes, is_scale, scale
 
 
@@ -187,7 +188,10 @@ class ScaledModel(nn.Module):
             return with_scale_nodes(captured, self.scales)
         twin = copied(self.skeleton)
         keep_only(twin, captured.hooks)  # the twin's own are out of sight behind the scaled model
-        captured = captured.bound(ScaledModel(twin, self.scales, in_module=True))
+        twin = ScaledModel(twin, self.scales, in_module=True)
+        if not is_coarse(captured.model):
+            refined(twin)
+        captured = captured.bound(twin)
         for graph_module in (captured.graph_module, captured.probe_module):
             assert graph_module is not None
             ScaleNodes(self.scales)(graph_module)

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from flerm_fx.capture import Capture, cloned_buffers
 from flerm_fx.frontier import jvp
-from flerm_fx.inputs import Inputs, is_differentiable
+from flerm_fx.inputs import Inputs, difference, is_differentiable
 from flerm_fx.operation import SHAPED_LIKE, is_opaque, operation
 from flerm_fx.probe.cotangent import Cotangents
 from flerm_fx.probe.sampled import (
@@ -66,10 +66,9 @@ def coupling(
                 return refused
     if alone.shape != together.shape:
         return "the output's shape depends on the batch"
-    scale = together.abs().max().clamp_min(torch.finfo(together.dtype).tiny)
-    difference = float((alone - together).abs().max() / scale)
-    if not difference <= _tolerance(together):
-        return f"examples influence each other (outputs differ by {difference:.1e} when run alone)"
+    apart = difference(alone, together)
+    if not apart <= _tolerance(together, *parameters.values()):
+        return f"examples influence each other (outputs differ by {apart:.1e} when run alone)"
     return ""
 
 
@@ -109,15 +108,16 @@ def disagreement(
             return ""
     expected = (rows[:, 0].to(tangent) * tangent.reshape(examples, coordinates)).sum(-1).to(found)
     size = found.abs().sum(-1).max().clamp_min(torch.finfo(found.dtype).tiny)
-    difference = float((found.sum(-1) - expected).abs().max() / size)
-    if not difference <= _tolerance(tangent):
-        return f"derivatives of single examples differ from the batch's (by {difference:.1e})"
+    apart = float((found.sum(-1) - expected).abs().max() / size)
+    if not apart <= _tolerance(tangent, *fixed.values()):
+        return f"derivatives of single examples differ from the batch's (by {apart:.1e})"
     return ""
 
 
-def _tolerance(computed: Tensor) -> float:
-    """:data:`TOLERANCE`, or what the rounding of a coarser type takes."""
-    return max(TOLERANCE, 16 * torch.finfo(computed.dtype).eps)
+def _tolerance(*values: Tensor) -> float:
+    """:data:`TOLERANCE`, or what the rounding of the coarsest of their types takes."""
+    coarsest = max(torch.finfo(v.dtype).eps for v in values if is_differentiable(v))
+    return max(TOLERANCE, 16 * coarsest)
 
 
 def _first_line(error: Exception) -> str:

@@ -113,11 +113,13 @@ def diagonal(
     if x.dtype != value.dtype or not _is_pointwise(op):
         return None
     if op is aten.add.Tensor:
-        return float(kwargs.get("alpha", 1)) if index else 1.0
+        return kwargs.get("alpha", 1.0) if index else 1.0
     if op is aten.sub.Tensor:
-        return -float(kwargs.get("alpha", 1)) if index else 1.0
+        return -kwargs.get("alpha", 1.0) if index else 1.0
     if op is aten.mul.Tensor:
         return args[1 - index]  # type: ignore[no-any-return]
+    if x.is_complex():  # such as a conjugate, which no factor makes
+        return None
     position = sum(len(pytree.tree_leaves(argument)) for argument in args[:index])
     return jvp(op, args, kwargs, {position: torch.ones_like(x)})  # type: ignore[no-any-return]
 
@@ -247,8 +249,10 @@ def _is_pointwise(op: Callable[..., Any]) -> bool:
 
 def _pointwise(
     op: Callable[..., Any], index: int, value: Tensor, *args: Any, **kwargs: Any
-) -> OneStack:
-    r"""Element by element: :math:`\dot y = \partial_i \mathrm{op} \, \dot x_i`."""
+) -> OneStack | None:
+    r"""Element by element: :math:`\dot y = \partial_i \mathrm{op} \, \dot x_i`, for real x."""
+    if args[index].is_complex():
+        return None
     position = sum(len(pytree.tree_leaves(argument)) for argument in args[:index])
     ones = torch.ones_like(args[index])
     return _times(jvp(op, args, kwargs, {position: ones}), value)

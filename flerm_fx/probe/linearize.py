@@ -179,7 +179,11 @@ def _moved(
     if isinstance(step.through, Combination):
         mine = {p for p in arrived if p in step.alone and step.sources[p] in fresh}
         return step.through(arrived, mine)
-    return list(step.through(arrived))
+    # A tangent is of its value's type, to which arguments of several types are promoted.
+    return [
+        stack if stack is None or blank is None else stack.to(blank.dtype)
+        for stack, blank in zip(step.through(arrived), step.blanks, strict=True)
+    ]
 
 
 def _is_apart(stack: Tensor, taken: Collection[int]) -> bool:

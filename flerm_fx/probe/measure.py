@@ -39,7 +39,8 @@ def measure(
     of the unit update.
 
     Args:
-        model: any module; measured in its present mode, and left exactly as it was.
+        model: any module; measured in its present mode and in the types of its weights, and left
+            exactly as it was.
         updates: :math:`\Delta\theta` of each parameter to measure, by name, shaped like it.
         inputs: probe inputs: a tensor, a tuple or a dict of keyword arguments, batch first; or a
             list or DataLoader of such, of which the first is read.
@@ -93,6 +94,12 @@ def measure(
             raise InputError(
                 f"the update of parameter {name!r} has shape {tuple(update.shape)}, "
                 f"expected {expected}"
+            )
+        parameter = captured.parameters[captured.aliases[name]]
+        if update.is_complex() and not parameter.is_complex():
+            raise InputError(
+                f"the update of parameter {name!r} is complex, and the parameter is "
+                f"{parameter.dtype}; pass a real one"
             )
         if captured.aliases[name] in canonical:
             raise InputError(f"updates name the tied parameter {name!r} twice; pass it once")

@@ -9,7 +9,8 @@ With :math:`\phi = (NK)^{-1/2} \sum_{n,k} \xi_{nk} f_{nk}` for Gaussian :math:`\
   axes, which assumes a covariance that is a Kronecker product over them.
 
 Each factor is an exponential moving average over passes with its bias correction, as in the paper.
-It needs nothing of the model but a backward pass.
+It needs nothing of the model but a backward pass. A complex parameter is the real one of its two
+parts, an axis of its own.
 """
 
 import math
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from flerm_fx.capture import Capture
-from flerm_fx.inputs import Inputs
+from flerm_fx.inputs import Inputs, as_real
 from flerm_fx.randomness import preserved_rng
 
 PaperMethod = Literal["full_cov", "iid", "kronecker"]
@@ -91,7 +92,7 @@ def paper(
             gradients = torch.autograd.grad(phi, list(leaves.values()), allow_unused=True)
             for name, gradient in zip(leaves, gradients, strict=True):
                 z = torch.zeros_like(leaves[name]) if gradient is None else gradient
-                z = (z * updates[name].to(z)).detach()
+                z = (as_real(z) * as_real(updates[name].to(z))).detach()
                 z = z if z.dtype == torch.float64 else z.float()
                 history[name].append(factors(z, method))
     weights = torch.tensor([beta ** (passes - 1 - t) for t in range(passes)], dtype=torch.float64)

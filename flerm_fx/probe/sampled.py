@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from flerm_fx.capture import Capture
-from flerm_fx.inputs import Inputs
+from flerm_fx.inputs import Inputs, as_real
 from flerm_fx.probe.cotangent import Cotangents
 from flerm_fx.probe.taps import by_taps
 from flerm_fx.randomness import preserved_rng
@@ -167,6 +167,7 @@ def _eager(
             )
             for column, (name, gradient) in enumerate(zip(leaves, gradients, strict=True)):
                 if gradient is not None:
-                    found[i, column] = (gradient * updates[name].to(gradient)).sum()
+                    products = as_real(gradient) * as_real(updates[name].to(gradient))
+                    found[i, column] = products.sum()
         examples.append(found)
     return torch.stack(examples)
