@@ -22,7 +22,7 @@ from flerm_fx.copying import copied
 from flerm_fx.distributed import unwrapped, whole
 from flerm_fx.dump import Format, Level, dump
 from flerm_fx.emit.module import scales_of, take_scales
-from flerm_fx.emit.scaled import ScaledModel
+from flerm_fx.emit.scaled import Held, ScaledModel
 from flerm_fx.errors import FlermError, InputError, OptimizerError
 from flerm_fx.hooks import only
 from flerm_fx.inputs import (
@@ -302,25 +302,19 @@ class CompiledModel(ScaledModel):
         """Learning-rate multiplier of each trainable parameter, in execution order."""
         return {a.parameter: a.multiplier for a in self.assignments}
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Scales and multipliers, so that a resumed run is scaled as the one that was saved."""
-        return {**super().get_extra_state(), "multipliers": self.multipliers}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take over scales and multipliers."""
-        super().set_extra_state(state)
-        self._multiply(state.get("multipliers", {}))
-
-    def rescale(self, scales: Mapping[str, float]) -> None:
+    def rescale(
+        self, scales: Mapping[str, float], multipliers: Mapping[str, float] | None = None
+    ) -> None:
         """Change the scales of the nodes, and the multipliers that they stand for."""
         rule = self.procedure.optimizers.rule
-        self._multiply({name: node_multiplier(rule(name), s) for name, s in scales.items()})
-        super().rescale(scales)
+        meant = {name: node_multiplier(rule(name), s) for name, s in scales.items()}
+        super().rescale(scales, {**meant, **(multipliers or {})})
 
-    def _multiply(self, multipliers: Mapping[str, float]) -> None:
+    def hold(self, held: Held) -> None:
+        """Go back to what :meth:`held` returned."""
+        super().hold(held)
         self.__dict__["assignments"] = tuple(
-            replace(row, multiplier=multipliers.get(row.parameter, row.multiplier))
-            for row in self.assignments
+            replace(row, multiplier=held.multipliers[row.parameter]) for row in self.assignments
         )
 
     @property
@@ -332,14 +326,14 @@ class CompiledModel(ScaledModel):
         """
         return self.graph_for(*call_arguments(to_device(self._probe_inputs, device_of(self))))
 
-    def annotate(self, graph_module: fx.GraphModule) -> None:
+    def annotate(self, graph_module: fx.GraphModule, multipliers: Mapping[str, float]) -> None:
         """Write each parameter's assignment to its scale node."""
         rows = {a.parameter: a for a in self.assignments}
         for node in graph_module.graph.nodes:
             if is_scale(node):
                 row = rows[node.meta["parameter"]]
                 node.meta.update(
-                    multiplier=row.multiplier,
+                    multiplier=multipliers[row.parameter],
                     base=row.base,
                     base_fslr=row.base_fslr,
                     fslr=row.target,
