@@ -123,7 +123,7 @@ def from_extra_state(
                 )
             into.update(zip(sorted(names), numbers, strict=False))
         if found.scales and len(units) == sum(sizes.values()):
-            found.units.update(zip(sizes, units.split(list(sizes.values())), strict=True))
+            found.units.update(zip(sizes, units.split(list(sizes.values())), strict=True))  # type: ignore[no-untyped-call]
     else:
         theirs = dict(state["scales"])
         if theirs and scales and theirs.keys() != set(scales):

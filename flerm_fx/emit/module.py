@@ -64,7 +64,7 @@ def put_scales(model: nn.Module, scales: Mapping[str, float]) -> None:
         scales: s of each parameter, by canonical name. A tied one has a ``Scale`` in each place.
     """
     by_id = {id(p): scales[name] for name, p in model.named_parameters() if name in scales}
-    model.register_load_state_dict_pre_hook(spread)
+    model.register_load_state_dict_pre_hook(spread)  # type: ignore[no-untyped-call]
     for module in list(model.modules()):
         names = [n for n, p in module._parameters.items() if id(p) in by_id]
         for name in names:
@@ -72,8 +72,8 @@ def put_scales(model: nn.Module, scales: Mapping[str, float]) -> None:
             parametrize.register_parametrization(module, name, put, unsafe=True)
             put.registering = False
         if names:
-            module.register_state_dict_post_hook(to_effective)
-            module.register_load_state_dict_pre_hook(to_stored)
+            module.register_state_dict_post_hook(to_effective)  # type: ignore[no-untyped-call]
+            module.register_load_state_dict_pre_hook(to_stored)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for p in model.parameters():
             if id(p) in by_id:
@@ -176,9 +176,7 @@ def put_in_place(
     """Give stored weights, and the scales of all that are loaded, the names of parametrizations."""
     held = plain_names(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    loaded = {
-        id(parameters[place]) for place, name in held.items() if prefix + name in state_dict
-    }
+    loaded = {id(parameters[place]) for place, name in held.items() if prefix + name in state_dict}
     names: dict[int, str] = {}
     for place, name in held.items():
         parameter = parameters[place]

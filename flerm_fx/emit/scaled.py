@@ -78,7 +78,7 @@ class ScaledModel(nn.Module):
                         parameter.div_(self._scales[name])
         elif not scales_of(skeleton):
             put_scales(skeleton, self._scales)
-        self.register_state_dict_post_hook(_with_effective_weights)
+        self.register_state_dict_post_hook(_with_effective_weights)  # type: ignore[no-untyped-call]
         # The skeleton's own dictionaries: names, modes and buffers are one with it.
         self._parameters = skeleton._parameters
         self._buffers = skeleton._buffers

@@ -98,7 +98,7 @@ def read(state: Tensor, lists: int, name: str) -> tuple[list[list[float]], Tenso
             f"{name!r} in the state dict is no tensor of scales: a compiled model's state dict has "
             "a vector of float64 there; load the file as it was saved, or fold().state_dict()"
         )
-    parts = flat[1 + lists :].split([*lengths, len(flat) - 1 - lists - sum(lengths)])
+    parts = flat[1 + lists :].split([*lengths, len(flat) - 1 - lists - sum(lengths)])  # type: ignore[no-untyped-call]
     numbers = [part.tolist() for part in parts[:-1]]
     is_exact = state.dtype == torch.float64 and bool(parts[-1].isfinite().all())
     return numbers, parts[-1] if is_exact else parts[-1][:0]
