@@ -391,8 +391,11 @@ class _Emitted:
 
 
 def _any_output(output: Any) -> Tensor:
-    """Some floating tensor of the output: training calls do not say which one is measured."""
-    floating = [leaf for leaf in pytree.tree_leaves(output) if is_floating(leaf)]
+    """Some floating tensor of the output: training calls do not say which one is measured.
+
+    A loss, which has no batch, is none.
+    """
+    floating = [leaf for leaf in pytree.tree_leaves(output) if is_floating(leaf) and leaf.ndim]
     return floating[0] if floating else torch.zeros(1)
 
 
