@@ -1,10 +1,11 @@
 """State dicts of scaled models, in every form that there has been, as stored weights and scales."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from flerm_fx.emit.state import (
     EXTRA,
@@ -66,10 +67,12 @@ def as_stored(
     canonical: dict[int, str] = {}
     for name in (*scales, *parameters):
         canonical.setdefault(id(parameters[name]), name)
+    uses = Counter(map(id, parameters.values()))
     sizes = {name: packed_size(parameters[name]) for name in sorted(scales)}
     found = from_extra_state(state_dict.get(prefix + EXTRA), prefix, scales, multiplied, sizes)
     _from_parametrizations(found, state_dict, prefix, parameters, canonical)
     following = dict(scales)
+    tied: dict[str, nn.Parameter] = {}
     for alias, parameter in parameters.items():
         key, name = prefix + alias, canonical[id(parameter)]
         if key not in state_dict:
@@ -85,6 +88,10 @@ def as_stored(
             following[name] = theirs
             if name not in found.stored:
                 state_dict[key] = restored(weight, theirs, found.units.get(name))
+        if ours is not None and uses[id(parameter)] > 1 and weight.shape == parameter.shape:
+            # One object, so that load_state_dict(..., assign=True) leaves them tied.
+            one = nn.Parameter(state_dict[key], parameter.requires_grad)
+            state_dict[key] = tied.setdefault(name, one)
     return Found(following, found.multipliers)
 
 
