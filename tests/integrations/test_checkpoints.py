@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 import flerm_fx
-from tests.cases import slow
 
 TOKENS = torch.randint(31, (8, 8), generator=torch.Generator().manual_seed(0))
 BATCH = {"input_ids": TOKENS, "labels": TOKENS}
@@ -61,10 +60,11 @@ def trained(model: nn.Module, folder: Path, resume: str | None = None) -> None:
     Trainer(model, arguments, train_dataset=data).train(resume_from_checkpoint=resume)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("emit", ["module", "graph"])
-@pytest.mark.parametrize("tied", [False, slow(True)])
-@pytest.mark.parametrize("make", [gpt2, slow(llama)])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("make", [gpt2, llama])
 def test_transformers_trainer(make: Any, tied: bool, emit: Any, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
