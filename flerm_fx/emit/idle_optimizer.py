@@ -46,8 +46,8 @@ def _before_step(optimizer: Optimizer, *_: Any) -> None:
             warnings.warn(
                 f"{type(optimizer).__name__} holds the parameters of the model that was compiled, "
                 "and the compiled model, which has gradients, has others: the step trains nothing. "
-                "Build the optimizer over compiled.parameters(), or compile with emit='module' or "
-                "donate=True, which keep the model's own parameters",
+                "Build the optimizer over compiled.parameters() or compiled.base_groups(lr), or "
+                "compile with emit='module' or donate=True, which keep the model's own parameters",
                 stacklevel=2,
             )
 
