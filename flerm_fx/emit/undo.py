@@ -24,7 +24,7 @@ def undone_on_failure(model: nn.Module, copies: Mapping[str, Tensor]) -> Iterato
     >>> try:
     ...     with undone_on_failure(model, copies):
     ...         with torch.no_grad():
-    ...             model.weight.mul_(3)
+    ...             _ = model.weight.mul_(3)
     ...         del model.weight
     ...         raise KeyboardInterrupt
     ... except KeyboardInterrupt:
