@@ -36,6 +36,7 @@ from flerm_fx.probed_as import PROBED_AS, separate_draws
 from flerm_fx.randomness import preserved_rng, rng_state, set_rng_state
 from flerm_fx.recurrent import layer_by_layer
 from flerm_fx.stand_ins import Reads, stand_ins
+from flerm_fx.substitution import called_with
 from flerm_fx.text import shown
 from flerm_fx.untouched import untouched
 
@@ -85,7 +86,7 @@ class Capture:
         state = {**cloned_buffers(self.model), **parameters}
         # Those of the backward pass change gradients, which are not what is measured.
         with only(self.model, [hook for hook in self.hooks if hook.kind in FORWARD]):
-            output = torch.func.functional_call(self.model, state, args, kwargs)
+            output = called_with(self.model, state, args, kwargs)
         return select_output(output, self.output_fn)
 
     def bound(self, model: nn.Module) -> "Capture":

@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
@@ -19,10 +19,12 @@ from flerm_fx.align import Mapped, Match, OnUnmatched
 from flerm_fx.assignment import Assignment
 from flerm_fx.capture import Capture, capture
 from flerm_fx.copying import copied
-from flerm_fx.distributed import unwrapped, whole
+from flerm_fx.distributed import is_sharded, unwrapped, whole
 from flerm_fx.dump import Format, Level, dump
-from flerm_fx.emit.module import scales_of, take_scales
-from flerm_fx.emit.scaled import ScaledModel
+from flerm_fx.emit.idle_optimizer import warn_of_optimizers_of
+from flerm_fx.emit.module import scales_of
+from flerm_fx.emit.scaled import Held, ScaledModel
+from flerm_fx.emit.undo import undone_on_failure
 from flerm_fx.errors import CaptureWarning, FlermError, InputError, OptimizerError
 from flerm_fx.hooks import only
 from flerm_fx.inputs import (
@@ -231,32 +233,34 @@ def compile(
     if emit != "param_groups":
         run = procedure.optimizers
         scales = {a.parameter: node_scale(run.rule(a.parameter), a.multiplier) for a in assignments}
-    if emit != "graph":
-        skeleton = model
-    elif donate:
-        skeleton = _donated(model)
-    else:
-        skeleton = twin
-    kept = None if donate else model
-    in_module = emit == "module"
-    before = _output(emitted, model, probe_inputs) if in_module else None
-    compiled = CompiledModel(
-        kept,
-        skeleton,
-        scales,
-        matches,
-        assignments,
-        procedure,
-        probe_inputs,
-        settling=settling,
-        in_module=in_module,
-        base_profile=base_profile,
-        parameter_graph=capture_graph(captured),
-    )
-    if before is not None:
-        _check_unchanged(before, _output(emitted, model, probe_inputs), model)
-    compiled.adopt(emitted, probe_inputs)
-    return compiled
+    changes = donate or emit == "module"
+    before = _output(emitted, model, probe_inputs) if emit == "module" else None
+    with undone_on_failure(model, _copies(model, twin, scales) if changes else {}):
+        if emit != "graph":
+            skeleton = model
+        elif donate:
+            skeleton = _donated(model)
+        else:
+            skeleton = twin
+        compiled = CompiledModel(
+            None if donate else model,
+            skeleton,
+            scales,
+            matches,
+            assignments,
+            procedure,
+            probe_inputs,
+            settling=settling,
+            in_module=emit == "module",
+            base_profile=base_profile,
+            parameter_graph=capture_graph(captured),
+        )
+        if before is not None:
+            _check_unchanged(before, _output(emitted, model, probe_inputs))
+        compiled.adopt(emitted, probe_inputs)
+        if emit == "graph" and not donate:
+            warn_of_optimizers_of(model, compiled)
+        return compiled
 
 
 class CompiledModel(ScaledModel):
@@ -316,25 +320,19 @@ class CompiledModel(ScaledModel):
         """Learning-rate multiplier of each trainable parameter, in execution order."""
         return {a.parameter: a.multiplier for a in self.assignments}
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Scales and multipliers, so that a resumed run is scaled as the one that was saved."""
-        return {**super().get_extra_state(), "multipliers": self.multipliers}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take over scales and multipliers."""
-        super().set_extra_state(state)
-        self._multiply(state.get("multipliers", {}))
-
-    def rescale(self, scales: Mapping[str, float]) -> None:
+    def rescale(
+        self, scales: Mapping[str, float], multipliers: Mapping[str, float] | None = None
+    ) -> None:
         """Change the scales of the nodes, and the multipliers that they stand for."""
         rule = self.procedure.optimizers.rule
-        self._multiply({name: node_multiplier(rule(name), s) for name, s in scales.items()})
-        super().rescale(scales)
+        meant = {name: node_multiplier(rule(name), s) for name, s in scales.items()}
+        super().rescale(scales, {**meant, **(multipliers or {})})
 
-    def _multiply(self, multipliers: Mapping[str, float]) -> None:
+    def hold(self, held: Held) -> None:
+        """Go back to what :meth:`held` returned."""
+        super().hold(held)
         self.__dict__["assignments"] = tuple(
-            replace(row, multiplier=multipliers.get(row.parameter, row.multiplier))
-            for row in self.assignments
+            replace(row, multiplier=held.multipliers[row.parameter]) for row in self.assignments
         )
 
     @property
@@ -346,14 +344,14 @@ class CompiledModel(ScaledModel):
         """
         return self.graph_for(*call_arguments(to_device(self._probe_inputs, device_of(self))))
 
-    def annotate(self, graph_module: fx.GraphModule) -> None:
+    def annotate(self, graph_module: fx.GraphModule, multipliers: Mapping[str, float]) -> None:
         """Write each parameter's assignment to its scale node."""
         rows = {a.parameter: a for a in self.assignments}
         for node in graph_module.graph.nodes:
             if is_scale(node):
                 row = rows[node.meta["parameter"]]
                 node.meta.update(
-                    multiplier=row.multiplier,
+                    multiplier=multipliers[row.parameter],
                     base=row.base,
                     base_fslr=row.base_fslr,
                     fslr=row.target,
@@ -688,19 +686,25 @@ def _measurable(
     return twin, replace(procedure, pool=pool), obstacle
 
 
-def _check_unchanged(before: Tensor, after: Tensor, model: nn.Module) -> None:
-    """Whether a model with scales is still the same function; otherwise without them again.
+def _check_unchanged(before: Tensor, after: Tensor) -> None:
+    """Whether a model with scales is still the same function.
 
     It is not where a module keeps references to its weights, which parametrizations do not reach.
     """
     change = difference(after, before)
     if not change <= torch.finfo(before.dtype).eps ** 0.5:
-        take_scales(model)
         raise InputError(
             f"the model's output changes by {change:.1e} of its largest with scale nodes as "
             "parametrizations: some module does not read its weights as attributes. The model is "
             "as it was; use emit='graph' or emit='param_groups'"
         )
+
+
+def _copies(model: nn.Module, twin: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
+    """What a model's parameters hold: the copy that was measured, which has its weights again."""
+    held = dict((model if is_sharded(model) else twin).named_parameters())
+    own = is_sharded(model)
+    return {n: held[n].detach().clone() if own else held[n].detach() for n in names}
 
 
 def _donated(model: nn.Module) -> nn.Module:

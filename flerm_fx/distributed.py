@@ -37,7 +37,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether parameters of a model are sharded over ranks."""
-    return any(map(_is_sharded, model.parameters()))
+    return any(map(is_sharded_tensor, model.parameters()))
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -103,7 +103,8 @@ class Ranks:
         return box[0]
 
 
-def _is_sharded(tensor: Tensor) -> bool:
+def is_sharded_tensor(tensor: Tensor) -> bool:
+    """Whether a tensor is sharded over ranks."""
     return hasattr(tensor, "full_tensor")
 
 
@@ -117,7 +118,7 @@ def as_plain(model: nn.Module) -> Iterator[dict[int, object]]:
     Raises:
         InputError: parameters that are distributed in another way, such as tensor parallel ones.
     """
-    sharded = {name: p for name, p in model.named_parameters() if _is_sharded(p)}
+    sharded = {name: p for name, p in model.named_parameters() if is_sharded_tensor(p)}
     if not sharded:
         yield {}
         return

@@ -73,8 +73,8 @@ class GroupMultipliers:
         self._optimizer.param_groups = self._own
         for group, part, before in self._parts:
             group.update({k: v for k, v in part.items() if v is not before.get(k, _MISSING)})
-        self._own = None
         self._parts.clear()
+        self._own = None
 
 
 _MISSING = object()

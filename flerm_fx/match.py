@@ -263,7 +263,9 @@ class Matcher(Attached):
             if scaled is not None and scaled.in_module
             else None,
         )
-        self._observer = UpdateObserver(model, optimizers, run, schedule.due, self._observed)
+        self._observer = UpdateObserver(
+            model, optimizers, run, schedule.due, self._observed, self._saved
+        )
         super().__init__(optimizers, self._before, self._after)
 
     @property
@@ -345,11 +347,29 @@ class Matcher(Attached):
 
     def _before(self, optimizer: Optimizer) -> None:
         self._observer.before(optimizer)
-        self._target.stepping(optimizer, self.multipliers)
+        try:
+            self._target.stepping(optimizer, self.multipliers)
+        except BaseException:
+            self._target.stepped()
+            raise
 
     def _after(self, optimizer: Optimizer) -> None:
         self._target.stepped()
         self._observer.after(optimizer)
+        self._target.forget()
+
+    def _saved(self) -> Callable[[], None]:
+        """What undoes :meth:`_observed`."""
+        multipliers, measured = self.multipliers, len(self.history)
+        squares, restore = self._squares.state(), self._target.saved()
+
+        def undo() -> None:
+            restore()
+            self.multipliers = multipliers
+            self._squares.load(squares)
+            del self.history[measured:]
+
+        return undo
 
     def _observed(self, observed: Observed) -> Callable[[], None]:
         unit = self._target.unit(observed, self.multipliers)

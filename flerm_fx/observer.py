@@ -54,8 +54,9 @@ class UpdateObserver:
     is one of all its optimizers, in whichever order; where one of them does not take part, the step
     ends when another begins its next. A step that a gradient scaler skips is none.
 
-    Should ``observed`` raise, weights and optimizer states are put back as they were before the
-    step. What it returns is called after that can no longer be: it is for whoever looks on.
+    Should ``observed`` raise, or anything else that interrupts it, weights and optimizer states are
+    put back as they were before the step, and then what ``saved`` has returned is called. What
+    ``observed`` returns is called after that can no longer be: it is for whoever looks on.
 
     Args:
         model: in training, without wrappers around it.
@@ -64,6 +65,7 @@ class UpdateObserver:
         due: whether to take a step with this number; the next one with a learning rate above 0 is
             taken instead where all are 0.
         observed: given what was taken; returns what is left to do once it stands.
+        saved: called before it; returns what undoes all else that it changes.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class UpdateObserver:
         run: Optimizers,
         due: Callable[[int], bool],
         observed: Callable[[Observed], Callable[[], None]],
+        saved: Callable[[], Callable[[], None]] = lambda: _nothing,
     ) -> None:
         self.step = 0
         self.waiting = False
@@ -81,6 +84,8 @@ class UpdateObserver:
         self._optimizers = tuple(optimizers)
         self._due = due
         self._observed = observed
+        self._saved = saved
+        self._undo: Callable[[], None] = _nothing
         self._snapshots: dict[int, _Snapshot] = {}
         self._stepped: set[int] = set()
 
@@ -93,7 +98,7 @@ class UpdateObserver:
     def before(self, optimizer: Optimizer) -> None:
         """To be called before a step of this optimizer."""
         if id(optimizer) in self._stepped:
-            self._ended()
+            self._all_or_nothing(self._ended)
         if self._due(self.step):
             self.waiting = True
         if self.waiting and not self.resting:
@@ -101,28 +106,40 @@ class UpdateObserver:
 
     def after(self, optimizer: Optimizer) -> None:
         """To be called after a step of this optimizer."""
+        self._all_or_nothing(lambda: self._after(optimizer))
+
+    def _after(self, optimizer: Optimizer) -> Callable[[], None]:
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
             self._snapshots.pop(id(optimizer), None)
-            return
+            return _nothing
         self._stepped.add(id(optimizer))
-        if len(self._stepped) == len(self._optimizers):
-            self._ended()
+        return self._ended() if len(self._stepped) == len(self._optimizers) else _nothing
 
-    def _ended(self) -> None:
-        snapshots, self._snapshots = self._snapshots, {}
+    def _ended(self) -> Callable[[], None]:
+        tell = _nothing
+        if self._snapshots:
+            self._undo = self._saved()
+            tell = self._observed(self._taken(self.step, list(self._snapshots.values())))
+            self.waiting = False
+        self._snapshots = {}
         self._stepped.clear()
-        step, self.step = self.step, self.step + 1
-        if not snapshots:
-            return
-        self.waiting = False
+        self.step += 1
+        return tell
+
+    def _all_or_nothing(self, change: Callable[[], Callable[[], None]]) -> None:
+        snapshots, step = list(self._snapshots.values()), self.step
         try:
-            tell = self._observed(self._taken(step, list(snapshots.values())))
+            tell = change()
         except BaseException:
-            for snapshot in snapshots.values():
+            for snapshot in snapshots:
                 snapshot.restore()
-            self.step, self.waiting = step, True
+            self._undo()
+            self._undo, self._snapshots = _nothing, {}
+            self._stepped.clear()
+            self.step, self.waiting = step, self.waiting or bool(snapshots)
             raise
+        self._undo = _nothing
         tell()
 
     def _taken(self, step: int, snapshots: list["_Snapshot"]) -> Observed:
@@ -185,6 +202,10 @@ class _Snapshot:
         self.optimizer.state.update(self.state)
         for group, settings in zip(self.optimizer.param_groups, self.settings, strict=True):
             group.update(settings)
+
+
+def _nothing() -> None:
+    """There is nothing to undo, or to tell."""
 
 
 def _copied(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """How multipliers act on a model in training, and how they are changed between two steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -50,6 +50,13 @@ class PlainTarget:
         for groups in self._groups.values():
             groups.restore()
 
+    def saved(self) -> Callable[[], None]:
+        """What goes back to the present, where the observer does not do that."""
+        return _nothing
+
+    def forget(self) -> None:
+        """What was saved is not needed any more."""
+
     def unit(self, observed: Observed, multipliers: Multipliers) -> Observed:
         """The step for multipliers of 1."""
         return replace(
@@ -86,6 +93,7 @@ class ScaledTarget:
         self._linear = run.linear(2.0)
         self._run = run
         self._powers = [state_powers(rule) for rule in run.rules]
+        self._gradients: dict[nn.Parameter, Tensor] = {}  # before the last change of scales
 
     def multipliers(self) -> dict[str, float]:
         """Those that hold at first."""
@@ -111,6 +119,24 @@ class ScaledTarget:
     def stepped(self) -> None:
         """After each step."""
 
+    def saved(self) -> Callable[[], None]:
+        """What goes back to the present scales and gradients; weights are the observer's affair."""
+        held = self._model.held()
+        gradients = self._gradients = {}
+
+        def restore() -> None:
+            self._model.hold(held)
+            with torch.no_grad():
+                for parameter, gradient in gradients.items():
+                    assert parameter.grad is not None
+                    parameter.grad.copy_(gradient)
+
+        return restore
+
+    def forget(self) -> None:
+        """What was saved is not needed any more."""
+        self._gradients = {}
+
     def unit(self, observed: Observed, multipliers: Multipliers) -> Observed:
         r"""The step of θ = s·w for multipliers of 1."""
         scales = self._model.scales
@@ -124,30 +150,39 @@ class ScaledTarget:
         )
 
     def rematch(self, observed: Observed, old: Multipliers, new: Multipliers) -> None:
-        """Give each node the scale of its new multiplier, and what is stored behind it."""
+        """Give each node the scale of its new multiplier, and what is stored behind it.
+
+        All graphs are lowered before weights, gradients and optimizer states follow. Should
+        anything fail, what :meth:`saved` returned undoes it.
+        """
         parameters = dict(self._model.named_parameters())
-        scales = dict(self._model.scales)
-        for name in observed.updates.keys() & new.keys():
+        present = self._model.scales
+        changed = {
+            name: node_scale(self._run.rule(name), new[name])
+            for name in observed.updates.keys() & new.keys()
+            if new[name] != old[name]
+        }
+        if changed:
+            self._model.rescale({**present, **changed})
+        for name, scale in changed.items():
             index, parameter = self._run.index(name), parameters[name]
-            ratio = new[name] / old[name]
-            if ratio == 1.0:
-                continue
-            scale = node_scale(self._run.rule(name), new[name])
-            factor = scale / scales[name]
+            factor = scale / present[name]
             with torch.no_grad():
                 moved = parameter.detach()
                 if self._linear[index]:
-                    moved = _stretched(parameter, observed, name, ratio)
+                    moved = _stretched(parameter, observed, name, new[name] / old[name])
                 parameter.copy_(moved / factor)
                 if parameter.grad is not None:
+                    self._gradients[parameter] = parameter.grad.clone()
                     parameter.grad.mul_(factor)
                 state = self._optimizers[self._run.belongs[index]].state.get(parameter, {})
                 for key, power in self._powers[index].items():
                     if power and key in state:
                         state[key] = state[key] * factor**power
-            scales[name] = scale
-        if scales != self._model.scales:
-            self._model.rescale(scales)
+
+
+def _nothing() -> None:
+    """All is as it was."""
 
 
 def _stretched(parameter: Tensor, observed: Observed, name: str, ratio: float) -> Tensor:

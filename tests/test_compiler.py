@@ -694,3 +694,65 @@ def test_gradients_of_deep_models_are_not_taken_for_rounding(dtype: torch.dtype)
     model = nn.Sequential(nn.Linear(6, 16), *layers, nn.Linear(16, 3)).to(dtype)
     profile = profile_of(model, X6.to(dtype), Y6, method="exact")
     assert not any(estimate.note for estimate in profile.start.values())
+
+
+class Embeds(nn.Module):
+    """A mean over a sequence of any length, whose graph is of one length alone."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.place = nn.Embedding(31, width), nn.Embedding(9, width)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        places = self.place(torch.arange(tokens.shape[1]))
+        z = (self.embedding(tokens) + places).tanh().sum(1) / tokens.shape[1] ** 0.5
+        return self.head(z)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("emit", ["graph", "module", "param_groups"])
+def test_check_settles_on_batches_of_other_lengths(emit: Any) -> None:
+    generator = torch.Generator().manual_seed(1)
+    pool = [torch.randint(31, (4, length), generator=generator) for length in (6, 2, 3, 9)]
+    targets = [torch.randint(3, (4,), generator=generator) for _ in pool]
+    small = Embeds(8)
+    optimizer = torch.optim.SGD(small.parameters(), lr=0.1)
+    profile = flerm_fx.record(small, optimizer, pool, targets, method="exact", settle=4).profile
+    for check in flerm_fx.compile(Embeds(16), profile, method="exact", emit=emit).check():
+        assert check.measured.value == pytest.approx(check.expected, rel=1e-3)
+        assert check.passed
+
+
+class UsedTwice(nn.Module):
+    """A block that is registered under two names, and two layers with one weight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        block = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        self.inner = nn.Linear(4, width)
+        self.blocks = nn.ModuleList([block, block])
+        self.head, self.other = nn.Linear(width, width), nn.Linear(width, width)
+        self.other.weight = self.head.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.other(self.head(x).relu())[:, :3]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("emit", ["graph", "module", "param_groups"])
+@pytest.mark.parametrize("method", ["exact", "auto"])
+def test_what_is_registered_twice_is_compiled_and_checked(emit: Any, method: Any) -> None:
+    x, y = features(8, 4), torch.arange(8) % 3
+    small = UsedTwice(6)
+    optimizer = torch.optim.Adam(small.parameters(), lr=1e-3)
+    profile = flerm_fx.record(small, optimizer, x, y, method=method).profile
+    large = UsedTwice(12)
+    expected = large(x).detach()
+    compiled = flerm_fx.compile(large, profile, emit=emit, method=method)
+    assert all(check.passed for check in compiled.check())
+    torch.testing.assert_close(compiled(x), expected)
+    assert all(isinstance(p, nn.Parameter) for m in large.modules() for p in m._parameters.values())

@@ -84,12 +84,18 @@ def lowered(graph_module: fx.GraphModule) -> fx.GraphModule:
     >>> twin.weight is graph_module.weight, "scale" in graph_module.code, "scale" in twin.code
     (True, True, False)
     """
+    twin = on_the_same_weights(graph_module)
+    LowerScales()(twin)
+    return twin
+
+
+def on_the_same_weights(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a graph, on the same parameters and buffers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, for a graph
         graph = copy.deepcopy(graph_module.graph)
     twin = fx.GraphModule(graph_module, graph, class_name=type(graph_module).__name__)
     twin.train(graph_module.training)
-    LowerScales()(twin)
     return twin
 
 

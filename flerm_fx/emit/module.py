@@ -7,13 +7,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from flerm_fx.distributed import is_sharded_tensor
+from flerm_fx.emit.loading import as_stored
+from flerm_fx.emit.state import EXTRA, effective, packed, restored, scale_in, vector
 from flerm_fx.scale import scale
-
-EXTRA = "_extra_state"
 
 
 class Scale(nn.Module):
-    r"""The parametrization :math:`\theta = s\,w`, whose state dict holds s.
+    r"""The parametrization :math:`\theta = s\,w`, whose extra state holds s.
+
+    The state dict of a module that has one holds :math:`\theta` under its plain name, as a model
+    without parametrizations does, and beside it what gives w back (:mod:`flerm_fx.emit.state`). A
+    weight that is sharded over ranks stays w there, under the name that a parametrization gives it,
+    by which ``torch.distributed.checkpoint`` finds it.
 
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> before = layer.weight.detach().clone()
@@ -42,8 +48,12 @@ class Scale(nn.Module):
         return torch.tensor(self.s, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take it over."""
-        self.s = float(state)
+        """Take it over.
+
+        Raises:
+            InputError: it is no finite number above 0.
+        """
+        self.s, _ = scale_in(state, EXTRA, "a parametrization")
 
 
 def put_scales(model: nn.Module, scales: Mapping[str, float]) -> None:
@@ -54,12 +64,16 @@ def put_scales(model: nn.Module, scales: Mapping[str, float]) -> None:
         scales: s of each parameter, by canonical name. A tied one has a ``Scale`` in each place.
     """
     by_id = {id(p): scales[name] for name, p in model.named_parameters() if name in scales}
+    model.register_load_state_dict_pre_hook(spread)  # type: ignore[no-untyped-call]
     for module in list(model.modules()):
-        for name, parameter in list(module._parameters.items()):
-            if id(parameter) in by_id:
-                put = Scale(by_id[id(parameter)])
-                parametrize.register_parametrization(module, name, put, unsafe=True)
-                put.registering = False
+        names = [n for n, p in module._parameters.items() if id(p) in by_id]
+        for name in names:
+            put = Scale(by_id[id(module._parameters[name])])
+            parametrize.register_parametrization(module, name, put, unsafe=True)
+            put.registering = False
+        if names:
+            module.register_state_dict_post_hook(to_effective)  # type: ignore[no-untyped-call]
+            module.register_load_state_dict_pre_hook(to_stored)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for p in model.parameters():
             if id(p) in by_id:
@@ -69,6 +83,7 @@ def put_scales(model: nn.Module, scales: Mapping[str, float]) -> None:
 def take_scales(model: nn.Module) -> None:
     """Multiply the scales into the weights, and leave no :class:`Scale`, in place."""
     multiplied = set()
+    _unhook(model, spread)
     for path, name in list(_places(model)):
         module = model.get_submodule(path)
         if not parametrize.is_parametrized(module, name):  # done by another of its paths
@@ -78,10 +93,18 @@ def take_scales(model: nn.Module) -> None:
         put, original = lists[name][0], lists[name].original
         put.registering = True
         parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+        _unhook(module, to_effective, to_stored)
         if id(original) not in multiplied:
             with torch.no_grad():
                 original.mul_(put.s)
             multiplied.add(id(original))
+
+
+def _unhook(module: nn.Module, *ours: Any) -> None:
+    for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
+        for key, hook in list(hooks.items()):
+            if getattr(hook, "hook", hook) in ours:
+                del hooks[key]
 
 
 def _own_class(module: nn.Module) -> None:
@@ -96,6 +119,80 @@ def set_scales(model: nn.Module, scales: Mapping[str, float]) -> None:
     for name, put in _scales(model).items():
         for each in put:
             each.s = scales[name]
+
+
+def to_effective(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any = None
+) -> None:
+    """Put the effective weights of a module's own parameters in its state dict; a hook of it."""
+    for name, put in _own_scales(module).items():
+        held = f"{prefix}parametrizations.{name}."
+        stored = state_dict.get(held + "original")
+        if stored is not None and not is_sharded_tensor(stored):
+            state_dict[prefix + name] = effective(state_dict.pop(held + "original"), put.s)
+            state_dict[f"{held}0.{EXTRA}"] = vector([[put.s]], [packed(stored, put.s)])
+
+
+def to_stored(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Make stored weights of effective ones in a state dict that a module loads; a hook of it.
+
+    Scales are the whole model's affair (:func:`spread`), since tied weights have one in several
+    modules: those of this module stay.
+    """
+    for name, put in _own_scales(module).items():
+        held = f"{prefix}parametrizations.{name}."
+        key = f"{held}0.{EXTRA}"
+        weight = state_dict.pop(prefix + name, None)
+        if weight is not None:
+            s, units = scale_in(state_dict.get(key, torch.tensor(put.s)), key, prefix + name)
+            state_dict[held + "original"] = restored(weight, put.s, units if s == put.s else None)
+        if weight is not None or (key in state_dict and held + "original" not in state_dict):
+            state_dict[key] = torch.tensor(put.s, dtype=torch.float64)
+
+
+def spread(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Read a state dict that a whole model loads, in whichever form; a hook of it.
+
+    Raises:
+        InputError: scales that are no finite numbers above 0, or are of other parameters.
+    """
+    has_its_own = type(model).get_extra_state is not nn.Module.get_extra_state
+    extra = state_dict.pop(prefix + EXTRA, None)
+    if extra is not None and not has_its_own:
+        state_dict[prefix + EXTRA] = extra
+    plain = plain_names(model)
+    named = model.named_parameters(remove_duplicate=False)
+    parameters = {plain.get(name, name): parameter for name, parameter in named}
+    found = as_stored(state_dict, prefix, parameters, scales_of(model))
+    put_in_place(model, state_dict, prefix, found.scales)
+    state_dict.pop(prefix + EXTRA, None)
+    if extra is not None and has_its_own:
+        state_dict[prefix + EXTRA] = extra
+
+
+def put_in_place(
+    model: nn.Module, state_dict: dict[str, Any], prefix: str, scales: Mapping[str, float]
+) -> None:
+    """Give stored weights, and the scales of all that are loaded, the names of parametrizations."""
+    held = plain_names(model)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    loaded = {id(parameters[place]) for place, name in held.items() if prefix + name in state_dict}
+    names: dict[int, str] = {}
+    for place, name in held.items():
+        parameter = parameters[place]
+        names.setdefault(id(parameter), name)
+        if prefix + name in state_dict:
+            state_dict[prefix + place] = state_dict.pop(prefix + name)
+        if id(parameter) in loaded:
+            s = torch.tensor(scales[names[id(parameter)]], dtype=torch.float64)
+            state_dict[f"{prefix}{place.removesuffix('original')}0.{EXTRA}"] = s
+
+
+def _own_scales(module: nn.Module) -> dict[str, Scale]:
+    lists: Any = module._modules.get("parametrizations")  # its own: wrappers pass others' on
+    if lists is None:
+        return {}
+    return {name: each[0] for name, each in lists.items() if isinstance(each[0], Scale)}
 
 
 def scales_of(model: nn.Module) -> dict[str, float]:
@@ -124,9 +221,7 @@ def _places(model: nn.Module) -> list[tuple[str, str]]:
     """Module path and name of each parameter that has a scale, the outermost last."""
     found = []
     for path, module in model.named_modules(remove_duplicate=False):
-        lists: Any = module._modules.get("parametrizations")  # its own: wrappers pass others' on
-        if lists is not None:
-            found += [(path, n) for n, each in lists.items() if isinstance(each[0], Scale)]
+        found += [(path, name) for name in _own_scales(module)]
     return found
 
 

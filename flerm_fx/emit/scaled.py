@@ -3,7 +3,7 @@
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -12,21 +12,25 @@ from torch.utils import _pytree as pytree
 
 from flerm_fx.capture import Capture, capture, modes
 from flerm_fx.copying import copied
-from flerm_fx.emit.lower import lowered
+from flerm_fx.emit.loading import as_stored, from_extra_state
+from flerm_fx.emit.lower import lowered, on_the_same_weights
 from flerm_fx.emit.module import (
-    EXTRA,
     plain_names,
+    put_in_place,
     put_scales,
     scales_of,
     set_scales,
     state_names,
     take_scales,
+    to_effective,
 )
-from flerm_fx.errors import CaptureWarning, InputError
+from flerm_fx.emit.state import EXTRA, check_factors, effective, packed, read, vector
+from flerm_fx.errors import CaptureWarning
 from flerm_fx.hooks import keep_only
 from flerm_fx.inputs import Inputs, call_arguments, is_floating
 from flerm_fx.precision import is_coarse, refined
 from flerm_fx.scale import ScaleNodes, is_scale, scale
+from flerm_fx.substitution import called_with
 
 
 class ScaledModel(nn.Module):
@@ -41,9 +45,10 @@ class ScaledModel(nn.Module):
     With ``in_module`` the nodes are parametrizations of the model itself (see
     :mod:`flerm_fx.emit.module`), and calls go to it.
 
-    The state dict holds the stored weights under the model's own names, and the scales as extra
-    state, whichever way the scales are put; a state dict without scales, such as the original
-    model's, is read as effective weights.
+    The state dict holds the *effective* weights :math:`\theta` under the model's own names,
+    whichever way the scales are put, so that the plain model loads it for the same function; and as
+    extra state the scales, and what gives w back bit for bit (:mod:`flerm_fx.emit.state`). A state
+    dict without scales, such as the original model's, is read as effective weights too.
 
     Args:
         skeleton: a copy of the model that this object may own, or with ``in_module`` the model
@@ -74,8 +79,7 @@ class ScaledModel(nn.Module):
                         parameter.div_(self._scales[name])
         elif not scales_of(skeleton):
             put_scales(skeleton, self._scales)
-        if in_module:
-            self._register_state_dict_hook(_with_plain_names)  # type: ignore[no-untyped-call]
+        self.register_state_dict_post_hook(_with_effective_weights)  # type: ignore[no-untyped-call]
         # The skeleton's own dictionaries: names, modes and buffers are one with it.
         self._parameters = skeleton._parameters
         self._buffers = skeleton._buffers
@@ -103,7 +107,7 @@ class ScaledModel(nn.Module):
             return emitted.to_run()(*args, **kwargs)
         parameters = dict(self.skeleton.named_parameters())
         scaled = {name: scale(parameters[name], s) for name, s in self.scales.items()}
-        return torch.func.functional_call(self.skeleton, scaled, args, kwargs)
+        return called_with(self.skeleton, scaled, args, kwargs)
 
     def graph_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fx.GraphModule | None:
         """The graph with scale nodes for such a call in the present mode; None where eager.
@@ -145,29 +149,63 @@ class ScaledModel(nn.Module):
         for name, parameter in super().named_parameters("", recurse, remove_duplicate):
             yield (f"{prefix}." if prefix else "") + plain.get(name, name), parameter
 
-    def rescale(self, scales: Mapping[str, float]) -> None:
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """Multipliers that are kept with the scales; none here, a hook for subclasses."""
+        return {}
+
+    def rescale(
+        self, scales: Mapping[str, float], multipliers: Mapping[str, float] | None = None
+    ) -> None:
         """Change the scales of the nodes alone: what is stored behind them is the caller's affair.
+
+        All graphs are lowered before anything changes, and a failure leaves all as it was.
 
         Args:
             scales: s_l of each trainable parameter.
-        """
-        self._scales = dict(scales)
-        if self.in_module:
-            set_scales(self.skeleton, scales)
-        changed: dict[int, _Emitted] = {}
-        for key, emitted in self._graphs.items():
-            if emitted.graph_module is not None and id(emitted) not in changed:
-                for node in emitted.graph_module.graph.nodes:
-                    if is_scale(node):
-                        name = node.meta["parameter"]
-                        node.args = (node.args[0], self._scales.get(name, 1.0))
-                emitted.graph_module.recompile()
-                self.annotate(emitted.graph_module)
-                low = lowered(emitted.graph_module)
-                changed[id(emitted)] = replace(emitted, lowered=low)
-            self._graphs[key] = changed.get(id(emitted), emitted)
+            multipliers: what they stand for, where that is not known from them to the last bit.
 
-    def annotate(self, graph_module: fx.GraphModule) -> None:
+        Raises:
+            InputError: a scale or multiplier that is no finite number above 0.
+        """
+        check_factors("scale", scales)
+        check_factors("multiplier", multipliers or {})
+        present = self.held()
+        following = Held(dict(scales), {**present.multipliers, **(multipliers or {})}, {})
+        again: dict[int, _Emitted] = {}
+        for key, emitted in present.graphs.items():
+            if id(emitted) not in again:
+                again[id(emitted)] = self._rescaled(emitted, following)
+            following.graphs[key] = again[id(emitted)]
+        try:
+            self.hold(following)
+        except BaseException:
+            self.hold(present)
+            raise
+
+    def held(self) -> "Held":
+        """All that :meth:`rescale` changes."""
+        return Held(dict(self.scales), self.multipliers, dict(self._graphs))
+
+    def hold(self, held: "Held") -> None:
+        """Go back to what :meth:`held` returned."""
+        self._scales = dict(held.scales)
+        self._graphs = dict(held.graphs)
+        if self.in_module:
+            set_scales(self.skeleton, held.scales)
+
+    def _rescaled(self, emitted: "_Emitted", held: "Held") -> "_Emitted":
+        if emitted.graph_module is None:
+            return emitted
+        twin = on_the_same_weights(emitted.graph_module)
+        for node in twin.graph.nodes:
+            if is_scale(node):
+                node.args = (node.args[0], held.scales.get(node.meta["parameter"], 1.0))
+        twin.recompile()
+        self.annotate(twin, held.multipliers)
+        return _Emitted(twin, lowered(twin), emitted.guards)
+
+    def annotate(self, graph_module: fx.GraphModule, multipliers: Mapping[str, float]) -> None:
         """Write what is known of each parameter to ``node.meta``; a hook for subclasses."""
 
     def plain(self) -> nn.Module:
@@ -183,65 +221,47 @@ class ScaledModel(nn.Module):
         return model
 
     def trained(self, captured: Capture) -> Capture:
-        """A capture of a plain copy that has a graph, as this model is trained: with its nodes."""
-        if not self.in_module:
-            return with_scale_nodes(captured, self.scales)
-        twin = copied(self.skeleton)
+        """A capture of a plain copy that has a graph, as this model is trained: with its nodes.
+
+        Its model captures others for what that graph does not serve, as this one does.
+        """
+        twin = copied(self.skeleton) if self.in_module else captured.model
         keep_only(twin, captured.hooks)  # the twin's own are out of sight behind the scaled model
-        twin = ScaledModel(twin, self.scales, in_module=True)
+        model = ScaledModel(twin, self.scales, in_module=self.in_module)
         if not is_coarse(captured.model):
-            refined(twin)
-        captured = captured.bound(twin)
+            refined(model)
+        captured = captured.bound(model)
         for graph_module in (captured.graph_module, captured.probe_module):
             assert graph_module is not None
             ScaleNodes(self.scales)(graph_module)
         return captured
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The scales, which a state dict of stored weights means nothing without."""
-        return {"scales": dict(self.scales)}
+    def get_extra_state(self) -> Tensor:
+        """Scales and multipliers, each in the order of their parameters' sorted names."""
+        return vector([_sorted(self.scales), _sorted(self.multipliers)])
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take over the scales of a state dict.
+    def set_extra_state(self, state: Any) -> None:
+        """Take over scales and multipliers.
 
         Raises:
-            InputError: they are of other parameters.
+            InputError: they are of other parameters, or no finite numbers above 0.
         """
-        if state["scales"].keys() != self.scales.keys():
-            odd = sorted(state["scales"].keys() ^ self.scales.keys())
-            raise InputError(
-                f"the state dict's scales and the model's differ in {', '.join(map(repr, odd))}; "
-                "load it into a model compiled in the same way, or load fold().state_dict()"
-            )
-        self.rescale(state["scales"])
+        found = from_extra_state(state, "", self.scales, self.multipliers, {})
+        scales = {name: found.scales.get(name, s) for name, s in self.scales.items()}
+        if scales != self.scales or found.multipliers != self.multipliers:
+            self.rescale(scales, found.multipliers)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        _gather_scales(state_dict, prefix)
-        extra = state_dict.get(prefix + EXTRA)
-        theirs = extra["scales"] if extra is not None else {}
-        if not theirs or not self.scales:
-            # Weights in other terms than ours: make them effective, then ours.
-            held = dict(self.named_parameters(remove_duplicate=False))
-            first = {id(parameter): name for name, parameter in reversed(held.items())}
-            for name, parameter in held.items():
-                canonical = first[id(parameter)]
-                factor = theirs.get(canonical, 1.0) / self.scales.get(canonical, 1.0)
-                if prefix + name in state_dict and factor != 1.0:
-                    state_dict[prefix + name] = state_dict[prefix + name] * factor
-            state_dict[prefix + EXTRA] = {
-                **self.get_extra_state(),
-                **{key: value for key, value in (extra or {}).items() if key != "scales"},
-            }
+        parameters = dict(self.named_parameters(remove_duplicate=False))
+        found = as_stored(state_dict, prefix, parameters, self.scales, self.multipliers)
+        state_dict[prefix + EXTRA] = {
+            "scales": found.scales,
+            "multipliers": {**self.multipliers, **found.multipliers},
+        }
         if self.in_module:
-            scales = state_dict[prefix + EXTRA]["scales"]
-            for held_name, name in plain_names(self.skeleton).items():
-                if prefix + name in state_dict:
-                    state_dict[prefix + held_name] = state_dict.pop(prefix + name)
-            by_place = _by_place(self.skeleton, scales)
-            for held_name, s in by_place.items():
-                state_dict[prefix + held_name] = torch.tensor(s, dtype=torch.float64)
+            put_in_place(self.skeleton, state_dict, prefix, found.scales)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _signature(
@@ -291,7 +311,7 @@ class ScaledModel(nn.Module):
         if captured is None or captured.graph_module is None:
             return _EAGER
         ScaleNodes(self.scales)(captured.graph_module)
-        self.annotate(captured.graph_module)
+        self.annotate(captured.graph_module, self.multipliers)
         low = lowered(captured.graph_module)
         return _Emitted(captured.graph_module, low, captured.guards)
 
@@ -306,66 +326,47 @@ class ScaledModel(nn.Module):
         return {**self.__dict__, "_graphs": {}, "_given": None}
 
 
-def with_scale_nodes(captured: Capture, scales: Mapping[str, float]) -> Capture:
-    r"""A captured model with scale nodes in its graphs and stored weights in its parameters.
-
-    Its model is the lowered graph, so that losses and gradients are those of training; the graph
-    and the probe graph keep the nodes.
-
-    Args:
-        captured: a model that the caller owns and that has a graph; its weights are divided by s.
-        scales: s_l of each trainable parameter.
-
-    >>> captured = capture(nn.Linear(2, 1, bias=False), torch.zeros(3, 2))
-    >>> before = captured.model.weight.detach().clone()
-    >>> scaled = with_scale_nodes(captured, {"weight": 4.0})
-    >>> torch.equal(scaled.parameters["weight"] * 4, before)
-    True
-    """
-    assert captured.graph_module is not None
-    assert captured.probe_module is not None
-    with torch.no_grad():
-        for name, s in scales.items():
-            captured.parameters[name].div_(s)
-    for graph_module in (captured.graph_module, captured.probe_module):
-        ScaleNodes(scales)(graph_module)
-    return replace(captured, model=lowered(captured.graph_module))
-
-
-def _with_plain_names(
-    module: ScaledModel, state_dict: dict[str, Any], prefix: str, *_: Any
+def _with_effective_weights(
+    module: ScaledModel, state_dict: dict[str, Any], prefix: str, _: Any
 ) -> None:
-    """The state of a model with parametrizations, as if it had none."""
-    for held, name in plain_names(module.skeleton).items():
-        state_dict[prefix + name] = state_dict.pop(prefix + held)
-    for held in state_names(module.skeleton):
-        del state_dict[prefix + held]
+    """Effective weights under plain names, and beside the scales what gives the stored ones back.
+
+    Weights that are sharded over ranks stay as their parametrizations hold them.
+    """
+    units: dict[str, Tensor] = {}
+    scales = module.scales
+    if module.in_module:
+        to_effective(module.skeleton, state_dict, prefix)
+        for place, name in state_names(module.skeleton).items():
+            if prefix + name in state_dict:
+                (_, *_), left = read(state_dict.pop(prefix + place), 1, place)
+                units.setdefault(name, left)
+    else:
+        names: dict[int, str] = {}
+        for alias, parameter in module.named_parameters(remove_duplicate=False):
+            name = names.setdefault(id(parameter), alias)
+            if name in scales and prefix + alias in state_dict:
+                stored = state_dict[prefix + alias]
+                # Memory of its own for each of tied names, which safetensors asks for.
+                state_dict[prefix + alias] = effective(stored, scales[name])
+                if name == alias:
+                    units[name] = packed(stored, scales[name])
+    if units.keys() >= scales.keys():
+        numbers = [_sorted(scales), _sorted(module.multipliers)]
+        state_dict[prefix + EXTRA] = vector(numbers, [units[name] for name in sorted(scales)])
 
 
-def _gather_scales(state_dict: dict[str, Any], prefix: str) -> None:
-    """Read the state dict of a model with parametrizations as our own."""
-    tail = f".0.{EXTRA}"
-    scales = {}
-    for held in [k for k in state_dict if k.startswith(prefix) and k.endswith(tail)]:
-        path, _, name = held.removesuffix(tail).removeprefix(prefix).rpartition("parametrizations.")
-        scales[path + name] = float(state_dict.pop(held))
-        state_dict[prefix + path + name] = state_dict.pop(held.removesuffix(tail) + ".original")
-    if scales:
-        state_dict[prefix + EXTRA] = {"scales": scales}
+def _sorted(factors: Mapping[str, float]) -> list[float]:
+    return [factors[name] for name in sorted(factors)]
 
 
-def _by_place(model: nn.Module, scales: Mapping[str, float]) -> dict[str, float]:
-    """The scale in each place of a model's state: tied weights have one, in several."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    of = {
-        id(parameters[held]): scales[name]
-        for held, name in plain_names(model).items()
-        if name in scales
-    }
-    return {
-        place: of[id(parameters[place.removesuffix(f"0.{EXTRA}") + "original"])]
-        for place in state_names(model)
-    }
+@dataclass(frozen=True)
+class Held:
+    """Scales, the multipliers that they stand for, and the graphs that have them."""
+
+    scales: dict[str, float]
+    multipliers: dict[str, float]
+    graphs: dict[Any, "_Emitted"]
 
 
 @dataclass(frozen=True)
@@ -393,8 +394,11 @@ class _Emitted:
 
 
 def _any_output(output: Any) -> Tensor:
-    """Some floating tensor of the output: training calls do not say which one is measured."""
-    floating = [leaf for leaf in pytree.tree_leaves(output) if is_floating(leaf)]
+    """Some floating tensor of the output: training calls do not say which one is measured.
+
+    A loss, which has no batch, is none.
+    """
+    floating = [leaf for leaf in pytree.tree_leaves(output) if is_floating(leaf) and leaf.ndim]
     return floating[0] if floating else torch.zeros(1)
 
 
