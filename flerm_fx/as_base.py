@@ -8,17 +8,18 @@ from flerm_fx.errors import OptimizerError
 from flerm_fx.optimizers import Optimizers
 from flerm_fx.update_rule import UpdateRule, step_alike
 
+Given = Mapping[str, tuple[UpdateRule, float]]
 
-def check_as_base(base: Optimizers, held: Mapping[str, int], given: Optimizers) -> None:
+
+def check_as_base(base: Optimizers, given: Given) -> None:
     """Compare the optimizers of a target's run with those of the base's.
 
     Multipliers come on top of what the base's groups have: a rate of its own that a group of the
     base had, and the target's has not, is lost to the target.
 
     Args:
-        base: optimizers of the base's run.
-        held: the base's parameter group that each parameter of the target goes with.
-        given: optimizers of the target's run.
+        base: optimizers of the base's run, by which it holds the parameters of the target.
+        given: the rule and learning rate that the target's run has for each of them.
 
     Raises:
         OptimizerError: another rule than the base's trains a parameter, or all parameters have one
@@ -27,29 +28,35 @@ def check_as_base(base: Optimizers, held: Mapping[str, int], given: Optimizers) 
     Warns:
         UserWarning: they have one value of another setting where the base's groups had several.
     """
-    pairs = {(held.get(name, 0), given.index(name)): name for name in given.held}
-    for (of_base, of_given), name in pairs.items():
-        rule, other = base.rules[of_base], given.rules[of_given]
-        if not _same(rule, other):
+    kinds: dict[str, tuple[int, str, UpdateRule, float]] = {}
+    for name, (rule, rate) in given.items():
+        index = base.index(name)
+        kinds.setdefault(f"{index} {rate!r} {rule!r}", (index, name, rule, rate))
+    for index, name, rule, _ in kinds.values():
+        was = base.rules[index]
+        if not _same(was, rule):
             raise OptimizerError(
-                f"parameter {name!r} is trained by {other.source}, and its counterpart in the base "
-                f"was by {rule.source}; the FSLRs of one rule say nothing of another's: use the "
+                f"parameter {name!r} is trained by {rule.source}, and its counterpart in the base "
+                f"was by {was.source}; the FSLRs of one rule say nothing of another's: use the "
                 "base's optimizer, or record the base with this one"
             )
     for optimizer in range(base.count):
-        of_it = [pair for pair in pairs if base.belongs[pair[0]] == optimizer]
-        stated = [(_stated(base, of_base), _stated(given, of_given)) for of_base, of_given in of_it]
+        stated = [
+            (_stated(base.rules[index], base.learning_rates[index]), _stated(rule, rate))
+            for index, _, rule, rate in kinds.values()
+            if base.belongs[index] == optimizer
+        ]
         for key in sorted({key for theirs, _ in stated for key in theirs}):
             were = list(dict.fromkeys(repr(theirs.get(key)) for theirs, _ in stated))
-            are = list(dict.fromkeys(repr(ours.get(key)) for _, ours in stated))
-            if len(were) > 1 and len(are) == 1:
-                _lost(key, were, are[0])
+            are = {repr(ours.get(key)): ours.get(key) for _, ours in stated}
+            if len(were) > 1 and len(are) == 1 and (key != "lr" or any(are.values())):
+                _lost(key, were, next(iter(are)))
 
 
-def _lost(key: str, were: list[str], are: str) -> None:
+def _lost(key: str, were: list[str], is_now: str) -> None:
     message = (
         f"the base's parameter groups had {key} {', '.join(were)}, and all of this model's have "
-        f"{are}; give its parameters the groups that their counterparts had "
+        f"{is_now}; give its parameters the groups that their counterparts had "
         "(compiled.base_groups(lr) has them for a model with scale nodes)"
     )
     if key == "lr":
@@ -57,8 +64,8 @@ def _lost(key: str, were: list[str], are: str) -> None:
     warnings.warn(message, stacklevel=4)
 
 
-def _stated(run: Optimizers, index: int) -> dict[str, Any]:
-    return {"lr": run.learning_rates[index], **run.rules[index].settings}
+def _stated(rule: UpdateRule, rate: float) -> dict[str, Any]:
+    return {"lr": rate, **rule.settings}
 
 
 def _same(rule: UpdateRule, other: UpdateRule) -> bool:

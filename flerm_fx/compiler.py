@@ -21,7 +21,7 @@ from flerm_fx.capture import Capture, capture
 from flerm_fx.copying import copied
 from flerm_fx.distributed import is_sharded, unwrapped, whole
 from flerm_fx.dump import Format, Level, dump
-from flerm_fx.emit.idle_optimizer import warn_of_optimizers_of
+from flerm_fx.emit.first_steps import watch
 from flerm_fx.emit.module import scales_of
 from flerm_fx.emit.scaled import Held, ScaledModel
 from flerm_fx.emit.undo import undone_on_failure
@@ -258,8 +258,9 @@ def compile(
         if before is not None:
             _check_unchanged(before, _output(emitted, model, probe_inputs))
         compiled.adopt(emitted, probe_inputs)
-        if emit == "graph" and not donate:
-            warn_of_optimizers_of(model, compiled)
+        if scales:
+            copy_of = model if emit == "graph" and not donate else None
+            watch(compiled, procedure.optimizers, copy_of)
         return compiled
 
 

@@ -5,7 +5,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from torch import nn
@@ -235,7 +235,9 @@ class Matcher(Attached):
         self.history: list[Matched] = []
         self._bases = {name: found.base for name, found in matches.items()}
         self._base_run = base_profile.optimizers
-        check_as_base(self._base_run, held_as_matched(base_profile, captured, matches), run)
+        held = held_as_matched(base_profile, captured, matches)
+        given = {name: (run.rule(name), run.rate(name)) for name in run.held}
+        check_as_base(replace(self._base_run, held=held), given)
         for rule in run.rules:
             check_state_is_free(rule)
         self._trajectory = base_profile.trajectory.smoothed(ema)

@@ -85,7 +85,7 @@ class Optimizers:
             for group in optimizer.param_groups:
                 trained = [names[id(p)] for p in group["params"] if id(p) in names]
                 if trained:
-                    rule, rate = UpdateRule.of_group(optimizer, group), _rate(optimizer, group)
+                    rule, rate = UpdateRule.of_group(optimizer, group), rate_of(optimizer, group)
                     _ = rule.has_eps  # measures how it steps, and raises if it cannot
                     found.setdefault(f"{rate!r} {rule!r}", (rule, rate, []))[2].extend(trained)
             kinds = sorted(found.values(), key=lambda kind: not kind[1])
@@ -253,10 +253,13 @@ def _some(names: list[str]) -> str:
     return ", ".join(map(repr, names[:8])) + (", …" if len(names) > 8 else "")
 
 
-def _rate(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
+def rate_of(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
     """A group's learning rate in the run: its peak where a scheduler has told it.
 
     ``OneCycleLR`` sets ``initial_lr`` to a fraction of ``max_lr``.
+
+    Raises:
+        OptimizerError: it is no finite number of at least 0.
     """
     rate = group.get("max_lr", group.get("initial_lr", group.get("lr")))
     try:

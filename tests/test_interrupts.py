@@ -14,7 +14,7 @@ from tests.faults import Interrupt, lines
 
 X, Y = features(8, 4), torch.arange(8) % 3
 OF_A_STEP = ("flerm_fx/observer.py", "flerm_fx/targets.py", "flerm_fx/match.py", "emit/scaled.py")
-OF_COMPILING = ("emit/module.py", "emit/scaled.py", "emit/undo.py", "emit/idle_optimizer.py")
+OF_COMPILING = ("emit/module.py", "emit/scaled.py", "emit/undo.py", "emit/first_steps.py")
 
 
 class Net(nn.Module):
