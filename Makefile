@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-slow lint format demo bench zoo results-quick results docs dist clean
+.PHONY: help venv test test-slow test-kernels test-torch test-distributed lint format demo bench zoo results-quick results docs dist clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -30,6 +30,43 @@ test: $(INSTALLED) ## Run the tests and doctests that are not slow.
 
 test-slow: $(INSTALLED) ## Run the slow tests.
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+# What compares numbers, under the kernels of other CPUs: without SIMD, with AVX2; one and two threads.
+NUMERICAL := tests/emit tests/models tests/probe tests/demo/test_train.py \
+	$(patsubst %,tests/test_%.py,capture compiler frontier late loss match operations peft \
+	properties record robustness update_rule)
+KERNELS := default $(shell grep -qw avx2 /proc/cpuinfo 2>/dev/null && echo avx2)
+
+test-kernels: $(INSTALLED) ## Run the numerical tests under other CPUs' kernels, with 1 and 2 threads.
+	@$(if $(filter avx2,$(KERNELS)),,echo "not run: the AVX2 kernels, which this CPU lacks")
+	@for kernels in $(KERNELS); do for threads in 1 2; do \
+		echo "ATEN_CPU_CAPABILITY=$$kernels OMP_NUM_THREADS=$$threads"; \
+		ATEN_CPU_CAPABILITY=$$kernels MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 \
+			OMP_NUM_THREADS=$$threads $(BIN)/python -m pytest -q -n $(WORKERS) $(NUMERICAL) \
+			|| exit 1; \
+	done; done
+
+# The third of the tests that calls everything of torch that is private or young: its pytrees (flat
+# inputs, specs, code generation), operators, export, optimizers and their state, FSDP2.
+TORCH ?= newest
+TORCH_VENV := .venv-torch-$(TORCH)
+TORCH_TESTS := tests/emit tests/probe tests/distributed tests/dump/test_model_explorer.py \
+	$(patsubst %,tests/test_%.py,capture compiler frontier match operations update_rule)
+
+test-torch: ## Run a third of the tests on another torch: make TORCH=2.10.0 test-torch
+	test -x $(TORCH_VENV)/bin/python || $(PYTHON) -m venv $(TORCH_VENV)
+	grep -v '^torch==' constraints.txt > $(TORCH_VENV)/constraints.txt
+	$(TORCH_VENV)/bin/python -m pip install --quiet --constraint $(TORCH_VENV)/constraints.txt \
+		--editable '.[test]' 'torch$(if $(filter-out newest,$(TORCH)),==$(TORCH))'
+	$(TORCH_VENV)/bin/python -c 'import sys, torch; print("Python", sys.version, "torch", torch.__version__)'
+	$(TORCH_VENV)/bin/python -m pytest -n $(WORKERS) $(TORCH_TESTS)
+
+TIMES ?= 100
+test-distributed: $(INSTALLED) ## Run the test of FSDP2 TIMES times in a row; stops at the first failure.
+	@for time in $$(seq $(TIMES)); do \
+		$(BIN)/python -m pytest -q -n 0 tests/distributed -k 'fsdp and sampled' > .fsdp.log \
+			|| { cat .fsdp.log; echo "failed: run $$time of $(TIMES)"; exit 1; }; \
+	done; rm .fsdp.log; echo "$(TIMES) runs in a row passed"
 
 lint: $(INSTALLED) ## Check style, format and types.
 	$(BIN)/ruff check

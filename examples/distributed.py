@@ -6,6 +6,10 @@ torchrun --nproc-per-node 2 -m examples.distributed --how fsdp
 
 import argparse
 import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import distributed as dist
@@ -20,14 +24,42 @@ from flerm_fx.demo.language_model import build_language_model
 EVERY = 10
 
 
+@contextmanager
+def process_group(backend: str) -> Iterator[None]:
+    """A process group, at whose end the process ends too.
+
+    The meshes of FSDP2 keep their groups alive, so that threads of gloo outlive
+    ``destroy_process_group``. One that drops a tensor while Python finalizes aborts the process:
+    it ends without that.
+    """
+    dist.init_process_group(backend)
+    status = 1
+    try:
+        yield
+        dist.barrier()
+        dist.destroy_process_group()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
 def main() -> None:
     """Run in each process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--how", choices=("ddp", "fsdp"), default="ddp")
     parser.add_argument("--steps", type=int, default=30)
     options = parser.parse_args()
+    with process_group("nccl" if torch.cuda.is_available() else "gloo"):
+        run(options.how, options.steps)
+
+
+def run(how: str, steps: int) -> None:
+    """Record a small model, match a large one."""
     on_gpu = torch.cuda.is_available()
-    dist.init_process_group("nccl" if on_gpu else "gloo")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
@@ -37,14 +69,14 @@ def main() -> None:
 
     def built(width: int) -> nn.Module:
         model = build_language_model(width, depth=2, context=64, norm="pre", seed=width).to(device)
-        if options.how == "ddp":
+        if how == "ddp":
             return DistributedDataParallel(model)
         fully_shard(model)
         return model
 
     def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
         loss = torch.tensor(0.0)
-        for tokens, following in batches(text, options.steps, seed=dist.get_rank()):
+        for tokens, following in batches(text, steps, seed=dist.get_rank()):
             optimizer.zero_grad()
             logits = model(tokens.to(device))
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), following.to(device).flatten())
@@ -65,7 +97,6 @@ def main() -> None:
         f"rank {dist.get_rank()}: loss {loss:.3f}, "
         f"multipliers {min(spread):.6g} to {max(spread):.6g}"
     )
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

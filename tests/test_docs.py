@@ -2,7 +2,10 @@
 
 import contextlib
 import io
+import os
 import re
+import subprocess
+import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,7 +28,6 @@ SLOW = {
     "tutorial.md",
     "how-to/trainer.md",
     "how-to/lora.md",
-    "how-to/distributed.md",
 }
 """Pages that take seconds: they train, or import transformers."""
 
@@ -105,6 +107,8 @@ PAGES = sorted(
     for path in DOCS.rglob("*.md")
     if "```python" in path.read_text(encoding="utf-8")
 )
+DISTRIBUTED = "how-to/distributed.md"
+"""Its snippets are a program of several processes, which they end."""
 
 
 @pytest.fixture
@@ -131,12 +135,33 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("_apart")
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(p, marks=pytest.mark.slow) if p in SLOW else p for p in PAGES],
+    [
+        pytest.param(p, marks=pytest.mark.slow) if p in SLOW else p
+        for p in PAGES
+        if p != DISTRIBUTED
+    ],
 )
 def test_the_snippets_of_a_page_run_in_order(page: str) -> None:
     names: Namespace = {"__name__": "__main__"}
     for snippet in snippets((DOCS / page).read_text(encoding="utf-8")):
         run(page, snippet, names)
+
+
+@pytest.mark.slow
+def test_the_snippets_about_several_processes_run_in_two(tmp_path: Path) -> None:
+    program = tmp_path / "page.py"
+    page = snippets((DOCS / DISTRIBUTED).read_text(encoding="utf-8"))
+    program.write_text("\n\n".join(snippet.code for snippet in page), encoding="utf-8")
+    run_in_two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, *run_in_two, str(program)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert flerm_fx.BaseProfile.load(tmp_path / "base.safetensors").trajectory.steps == (0, 2)
 
 
 # Pages whose snippets are indented, and speak of a model, a loop and a profile that readers have.

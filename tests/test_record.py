@@ -13,6 +13,7 @@ from torch.func import functional_call
 import flerm_fx
 from flerm_fx.schedule import settling_steps, start_steps
 from tests.cases import CASES, DataDependent, features, make
+from tests.rounding import rounding, terms
 
 
 def target_for(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -145,7 +146,7 @@ def test_the_size_of_the_outputs_is_that_on_the_batch_of_each_step() -> None:
         found.append(float(model(batch).detach().square().mean().sqrt()))
         train(model, optimizer, batch, y, 1)
     assert profile.settling.steps == (0, 1, 2, 3)
-    assert profile.output_rms == pytest.approx(found, rel=1e-5)
+    assert profile.output_rms == pytest.approx(found, rel=rounding(2 * 3 * terms(model)))  # 3 steps
 
 
 @pytest.mark.parametrize("batches,settle", [(1, 0), (3, 10)])

@@ -1,5 +1,8 @@
 """Recording and matching by several processes give what one gives, and the same on all."""
 
+import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +16,8 @@ from tests.distributed import worker
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def launch(how: str, method: str, processes: int, path: Path) -> subprocess.CompletedProcess[str]:
+def launch(processes: int, *module: str) -> subprocess.CompletedProcess[str]:
+    """Run a module, with its arguments, in several processes."""
     return subprocess.run(
         [
             sys.executable,
@@ -22,10 +26,7 @@ def launch(how: str, method: str, processes: int, path: Path) -> subprocess.Comp
             "--standalone",
             f"--nproc-per-node={processes}",
             "-m",
-            "tests.distributed.worker",
-            how,
-            method,
-            str(path),
+            *module,
         ],
         cwd=ROOT,
         capture_output=True,
@@ -35,7 +36,7 @@ def launch(how: str, method: str, processes: int, path: Path) -> subprocess.Comp
 
 
 def results(how: str, method: str, processes: int, tmp_path: Path) -> list[dict[str, Any]]:
-    done = launch(how, method, processes, tmp_path / "out")
+    done = launch(processes, "tests.distributed.worker", how, method, str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(f"{tmp_path / 'out'}.{rank}") for rank in range(processes)]
 
@@ -79,6 +80,37 @@ def test_ranks_find_what_one_process_finds(
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp-dies", "fsdp-dies"])
 def test_when_a_rank_dies_the_others_end_with_an_error(how: str, tmp_path: Path) -> None:
-    done = launch(how, "sampled", 2, tmp_path / "out")
+    done = launch(2, "tests.distributed.worker", how, "sampled", str(tmp_path / "out"))
     assert done.returncode != 0
     assert not list(tmp_path.glob("out.*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_the_example_prints_the_same_multipliers_on_all_ranks(how: str) -> None:
+    done = launch(2, "examples.distributed", "--how", how, "--steps", "12")
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = re.findall(r"^rank (\d): loss [\d.]+, multipliers (.+)$", done.stdout, re.MULTILINE)
+    assert sorted(rank for rank, _ in ranks) == ["0", "1"]
+    assert len({multipliers for _, multipliers in ranks}) == 1
+
+
+def test_a_process_ends_as_its_work_did_and_loses_nothing_it_printed() -> None:
+    """Whatever is left then: what still runs at Python's end would wait, or abort."""
+    code = (
+        "import sys; from examples.distributed import process_group\n"
+        "with process_group('gloo'):\n"
+        "    print('worked')\n"
+        "    if sys.argv[1:]:\n"
+        "        raise ValueError('of the work')\n"
+        "print('finalizes')\n"
+    )
+    env = os.environ | {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
+    for arguments, status in ([], 0), (["fails"], 1):
+        command = [sys.executable, "-c", code, *arguments]
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = {"MASTER_PORT": str(free.getsockname()[1])}
+        done = subprocess.run(command, cwd=ROOT, env=env | port, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (status, "worked\n"), done.stderr
+        assert ("ValueError: of the work" in done.stderr) == bool(arguments)

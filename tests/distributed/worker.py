@@ -1,6 +1,6 @@
 """What each process of a distributed run does; ``torchrun`` starts it for the tests.
 
-torchrun --nproc-per-node 2 -m tests.distributed.worker fsdp out.pt
+torchrun --nproc-per-node 2 -m tests.distributed.worker fsdp sampled out
 """
 
 import os
@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import flerm_fx
+from examples.distributed import process_group
 from flerm_fx.distributed import whole
 from models.resmlp import ResMLP
 
@@ -88,10 +89,8 @@ def run(how: str, method: str) -> dict[str, Any]:
 def main() -> None:
     how, method, path = sys.argv[1:]
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    found = run(how, method)
-    torch.save(found, f"{path}.{dist.get_rank()}")
-    dist.destroy_process_group()
+    with process_group("gloo"):
+        torch.save(run(how, method), f"{path}.{dist.get_rank()}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.scale import ScaleNodes, is_scale
 from models.transformer import Transformer
 from tests.cases import CASES, NORMS_SLOW, features, make, tokens
+from tests.rounding import assert_close, terms
 
 TOLERANCE = 1e-12
 """For float64; a few hundred roundings of 1e-16."""
@@ -442,8 +443,9 @@ def test_an_emitted_model_compiles() -> None:
     compiled = ScaledModel(copy.deepcopy(model), drawn(model))
     expected = loss_and_gradients(compiled, compiled, x)
     found = loss_and_gradients(torch.compile(compiled, backend="aot_eager"), compiled, x)
+    count = 2 * terms(model) + x.numel()  # forward, backward and the sum over the batch
     for e, f in zip(expected, found, strict=True):
-        torch.testing.assert_close(f, e, rtol=1e-5, atol=1e-5)
+        assert_close(f, e, count)
 
 
 def test_check_measures_what_is_run(monkeypatch: pytest.MonkeyPatch) -> None:

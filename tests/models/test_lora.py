@@ -9,6 +9,7 @@ from torch import nn
 from models.lora import BRANCHES, LoRALinear, add_lora
 from models.transformer import Transformer
 from tests.models.checks import assert_exports, assert_gradients_reach_all, assert_normal
+from tests.rounding import assert_close, terms
 
 
 def adapted(rank: int = 2, **changes: object) -> nn.Module:
@@ -29,7 +30,7 @@ def test_a_layer_is_the_formula() -> None:
     layer, x = LoRALinear(nn.Linear(6, 4), rank=2, alpha=6.0), torch.randn(3, 6)
     nn.init.normal_(layer.lora_b)
     weight = layer.linear.weight + 3 * layer.lora_b @ layer.lora_a
-    torch.testing.assert_close(layer(x), x @ weight.T + layer.linear.bias)
+    assert_close(layer(x), x @ weight.T + layer.linear.bias, terms(layer))
 
 
 def test_the_model_starts_as_the_one_it_adapts() -> None:

@@ -14,6 +14,7 @@ from tests.models.checks import (
     assert_gradients_reach_all,
     assert_normal,
 )
+from tests.rounding import assert_close, terms
 
 
 def small(**changes: int) -> ResMLP:
@@ -28,7 +29,7 @@ def test_outputs_are_examples_by_features() -> None:
 def test_images_are_flattened() -> None:
     images = torch.randn(4, 3, 2, 2)
     model = small()
-    torch.testing.assert_close(model(images), model(images.reshape(4, 12)))
+    assert_close(model(images), model(images.reshape(4, 12)), terms(model))
 
 
 def test_defaults_are_the_papers_base_model_for_cifar10() -> None:
@@ -61,7 +62,7 @@ def test_a_block_is_the_formula() -> None:
     block, x = model.blocks[0], torch.randn(7, 16)
     first, second = block.layers
     expected = x + second(first(x.relu()).relu()) / 2
-    torch.testing.assert_close(block(x), expected)
+    assert_close(block(x), expected, terms(block))
 
 
 def test_a_small_readout_shrinks_with_the_width_multiplier_alone() -> None:
