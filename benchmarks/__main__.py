@@ -85,7 +85,7 @@ def measure(
         keep(matching=matching.run(settings, progress))
     if "emitters" in chosen:
         progress("emitters")
-        keep(emitters=emitters.run())
+        keep(emitters=emitters.run(settings.quick))
 
 
 def _setting(result: data.CompileResult) -> tuple[str, int]:

@@ -84,9 +84,15 @@ def gpt2(blocks: int = 12, vocabulary: int = 50257) -> nn.Module:
     return Logits(GPT2LMHeadModel(config))
 
 
-def cases() -> dict[str, Case]:
+def cases(quick: bool) -> dict[str, Case]:
     """Models and tokens, seeded."""
     torch.manual_seed(0)
+    if quick:
+        return {
+            "transformer, 1 block of 16, 2 x 8 tokens": Case(
+                lambda: Transformer(width=16, depth=1, context=8), torch.randint(256, (2, 8)), 2
+            )
+        }
     return {
         "transformer, 4 blocks of 256, 16 x 64 tokens": Case(
             lambda: Transformer(width=256, depth=4, context=64), torch.randint(256, (16, 64)), 40
@@ -175,10 +181,11 @@ def _summary(
     }
 
 
-def optimizer_ratios(repetitions: int = 15) -> dict[str, float]:
+def optimizer_ratios(quick: bool) -> dict[str, float]:
     """An optimizer's step with a group for each parameter of a transformer, over one group."""
     torch.manual_seed(0)
-    model = Transformer(width=512, depth=6)
+    width, depth, repetitions = (16, 1, 1) if quick else (512, 6, 15)
+    model = Transformer(width=width, depth=depth)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     groups = _groups(model, drawn_multipliers(model))
@@ -200,12 +207,13 @@ def optimizer_ratios(repetitions: int = 15) -> dict[str, float]:
     return found
 
 
-def recording(repetitions: int = 3) -> dict[str, float]:
+def recording(quick: bool) -> dict[str, float]:
     """What recording adds to a run: the start at once, and the trajectory every 100 steps."""
     starts, trajectories = [], []
+    width, repetitions = (16, 1) if quick else (128, 3)
     for _ in range(repetitions):
-        plain, _ = _run(recorded=False)
-        recorded, start = _run(recorded=True)
+        plain, _ = _run(width, recorded=False)
+        recorded, start = _run(width, recorded=True)
         starts.append(start / plain)
         trajectories.append(recorded / plain)
     return {
@@ -215,10 +223,10 @@ def recording(repetitions: int = 3) -> dict[str, float]:
     }
 
 
-def _run(recorded: bool) -> tuple[float, float]:
+def _run(width: int, recorded: bool) -> tuple[float, float]:
     """Seconds of the steps of a run, and of the start that is measured before it."""
     torch.manual_seed(0)
-    model = Transformer(width=128, depth=2, context=64)
+    model = Transformer(width=width, depth=2, context=64)
     tokens = torch.randint(256, (20, 65))
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
@@ -237,15 +245,15 @@ def _run(recorded: bool) -> tuple[float, float]:
     return ended - started, started - began
 
 
-def run() -> dict[str, Any]:
-    """All measurements, with the settings that they were taken under."""
+def run(quick: bool = False) -> dict[str, Any]:
+    """All measurements, with the settings that they were taken under; ``quick`` to see it run."""
     torch.set_num_threads(1)
     return {
         "threads": 1,
         "torch": torch.__version__,
-        "steps": {name: step_ratios(case) for name, case in cases().items()},
-        "a group for each parameter, over one": optimizer_ratios(),
-        "record(every=100)": recording(),
+        "steps": {name: step_ratios(case) for name, case in cases(quick).items()},
+        "a group for each parameter, over one": optimizer_ratios(quick),
+        "record(every=100)": recording(quick),
     }
 
 

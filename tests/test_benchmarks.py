@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import results
 from benchmarks.__main__ import PARTS, main
+from benchmarks.compiling import SETTLE
 from benchmarks.hindsight import cost_of, draws_needed, equal_accuracy
 from benchmarks.report import MARKER
 from benchmarks.results import MethodResult, Spread
@@ -33,7 +34,7 @@ def test_a_quick_run_measures_writes_and_draws(tmp_path: Path) -> None:
         assert all(0 < ratio < math.inf for ratio in ratios)
         # Tiny batches leave little to tell: the estimators' own tests hold them to account.
         assert statistics.median(m.error for m in case.methods if m.method == "sampled") < 1
-    assert {r.settle for r in found.compiling} == {0, 10, 100}
+    assert {r.settle for r in found.compiling} == set(SETTLE["gpt2"])
     for result in [*found.compiling, found.scaling.large]:  # type: ignore[union-attr]
         assert math.isclose(sum(result.stages.values()), result.steps, rel_tol=0.5)
         assert all(0 < steps < math.inf for steps in result.stages.values())
@@ -42,6 +43,7 @@ def test_a_quick_run_measures_writes_and_draws(tmp_path: Path) -> None:
     assert found.scaling is not None
     assert all(math.isfinite(e.exponent) for e in found.scaling.exponents)
     assert found.matching
+    assert found.emitters["steps"]
     for drawing in (tmp_path / "out" / "error-cost.png", page.parent / "error-cost.png"):
         assert drawing.read_bytes().startswith(b"\x89PNG")
     text = page.read_text(encoding="utf-8")

@@ -90,7 +90,8 @@ def test_when_a_rank_dies_the_others_end_with_an_error(how: str, tmp_path: Path)
 def test_the_example_prints_the_same_multipliers_on_all_ranks(how: str) -> None:
     done = launch(2, "examples.distributed", "--how", how, "--steps", "12")
     assert done.returncode == 0, done.stderr[-3000:]
-    ranks = re.findall(r"^rank (\d): loss [\d.]+, multipliers (.+)$", done.stdout, re.MULTILINE)
+    # The lines of two ranks may run into each other.
+    ranks = re.findall(r"rank (\d): loss [\d.]+, multipliers ([\d.e-]+ to [\d.e-]+)", done.stdout)
     assert sorted(rank for rank, _ in ranks) == ["0", "1"]
     assert len({multipliers for _, multipliers in ranks}) == 1
 
@@ -112,5 +113,6 @@ def test_a_process_ends_as_its_work_did_and_loses_nothing_it_printed() -> None:
             free.bind(("localhost", 0))
             port = {"MASTER_PORT": str(free.getsockname()[1])}
         done = subprocess.run(command, cwd=ROOT, env=env | port, capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (status, "worked\n"), done.stderr
+        assert done.returncode == status, done.stderr
+        assert done.stdout.endswith("worked\n")  # gloo may say something of its own before
         assert ("ValueError: of the work" in done.stderr) == bool(arguments)
