@@ -42,8 +42,8 @@ test-kernels: $(INSTALLED) ## Run the numerical tests under other CPUs' kernels,
 	@for kernels in $(KERNELS); do for threads in 1 2; do \
 		echo "ATEN_CPU_CAPABILITY=$$kernels OMP_NUM_THREADS=$$threads"; \
 		ATEN_CPU_CAPABILITY=$$kernels MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 \
-			OMP_NUM_THREADS=$$threads $(BIN)/python -m pytest -q -n $(WORKERS) $(NUMERICAL) \
-			|| exit 1; \
+			OMP_NUM_THREADS=$$threads $(BIN)/python -m pytest -q -n $$(($(WORKERS) / threads)) \
+			$(NUMERICAL) || exit 1; \
 	done; done
 
 # The third of the tests that calls everything of torch that is private or young: its pytrees (flat
