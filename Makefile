@@ -33,8 +33,8 @@ test-slow: $(INSTALLED) ## Run the slow tests.
 
 # What compares numbers, under the kernels of other CPUs: without SIMD, with AVX2; one and two threads.
 NUMERICAL := tests/emit tests/models tests/probe tests/demo/test_train.py \
-	$(patsubst %,tests/test_%.py,capture compiler frontier late loss match operations peft \
-	properties record robustness update_rule)
+	$(patsubst %,tests/test_%.py,capture compiler frontier late loss match operations optimizers \
+	peft pool properties record robustness update_rule)
 KERNELS := default $(shell grep -qw avx2 /proc/cpuinfo 2>/dev/null && echo avx2)
 
 test-kernels: $(INSTALLED) ## Run the numerical tests under other CPUs' kernels, with 1 and 2 threads.
@@ -51,7 +51,8 @@ test-kernels: $(INSTALLED) ## Run the numerical tests under other CPUs' kernels,
 TORCH ?= newest
 TORCH_VENV := .venv-torch-$(TORCH)
 TORCH_TESTS := tests/emit tests/probe tests/distributed tests/dump/test_model_explorer.py \
-	$(patsubst %,tests/test_%.py,capture compiler frontier match operations update_rule)
+	$(patsubst %,tests/test_%.py,capture changing compiler exporting frontier match operations \
+	optimizers stand_ins untouched update_rule)
 
 test-torch: ## Run a third of the tests on another torch: make TORCH=2.10.0 test-torch
 	test -x $(TORCH_VENV)/bin/python || $(PYTHON) -m venv $(TORCH_VENV)

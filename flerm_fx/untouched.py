@@ -188,6 +188,8 @@ class _State:
 
     def _tensor(self, tensor: Tensor, own: bool) -> None:
         plain = tensor.layout is torch.strided and not tensor.is_meta
+        # What FSDP2 gathered and freed again has no memory to read.
+        plain = plain and tensor.untyped_storage().nbytes() > 0
         if id(tensor) in self._held or isinstance(tensor, nn.Parameter) or not plain:
             return
         if own or tensor.numel() <= LARGE:

@@ -204,3 +204,14 @@ def test_random_states_are_told_apart_and_gone_back_to() -> None:
     with preserved_rng():
         np.random.randn()  # draws two, and keeps one
         assert before.foreign(rng_state()) == "numpy.random"
+
+
+def test_a_tensor_whose_memory_is_freed_has_nothing_to_keep() -> None:
+    """As FSDP2 keeps what it gathered; to read it ends the process."""
+    model = nn.Linear(3, 2)
+    model.gathered = torch.ones(100, 100)
+    model.gathered.untyped_storage().resize_(0)
+    with untouched(model):
+        model.gathered.untyped_storage().resize_(4 * 100 * 100)
+        model.gathered.fill_(2.0)
+    assert model.gathered[0, 0] == 2.0
