@@ -103,7 +103,8 @@ def test_what_torch_logs_is_silent_in_this_thread_alone(
     log.error("afterwards")
     said = [record.getMessage() for record in caplog.records]
     assert said == ["from the user", "from another thread", "afterwards"]
-    assert capsys.readouterr().err == "to stderr\n"
+    written = capsys.readouterr().err  # torch's own handler may write here what is logged
+    assert "to stderr\n" in written and "from this thread" not in written
 
 
 @pytest.mark.filterwarnings("ignore::flerm_fx.CaptureWarning")
