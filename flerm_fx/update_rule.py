@@ -853,6 +853,8 @@ def _constructor_parameters(kind: type) -> dict[str, inspect.Parameter]:
     for base in kind.__mro__:
         if "__init__" not in vars(base):
             continue
+        if base is Optimizer and found:  # which is given the defaults, not the ``**kwargs``
+            break
         parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
         for parameter in parameters:
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -860,6 +862,18 @@ def _constructor_parameters(kind: type) -> dict[str, inspect.Parameter]:
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
     return found
+
+
+def _keeps_keywords(kind: type) -> bool:
+    """Whether a constructor has ``**kwargs`` of its own, which no constructor that it calls names."""
+    for base in kind.__mro__:
+        if base is Optimizer:
+            return True
+        if "__init__" in vars(base):
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+                return False
+    return False
 
 
 def _constructor_defaults(kind: type) -> dict[str, Any]:
@@ -879,16 +893,20 @@ def _own_keys(optimizer: Optimizer) -> frozenset[str]:
 
     They choose the rule where an optimizer is several in one class: ``use_muon``, ``rank``. A
     default that the constructor does not take is a count of the optimizer's own, unless groups
-    disagree on it.
+    disagree on it, or the constructor makes defaults of its ``**kwargs``.
     """
     taken = _constructor_parameters(type(optimizer)).keys()
+    any_keyword = _keeps_keywords(type(optimizer))
     groups = [group for group in optimizer.param_groups if group["params"]]
     found = {key for group in groups for key in group} - _BESIDE_THE_RULE
     return frozenset(
         key
         for key in found
         if key not in optimizer.defaults
-        or (key not in taken and any(g.get(key) != groups[0].get(key) for g in groups))
+        or (
+            key not in taken
+            and (any_keyword or any(g.get(key) != groups[0].get(key) for g in groups))
+        )
     )
 
 

@@ -472,6 +472,38 @@ class Warming(Optimizer):
                 p.sub_(p.grad.sign(), alpha=group["lr"])
 
 
+class OfKeywords(Optimizer):
+    """Names none of its settings: they are defaults made of ``**kwargs``."""
+
+    def __init__(self, params: Any, **settings: Any) -> None:
+        super().__init__(params, {"lr": 1e-3, "momentum": 0.0, **settings})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                mean = self.state[p].setdefault("mean", torch.zeros_like(p))
+                mean.mul_(group["momentum"]).add_(p.grad)
+                p.sub_(mean, alpha=group["lr"])
+
+
+def test_settings_that_a_constructor_takes_as_keywords_are_kept() -> None:
+    def profile(kind: type[Optimizer]) -> flerm_fx.BaseProfile:
+        model = net(8)
+        optimizer: Any = kind(model.parameters(), lr=1e-2, momentum=0.5)  # type: ignore[call-arg]
+        return flerm_fx.record(model, optimizer, *data(5), method="exact").profile
+
+    found, right = reloaded(profile(OfKeywords)), profile(torch.optim.SGD)
+    assert found.optimizer.settings == {"momentum": 0.5}
+    for name, estimate in right.start.items():
+        assert found.start[name].value == pytest.approx(estimate.value, rel=1e-4)
+    compiled = flerm_fx.compile(
+        net(16), found, optimizer=OfKeywords, emit="param_groups", method="exact"
+    )
+    same = flerm_fx.compile(net(16), right, emit="param_groups", method="exact")
+    assert compiled.multipliers == pytest.approx(same.multipliers, rel=1e-3)
+
+
 class Lookahead(Optimizer):
     """A wrapper that changes the step; pytorch_optimizer's and others keep the inner one so."""
 
