@@ -110,7 +110,8 @@ def resolve(loss_fn: "Loss | LossFunction | str | None", targets: Any) -> Loss:
     name; any other function is used as it is and has none.
 
     Raises:
-        InputError: if targets are missing, or of a kind that has no default loss.
+        InputError: if targets are missing, or of a kind that has no default loss; or ``loss_fn`` is
+            no function, or a class.
         OptimizerError: for a name that ``torch.nn.functional`` does not have.
 
     >>> resolve(None, torch.tensor([0, 1])).name, resolve(nn.L1Loss(), None).name
@@ -132,10 +133,13 @@ def resolve(loss_fn: "Loss | LossFunction | str | None", targets: Any) -> Loss:
                 f"squared error for floating ones; {_got(targets)}: pass loss_fn"
             )
         return Loss.from_name("mse_loss" if targets.is_floating_point() else "cross_entropy")
-    if not callable(loss_fn):
+    if not callable(loss_fn) or isinstance(loss_fn, type):
+        got = type(loss_fn).__name__
+        if isinstance(loss_fn, type):
+            got = f"the class {loss_fn.__name__}: call it first, as {loss_fn.__name__}()"
         raise InputError(
             "loss_fn must be a function of (output, targets), a torch.nn loss module, or a name "
-            f"in torch.nn.functional; got {type(loss_fn).__name__}"
+            f"in torch.nn.functional; got {got}"
         )
     name = _name_of(loss_fn)
     if name is None:

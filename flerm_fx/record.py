@@ -264,7 +264,9 @@ class Recorder(Attached):
         self._settled_at = {
             id(p): run.rate(name) for name, p in model.named_parameters() if p.requires_grad
         }
-        self._observer = UpdateObserver(model, optimizers, run, schedule.due, self._observed)
+        self._observer = UpdateObserver(
+            model, optimizers, run, schedule.due, self._observed, self._saved
+        )
         super().__init__(optimizers, self._before, self._observer.after)
 
     @property
@@ -392,6 +394,16 @@ class Recorder(Attached):
         if what not in self._warned:
             self._warned.add(what)
             warnings.warn(message, stacklevel=3)
+
+    def _saved(self) -> Callable[[], None]:
+        """What undoes :meth:`_observed`."""
+        measured = len(self._steps)
+
+        def undo() -> None:
+            for recorded in (self._steps, self._rates, *self._fslrs.values()):
+                del recorded[measured:]
+
+        return undo
 
     def _observed(self, observed: Observed) -> Callable[[], None]:
         found = self._prober.estimate(observed)

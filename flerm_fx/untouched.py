@@ -1,5 +1,6 @@
 """Leave a model as it was: what running it changes is put back."""
 
+import functools
 import random
 import types
 from collections import deque
@@ -123,7 +124,7 @@ class _State:
             return [(v, package, own) for v in value] if len(value) <= MANY else []
         elif isinstance(value, tuple | frozenset):
             return [(v, package, own) for v in value] if len(value) <= MANY else []
-        elif isinstance(value, _GENERATORS):
+        elif isinstance(value, _generators()):
             self._generator(value)
         elif isinstance(value, types.FunctionType):
             return self._function(value)
@@ -230,7 +231,11 @@ _ATOMS = (
     torch.Size,
 )
 
-_GENERATORS = (torch.Generator, random.Random, np.random.RandomState, np.random.Generator)
+
+@functools.cache
+def _generators() -> tuple[type, ...]:
+    """Types of random number generators: numpy loads its own at their first use."""
+    return torch.Generator, random.Random, np.random.RandomState, np.random.Generator
 
 
 def _package(thing: Any) -> str:

@@ -129,6 +129,33 @@ def test_a_matched_step(emit: Any, times: int) -> None:
     assert undone > times // 2
 
 
+def test_a_recorded_step() -> None:
+    model = Net(5)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    recorder = flerm_fx.record(model, optimizer, X, Y, every=1, method="exact")
+    train(model, optimizer, 2)
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(X), Y).backward()
+    checkpoint = copy.deepcopy([part.state_dict() for part in (model, optimizer, recorder)])
+
+    def again() -> list[Any]:
+        for each, state in zip((model, optimizer, recorder), checkpoint, strict=True):
+            each.load_state_dict(copy.deepcopy(state))
+        return state_of(model, optimizer, recorder)
+
+    before = again()
+    files = ("flerm_fx/record.py",)
+    number = lines(optimizer.step, files)
+    assert number > len(dict(model.named_parameters()))  # each row of FSLRs is written in one
+    for at in range(number):
+        again()
+        with pytest.raises(Interrupt):
+            lines(optimizer.step, files, at)
+        assert recorder.step == len(recorder.profile.trajectory.steps)
+        if recorder.step == 2:
+            assert_same(state_of(model, optimizer, recorder), before)
+
+
 def everything(model: nn.Module) -> Callable[[], None]:
     """Asserts, later, that a model is what it is now."""
     tensors = [*model.parameters(), *model.buffers()]

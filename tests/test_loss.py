@@ -167,6 +167,8 @@ def test_targets_without_a_default_loss(targets: Any) -> None:
 def test_what_is_no_loss_is_refused() -> None:
     with pytest.raises(InputError, match="loss_fn must be a function .* got int"):
         resolve(3, None)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"the class L1Loss: call it first, as L1Loss\(\)$"):
+        resolve(nn.L1Loss, None)
 
 
 def test_loss_that_is_no_scalar() -> None:
