@@ -400,8 +400,9 @@ class Recorder(Attached):
         measured = len(self._steps)
 
         def undo() -> None:
-            for recorded in (self._steps, self._rates, *self._fslrs.values()):
-                del recorded[measured:]
+            recorded: list[list[Any]] = [self._steps, self._rates, *self._fslrs.values()]
+            for rows_so_far in recorded:
+                del rows_so_far[measured:]
 
         return undo
 

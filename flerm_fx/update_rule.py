@@ -865,7 +865,7 @@ def _constructor_parameters(kind: type) -> dict[str, inspect.Parameter]:
 
 
 def _keeps_keywords(kind: type) -> bool:
-    """Whether a constructor has ``**kwargs`` of its own, which no constructor that it calls names."""
+    """Whether a constructor has ``**kwargs`` of its own, that none which it calls names."""
     for base in kind.__mro__:
         if base is Optimizer:
             return True
