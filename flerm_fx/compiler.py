@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from flerm_fx.align import Mapped, Match, OnUnmatched
 from flerm_fx.assignment import Assignment
 from flerm_fx.capture import Capture, capture
-from flerm_fx.copying import copied
+from flerm_fx.copying import copied, refuse_gradient_hooks
 from flerm_fx.distributed import is_sharded, unwrapped, whole
 from flerm_fx.dump import Format, Level, dump
 from flerm_fx.emit.first_steps import watch
@@ -187,7 +187,7 @@ def compile(
         >>> all(check.passed for check in compiled.check())
         True
     """
-    model = checked("model", model)
+    model = unwrapped(checked("model", model))
     instance("base_profile", base_profile, BaseProfile, "a BaseProfile", LOAD)
     choice("emit", emit, get_args(Emit))
     choice("on_unmatched", on_unmatched, get_args(OnUnmatched))
@@ -197,6 +197,7 @@ def compile(
         checked(name, value)
     if isinstance(model, ScaledModel) or scales_of(model):
         raise InputError("the model has scale nodes already; compile it as it was, or fold() it")
+    refuse_gradient_hooks(model)
     if donate and emit != "graph":
         raise InputError("donate=True goes with emit='graph', which takes the parameters over")
     if model.training != base_profile.training:
@@ -632,7 +633,7 @@ def _procedure(
 ) -> StartProcedure:
     if inputs is None and targets is not None:
         raise InputError("targets were given without inputs; pass both, or neither")
-    pool = profile.pool if inputs is None else probe_pool(unwrapped(model), inputs, targets)
+    pool = profile.pool if inputs is None else probe_pool(model, inputs, targets)
     loss: Loss | None
     if loss_fn is not None:
         loss = resolve(loss_fn, pool[0][1])

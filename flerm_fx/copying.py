@@ -12,6 +12,7 @@ from flerm_fx.capture import refuse_without_values
 from flerm_fx.distributed import as_plain, without_sharding
 from flerm_fx.errors import InputError
 from flerm_fx.stand_ins import storage
+from flerm_fx.untouched import untouched
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -49,6 +50,9 @@ def copied(model: nn.Module) -> nn.Module:
                 f"the model cannot be copied, which measuring it needs: {error}; "
                 "attributes that hold tensors with a history should be buffers or detached"
             ) from error
+    for module in twin.modules():
+        # Module.compile's, bound to the original where a class has a __deepcopy__ of its own.
+        vars(module).pop("_compiled_call_impl", None)
     without_sharding(twin)
     originals = {storage(p) for p in model.parameters()}
     for name, parameter in twin.named_parameters():
@@ -62,6 +66,37 @@ def copied(model: nn.Module) -> nn.Module:
         _share(memo.get(id(view)), view, memo.get(id(held)), held)
     twin.zero_grad(set_to_none=True)
     return twin
+
+
+def refuse_gradient_hooks(model: nn.Module) -> None:
+    """Refuse hooks on parameters that change gradients, which no copy of a parameter has.
+
+    A hook that returns None, or what it is given, only looks, and copies do without it. Which do is
+    found by handing each a random gradient.
+
+    Raises:
+        InputError: a hook changes it; the message names its parameter.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> _ = layer.weight.register_hook(lambda gradient: None)
+    >>> refuse_gradient_hooks(layer)
+    """
+    if not any(parameter._backward_hooks for parameter in model.parameters()):
+        return
+    with untouched(model), torch.no_grad():
+        for name, parameter in model.named_parameters():
+            for hook in (parameter._backward_hooks or {}).values():
+                given = torch.randn_like(parameter)
+                found = hook(given.clone())
+                if found is not None and not torch.equal(found, given):
+                    raise InputError(
+                        f"parameter {name!r} has a hook that changes its gradient "
+                        f"({getattr(hook, '__qualname__', type(hook).__name__)}), and measured "
+                        "steps and compiled models are on copies, which have none; change the "
+                        "weight where the model reads it (weight * mask + (weight * (1 - mask))"
+                        ".detach() trains a part of it), use parameter groups for a rate of its "
+                        "own, or call .remove() on what register_hook returned"
+                    )
 
 
 def _views(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:

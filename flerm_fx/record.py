@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flerm_fx.capture import capture
-from flerm_fx.copying import copied
+from flerm_fx.copying import copied, refuse_gradient_hooks
 from flerm_fx.distributed import Ranks, unwrapped
 from flerm_fx.errors import InputError, OptimizerError, ProfileError
 from flerm_fx.inputs import OutputFn, device_of, to_device
@@ -202,6 +202,7 @@ class Recorder(Attached):
         optimizers = listed(optimizer)
         ranks = Ranks.of(model)
         model = unwrapped(model)
+        refuse_gradient_hooks(model)
         pool = ranks.agreed(probe_pool(model, inputs, targets))
         check_pool(pool)
         settle = default_settle(len(pool)) if settle is None else settle

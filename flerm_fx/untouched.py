@@ -53,7 +53,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     state = _State(held)
     for module in model.modules():
         state.keep_module(module)
-    for hooks in global_hooks():
+    for hooks in (*global_hooks(), *(p._backward_hooks for p in model.parameters())):
         state.keep(hooks, None)
     device = next((p.device.type for p in model.parameters()), "cpu")
     with preserved_rng(), torch.autocast(device, enabled=False):

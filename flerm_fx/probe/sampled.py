@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from flerm_fx.capture import Capture
+from flerm_fx.errors import EstimateError
 from flerm_fx.inputs import Inputs, as_real
 from flerm_fx.probe.cotangent import Cotangents
 from flerm_fx.probe.taps import by_taps
@@ -158,13 +159,20 @@ def _eager(
             len(rows), len(updates), device=output.device, dtype=_probe_dtype(output)
         )
         for i, row in enumerate(rows):
-            gradients = torch.autograd.grad(
-                output,
-                list(leaves.values()),
-                row.reshape(output.shape).to(output),
-                retain_graph=True,
-                allow_unused=True,
-            )
+            try:
+                gradients = torch.autograd.grad(
+                    output,
+                    list(leaves.values()),
+                    row.reshape(output.shape).to(output),
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+            except RuntimeError as error:
+                if not captured.own_backward:
+                    raise
+                raise EstimateError(
+                    f"a backward pass that the model brings itself cannot be measured: {error}"
+                ) from error
             for column, (name, gradient) in enumerate(zip(leaves, gradients, strict=True)):
                 if gradient is not None:
                     products = as_real(gradient) * as_real(updates[name].to(gradient))
