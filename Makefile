@@ -34,8 +34,9 @@ test-slow: $(INSTALLED) ## Run the slow tests.
 # What compares float arithmetic, under the kernels of other CPUs: without SIMD and with AVX2, on one
 # and on two threads, which share the cores without spinning.
 NUMERICAL := tests/emit/test_lower.py tests/emit/test_module.py tests/emit/test_scaled.py \
-	tests/models tests/probe tests/demo/test_train.py \
-	$(patsubst %,tests/test_%.py,capture compiler frontier loss operations record robustness)
+	tests/models tests/probe tests/commands/demo/test_train.py tests/capture/test_tracing.py \
+	tests/recipe/test_loss.py tests/training/test_recording.py \
+	$(patsubst %,tests/test_%.py,compiler operations robustness)
 KERNELS := default $(shell grep -qw avx2 /proc/cpuinfo 2>/dev/null && echo avx2)
 
 test-kernels: $(INSTALLED) ## Run the numerical tests under other CPUs' kernels, with 1 and 2 threads.
@@ -51,9 +52,10 @@ test-kernels: $(INSTALLED) ## Run the numerical tests under other CPUs' kernels,
 # inputs, specs, code generation), operators, export, optimizers and their state, FSDP2.
 TORCH ?= newest
 TORCH_VENV := .venv-torch-$(TORCH)
-TORCH_TESTS := tests/emit tests/probe tests/distributed tests/dump/test_model_explorer.py \
-	$(patsubst %,tests/test_%.py,capture changing compiler exporting frontier match operations \
-	optimizers stand_ins untouched update_rule)
+TORCH_TESTS := tests/capture/test_exporting.py tests/capture/test_tracing.py tests/emit tests/probe \
+	tests/distributed tests/model tests/dump/test_model_explorer.py tests/test_compiler.py \
+	tests/training/test_matching.py tests/test_operations.py tests/recipe/test_optimizers.py \
+	tests/recipe/test_update_rule.py
 
 test-torch: ## Run a third of the tests on another torch: make TORCH=2.10.0 test-torch
 	test -x $(TORCH_VENV)/bin/python || $(PYTHON) -m venv $(TORCH_VENV)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.settings import Settings
-from flerm_fx.demo.corpus import read_corpus, sample_windows
-from flerm_fx.inputs import Inputs, to_device
-from flerm_fx.loss import Loss, resolve
-from flerm_fx.start import batch_loss
+from flerm_fx.commands.demo.corpus import read_corpus, sample_windows
+from flerm_fx.model.inputs import Inputs, to_device
+from flerm_fx.recipe.loss import Loss, resolve
+from flerm_fx.start.start import batch_loss
 from models.convnet import ConvNet
 from models.resmlp import ResMLP
 from models.transformer import Transformer

@@ -16,11 +16,11 @@ from benchmarks.memory import peak_bytes
 from benchmarks.results import EstimatorResult, Loop, MethodResult
 from benchmarks.settings import Progress, Settings
 from benchmarks.timing import Call, beside, interleaved, spread
-from flerm_fx.capture import Capture, capture
-from flerm_fx.inputs import batch_size, call_arguments, select_output
+from flerm_fx.capture.tracing import Capture, capture
+from flerm_fx.model.inputs import batch_size, call_arguments, select_output
+from flerm_fx.model.untouched import untouched
 from flerm_fx.probe.planner import Method
 from flerm_fx.probe.prober import Prober
-from flerm_fx.untouched import untouched
 
 RTOL = 0.05
 """Relative standard error that the planner is asked for."""

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.cases import Case
 from benchmarks.timing import beside
-from flerm_fx.inputs import call_arguments, select_output
+from flerm_fx.model.inputs import call_arguments, select_output
 
 TIMED_OF_LARGE = 5
 """Parameters that are timed where a step takes seconds, evenly over the depth of the model."""

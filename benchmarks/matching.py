@@ -11,8 +11,8 @@ from torch import fx
 
 from benchmarks.results import MatchingResult
 from benchmarks.settings import Progress, Settings
-from flerm_fx.align import align
-from flerm_fx.parameter_graph import parameter_graph, parameters
+from flerm_fx.align.aligning import align
+from flerm_fx.align.parameter_graph import parameter_graph, parameters
 
 ATEN = torch.ops.aten
 BLOCKS = (20, 40, 80, 160, 320)

@@ -14,7 +14,7 @@ from benchmarks.accuracy import Estimates, log_errors, rms
 from benchmarks.cases import Case, build
 from benchmarks.results import PrecisionResult
 from benchmarks.settings import Progress, Settings
-from flerm_fx.inputs import Inputs
+from flerm_fx.model.inputs import Inputs
 
 CASES = ("resmlp", "transformer-2", "convnet-train")
 DRAWS = 4

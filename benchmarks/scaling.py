@@ -14,7 +14,7 @@ from benchmarks.compiling import measure as measure_compile
 from benchmarks.results import CompileResult, Exponent, ScalingPoint, ScalingResult
 from benchmarks.settings import Progress, Settings
 from benchmarks.timing import mean_seconds, once
-from flerm_fx.capture import capture
+from flerm_fx.capture.tracing import capture
 from flerm_fx.probe.prober import Prober
 from models.transformer import Transformer
 

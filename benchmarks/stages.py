@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import flerm_fx.assign.multipliers
 import flerm_fx.compiler
-import flerm_fx.multipliers
 from flerm_fx.probe.prober import Prober
 
 REST = "emit"
@@ -18,9 +18,9 @@ REST = "emit"
 _WRAPPED: tuple[tuple[Any, str, str], ...] = (
     (flerm_fx.compiler, "capture", "capture"),
     (flerm_fx.compiler, "matched", "match"),
-    (flerm_fx.multipliers, "measure_settling", "settle"),
-    (flerm_fx.multipliers, "measure_start", "settle"),
-    (flerm_fx.multipliers, "answers_to", "settle"),
+    (flerm_fx.assign.multipliers, "measure_settling", "settle"),
+    (flerm_fx.assign.multipliers, "measure_start", "settle"),
+    (flerm_fx.assign.multipliers, "answers_to", "settle"),
     (Prober, "estimate", "probe"),
 )
 """Where a function is looked up, its name there, and its stage. Simulated steps are what is left of

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from flerm_fx.demo.corpus import Corpus, read_corpus, sample_windows
+from flerm_fx.commands.demo.corpus import Corpus, read_corpus, sample_windows
 
 CONTEXT = 64
 BATCH = 8

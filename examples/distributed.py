@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import flerm_fx
 from examples.corpus import batches, corpus
-from flerm_fx.demo.language_model import build_language_model
+from flerm_fx.commands.demo.language_model import build_language_model
 
 EVERY = 10
 

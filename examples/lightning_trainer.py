@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import flerm_fx
 from examples.corpus import BATCH, CONTEXT, batches, corpus
-from flerm_fx.demo.language_model import build_language_model
+from flerm_fx.commands.demo.language_model import build_language_model
 from flerm_fx.integrations.lightning import MatchCallback, RecordCallback
 
 EVERY = 20

@@ -18,8 +18,8 @@ from torch import nn
 
 import flerm_fx
 from examples.corpus import batches, corpus
-from flerm_fx.demo.corpus import Corpus
-from flerm_fx.demo.language_model import build_language_model
+from flerm_fx.commands.demo.corpus import Corpus
+from flerm_fx.commands.demo.language_model import build_language_model
 
 EVERY = 50
 ACCUMULATED = 2

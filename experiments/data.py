@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.smollm2 import tokenizer
-from flerm_fx.demo.corpus import read_corpus, sample_windows
+from flerm_fx.commands.demo.corpus import read_corpus, sample_windows
 from flerm_fx.errors import InputError
 
 FASHION_MNIST = "FASHION_MNIST"

@@ -20,7 +20,7 @@ from experiments.runner import best_rate, in_processes, run
 from experiments.store import Store
 from experiments.work import Recording
 from flerm_fx import BaseProfile
-from flerm_fx.plot import trajectory, write_plot
+from flerm_fx.dump.plot import trajectory, write_plot
 
 ARCHITECTURES = ("mlp-width", "pre-width", "post-width", "residual-width")
 """Axes whose base models are trained."""

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from experiments.axes import Axis
 from experiments.data import Data
-from flerm_fx.inputs import device_of, to_device
-from flerm_fx.update_rule import UpdateRule, group_settings
+from flerm_fx.model.inputs import device_of, to_device
+from flerm_fx.recipe.update_rule import UpdateRule, group_settings
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 

@@ -9,9 +9,9 @@ Record a small model, compile a large one, and train it at the small one's learn
 After Milsom, Anson, Aitchison, *Function-Space Learning Rates*, ICML 2025, arXiv 2502.17405.
 """
 
-from flerm_fx.assignment import Assignment
-from flerm_fx.clip import clip_grad_norm_
+from flerm_fx.assign.assignment import Assignment
 from flerm_fx.compiler import Check, CompiledModel, compile
+from flerm_fx.emit.clip import clip_grad_norm_
 from flerm_fx.errors import (
     CaptureError,
     CaptureWarning,
@@ -23,12 +23,12 @@ from flerm_fx.errors import (
     OptimizerError,
     ProfileError,
 )
-from flerm_fx.frontier import instrument
-from flerm_fx.match import Matcher, match
 from flerm_fx.probe.estimate import Estimate
+from flerm_fx.probe.frontier import instrument
 from flerm_fx.probe.measure import measure
-from flerm_fx.profile import BaseProfile
-from flerm_fx.record import Recorder, record
+from flerm_fx.profile.profile import BaseProfile
+from flerm_fx.training.matching import Matcher, match
+from flerm_fx.training.recording import Recorder, record
 
 __version__ = "0.1.0"
 

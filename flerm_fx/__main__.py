@@ -1,6 +1,6 @@
 """``python -m flerm_fx``: the command line, as ``flerm-fx``."""
 
-from flerm_fx.cli import main
+from flerm_fx.commands.cli import main
 
 if __name__ == "__main__":
     main()

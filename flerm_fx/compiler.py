@@ -15,19 +15,23 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from flerm_fx.align import Mapped, Match, OnUnmatched
-from flerm_fx.assignment import Assignment
-from flerm_fx.capture import Capture, capture
-from flerm_fx.copying import copied, refuse_gradient_hooks
-from flerm_fx.distributed import is_sharded, unwrapped, whole
+from flerm_fx.align.aligning import Mapped, Match, OnUnmatched
+from flerm_fx.align.parameter_graph import capture_graph
+from flerm_fx.assign.assignment import Assignment
+from flerm_fx.assign.matches import held_as_matched, matched
+from flerm_fx.assign.multipliers import Settling, assigned
+from flerm_fx.boundary.options import checked, choice, flag, instance, integer
+from flerm_fx.capture.tracing import Capture, capture
 from flerm_fx.dump import Format, Level, dump
 from flerm_fx.emit.first_steps import watch
 from flerm_fx.emit.module import scales_of
 from flerm_fx.emit.scaled import Held, ScaledModel
 from flerm_fx.emit.undo import undone_on_failure
 from flerm_fx.errors import CaptureWarning, FlermError, InputError, OptimizerError
-from flerm_fx.hooks import only
-from flerm_fx.inputs import (
+from flerm_fx.model.copying import copied, refuse_gradient_hooks
+from flerm_fx.model.distributed import is_sharded, unwrapped, whole
+from flerm_fx.model.hooks import only
+from flerm_fx.model.inputs import (
     Inputs,
     OutputFn,
     call_arguments,
@@ -36,18 +40,16 @@ from flerm_fx.inputs import (
     output_of,
     to_device,
 )
-from flerm_fx.loss import Loss, LossFunction, resolve
-from flerm_fx.matches import held_as_matched, matched
-from flerm_fx.multipliers import Settling, assigned
-from flerm_fx.options import checked, choice, flag, instance, integer
-from flerm_fx.parameter_graph import capture_graph
-from flerm_fx.pool import Pool, probe_pool
-from flerm_fx.precision import is_coarse, measurable, warn_of_rounding
+from flerm_fx.model.untouched import untouched
+from flerm_fx.ops.scale import is_scale
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import METHODS, Method
-from flerm_fx.profile import LOAD, BaseProfile
-from flerm_fx.scale import is_scale
-from flerm_fx.start import (
+from flerm_fx.profile.profile import LOAD, BaseProfile
+from flerm_fx.recipe.loss import Loss, LossFunction, resolve
+from flerm_fx.recipe.pool import Pool, probe_pool
+from flerm_fx.recipe.update_rule import OptimizerLike, group_settings, node_multiplier, node_scale
+from flerm_fx.start.precision import is_coarse, measurable, warn_of_rounding
+from flerm_fx.start.start import (
     MODEL_LOSS,
     Moment,
     StartProcedure,
@@ -57,8 +59,6 @@ from flerm_fx.start import (
     measure_start,
     start_of,
 )
-from flerm_fx.untouched import untouched
-from flerm_fx.update_rule import OptimizerLike, group_settings, node_multiplier, node_scale
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -367,9 +367,9 @@ class CompiledModel(ScaledModel):
 
         Parameters with equal multipliers share a group; each group has ``lr * m``, and weight
         decay and eps changed so that the training is the same (see
-        :func:`flerm_fx.update_rule.group_settings`). Where the base's parameter groups had rates,
-        decays or other settings of their own, each parameter has those of its counterpart, its
-        rate in proportion to ``lr``. Nothing in the model changes.
+        :func:`flerm_fx.recipe.update_rule.group_settings`). Where the base's parameter groups had
+        rates, decays or other settings of their own, each parameter has those of its counterpart,
+        its rate in proportion to ``lr``. Nothing in the model changes.
 
         Args:
             lr: the base's learning rate, of its first parameter group.

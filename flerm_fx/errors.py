@@ -5,7 +5,20 @@ them, and nothing else. Messages name the parameter or file, what was expected, 
 to do next.
 """
 
-from flerm_fx.text import shown
+
+def shown(value: object) -> str:
+    r"""A value as text, in which what is not printable is an escape as Python writes it.
+
+    That is all of Unicode's "other" (controls, formats, surrogates) and of its separators all but
+    the space, as in :meth:`str.isprintable`.
+
+    >>> print(shown("weight\n\x1b[31m"), shown("gewicht_größe"))
+    weight\n\x1b[31m gewicht_größe
+    """
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class FlermError(Exception):

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import flerm_fx
-from flerm_fx.schedule import start_steps
-from flerm_fx.start import measure_start
+from flerm_fx.recipe.schedule import start_steps
+from flerm_fx.start.start import measure_start
 from models.resmlp import ResMLP
 from models.transformer import Transformer
 from tests.cases import CASES, DataDependent, features, make, slow, tokens
 from tests.rounding import assert_close, rounding, terms
-from tests.test_record import target_for
+from tests.training.test_recording import target_for
 
 
 def profile_of(
@@ -491,7 +491,7 @@ def test_node_meta_carries_what_was_found() -> None:
     compiled = flerm_fx.compile(large, profile_of(small, x, y))
     assert compiled.graph_module is not None
     for node in compiled.graph_module.graph.nodes:
-        if node.target is flerm_fx.scale.scale:
+        if node.target is flerm_fx.ops.scale.scale:
             name = node.meta["parameter"]
             assert node.args[1] == compiled.scales[name]
             assert node.meta["multiplier"] == compiled.multipliers[name]
@@ -630,7 +630,7 @@ def test_multipliers_that_eps_keeps_moving_are_warned_of(
     small, large = with_bias(4, bias=True), with_bias(64, bias=True)
     optimizer = torch.optim.Adam(small.parameters(), lr=1e-3, eps=1e-2)
     profile = flerm_fx.record(small, optimizer, X6, Y6, method="exact").profile
-    monkeypatch.setattr("flerm_fx.multipliers.MEASUREMENTS", 1)
+    monkeypatch.setattr("flerm_fx.assign.multipliers.MEASUREMENTS", 1)
     with pytest.warns(UserWarning, match=r"the start did not settle: after 1 measure.*'0.weight'"):
         flerm_fx.compile(large, profile, method="exact")
 
@@ -649,7 +649,7 @@ def test_what_eps_does_is_measured_in_full_only_where_it_is_much(
         measured.append(procedure.method)
         return measure_start(captured, procedure, *args, **kwargs)
 
-    monkeypatch.setattr("flerm_fx.multipliers.measure_start", listening)
+    monkeypatch.setattr("flerm_fx.assign.multipliers.measure_start", listening)
     compiled = flerm_fx.compile(large, profile)
     assert measured[0] == "sampled"  # beside the start itself
     assert measured.count("auto") in full

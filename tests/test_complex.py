@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import flerm_fx
-from flerm_fx.capture import capture
+from flerm_fx.capture.tracing import capture
 from flerm_fx.emit.lower import lowered
-from flerm_fx.inputs import check_finite
-from flerm_fx.scale import ScaleNodes, is_scale
+from flerm_fx.model.inputs import check_finite
+from flerm_fx.ops.scale import ScaleNodes, is_scale
 from tests.cases import features, random_updates
 
 EPSILON = torch.finfo(torch.float32).eps

@@ -13,7 +13,12 @@ from tests.cases import features, slow
 from tests.faults import Interrupt, lines
 
 X, Y = features(8, 4), torch.arange(8) % 3
-OF_A_STEP = ("flerm_fx/observer.py", "flerm_fx/targets.py", "flerm_fx/match.py", "emit/scaled.py")
+OF_A_STEP = (
+    "training/observer.py",
+    "training/targets.py",
+    "training/matching.py",
+    "emit/scaled.py",
+)
 OF_COMPILING = ("emit/module.py", "emit/scaled.py", "emit/undo.py", "emit/first_steps.py")
 
 

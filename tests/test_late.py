@@ -1,7 +1,6 @@
 """Parameters that have no FSLR at the start, because a weight behind them starts at zero."""
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import flerm_fx
-from flerm_fx import multipliers
+from flerm_fx.assign import multipliers
+from flerm_fx.training import recording
 from models.lora import LoRALinear, add_lora
 from models.transformer import Transformer
 from tests.cases import features, make, slow, tokens
-from tests.test_record import target_for
+from tests.training.test_recording import target_for
 
 
 def profile_of(
@@ -80,7 +80,7 @@ def rows_of(compiled: flerm_fx.CompiledModel) -> dict[str, flerm_fx.Assignment]:
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The simulated steps of every start that is measured from here on."""
     settles: list[int] = []
-    for module in (sys.modules["flerm_fx.record"], multipliers):  # flerm_fx.record is the function
+    for module in (recording, multipliers):
         for name in ("measure_settling", "measure_start"):
             measure = getattr(module, name)
 
@@ -347,7 +347,7 @@ def test_node_meta_and_dumps_say_when() -> None:
     compiled = flerm_fx.compile(lora(16), profile_of(lora(4), x, y), method="exact")
     rows = rows_of(compiled)
     assert compiled.graph_module is not None
-    scaled = [n for n in compiled.graph_module.graph.nodes if n.target is flerm_fx.scale.scale]
+    scaled = [n for n in compiled.graph_module.graph.nodes if n.target is flerm_fx.ops.scale.scale]
     assert len(scaled) == len(rows)
     for node in scaled:
         assert node.meta["after"] == rows[node.meta["parameter"]].after

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import flerm_fx
-from flerm_fx.capture import capture
+from flerm_fx.capture.tracing import capture
 from flerm_fx.errors import CaptureWarning
 from tests.cases import features, random_updates, tokens
 from tests.rounding import assert_close, rounding, terms

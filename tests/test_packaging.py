@@ -29,7 +29,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_has_types_the_pages_parts_and_the_version(wheel: Path) -> None:
     assert wheel.name == f"flerm_fx-{flerm_fx.__version__}-py3-none-any.whl"
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"flerm_fx/py.typed", "flerm_fx/report/assets/page.html"} <= names
+    assert {"flerm_fx/py.typed", "flerm_fx/dump/report/assets/page.html"} <= names
     assert {name.split("/")[0] for name in names} == {
         "flerm_fx",
         f"flerm_fx-{flerm_fx.__version__}.dist-info",

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import flerm_fx
-from flerm_fx.capture import capture
+from flerm_fx.align.parameter_graph import capture_graph
+from flerm_fx.capture.tracing import capture
 from flerm_fx.compiler import CompiledModel
-from flerm_fx.parameter_graph import capture_graph
 from tests.cases import features, random_updates
 from tests.rounding import rounding, terms
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from flerm_fx.inputs import Inputs, OutputFn
+from flerm_fx.model.inputs import Inputs, OutputFn
 
 Size = Literal["base", "wide", "deep"]
 SIZES: tuple[Size, ...] = ("base", "wide", "deep")

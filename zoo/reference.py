@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from flerm_fx.inputs import Inputs, OutputFn, call_arguments, select_output
+from flerm_fx.model.inputs import Inputs, OutputFn, call_arguments, select_output
 
 STEP = 1e-7
 """Of the central difference in float64, where the unit update is standard normal: small, so that no

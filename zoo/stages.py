@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import flerm_fx
-from flerm_fx.capture import capture
+from flerm_fx.capture.tracing import capture
 from flerm_fx.compiler import Emit
-from flerm_fx.inputs import call_arguments, select_output
-from flerm_fx.loss import resolve
+from flerm_fx.model.inputs import call_arguments, select_output
+from flerm_fx.model.untouched import untouched
 from flerm_fx.probe.prober import Prober
-from flerm_fx.untouched import untouched
+from flerm_fx.recipe.loss import resolve
 from zoo.architecture import Architecture
 from zoo.reference import (
     Reference,

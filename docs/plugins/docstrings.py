@@ -28,7 +28,7 @@ class Docstrings(griffe.Extension):
 
 
 def public_names() -> dict[str, str]:
-    """Where each name of ``flerm_fx/__init__.py`` is defined: ``record`` in ``flerm_fx.record``."""
+    """Where each name of ``flerm_fx/__init__.py`` is defined: ``record`` in a module."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     return {
         alias.name: f"{node.module}.{alias.name}"

@@ -14,9 +14,8 @@ from flerm_fx.commands.factory import load_model
 from flerm_fx.commands.match import OnUnmatched
 from flerm_fx.compiler import CompiledModel
 from flerm_fx.dump import check_dump
-from flerm_fx.errors import FlermError
-from flerm_fx.profile import BaseProfile
-from flerm_fx.text import shown
+from flerm_fx.errors import FlermError, shown
+from flerm_fx.profile.profile import BaseProfile
 
 SEEDS = 2**63 - 1
 """The largest seed that a generator of torch takes."""

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from flerm_fx.boundary.text import json_text
 from flerm_fx.commands.inspect import settings
 from flerm_fx.dump.columns import columns
 from flerm_fx.dump.table import format_estimate
-from flerm_fx.profile import BaseProfile
-from flerm_fx.text import json_text
+from flerm_fx.profile.profile import BaseProfile
 
 ERRORS = 4.0
 """Standard errors within which two FSLRs agree."""

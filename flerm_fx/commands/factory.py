@@ -6,8 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from flerm_fx.errors import InputError
-from flerm_fx.text import shown
+from flerm_fx.errors import InputError, shown
 
 
 def load_model(name: str) -> nn.Module:

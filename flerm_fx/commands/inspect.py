@@ -7,11 +7,11 @@ import typer
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from flerm_fx.boundary.text import json_text
 from flerm_fx.dump.columns import columns
 from flerm_fx.dump.table import format_estimate, format_shape
 from flerm_fx.probe.estimate import Estimate
-from flerm_fx.profile import BaseProfile
-from flerm_fx.text import json_text
+from flerm_fx.profile.profile import BaseProfile
 
 
 def inspect(

@@ -6,14 +6,15 @@ from typing import Annotated
 
 import typer
 
-from flerm_fx.align import Match, align, unanswered
-from flerm_fx.capture import Capture, capture
+from flerm_fx.align.aligning import Match, align, unanswered
+from flerm_fx.align.parameter_graph import capture_graph
+from flerm_fx.boundary.text import json_text
+from flerm_fx.capture.tracing import Capture, capture
 from flerm_fx.commands.factory import load_model
 from flerm_fx.dump.columns import columns
 from flerm_fx.dump.table import format_base, format_shape
-from flerm_fx.parameter_graph import capture_graph
-from flerm_fx.profile import BaseProfile
-from flerm_fx.text import json_text, shown
+from flerm_fx.errors import shown
+from flerm_fx.profile.profile import BaseProfile
 
 
 class OnUnmatched(StrEnum):

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from flerm_fx.plot import check_picture, write_plot
-from flerm_fx.profile import BaseProfile
-from flerm_fx.text import shown
+from flerm_fx.dump.plot import check_picture, write_plot
+from flerm_fx.errors import shown
+from flerm_fx.profile.profile import BaseProfile
 
 
 def plot(

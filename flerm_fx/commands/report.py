@@ -7,10 +7,10 @@ import typer
 
 from flerm_fx.commands.compile import SEEDS, compiled_model
 from flerm_fx.commands.match import OnUnmatched
+from flerm_fx.dump.report import to_html
 from flerm_fx.dump.write import check_writable, write
-from flerm_fx.profile import BaseProfile
-from flerm_fx.report import to_html
-from flerm_fx.text import shown
+from flerm_fx.errors import shown
+from flerm_fx.profile.profile import BaseProfile
 
 
 def report(

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 
 from torch.fx import GraphModule, Node
 
-from flerm_fx.assignment import Assignment
+from flerm_fx.assign.assignment import Assignment
 from flerm_fx.dump.columns import columns
 from flerm_fx.dump.modules import focused, module_kinds, module_of
 from flerm_fx.dump.parameter_nodes import parameter_of
 from flerm_fx.dump.table import format_base, format_fslr, format_shape, format_status
-from flerm_fx.text import shown
+from flerm_fx.errors import shown
 
 # fx names every node once and writes one line for it: `name = ...` or `name: "f32[2]" = ...`.
 _DEFINITION = re.compile(r"^\s+(\w+)\s*(?::[^=]*)?= ")

@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Sequence
 
-from flerm_fx.text import shown
+from flerm_fx.errors import shown
 
 
 def columns(

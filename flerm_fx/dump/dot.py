@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from torch.fx import GraphModule, Node
 
-from flerm_fx.assignment import Assignment
+from flerm_fx.assign.assignment import Assignment
 from flerm_fx.dump.modules import focused, is_size
 from flerm_fx.dump.parameter_nodes import parameter_of
 from flerm_fx.dump.picture import Box, Picture, lines

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from torch.fx import GraphModule
 
-from flerm_fx.assignment import Assignment
+from flerm_fx.assign.assignment import Assignment
+from flerm_fx.boundary.files import check, path_of
+from flerm_fx.boundary.options import instance
 from flerm_fx.dump.code import to_code
 from flerm_fx.dump.dot import to_dot
 from flerm_fx.dump.json import to_json
 from flerm_fx.dump.model_explorer import check_folder, write_model_explorer
 from flerm_fx.dump.operations import operations_to_dot
 from flerm_fx.dump.render import render
+from flerm_fx.dump.report import to_html
 from flerm_fx.dump.table import to_table
 from flerm_fx.dump.write import write, writing
 from flerm_fx.errors import InputError
-from flerm_fx.files import check, path_of
-from flerm_fx.inputs import Inputs
-from flerm_fx.options import instance
-from flerm_fx.profile import BaseProfile
-from flerm_fx.report import to_html
+from flerm_fx.model.inputs import Inputs
+from flerm_fx.profile.profile import BaseProfile
 
 if TYPE_CHECKING:
     import networkx as nx

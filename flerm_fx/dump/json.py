@@ -22,8 +22,8 @@ A number that is not finite, which JSON cannot hold, is null.
 from collections.abc import Sequence
 from typing import Any
 
-from flerm_fx.assignment import Assignment
-from flerm_fx.text import json_text
+from flerm_fx.assign.assignment import Assignment
+from flerm_fx.boundary.text import json_text
 
 VERSION = 1
 

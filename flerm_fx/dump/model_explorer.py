@@ -20,13 +20,13 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx._pytree import tree_flatten_spec
 from torch.fx.graph import _PyTreeCodeGen
 
-from flerm_fx.assignment import Assignment
+from flerm_fx.assign.assignment import Assignment
+from flerm_fx.boundary.files import check, write_all
+from flerm_fx.boundary.text import json_text
+from flerm_fx.capture.exporting import exporting
 from flerm_fx.dump.dot import multiplier_colour
 from flerm_fx.errors import FlermError
-from flerm_fx.exporting import exporting
-from flerm_fx.files import check, write_all
-from flerm_fx.inputs import Inputs, call_arguments
-from flerm_fx.text import json_text
+from flerm_fx.model.inputs import Inputs, call_arguments
 
 MODEL = "model.pt2"
 NODE_DATA = ("status.json", "fslr.json", "multiplier.json")

@@ -7,13 +7,13 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from flerm_fx.assignment import Assignment
+from flerm_fx.assign.assignment import Assignment
 from flerm_fx.dump.dot import BORDER, LEGEND, multiplier_colour
 from flerm_fx.dump.modules import focused, is_size, module_kinds, module_of
 from flerm_fx.dump.parameter_nodes import parameter_of
 from flerm_fx.dump.picture import Box, Picture, lines
 from flerm_fx.dump.table import format_fslr, format_shape, format_status
-from flerm_fx.scale import is_scale
+from flerm_fx.ops.scale import is_scale
 
 _PLAIN = "#f4f4f4"
 

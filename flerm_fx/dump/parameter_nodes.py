@@ -2,7 +2,7 @@
 
 from torch.fx import Node
 
-from flerm_fx.scale import is_scale
+from flerm_fx.ops.scale import is_scale
 
 
 def parameter_of(node: Node) -> str | None:

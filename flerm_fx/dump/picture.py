@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from flerm_fx.text import shown
+from flerm_fx.errors import shown
 
 _GRAPH = (
     'rankdir="TB"',

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from flerm_fx.assignment import Assignment
+from flerm_fx.assign.assignment import Assignment
 from flerm_fx.dump.columns import columns
 
 _HEADER = (

@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 
+from flerm_fx.boundary.files import check, path_of, reason, write_whole
 from flerm_fx.errors import InputError
-from flerm_fx.files import check, path_of, reason, write_whole
 
 
 def write(content: str | bytes, path: str | PathLike[str]) -> None:
     """Write bytes, or a text and a line's end in UTF-8, whole or not at all.
 
     Raises:
-        InputError: the path cannot be written; see :func:`flerm_fx.files.write_whole`.
+        InputError: the path cannot be written; see :func:`flerm_fx.boundary.files.write_whole`.
     """
     data = content if isinstance(content, bytes) else f"{content}\n".encode()
     file = path_of(path)

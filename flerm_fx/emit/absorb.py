@@ -12,8 +12,8 @@ from torch import fx
 from flerm_fx.emit.passing import dtype_of, passes
 from flerm_fx.emit.products import as_product
 from flerm_fx.emit.sizes import numel
-from flerm_fx.operation import argument, operation
-from flerm_fx.scale import is_scale, scale
+from flerm_fx.ops.operation import argument, operation
+from flerm_fx.ops.scale import is_scale, scale
 
 _ATEN = torch.ops.aten
 _ATTENTION = _ATEN.scaled_dot_product_attention.default

@@ -15,10 +15,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from flerm_fx.as_base import check_as_base
 from flerm_fx.errors import OptimizerError
-from flerm_fx.optimizers import Optimizers, rate_of
-from flerm_fx.update_rule import UpdateRule
+from flerm_fx.recipe.as_base import check_as_base
+from flerm_fx.recipe.optimizers import Optimizers, rate_of
+from flerm_fx.recipe.update_rule import UpdateRule
 
 
 @dataclass
@@ -39,7 +39,7 @@ def watch(compiled: nn.Module, base: Optimizers, original: nn.Module | None = No
 
     A step that an optimizer of the original takes while the compiled model alone has gradients is
     warned of, once. One of the compiled model's own is held against the base's before it is taken,
-    by :func:`flerm_fx.as_base.check_as_base`, which raises or warns.
+    by :func:`flerm_fx.recipe.as_base.check_as_base`, which raises or warns.
 
     Args:
         compiled: a model with scale nodes.

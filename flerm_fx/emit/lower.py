@@ -21,7 +21,7 @@ from flerm_fx.emit.absorb import (
 from flerm_fx.emit.passing import dtype_of, is_view, mutated
 from flerm_fx.emit.products import Product, as_product
 from flerm_fx.emit.sizes import numel
-from flerm_fx.scale import is_scale, parameter_nodes, scale
+from flerm_fx.ops.scale import is_scale, parameter_nodes, scale
 
 FACTOR_LIMIT = 2.0**24
 """Largest factor, or inverse of one, that is moved. What lies between lacks it, or several: they
@@ -53,8 +53,8 @@ class LowerScales(PassBase):
 
     Example::
 
-        >>> from flerm_fx.capture import capture
-        >>> from flerm_fx.scale import ScaleNodes
+        >>> from flerm_fx.capture.tracing import capture
+        >>> from flerm_fx.ops.scale import ScaleNodes
         >>> captured = capture(torch.nn.Linear(16, 64, bias=False), torch.zeros(2, 16))
         >>> graph_module = ScaleNodes({"weight": 2.0})(captured.graph_module).graph_module
         >>> graph_module = LowerScales()(graph_module).graph_module
@@ -76,8 +76,8 @@ class LowerScales(PassBase):
 def lowered(graph_module: fx.GraphModule) -> fx.GraphModule:
     """A lowered copy of a graph with scale nodes, on the same parameters and buffers.
 
-    >>> from flerm_fx.capture import capture
-    >>> from flerm_fx.scale import ScaleNodes
+    >>> from flerm_fx.capture.tracing import capture
+    >>> from flerm_fx.ops.scale import ScaleNodes
     >>> captured = capture(torch.nn.Linear(3, 2), torch.zeros(4, 3))
     >>> graph_module = ScaleNodes()(captured.graph_module).graph_module
     >>> twin = lowered(graph_module)

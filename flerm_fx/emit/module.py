@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from flerm_fx.distributed import is_sharded_tensor
 from flerm_fx.emit.loading import as_stored
 from flerm_fx.emit.state import EXTRA, effective, packed, restored, scale_in, vector
-from flerm_fx.scale import scale
+from flerm_fx.model.distributed import is_sharded_tensor
+from flerm_fx.ops.scale import scale
 
 
 class Scale(nn.Module):

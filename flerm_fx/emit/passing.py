@@ -5,8 +5,8 @@ import operator
 import torch
 from torch import Tensor, fx
 
-from flerm_fx.functionalize import is_mutation
-from flerm_fx.operation import operation
+from flerm_fx.capture.functionalize import is_mutation
+from flerm_fx.ops.operation import operation
 
 _VIEWS = frozenset(
     f"aten.{name}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from flerm_fx.operation import argument, operation
+from flerm_fx.ops.operation import argument, operation
 
 _ROLES = {
     "aten.embedding": (("weight",), None),

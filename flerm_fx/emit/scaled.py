@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from flerm_fx.capture import Capture, capture, modes
-from flerm_fx.copying import copied
+from flerm_fx.capture.tracing import Capture, capture, modes
 from flerm_fx.emit.loading import as_stored, from_extra_state
 from flerm_fx.emit.lower import lowered, on_the_same_weights
 from flerm_fx.emit.module import (
@@ -26,11 +25,12 @@ from flerm_fx.emit.module import (
 )
 from flerm_fx.emit.state import EXTRA, check_factors, effective, packed, read, vector
 from flerm_fx.errors import CaptureWarning
-from flerm_fx.hooks import keep_only
-from flerm_fx.inputs import Inputs, call_arguments, is_floating
-from flerm_fx.precision import is_coarse, refined
-from flerm_fx.scale import ScaleNodes, is_scale, scale
-from flerm_fx.substitution import called_with
+from flerm_fx.model.copying import copied
+from flerm_fx.model.hooks import keep_only
+from flerm_fx.model.inputs import Inputs, call_arguments, is_floating
+from flerm_fx.model.substitution import called_with
+from flerm_fx.ops.scale import ScaleNodes, is_scale, scale
+from flerm_fx.start.precision import is_coarse, refined
 
 
 class ScaledModel(nn.Module):
@@ -59,7 +59,7 @@ class ScaledModel(nn.Module):
 
     >>> model = ScaledModel(nn.Linear(2, 1, bias=False), {"weight": 4.0})
     >>> print(model.graph_for((torch.zeros(3, 2),), {}).code.strip().splitlines()[3].strip())
-    scale = flerm_fx_scale_scale(weight, 4.0);  weight = None
+    scale = flerm_fx_ops_scale_scale(weight, 4.0);  weight = None
     """
 
     def __init__(

@@ -5,11 +5,11 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_args
 
-from flerm_fx.align import OnUnmatched
+from flerm_fx.align.aligning import OnUnmatched
+from flerm_fx.boundary.options import OPTIONS, checked, choice, described
 from flerm_fx.errors import InputError
-from flerm_fx.options import OPTIONS, checked, choice, described
 from flerm_fx.probe.planner import METHODS
-from flerm_fx.profile import PathLike
+from flerm_fx.profile.profile import PathLike
 
 T = TypeVar("T")
 

@@ -6,12 +6,12 @@ from typing import Any
 import lightning as L
 from torch import nn
 
+from flerm_fx.boundary.options import function, instance
 from flerm_fx.integrations import begun, given, path_or_none
-from flerm_fx.match import Matcher, match
-from flerm_fx.options import function, instance
-from flerm_fx.pool import Pool
-from flerm_fx.profile import LOAD, BaseProfile, PathLike
-from flerm_fx.record import Recorder, record
+from flerm_fx.profile.profile import LOAD, BaseProfile, PathLike
+from flerm_fx.recipe.pool import Pool
+from flerm_fx.training.matching import Matcher, match
+from flerm_fx.training.recording import Recorder, record
 
 Pick = Callable[[L.LightningModule], nn.Module]
 """Picks the module whose ``forward`` takes the probe inputs."""

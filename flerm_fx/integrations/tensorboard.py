@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from flerm_fx.boundary.options import described
 from flerm_fx.errors import InputError
-from flerm_fx.logs import Log
-from flerm_fx.options import described
+from flerm_fx.training.logs import Log
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -9,13 +9,13 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from flerm_fx.boundary.options import instance
 from flerm_fx.errors import InputError
 from flerm_fx.integrations import begun, given, path_or_none
-from flerm_fx.match import Matcher, match
-from flerm_fx.options import instance
-from flerm_fx.pool import Pool
-from flerm_fx.profile import LOAD, BaseProfile, PathLike
-from flerm_fx.record import Recorder, record
+from flerm_fx.profile.profile import LOAD, BaseProfile, PathLike
+from flerm_fx.recipe.pool import Pool
+from flerm_fx.training.matching import Matcher, match
+from flerm_fx.training.recording import Recorder, record
 
 
 class _Attached(TrainerCallback):

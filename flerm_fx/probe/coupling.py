@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from flerm_fx.capture import Capture, cloned_buffers
-from flerm_fx.frontier import jvp
-from flerm_fx.inputs import Inputs, difference, is_differentiable
-from flerm_fx.operation import SHAPED_LIKE, is_opaque, operation
+from flerm_fx.capture.tracing import Capture, cloned_buffers
+from flerm_fx.model.inputs import Inputs, difference, is_differentiable
+from flerm_fx.model.randomness import preserved_rng, rng_state, set_rng_state
+from flerm_fx.ops.operation import SHAPED_LIKE, is_opaque, operation
 from flerm_fx.probe.cotangent import Cotangents
+from flerm_fx.probe.frontier import jvp
 from flerm_fx.probe.sampled import (
     examples_of,
     output_size,
     projections,
 )
-from flerm_fx.randomness import preserved_rng, rng_state, set_rng_state
 
 TOLERANCE = 1e-3
 """Relative difference above which outputs alone and in the batch are not the same function: far

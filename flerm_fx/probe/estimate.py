@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import Any
 
+from flerm_fx.boundary.options import described, instance, integer, number
 from flerm_fx.errors import InputError
-from flerm_fx.options import described, instance, integer, number
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flerm_fx.capture import Capture
+from flerm_fx.capture.tracing import Capture
 from flerm_fx.errors import EstimateError
-from flerm_fx.frontier import jvp, tangent_by_autograd
-from flerm_fx.inputs import Inputs
+from flerm_fx.model.inputs import Inputs
+from flerm_fx.model.randomness import RandomState, preserved_rng, rng_state, set_rng_state
+from flerm_fx.probe.frontier import jvp, tangent_by_autograd
 from flerm_fx.probe.linearize import Linearization
-from flerm_fx.randomness import RandomState, preserved_rng, rng_state, set_rng_state
 
 STACK = 2**23
 """Bytes of a stack of tangents, at most: a few rows that stay in the cache in place of many."""

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from flerm_fx.frontier import jvp
-from flerm_fx.inputs import is_differentiable
-from flerm_fx.operation import is_opaque, is_random
+from flerm_fx.capture.probed_as import attention, attention_weights
+from flerm_fx.model.inputs import is_differentiable
+from flerm_fx.model.randomness import RandomState, set_rng_state
+from flerm_fx.ops.operation import is_opaque, is_random
+from flerm_fx.probe.frontier import jvp
 from flerm_fx.probe.rules import CONVOLUTIONS, LINEAR, argument_at
-from flerm_fx.probed_as import attention, attention_weights
-from flerm_fx.randomness import RandomState, set_rng_state
 
 aten = torch.ops.aten
 CAT = aten.cat.default

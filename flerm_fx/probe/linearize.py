@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from flerm_fx.capture import cloned_buffers
-from flerm_fx.frontier import data_nodes
-from flerm_fx.inputs import is_differentiable
-from flerm_fx.operation import is_random
+from flerm_fx.capture.probed_as import CONSTANT
+from flerm_fx.capture.tracing import cloned_buffers
+from flerm_fx.model.inputs import is_differentiable
+from flerm_fx.model.randomness import rng_state
+from flerm_fx.ops.operation import is_random
+from flerm_fx.probe.frontier import data_nodes
 from flerm_fx.probe.linear_maps import Combination, Factor, LinearMap, diagonal, linear_map
 from flerm_fx.probe.rules import Operation, argument_at
-from flerm_fx.probed_as import CONSTANT
-from flerm_fx.randomness import rng_state
 
 aten = torch.ops.aten
 
@@ -69,7 +69,7 @@ class Linearization:
         order: the parameters that reach the output, in the order in which they enter.
         largest: bytes of the largest value that tangents pass.
 
-    >>> from flerm_fx.capture import capture
+    >>> from flerm_fx.capture.tracing import capture
     >>> captured = capture(torch.nn.Linear(2, 1, bias=False), torch.zeros(3, 2))
     >>> x, update = torch.ones(3, 2), {"weight": torch.ones(1, 2)}
     >>> with torch.no_grad():

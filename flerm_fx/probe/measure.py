@@ -6,17 +6,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from flerm_fx.capture import capture
-from flerm_fx.distributed import unwrapped
-from flerm_fx.errors import InputError
-from flerm_fx.inputs import OutputFn, device_of, to_device
-from flerm_fx.options import checked, choice, described
-from flerm_fx.pool import Pool, probe_batch
+from flerm_fx.boundary.options import checked, choice, described
+from flerm_fx.capture.tracing import capture
+from flerm_fx.errors import InputError, shown
+from flerm_fx.model.distributed import unwrapped
+from flerm_fx.model.inputs import OutputFn, device_of, to_device
+from flerm_fx.model.untouched import untouched
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
-from flerm_fx.text import shown
-from flerm_fx.untouched import untouched
+from flerm_fx.recipe.pool import Pool, probe_batch
 
 
 def measure(

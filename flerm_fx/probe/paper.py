@@ -20,9 +20,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flerm_fx.capture import Capture
-from flerm_fx.inputs import Inputs, as_real
-from flerm_fx.randomness import preserved_rng
+from flerm_fx.capture.tracing import Capture
+from flerm_fx.model.inputs import Inputs, as_real
+from flerm_fx.model.randomness import preserved_rng
 
 PaperMethod = Literal["full_cov", "iid", "kronecker"]
 

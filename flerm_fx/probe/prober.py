@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from flerm_fx.capture import Capture
-from flerm_fx.distributed import Ranks
+from flerm_fx.boundary.options import checked, choice
+from flerm_fx.capture.tracing import Capture
 from flerm_fx.errors import EstimateError
-from flerm_fx.inputs import Inputs, check_finite
-from flerm_fx.options import checked, choice
+from flerm_fx.model.distributed import Ranks
+from flerm_fx.model.inputs import Inputs, check_finite
 from flerm_fx.probe.cotangent import Cotangents
 from flerm_fx.probe.coupling import coupling, disagreement
 from flerm_fx.probe.estimate import Estimate

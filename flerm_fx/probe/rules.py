@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from flerm_fx.frontier import Entering, jvp
+from flerm_fx.probe.frontier import Entering, jvp
 
 aten = torch.ops.aten
 
@@ -24,9 +24,9 @@ def tangent(
 ) -> Any:
     r"""Tangent of one operation, of a shape that broadcasts to that of its output.
 
-    As :func:`flerm_fx.frontier.jvp`, to which it turns where it knows no rule. An operation that is
-    linear in the one argument that varies is its own tangent, at the update and without what the
-    argument does not meet: the product with a weight needs no bias, and a bias no product.
+    As :func:`flerm_fx.probe.frontier.jvp`, to which it turns where it knows no rule. An operation
+    that is linear in the one argument that varies is its own tangent, at the update and without
+    what the argument does not meet: the product with a weight needs no bias, and a bias no product.
 
     >>> linear = torch.ops.aten.linear.default
     >>> x, w, b = torch.ones(5, 2), torch.zeros(3, 2), torch.zeros(3)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from flerm_fx.capture import Capture
+from flerm_fx.capture.tracing import Capture
 from flerm_fx.errors import EstimateError
-from flerm_fx.inputs import Inputs, as_real
+from flerm_fx.model.inputs import Inputs, as_real
+from flerm_fx.model.randomness import preserved_rng
 from flerm_fx.probe.cotangent import Cotangents
 from flerm_fx.probe.taps import by_taps
-from flerm_fx.randomness import preserved_rng
 
 
 @dataclass(frozen=True)

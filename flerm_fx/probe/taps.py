@@ -20,11 +20,11 @@ from torch import Tensor, fx
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.utils import _pytree as pytree
 
-from flerm_fx.frontier import Entering, ProbeNodes, unit_update_name
-from flerm_fx.inputs import is_differentiable
-from flerm_fx.operation import operation
+from flerm_fx.capture.probed_as import attention
+from flerm_fx.model.inputs import is_differentiable
+from flerm_fx.ops.operation import operation
+from flerm_fx.probe.frontier import Entering, ProbeNodes, unit_update_name
 from flerm_fx.probe.rules import Operation
-from flerm_fx.probed_as import attention
 
 LONG = 2**15
 """Numbers from which on an inner product is one of its own."""

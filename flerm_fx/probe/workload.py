@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from flerm_fx.frontier import data_nodes
-from flerm_fx.operation import operation
+from flerm_fx.ops.operation import operation
+from flerm_fx.probe.frontier import data_nodes
 
 FLOPS_PER_BYTE = 10.0
 """Products and sums in the time that a byte takes to be read or written: about 100 GFLOP/s beside
@@ -45,7 +45,7 @@ def workload(graph: fx.Graph | None, names: Collection[str]) -> Workload:
         graph: the probe graph; None on the eager path.
         names: the parameters.
 
-    >>> from flerm_fx.capture import capture
+    >>> from flerm_fx.capture.tracing import capture
     >>> layers = torch.nn.Sequential(*(torch.nn.Linear(8, 8, bias=False) for _ in range(4)))
     >>> graph = capture(layers, torch.zeros(2, 8)).probe_module.graph
     >>> workload(graph, ["0.weight", "1.weight", "2.weight", "3.weight"]).passes

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import flerm_fx
 from examples.distributed import process_group
-from flerm_fx.distributed import whole
+from flerm_fx.model.distributed import whole
 from models.resmlp import ResMLP
 
 STEPS, EVERY, EXAMPLES = 6, 2, 16

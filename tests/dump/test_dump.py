@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from flerm_fx.assignment import Assignment
-from flerm_fx.capture import capture
+from flerm_fx.assign.assignment import Assignment
+from flerm_fx.capture.tracing import capture
 from flerm_fx.dump import dump
 from flerm_fx.dump.dot import multiplier_colour
 from flerm_fx.dump.table import format_base
 from flerm_fx.errors import InputError
+from flerm_fx.ops.scale import ScaleNodes
 from flerm_fx.probe.estimate import Estimate
-from flerm_fx.scale import ScaleNodes
 
 
 class Mixer(nn.Module):

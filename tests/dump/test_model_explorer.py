@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch.export import ExportedProgram
 
-from flerm_fx.capture import capture
+from flerm_fx.capture.exporting import exporting
+from flerm_fx.capture.tracing import capture
 from flerm_fx.dump import dump
 from flerm_fx.dump.model_explorer import GRAPH_ID, MODEL, NODE_DATA
 from flerm_fx.errors import InputError
-from flerm_fx.exporting import exporting
-from flerm_fx.scale import ScaleNodes
+from flerm_fx.ops.scale import ScaleNodes
 from tests.cases import CASES, make
+from tests.commands.test_cli import run
 from tests.dump.test_dump import assignments_for, one
-from tests.test_cli import run
 
 
 def written(case: str, folder: Path) -> dict[str, Any]:

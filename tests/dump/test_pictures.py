@@ -12,13 +12,13 @@ import torch
 from torch.fx import GraphModule
 
 import flerm_fx
-from flerm_fx.assignment import Assignment
-from flerm_fx.capture import capture
+from flerm_fx.assign.assignment import Assignment
+from flerm_fx.capture.tracing import capture
 from flerm_fx.dump import dump
 from flerm_fx.dump.dot import multiplier_colour
 from flerm_fx.dump.render import render
 from flerm_fx.errors import FlermError, InputError
-from flerm_fx.scale import ScaleNodes
+from flerm_fx.ops.scale import ScaleNodes
 from tests.cases import CASES, make
 from tests.dump.test_dump import Mixer, assignments_for, parse_dot
 

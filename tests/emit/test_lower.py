@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import flerm_fx
-from flerm_fx.capture import capture
+from flerm_fx.capture.tracing import capture
 from flerm_fx.emit.lower import LowerScales, lowered
 from flerm_fx.emit.scaled import ScaledModel
-from flerm_fx.scale import ScaleNodes, is_scale
+from flerm_fx.ops.scale import ScaleNodes, is_scale
 from models.transformer import Transformer
 from tests.cases import CASES, NORMS_SLOW, features, make, tokens
 from tests.rounding import assert_close, terms

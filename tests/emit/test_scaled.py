@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flerm_fx.emit.scaled import ScaledModel
-from flerm_fx.scale import is_scale
+from flerm_fx.ops.scale import is_scale
 from tests.cases import NORMS_SLOW, DataDependent, features, make
 from tests.rounding import assert_close, rounding, terms
 
@@ -55,7 +55,7 @@ def test_every_trainable_parameter_has_a_scale_node_with_its_name() -> None:
     assert {node.meta["parameter"] for node in nodes} == trainable
     for node in nodes:
         assert node.meta["shape"] == tuple(model.get_parameter(node.meta["parameter"]).shape)
-    assert "flerm_fx_scale_scale(" in graph_module.code
+    assert "flerm_fx_ops_scale_scale(" in graph_module.code
 
 
 def test_modes_shapes_and_single_examples_capture_again_and_share_everything() -> None:

@@ -11,8 +11,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import flerm_fx
-from flerm_fx.capture import capture
-from flerm_fx.inputs import select_output
+from flerm_fx.capture.tracing import capture
+from flerm_fx.model.inputs import select_output
 from flerm_fx.probe.exact import exact
 from tests.cases import CASES, DataDependent, features, make, random_updates
 from tests.rounding import rounding, terms

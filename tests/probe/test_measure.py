@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import flerm_fx
-from flerm_fx.capture import capture
+from flerm_fx.capture.tracing import capture
 from flerm_fx.probe.planner import draws_needed, plan
 from flerm_fx.probe.workload import Workload, workload
 from tests.cases import CASES, features, make, random_updates

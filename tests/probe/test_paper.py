@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import flerm_fx
-from flerm_fx.capture import capture
+from flerm_fx.capture.tracing import capture
 from flerm_fx.probe.paper import combine, factors, paper
 from tests.cases import features, make, random_updates, slow
 from tests.rounding import rounding

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from flerm_fx.frontier import jvp
+from flerm_fx.capture.probed_as import attention, attention_dropout_mask
 from flerm_fx.probe import linear_maps
+from flerm_fx.probe.frontier import jvp
 from flerm_fx.probe.linear_maps import RULES as MAPS
 from flerm_fx.probe.linear_maps import Combination, diagonal, linear_map
 from flerm_fx.probe.rules import CONVOLUTIONS, LINEAR, RULES, argument_at, tangent
-from flerm_fx.probed_as import attention, attention_dropout_mask
 
 aten = torch.ops.aten
 RTOL = 1e-12  # of float64

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import flerm_fx
-from flerm_fx.capture import capture
+from flerm_fx.capture.tracing import capture
 from flerm_fx.probe import cotangent
 from flerm_fx.probe.coupling import disagreement
 from flerm_fx.probe.prober import Prober

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import flerm_fx
-from flerm_fx.capture import capture
+from flerm_fx.capture.tracing import capture
 from flerm_fx.probe.prober import Prober
 from flerm_fx.probe.taps import TapNodes, by_taps, no_axis, products
 from tests.cases import make, random_updates

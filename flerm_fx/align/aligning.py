@@ -1,0 +1,322 @@
+"""Alignment: which base parameters each target parameter answers to, found from structure."""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Literal, get_args
+
+from flerm_fx.align.isomorphism import isomorphism
+from flerm_fx.align.mass import Shares, shares
+from flerm_fx.align.names import shares_by_names
+from flerm_fx.align.overlay import links
+from flerm_fx.align.parameter_graph import chain, parameters
+from flerm_fx.align.repeats import fold_alike
+from flerm_fx.boundary.options import choice
+from flerm_fx.errors import MatchError, shown
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+Mapped = Mapping[str, str] | Callable[[str], str | None]
+OnUnmatched = Literal["error", "unit"]
+
+
+@dataclass(frozen=True)
+class Match:
+    r"""The base parameters that one target parameter answers to.
+
+    Attributes:
+        target: the target parameter.
+        base: base parameters in their execution order, each with the share of its FSLR, its
+            function-space mass, that goes to this target parameter. Over all targets, the shares
+            of one base parameter sum to 1. Empty for a parameter that the target does not use, or
+            that has no counterpart.
+    """
+
+    target: str
+    base: tuple[tuple[str, float], ...]
+
+
+def align(
+    base: nx.DiGraph,
+    target: nx.DiGraph,
+    mapping: Mapped | None = None,
+    on_unmatched: OnUnmatched = "error",
+) -> dict[str, Match]:
+    r"""Match the parameters of two parameter graphs by structure.
+
+    Equal graphs (whatever the widths, initialisation, names, wrapping or order of registration)
+    are matched one to one: Weisfeiler-Lehman colours of operations, slots, ranks and kinds pair
+    the nodes, execution order settles what is symmetric. Otherwise the repeated blocks of both
+    graphs are found, and n base blocks are laid over m target blocks in order. Base block i covers
+    :math:`[i/n, (i+1)/n)`, target block j gets what falls in :math:`[j/m, (j+1)/m)`:
+
+    .. math:: \mathrm{share}_{ij} = n \,\bigl|[\tfrac{i}{n}, \tfrac{i+1}{n})
+              \cap [\tfrac{j}{m}, \tfrac{j+1}{m})\bigr|, \qquad \sum_j \mathrm{share}_{ij} = 1.
+
+    For m = k n that is the equal split by k (Milsom et al. 2025, section 4). Repeats may nest
+    (stages of blocks, layers of one kind in a longer pattern); their shares multiply. The levels of
+    a U-Net, each inside the one before, are repeats as well.
+
+    A block is bounded by the data flow: it lies between two values that everything passes through,
+    such as the residual stream after an addition. Where the sequence of blocks can be cut in
+    several ways (``embed norm [attn norm mlp norm]*`` or ``embed [norm attn norm mlp]* norm``), a
+    block starts where the stream forks; after that, one block is one module of the model; after
+    that, the cut in step with the beginning is taken. What is then left different is aligned as
+    sequences (see :func:`flerm_fx.align.overlay.links`), so that a bias or a layer that only one
+    side has leaves all others with their counterparts.
+
+    Args:
+        base: parameter graph of the base model.
+        target: parameter graph of the target.
+        mapping: base name for a target name, as a dict or a function that may return None. What it
+            names is taken as given, a base parameter mapped to k targets gives each 1/k, and the
+            rest is aligned by structure without these parameters.
+        on_unmatched: what becomes of parameters that have no counterpart: an ``"error"``, or, for
+            ``"unit"``, empty matches.
+
+    Returns:
+        A :class:`Match` for each target parameter, in the target's execution order. Time and
+        memory are O((V + E) log V) for equal graphs, times a few rounds of refinement; repeats add
+        O(T p) for T blocks in sequence and p up to T / 2 periods tried, unequal graphs O(T²) for
+        what is left when repeats are folded.
+
+    Raises:
+        MatchError: parameters of either side have no counterpart and ``on_unmatched`` is
+            ``"error"``, or ``mapping`` names unknown ones. The message lists each, with its nearest
+            candidates.
+        InputError: another ``on_unmatched``.
+
+    Example::
+
+        >>> def mlp(depth):
+        ...     names = ["embed", *(f"layers.{i}.fc" for i in range(depth)), "head"]
+        ...     kinds = ["Embedding", *["Linear"] * depth, "Head"]
+        ...     return chain((f"{n}.weight", k, "weight", 2) for n, k in zip(names, kinds))
+        >>> for match in align(mlp(2), mlp(3)).values():
+        ...     print(match.target, [(name, round(share, 3)) for name, share in match.base])
+        embed.weight [('embed.weight', 1.0)]
+        layers.0.fc.weight [('layers.0.fc.weight', 0.667)]
+        layers.1.fc.weight [('layers.0.fc.weight', 0.333), ('layers.1.fc.weight', 0.333)]
+        layers.2.fc.weight [('layers.1.fc.weight', 0.667)]
+        head.weight [('head.weight', 1.0)]
+    """
+    choice("on_unmatched", on_unmatched, get_args(OnUnmatched))
+    given = _given(base, target, mapping)
+    found: dict[str, dict[str, Fraction]] = defaultdict(dict)
+    copies = Counter(given.values())
+    for name, answer in given.items():
+        found[name][answer] = Fraction(1, copies[answer])
+    used = _used(target)
+    by_hand = given.keys() >= used
+    if not by_hand:
+        for laid in _by_names_and_structure(base, target, given):
+            for name, targets in laid.items():
+                for other, share in targets.items():
+                    found[other][name] = share
+    place = {name: index for index, name in enumerate(parameters(base))}
+    matches = {
+        name: Match(
+            name,
+            tuple((b, float(found[name][b])) for b in sorted(found[name], key=place.__getitem__)),
+        )
+        for name in parameters(target)
+    }
+    if on_unmatched == "error" and not by_hand:
+        odd_base = unanswered(base, matches.values())
+        odd_target = [name for name, match in matches.items() if name in used and not match.base]
+        if odd_base or odd_target:
+            raise _unmatched(base, target, given, odd_base, odd_target)
+    return matches
+
+
+def unanswered(base: nx.DiGraph, matches: Iterable[Match]) -> list[str]:
+    """The used base parameters that no target parameter answers to, in execution order."""
+    left = _used(base) - {name for match in matches for name, _ in match.base}
+    return [name for name in parameters(base) if name in left]
+
+
+def _used(pg: nx.DiGraph) -> set[str]:
+    return {name for name in parameters(pg) if pg.nodes[name]["op"]}
+
+
+def _given(base: nx.DiGraph, target: nx.DiGraph, mapping: Mapped | None) -> dict[str, str]:
+    """What the caller decided, by target name, with the names checked."""
+    known = dict.fromkeys(parameters(target))
+    if mapping is None:
+        return {}
+    answers = {name: mapping(name) for name in known} if callable(mapping) else dict(mapping)
+    given = {name: answer for name, answer in answers.items() if answer is not None}
+    choices = dict.fromkeys(parameters(base))
+    wrong = [f"target parameter {name!r}" for name in given if name not in known]
+    wrong += [
+        f"base parameter {answer!r} (for {name!r})"
+        for name, answer in given.items()
+        if not isinstance(answer, str) or answer not in choices
+    ]
+    if wrong:
+        raise MatchError(
+            f"mapping names {', '.join(wrong)}, which the parameter graph does not have; expected "
+            "{target name: base name}, with names as in model.named_parameters()"
+        )
+    return given
+
+
+def _by_names_and_structure(
+    base: nx.DiGraph, target: nx.DiGraph, given: Mapping[str, str]
+) -> list[Shares]:
+    """Shares of the parameters that ``given`` leaves.
+
+    By structure; where the data flow of either side is not known, by names first.
+    """
+    if base.graph.get("complete", True) and target.graph.get("complete", True):
+        return [_by_structure(_without(base, set(given.values())), _without(target, set(given)))]
+    b = _without(_as_chain(base), set(given.values()))
+    t = _without(_as_chain(target), set(given))
+    named = shares_by_names(b, t)
+    answered = {other for row in named.values() for other in row}
+    rest = _as_chain(_without(b, set(named))), _as_chain(_without(t, answered))
+    return [named, _by_structure(*rest)]
+
+
+def _by_structure(b: nx.DiGraph, t: nx.DiGraph) -> Shares:
+    """Shares by the reading of two graphs that leaves fewest parameters over."""
+    number = len(parameters(b)) + len(parameters(t))
+    best: tuple[tuple[int, bool, bool], Shares] = (0, False, False), {}
+    # Kinds first: they tell an RMSNorm's weight from another factor, but classes get renamed.
+    for kinds in (True, False):
+        pairs = isomorphism(b, t, kinds)
+        if pairs is not None:
+            return {
+                name: {other: Fraction(1)}
+                for other, name in pairs.items()
+                if not t.nodes[other].get("junction")
+            }
+        # Runs without a fork late: beside residual blocks, two norms are no repeated block. Without
+        # runs at all where these are not exact: one block a stage, in some stages.
+        for bare, fold in ((False, True), (True, True), (False, False)):
+            folded = fold_alike(b, t, kinds=kinds, bare=bare, fold=fold)
+            found = links(*folded)
+            laid = shares(*folded, found)
+            exact = all(link.counted is None for link in found)
+            key = _matched(laid), exact, not fold
+            if key > best[0]:
+                best = key, laid
+            if _matched(laid) == number and exact:
+                return laid
+        if best[0][0] == number:
+            return best[1]
+    return best[1]
+
+
+def _matched(found: Shares) -> int:
+    """Number of parameters, of both sides, that have a counterpart."""
+    return len(found) + len({other for row in found.values() for other in row})
+
+
+def _as_chain(pg: nx.DiGraph) -> nx.DiGraph:
+    """What is left of a graph when its data flow is not to be used."""
+    used = [(name, pg.nodes[name]) for name in parameters(pg) if pg.nodes[name]["op"]]
+    return chain((name, a["kind"], a["slot"], a["rank"]) for name, a in used)
+
+
+def _without(pg: nx.DiGraph, names: set[str]) -> nx.DiGraph:
+    """The graph without some parameters, the unused ones, and junctions of these alone."""
+    rest = pg.copy()
+    for node in list(pg):
+        attributes = pg.nodes[node]
+        if not attributes.get("junction"):
+            if node in names or not attributes["op"]:
+                rest.remove_node(node)
+        elif not attributes.get("data", True) and not rest.pred[node]:
+            rest.remove_node(node)
+    return rest
+
+
+# What does not match
+
+
+def _unmatched(
+    base: nx.DiGraph,
+    target: nx.DiGraph,
+    given: Mapping[str, str],
+    odd_base: list[str],
+    odd_target: list[str],
+) -> MatchError:
+    """The error that names every parameter without a counterpart, and its nearest candidates."""
+    lines = [
+        f"structure leaves {_count(len(odd_target), 'target parameter')} and "
+        f"{_count(len(odd_base), 'base parameter')} without a counterpart:"
+    ]
+    for side, other, pg, names, near in (
+        ("target", "base", target, odd_target, _Nearest(base)),
+        ("base", "target", base, odd_base, _Nearest(target)),
+    ):
+        number = len(parameters(pg))
+        for name in names:
+            position = (pg.nodes[name]["order"] + 0.5) / number
+            lines.append(
+                f"  {side} {_described(pg, name)}; nearest in the {other}: "
+                f"{near(pg, name, position)}"
+            )
+    example = odd_target[0] if odd_target else "target name"
+    lines.append(
+        f"Settle it with mapping={{{example!r}: 'base name', ...}} in Python, from target to base "
+        "names, as a dict or a function; a base parameter named several times is split equally, "
+        "what the mapping leaves out is aligned by structure without the parameters that it names, "
+        "and a mapping of every target parameter needs no structure at all. Or pass "
+        'on_unmatched="unit" (--on-unmatched unit) to give these a multiplier of 1'
+    )
+    if given:
+        lines[0] = f"with {_count(len(given), 'parameter')} mapped, {lines[0]}"
+    return MatchError("\n".join(lines))
+
+
+_SIGNATURE = ("op", "slot", "rank", "kind")
+
+
+class _Nearest:
+    """The parameters of a graph that are most like a given one, in attributes and position."""
+
+    def __init__(self, pg: nx.DiGraph) -> None:
+        names = parameters(pg)
+        self.groups: dict[tuple[object, ...], list[tuple[float, str]]] = defaultdict(list)
+        for index, name in enumerate(names):
+            signature = tuple(pg.nodes[name][key] for key in _SIGNATURE)
+            self.groups[signature].append(((index + 0.5) / len(names), name))
+
+    def __call__(self, pg: nx.DiGraph, name: str, position: float, number: int = 3) -> str:
+        signature = tuple(pg.nodes[name][key] for key in _SIGNATURE)
+
+        def nearby(group: list[tuple[float, str]]) -> list[tuple[float, str]]:
+            index = bisect.bisect(group, (position, ""))
+            return group[max(index - number, 0) : index + number]
+
+        nearest = heapq.nsmallest(
+            number,
+            (
+                (_differences(signature, other), abs(place - position), place, found)
+                for other, group in self.groups.items()
+                for place, found in nearby(group)
+            ),
+        )
+        return ", ".join(repr(other) for *_, other in nearest) or "none"
+
+
+def _differences(one: tuple[object, ...], other: tuple[object, ...]) -> int:
+    return sum(a != b for a, b in zip(one, other, strict=True))
+
+
+def _described(pg: nx.DiGraph, name: str) -> str:
+    a = pg.nodes[name]
+    kind = f" in {a['kind']}" if a["kind"] else ""
+    return f"{name!r} ({shown(a['op'])} {shown(a['slot'])}, rank {a['rank']}{shown(kind)})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

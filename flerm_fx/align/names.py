@@ -1,0 +1,83 @@
+"""Names as evidence, for models whose data flow is not known."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from flerm_fx.align.mass import Level, Member, Shares, overlaps
+from flerm_fx.align.parameter_graph import parameters
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+Pattern = tuple[str | int, ...]
+"""A name in parts, numbers as ``"#"``, with the parameter's rank at the end."""
+
+Numbers = tuple[int, ...]
+
+
+def shares_by_names(base: nx.DiGraph, target: nx.DiGraph) -> Shares:
+    r"""Shares of the parameters whose names agree but for numbers.
+
+    What a run of a model without a graph shows is the order of its modules, and under LayerDrop not
+    even that. Parameters of one name and rank but for numbers are copies, at each number among
+    those with the same numbers before it, and are laid over each other like other copies (see
+    :func:`flerm_fx.align.mass.shares`). What surrounds all names, as ``module.`` does, is left out,
+    up to the first number. A number that is a parameter's own module is no evidence if the two
+    sides differ in it: in a ``Sequential`` it may be the place of an activation.
+
+    >>> from flerm_fx.align.parameter_graph import chain
+    >>> def stack(depth):
+    ...     return chain((f"h.{i}.fc.weight", "Linear", "weight", 2) for i in range(depth))
+    >>> {name: dict(row) for name, row in shares_by_names(stack(1), stack(2)).items()}
+    {'h.0.fc.weight': {'h.0.fc.weight': Fraction(1, 2), 'h.1.fc.weight': Fraction(1, 2)}}
+    """
+    found: Shares = defaultdict(dict)
+    givers, takers = _copies(base), _copies(target)
+    for pattern in givers.keys() & takers.keys():
+        ours, theirs = givers[pattern], takers[pattern]
+        levels = sum(part == "#" for part in pattern)
+        if pattern[-3:-2] == ("#",) and {n[-1] for n in ours} != {n[-1] for n in theirs}:
+            continue
+        members = _members(ours, levels), _members(theirs, levels)
+        for name, other, share in overlaps(*members, range(levels)):
+            found[name][other] = share
+    return found
+
+
+def _copies(pg: nx.DiGraph) -> dict[Pattern, dict[Numbers, str]]:
+    """Names of used parameters by pattern, then by the numbers in them."""
+    names = [name for name in parameters(pg) if pg.nodes[name]["op"]]
+    parts = {name: name.split(".") for name in names}
+    around = 0
+    while all(len(p) > around + 1 and not p[around].isdigit() for p in parts.values()) and (
+        len({p[around] for p in parts.values()}) == 1
+    ):
+        around += 1
+    found: dict[Pattern, dict[Numbers, str]] = defaultdict(dict)
+    for name in names:
+        own = parts[name][around:]
+        words = ("#" if part.isdigit() else part for part in own)
+        pattern: Pattern = (*words, int(pg.nodes[name]["rank"]))
+        found[pattern][tuple(int(part) for part in own if part.isdigit())] = name
+    return found
+
+
+def _members(copies: dict[Numbers, str], levels: int) -> list[Member]:
+    """Which copy each is of how many, at each level."""
+    siblings: dict[Numbers, list[int]] = defaultdict(list)
+    for numbers in sorted(copies):
+        for level in range(levels):
+            known = siblings[numbers[:level]]
+            if numbers[level] not in known:
+                known.append(numbers[level])
+    members = []
+    for numbers in sorted(copies):
+        rows: Sequence[list[int]] = [siblings[numbers[:level]] for level in range(levels)]
+        places: dict[Level, tuple[int, int]] = {
+            level: (row.index(numbers[level]), len(row)) for level, row in enumerate(rows)
+        }
+        members.append(Member(copies[numbers], places))
+    return members

@@ -1,0 +1,1 @@
+"""From matches and FSLRs to multipliers."""

@@ -1,0 +1,364 @@
+"""Multipliers at which a captured model's FSLRs are those of the base."""
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from statistics import fmean, geometric_mean
+
+import torch
+from torch import fx
+
+from flerm_fx.align.aligning import Match
+from flerm_fx.assign.assignment import Assignment, Status
+from flerm_fx.assign.matches import wanted
+from flerm_fx.capture.tracing import Capture
+from flerm_fx.ops.scale import parameter_nodes
+from flerm_fx.probe.estimate import Estimate
+from flerm_fx.probe.prober import Prober
+from flerm_fx.profile.profile import BaseProfile
+from flerm_fx.recipe.schedule import start_steps, step_of_round
+from flerm_fx.start.start import (
+    Moment,
+    StartProcedure,
+    answers_to,
+    measure_settling,
+    measure_start,
+    start_of,
+)
+
+NOISE = 2.0
+"""An FSLR below this many standard errors is not told from zero."""
+
+ROUNDING = 8.0
+"""An FSLR below this many machine epsilons of the model's largest is rounding: an attention key's
+bias, which softmax does not see, was found at 0.02 to 0.4 epsilons in float32."""
+
+MEASUREMENTS = 8
+"""How often a start that multipliers move is measured at most. A parameter behind one zero takes 2
+late measurements, up to 4 where a step is not small beside the weights; one behind two zeros takes
+4 or 5, since the multiplier of what lies between them scales its late FSLR at first order."""
+
+COARSE = 0.2
+"""Relative error of the measurements that only tell how an FSLR answers to a multiplier."""
+
+SETTLED = 1e-2
+"""Relative change of a multiplier that ends the measurements of a late start."""
+
+SETTLED_BESIDE_EPS = 1e-3
+"""The same for a start with gradients of the size of the optimizer's ``eps``; at least the last bit
+of the weights, in which updates are measured."""
+
+LARGE = 2.0
+"""Outputs more than so many times as large as the base's have not settled."""
+
+ROUNDS = 5
+"""How often a target whose outputs have not settled takes the settling steps, at most. With the
+mean of ways over the last steps alone, the regret of a ResMLP with 4 times the initial weights fell
+from 0.8 nats after one round to about 0.1; two to eight did alike there, since outputs shrink no
+further, and with 8 times them more than two were needed."""
+
+_Assigned = tuple[Assignment, ...]
+
+Settling = dict[int, Mapping[str, float]]
+"""The multipliers from each step on."""
+
+
+def assigned(
+    captured: Capture,
+    profile: BaseProfile,
+    matches: Mapping[str, Match],
+    procedure: StartProcedure,
+) -> tuple[_Assigned, Settling]:
+    r"""Find each parameter's multiplier.
+
+    .. math:: m_l = \rho \frac{\sum_b \mathrm{share}_{b \to l}\, \mathrm{FSLR}_b}
+                           {\mathrm{FSLR}_l(m)}
+
+    The target's FSLR depends on the multipliers themselves in three cases. On ``settle`` steps to
+    the start it is matched at each step that was measured on the base, so that it arrives as the
+    base does. At the late start, and where gradients are of the size of the optimizer's ``eps``,
+    which a scale node of s turns into ``eps / s``, it is measured again until the two agree.
+
+    The factor :math:`\rho` is how much further the target has to go than the base at the step that
+    is measured, :meth:`flerm_fx.BaseProfile.way_from`; at the start, the geometric mean over all of
+    these steps, since a run has one rate for the whole way. It is 1 unless outputs begin larger
+    than training makes them. While it is above 2 on the last of them, the target goes on for as
+    many steps again, matched to the base's FSLRs at the steps of the start, and its start is the
+    last such round.
+
+    Args:
+        captured: the target, a copy that the caller owns.
+        profile: of the base.
+        matches: the base parameters that each of the target's answers to.
+        procedure: how to measure the target's start.
+
+    Returns:
+        What was found of each parameter, and the multipliers of each measured step before the
+        start.
+
+    Warns:
+        UserWarning: multipliers did not settle, or outputs are much larger than the base's.
+    """
+    prober = Prober(captured)
+    measure = functools.partial(measure_start, captured, prober=prober)
+    unmeasured = Estimate(0.0, 0.0, "not measured", 0)
+    late = dict.fromkeys(captured.parameters, unmeasured)
+    settling: Settling = {}
+    sizes: dict[int, float] = {}
+    ways: dict[int, float] = {}
+
+    def left() -> float:
+        return fmean(ways[step] for step in start_steps(procedure.settle, max(ways)))
+
+    def follow(step: int, found: Moment) -> Mapping[str, float] | None:
+        of_base = step_of_round(step, procedure.settle)
+        sizes[of_base] = found.output_rms
+        way = ways[step] = profile.way_from(sizes, of_base)
+        is_last = of_base == procedure.settle
+        if is_last and (step >= ROUNDS * procedure.settle or left() <= LARGE):
+            return None
+        held = settling[max(settling)] if settling else {}
+        base = profile.settling.at(of_base)
+        settling[step] = {
+            row.parameter: row.multiplier
+            if row.status == "matched"
+            else held.get(row.parameter, 1.0)
+            for row in _assign(captured, profile, matches, base, way, found.fslrs, late)
+        }
+        return settling[step]
+
+    following = follow if procedure.settle else None
+    sized = bool(procedure.settle)
+    moments = measure_settling(captured, procedure, following, prober=prober, sized=sized)
+    start = start_of(moments, procedure.settle)
+    way = geometric_mean(ways.values()) if ways else 1.0
+    if ways and left() > LARGE:
+        warnings.warn(
+            f"the model's outputs begin far larger than training makes them, and after "
+            f"{max(moments)} steps are still {left():.1f} times as large as the base's: it has to "
+            "unlearn its initial weights before it learns; start with smaller ones",
+            stacklevel=3,
+        )
+    assign = functools.partial(_assign, captured, profile, matches, profile.start, way)
+    rows = assign(start, late)
+    moving: frozenset[str] = frozenset()
+    if not procedure.settle:
+        matched = {row.parameter for row in rows if row.status == "matched"}
+        moving = answers_to(captured, procedure, _multipliers(rows)) & matched
+    if moving:
+        again = _Again(captured, procedure, prober, {name: start[name] for name in moving})
+
+        def at_start(multipliers: Mapping[str, float]) -> _Assigned:
+            nonlocal start
+            start = {**start, **again(multipliers)}
+            return assign(start, late)
+
+        last_bit = max(torch.finfo(captured.parameters[name].dtype).eps for name in moving)
+        tolerance = max(SETTLED_BESIDE_EPS, last_bit)
+        rows = _settled(rows, at_start, tolerance, "start", _BESIDE_EPS, secant=True)
+
+    def at_late_start(multipliers: Mapping[str, float]) -> _Assigned:
+        return assign(start, measure(procedure.after(profile.resolve_after), multipliers))
+
+    if any(row.after for row in rows):
+        rows = _settled(rows, at_late_start, SETTLED, "late start", _LATE)
+    return rows, settling
+
+
+class _Again:
+    r"""FSLRs of the first step under other multipliers, at the cost of few draws.
+
+    .. math:: \mathrm{FSLR}(m) = \mathrm{FSLR}(a) \frac{\mathrm{coarse}(m)}{\mathrm{coarse}(a)}
+
+    A coarse measurement takes the same random cotangents at m and at a. Where the two updates are
+    nearly the same, so are its errors, and the ratio has next to none: about the logarithm of the
+    ratio times the error of one. Where that is more than ``rtol``, m is measured in full, and is a
+    from there on.
+
+    Args:
+        captured: the target.
+        procedure: of the measurements in full.
+        prober: of ``captured``.
+        start: the parameters to measure, as measured in full at multipliers of 1.
+    """
+
+    def __init__(
+        self,
+        captured: Capture,
+        procedure: StartProcedure,
+        prober: Prober,
+        start: Mapping[str, Estimate],
+    ) -> None:
+        self._measure = functools.partial(
+            measure_start, captured, prober=prober, names=frozenset(start)
+        )
+        self._full = procedure
+        self._coarse = None
+        if procedure.method in ("auto", "sampled") and procedure.rtol < COARSE:
+            self._coarse = replace(procedure, method="sampled", rtol=COARSE)
+        self._anchor = start, self._measure(self._coarse) if self._coarse else start
+
+    def __call__(self, multipliers: Mapping[str, float]) -> Mapping[str, Estimate]:
+        """The parameters' FSLRs under these multipliers."""
+        if self._coarse is None:
+            return self._measure(self._full, multipliers)
+        coarse = self._measure(self._coarse, multipliers)
+        full, before = self._anchor
+        ratios = {n: e.value / before[n].value for n, e in coarse.items() if before[n].value}
+        errors = {
+            name: abs(math.log(ratio)) * coarse[name].stderr / coarse[name].value
+            if ratio
+            else math.inf
+            for name, ratio in ratios.items()
+        }
+        if len(ratios) < len(full) or max(errors.values()) > self._full.rtol:
+            full = self._measure(self._full, multipliers)
+            self._anchor = full, coarse
+            return full
+        return {name: _times(full[name], ratios[name], errors[name]) for name in full}
+
+
+def _times(estimate: Estimate, ratio: float, error: float) -> Estimate:
+    """An estimate times a ratio with a relative error of its own."""
+    value = estimate.value * ratio
+    relative = math.hypot(estimate.stderr / estimate.value, error)
+    return replace(estimate, value=value, stderr=value * relative)
+
+
+_BESIDE_EPS = "gradients are of the size of the optimizer's eps, which the scales move"
+_LATE = (
+    "the steps that it takes change with them; record the base with a smaller resolve_after or "
+    "learning rate"
+)
+
+
+def _settled(
+    rows: _Assigned,
+    measured: Callable[[Mapping[str, float]], _Assigned],
+    tolerance: float,
+    name: str,
+    why: str,
+    *,
+    secant: bool = False,
+) -> _Assigned:
+    """Multipliers of a start that moves with them: those at which it gives them back."""
+    before = dict.fromkeys(_multipliers(rows), 1.0)
+    given = at = _multipliers(rows)
+    moving: list[str] = []
+    for _ in range(MEASUREMENTS):
+        rows = measured(at)
+        found = _multipliers(rows)
+        moving = [n for n, m in found.items() if not math.isclose(m, at[n], rel_tol=tolerance)]
+        if not moving:
+            return rows
+        following = found
+        if secant:
+            following = {n: _fixed_point(before[n], given[n], at[n], found[n]) for n in found}
+        before, given, at = at, found, following
+    warnings.warn(
+        f"the {name} did not settle: after {MEASUREMENTS} measurements the multipliers of "
+        f"{', '.join(map(repr, moving))} still move by more than {tolerance:.1%}, since {why}. "
+        "check() says how far off they are",
+        stacklevel=4,
+    )
+    return rows
+
+
+def _fixed_point(x: float, y: float, other_x: float, other_y: float) -> float:
+    """Where a power law through two points, of a degree from -1 to 0, is the identity.
+
+    A step is in proportion to a gradient far below ``eps``, and does not see the size of one far
+    above it: the multiplier found falls with the one that it is measured at, or stays.
+
+    >>> round(_fixed_point(1.0, 16.0, 16.0, 1.0), 6)
+    4.0
+    """
+    moved = math.log(other_x / x)
+    degree = min(0.0, max(-1.0, math.log(other_y / y) / moved)) if moved else 0.0
+    return float(other_x * (other_y / other_x) ** (1 / (1 - degree)))
+
+
+def _multipliers(rows: _Assigned) -> dict[str, float]:
+    return {row.parameter: row.multiplier for row in rows}
+
+
+def _assign(
+    captured: Capture,
+    profile: BaseProfile,
+    matches: Mapping[str, Match],
+    base_start: Mapping[str, Estimate],
+    way: float,
+    start: Mapping[str, Estimate],
+    late: Mapping[str, Estimate],
+) -> _Assigned:
+    """Multipliers from the two sides' FSLRs: late ones where one at the start is exactly 0.
+
+    At the start the target's are to be ``way`` times the base's.
+    """
+    nodes = {
+        node.meta["parameter"]: node
+        for node in (captured.graph_module.graph.nodes if captured.graph_module else ())
+        if "parameter" in node.meta
+    }
+    # Those that the measured output depends on: the graph may return others, too.
+    measured = set(captured.modules)
+    if captured.probe_module is not None:
+        read = parameter_nodes(captured.probe_module.graph)
+        measured = {name for name, found in read.items() if any(node.users for node in found)}
+    sides = {0: (base_start, start)}
+    if profile.late:
+        sides[profile.resolve_after] = (profile.late, late)
+    above_noise = {
+        after: (resolved(base, captured), resolved(target, captured))
+        for after, (base, target) in sides.items()
+    }
+    rows = []
+    run = profile.optimizers
+    for name, parameter in captured.parameters.items():
+        node = nodes.get(name)
+        used = name in measured
+        base = matches[name].base
+        status: Status = "unmatched" if used and not base else "unresolved" if used else "unused"
+        at_zero = not (start[name].value and all(base_start[b].value for b, _ in base))
+        after = profile.resolve_after if profile.late and used and at_zero else 0
+        base_fslrs, fslrs = sides[after]
+        base_resolved, target_resolved = above_noise[after]
+        to_meet = wanted(run, base, base_fslrs) * (1.0 if after else way)
+        is_matched = name in target_resolved and any(b in base_resolved for b, _ in base)
+        target = fslrs[name]
+        rows.append(
+            Assignment(
+                parameter=name,
+                node=node.name if node is not None else "",
+                op=_first_op(node),
+                shape=tuple(parameter.shape),
+                base=base,
+                base_fslr=to_meet,
+                target=target,
+                multiplier=to_meet / target.value if is_matched else 1.0,
+                status="matched" if is_matched else status,
+                after=after,
+            )
+        )
+    return tuple(rows)
+
+
+def resolved(estimates: Mapping[str, Estimate], captured: Capture) -> set[str]:
+    """Parameters whose FSLR is above its noise and above rounding."""
+    least = floor(captured) * max(e.value for e in estimates.values())
+    return {n for n, e in estimates.items() if e.value > max(NOISE * e.stderr, least)}
+
+
+def floor(captured: Capture) -> float:
+    """The part of the largest FSLR below which one is rounding, of the coarsest of its types."""
+    return ROUNDING * max(torch.finfo(p.dtype).eps for p in captured.parameters.values())
+
+
+def _first_op(node: fx.Node | None) -> str:
+    if node is None or not node.users:
+        return ""
+    target = next(iter(node.users)).target
+    packet = getattr(target, "overloadpacket", target)
+    return str(packet) if hasattr(target, "overloadpacket") else getattr(packet, "__name__", "")

@@ -1,0 +1,120 @@
+"""One model of the report: its parameters with their numbers, and its rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flerm_fx.assign.assignment import Assignment
+from flerm_fx.dump.report.outline import Row, edges, module_path, outline, shared_path
+from flerm_fx.probe.estimate import Estimate
+from flerm_fx.profile.profile import BaseProfile
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+Packed = dict[str, Any]
+
+
+def base_side(profile: BaseProfile, assignments: Sequence[Assignment] = ()) -> Packed:
+    """The base model; with assignments, whether a target's parameters answer to its own."""
+    answered = {name for row in assignments for name, _ in row.base}
+
+    def status(name: str) -> str:
+        if not profile.graph.nodes[name].get("op"):
+            return "unused"
+        if not assignments:
+            return "used"
+        return "matched" if name in answered else "unmatched"
+
+    numbers = [
+        {
+            "name": name,
+            "op": _op(str(profile.graph.nodes[name].get("op", ""))),
+            "shape": list(profile.shapes[name]),
+            **_estimate(profile.start[name]),
+            "late": finite(profile.late[name].value) if profile.late else None,
+            "status": status(name),
+        }
+        for name in profile.parameters
+    ]
+    return _side("base", profile.graph, numbers)
+
+
+def target_side(graph: nx.DiGraph, assignments: Sequence[Assignment]) -> Packed:
+    """The target, with what was assigned to each of its parameters."""
+    numbers = [
+        {
+            "name": row.parameter,
+            "op": _op(row.op),
+            "shape": list(row.shape),
+            "base": [[name, finite(share)] for name, share in row.base],
+            "base_fslr": finite(row.base_fslr),
+            **_estimate(row.target),
+            "multiplier": finite(row.multiplier),
+            "status": row.status,
+            "after": row.after,
+        }
+        for row in assignments
+    ]
+    return _side("target", graph, numbers)
+
+
+def finite(number: float) -> float | None:
+    """The number to six digits, which a report shows at most; None for what JSON cannot hold.
+
+    >>> finite(1 / 3), finite(float("nan"))
+    (0.333333, None)
+    """
+    return float(f"{number:.6g}") if math.isfinite(number) else None
+
+
+def _side(title: str, graph: nx.DiGraph, numbers: Sequence[Packed]) -> Packed:
+    index = {row["name"]: position for position, row in enumerate(numbers)}
+    stream: dict[str, int] = {}
+    rows = [_row(row, index, stream) for row in outline(graph)]
+    return {
+        "title": title,
+        "parameters": list(numbers),
+        "rows": rows,
+        "edges": [[stream[tail], stream[head]] for tail, head in edges(graph)],
+    }
+
+
+def _row(row: Row, index: Mapping[str, int], stream: dict[str, int]) -> Packed:
+    """A row with positions in place of names; junctions are numbered as they come."""
+    if row.junction:
+        stream[row.junction] = len(stream)
+    packed: Packed = {"kind": row.kind, "name": row.name}
+    if row.children:
+        packed["children"] = [_row(child, index, stream) for child in row.children]
+        return packed
+    known = [name for name in row.parameters if name in index]
+    packed["op"] = row.op
+    packed["junctions"] = [stream[row.junction]] if row.junction else []
+    packed["chips"] = [
+        {"label": label, "parameters": [index[name]]}
+        for name, label in zip(known, _labels(known), strict=True)
+    ]
+    return packed
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """Names below the module that all share."""
+    depth = len(shared_path([module_path(name) for name in names]))
+    return [".".join(name.split(".")[depth:]) for name in names]
+
+
+def _estimate(estimate: Estimate) -> Packed:
+    return {
+        "fslr": finite(estimate.value),
+        "stderr": finite(estimate.stderr),
+        "method": estimate.method,
+        "samples": estimate.samples,
+        "note": estimate.note,
+    }
+
+
+def _op(op: str) -> str:
+    return op.removeprefix("aten.")

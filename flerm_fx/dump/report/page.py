@@ -1,0 +1,108 @@
+"""The report: one HTML file with its data, style and scripts, which loads nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from flerm_fx.assign.assignment import Assignment
+from flerm_fx.boundary.text import json_text
+from flerm_fx.dump.report.graph import base_side, target_side
+from flerm_fx.dump.report.trajectory import trajectory
+from flerm_fx.errors import InputError, shown
+from flerm_fx.profile.profile import BaseProfile
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+_SCRIPTS = ("page.js", "colours.js", "details.js", "graph.js", "table.js")
+
+
+def to_html(
+    profile: BaseProfile,
+    graph: nx.DiGraph | None = None,
+    assignments: Sequence[Assignment] = (),
+) -> str:
+    """The report of a base profile, or of a target beside it.
+
+    Args:
+        profile: of the base.
+        graph: the target's parameter graph; None for the base alone.
+        assignments: what the compiler decided for each of the target's parameters.
+
+    Returns:
+        A page with the parameter graph, the table of all parameters and, if the profile has a
+        trajectory, its heat map and lines. Names are data in it, and never markup.
+
+    Raises:
+        InputError: the profile has a trajectory, and plotly, which draws it, is not installed.
+    """
+    sides = [base_side(profile, assignments)]
+    if graph is not None:
+        sides.append(target_side(graph, assignments))
+    course = trajectory(profile)
+    scripts = [_asset(name) for name in _SCRIPTS]
+    if course is not None:
+        scripts += [_plotly(), _asset("trajectory.js")]
+    parts = {
+        "title": escape(_title(sides)),
+        "style": _asset("page.css"),
+        "facts": _facts(profile),
+        "data": _embedded({"sides": sides, "trajectory": course}),
+        "scripts": "\n".join(f"<script>\n{code}\n</script>" for code in scripts),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("page.html"))
+
+
+def _asset(name: str) -> str:
+    return files("flerm_fx.dump.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _plotly() -> str:
+    """plotly.js (MIT), as the Python package holds it, with its notice."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "the report draws the profile's trajectory with plotly, which is not installed; "
+            "install it with: pip install 'flerm_fx[viz]'"
+        ) from error
+    return str(get_plotlyjs())
+
+
+def _embedded(data: Any) -> str:
+    """JSON that ends no script element and opens no comment, whatever names hold."""
+    text = json_text(data, indent=None)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _title(sides: Sequence[dict[str, Any]]) -> str:
+    counts = (f"{side['title']} of {len(side['parameters'])} parameters" for side in sides)
+    return f"Function-space learning rates: {' and '.join(counts)}"
+
+
+def _facts(profile: BaseProfile) -> str:
+    """How the base was recorded, as a list of terms."""
+    steps = profile.trajectory.steps
+    recorded = f"{steps[0]} to {steps[-1]}, {len(steps)} recorded" if steps else "none recorded"
+    facts = {
+        "optimizer": profile.optimizer.source,
+        "learning rate": ", ".join(
+            f"{rate:g}" for rate in dict.fromkeys(profile.optimizers.learning_rates)
+        ),
+        "loss": profile.loss or "the caller's",
+        "mode": "training" if profile.training else "evaluation",
+        "settle": profile.settle,
+        "method": profile.method,
+        "relative error": profile.rtol,
+        "seed": profile.seed,
+        "steps": recorded,
+        "flerm_fx": profile.versions.get("flerm_fx", "unknown"),
+    }
+    return "".join(
+        f"<div><dt>{escape(term)}</dt><dd>{escape(shown(value))}</dd></div>"
+        for term, value in facts.items()
+    )

@@ -1,0 +1,1 @@
+"""A model as it is given: its inputs, hooks, state, copies, and the ranks that share it."""

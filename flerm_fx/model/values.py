@@ -1,0 +1,26 @@
+"""Whether the tensors of a model have values."""
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from flerm_fx.errors import InputError
+
+
+def refuse_without_values(model: nn.Module) -> None:
+    """Refuse parameters and buffers that have no values yet.
+
+    Raises:
+        InputError: one is on the device ``meta``, or waits for a first batch.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise InputError(
+                f"{name!r} has no shape yet, as in a lazy module before its first batch; run the "
+                "model once on a batch, and build the optimizer after that"
+            )
+        if tensor.is_meta:
+            raise InputError(
+                f"{name!r} is on the device 'meta', so it has a shape and no values to measure at; "
+                "call model.to_empty(device=...) and initialise it, or load a state dict with "
+                "assign=True, and build the optimizer after that"
+            )

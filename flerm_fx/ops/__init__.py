@@ -1,0 +1,1 @@
+"""What is known of operations in a graph."""

@@ -1,0 +1,75 @@
+"""Whether a run trains its model as the base was trained: by the same rules, group by group."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from flerm_fx.errors import OptimizerError
+from flerm_fx.recipe.optimizers import Optimizers
+from flerm_fx.recipe.update_rule import UpdateRule, step_alike
+
+Given = Mapping[str, tuple[UpdateRule, float]]
+
+
+def check_as_base(base: Optimizers, given: Given) -> None:
+    """Compare the optimizers of a target's run with those of the base's.
+
+    Multipliers come on top of what the base's groups have: a rate of its own that a group of the
+    base had, and the target's has not, is lost to the target.
+
+    Args:
+        base: optimizers of the base's run, by which it holds the parameters of the target.
+        given: the rule and learning rate that the target's run has for each of them.
+
+    Raises:
+        OptimizerError: another rule than the base's trains a parameter, or all parameters have one
+            rate where the base's groups had several.
+
+    Warns:
+        UserWarning: they have one value of another setting where the base's groups had several.
+    """
+    kinds: dict[str, tuple[int, str, UpdateRule, float]] = {}
+    for name, (rule, rate) in given.items():
+        index = base.index(name)
+        kinds.setdefault(f"{index} {rate!r} {rule!r}", (index, name, rule, rate))
+    for index, name, rule, _ in kinds.values():
+        was = base.rules[index]
+        if not _same(was, rule):
+            raise OptimizerError(
+                f"parameter {name!r} is trained by {rule.source}, and its counterpart in the base "
+                f"was by {was.source}; the FSLRs of one rule say nothing of another's: use the "
+                "base's optimizer, or record the base with this one"
+            )
+    for optimizer in range(base.count):
+        stated = [
+            (_stated(base.rules[index], base.learning_rates[index]), _stated(rule, rate))
+            for index, _, rule, rate in kinds.values()
+            if base.belongs[index] == optimizer
+        ]
+        for key in sorted({key for theirs, _ in stated for key in theirs}):
+            were = list(dict.fromkeys(repr(theirs.get(key)) for theirs, _ in stated))
+            are = {repr(ours.get(key)): ours.get(key) for _, ours in stated}
+            if len(were) > 1 and len(are) == 1 and (key != "lr" or any(are.values())):
+                _lost(key, were, next(iter(are)))
+
+
+def _lost(key: str, were: list[str], is_now: str) -> None:
+    message = (
+        f"the base's parameter groups had {key} {', '.join(were)}, and all of this model's have "
+        f"{is_now}; give its parameters the groups that their counterparts had "
+        "(compiled.base_groups(lr) has them for a model with scale nodes)"
+    )
+    if key == "lr":
+        raise OptimizerError(message)
+    warnings.warn(message, stacklevel=4)
+
+
+def _stated(rule: UpdateRule, rate: float) -> dict[str, Any]:
+    return {"lr": rate, **rule.settings}
+
+
+def _same(rule: UpdateRule, other: UpdateRule) -> bool:
+    """By name; or, where both can be built, by what they do (Adam without decay is AdamW)."""
+    if rule.source.rpartition(".")[2] == other.source.rpartition(".")[2]:
+        return True
+    return (rule.name is not None or rule.factory is not None) and step_alike(rule, other)

@@ -1,5 +1,0 @@
-"""A base profile, alone or beside a compiled target, as one HTML file that opens offline."""
-
-from flerm_fx.report.page import to_html
-
-__all__ = ["to_html"]

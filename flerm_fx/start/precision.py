@@ -1,0 +1,104 @@
+"""Weights in half precision, measured in float32."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from flerm_fx.capture.tracing import Capture
+from flerm_fx.model.inputs import Batch, device_of, to_device
+from flerm_fx.model.untouched import untouched
+from flerm_fx.start.start import StartProcedure, first_update
+
+FINER = {
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.complex32: torch.complex64,
+}
+"""What weights of a type are measured in. Of 8 or 11 bits, a step of 10^-3 of a weight is less than
+the last, and simulated steps would leave most weights where they are."""
+
+
+def finer(value: Any) -> Any:
+    """A pytree with its tensors of half precision in float32, and all others as they are.
+
+    >>> finer({"x": torch.zeros(2, dtype=torch.bfloat16), "y": 3})["x"].dtype
+    torch.float32
+    """
+    return pytree.tree_map_only(Tensor, _finer, value)
+
+
+def _finer(tensor: Tensor) -> Tensor:
+    return tensor.to(FINER.get(tensor.dtype, tensor.dtype))
+
+
+def is_coarse(model: nn.Module) -> bool:
+    """Whether some weight that is trained is in half precision."""
+    return any(p.requires_grad and p.dtype in FINER for p in model.parameters())
+
+
+def refined(model: nn.Module) -> nn.Module:
+    """The model itself, its weights and buffers of half precision turned to float32."""
+    model._apply(_finer)  # type: ignore[no-untyped-call]
+    return model
+
+
+def measurable(
+    copy: Callable[[], nn.Module],
+    pool: tuple[Batch, ...],
+    run: Callable[[nn.Module, Batch], Any],
+) -> tuple[nn.Module, tuple[Batch, ...], str]:
+    """A copy of a model to measure on, in float32 if the model's weights are coarser, and its pool.
+
+    What runs in float32 alone is measured there: one that casts to half precision in its own code
+    stays as it is.
+
+    Args:
+        copy: makes a copy of the model.
+        pool: batches for the model as it is.
+        run: what the copy has to be able to do with a batch.
+
+    Returns:
+        The copy, the batches for it, and why it is not in float32; empty if it is.
+    """
+    twin = copy()
+    if not is_coarse(twin):
+        return twin, pool, ""
+    refined(twin)
+    try:
+        with untouched(twin), torch.no_grad():
+            run(twin, finer(to_device(pool[0], device_of(twin))))
+    except Exception as error:  # whatever the user's code may raise
+        summary = str(error).strip().splitlines()
+        return copy(), pool, f"{type(error).__name__}: {summary[0] if summary else ''}"
+    return twin, finer(pool), ""
+
+
+def warn_of_rounding(
+    captured: Capture, procedure: StartProcedure, obstacle: str, stacklevel: int
+) -> None:
+    """Say that a model is measured in half precision, and what that takes of a step of a run.
+
+    Args:
+        captured: the model, a copy that the caller owns.
+        procedure: how its start is measured.
+        obstacle: why it is not in float32.
+        stacklevel: of the warning, for the caller.
+    """
+    lost = {}
+    for name, update in first_update(captured, procedure).items():
+        before = captured.parameters[name].detach()
+        step = procedure.optimizers.rate(name) * finer(update)
+        moved = finer((finer(before) + step).to(before.dtype)) - finer(before)
+        lost[name] = float((moved - step).norm() / step.norm()) if step.any() else 0.0
+    worst = max(lost, key=lambda name: lost[name])
+    warnings.warn(
+        f"the model has weights in half precision and does not run in float32 ({obstacle}), so it "
+        f"is measured as it is: rounding changes a step of {worst!r} by {lost[worst]:.0%} of it, "
+        "and FSLRs and multipliers are those of what is left. Let its casts take their type from "
+        "its weights, or keep these in float32 under torch.autocast",
+        stacklevel=stacklevel + 1,
+    )

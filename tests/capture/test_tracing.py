@@ -1,0 +1,117 @@
+"""Capture: the graph is the model."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import flerm_fx
+from flerm_fx.capture.functionalize import is_functional
+from flerm_fx.capture.tracing import capture
+from tests.cases import CASES, DataDependent, features, make
+from tests.rounding import assert_close, terms
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_graph_computes_the_model_and_its_gradients(name: str, mode: str) -> None:
+    model, inputs = make(name)
+    model.train(mode == "train")
+    twin = copy.deepcopy(model)
+    captured = capture(model, inputs)
+    assert captured.graph_module is not None and captured.probe_module is not None
+    more = torch.cat([inputs, inputs[:3]])  # another batch size
+    outputs = []
+    for function, module in ((captured.graph_module, model), (twin, twin)):
+        output = function(more)
+        tensor = output["logits"] if isinstance(output, dict) else output
+        tensor.square().mean().backward()
+        gradients = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+        outputs.append((tensor.detach(), gradients))
+    (graph_output, graph_gradients), (output, gradients) = outputs
+    count = 2 * terms(model) + more.numel()  # norms and gradients also sum over the batch
+    assert_close(graph_output, output, count)
+    assert graph_gradients.keys() == gradients.keys()
+    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
+    for parameter, gradient in gradients.items():
+        assert_close(graph_gradients[parameter], gradient, count, largest)
+    for buffer, mine in zip(twin.buffers(), model.buffers(), strict=True):
+        assert_close(mine, buffer, count)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_probe_graph_is_functional_and_returns_the_output(name: str) -> None:
+    model, inputs = make(name)
+    captured = capture(model, inputs)
+    assert captured.probe_module is not None
+    assert is_functional(captured.probe_module.graph)
+    buffers = {k: b.clone() for k, b in model.named_buffers()}
+    found = captured.probe_module(*captured.flat(inputs))
+    for key, buffer in model.named_buffers():
+        assert torch.equal(buffer, buffers[key]), key
+    expected = captured.apply(dict(captured.parameters), inputs)
+    assert_close(found, expected, terms(model) + inputs.numel())
+
+
+def test_parameters_come_in_execution_order_with_ties_once() -> None:
+    model, inputs = make("oddity")
+    captured = capture(model, inputs)
+    assert list(captured.parameters) == [
+        "embedding.weight",
+        "cls",
+        "mix.weight",
+        "mix.bias",
+        "log_scale",
+        "norm.weight",
+        "norm.bias",
+        "unused",
+    ]
+    assert captured.aliases["head.weight"] == "embedding.weight"
+    assert "frozen" not in captured.parameters
+    assert captured.parameters["mix.weight"] is model.mix.weight  # type: ignore[union-attr]
+
+
+def test_regions_without_gradient_are_inlined_behind_detach() -> None:
+    model, inputs = make("oddity")
+    graph_module = capture(model, inputs).graph_module
+    assert graph_module is not None
+    targets = [str(node.target) for node in graph_module.graph.nodes]
+    assert "aten.detach.default" in targets
+    assert not [t for t in targets if "wrap_with_set_grad" in t or "_assert" in t or "_guards" in t]
+
+
+def test_what_does_not_export_is_run_eagerly_with_a_warning_that_names_the_line() -> None:
+    with pytest.warns(flerm_fx.CaptureWarning, match=r"cases\.py:\d+: if h\.sum\(\) > 1e9"):
+        captured = capture(DataDependent(), features(4, 4))
+    assert captured.graph_module is None
+    assert list(captured.parameters) == [
+        "first.weight",
+        "first.bias",
+        "second.weight",
+        "second.bias",
+    ]
+    assert captured.reason
+
+
+def test_the_eager_order_is_that_of_execution_not_of_registration() -> None:
+    class Swapped(DataDependent):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(5, 3), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.second(x)
+            return h if h.sum() > 1e9 else self.first(h)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", flerm_fx.CaptureWarning)
+        captured = capture(Swapped(), features(4, 4))
+    assert next(iter(captured.parameters)) == "second.weight"
+
+
+def test_a_model_with_nothing_to_train_is_refused() -> None:
+    model = nn.Linear(3, 2).requires_grad_(False)
+    with pytest.raises(flerm_fx.InputError, match="no trainable parameter"):
+        capture(model, features(4, 3))

@@ -1,0 +1,212 @@
+"""The report in a browser: no errors, and search, folding, keys and selection do what they say."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from playwright import sync_api
+from torch import nn
+
+from flerm_fx.align.parameter_graph import capture_graph, parameters
+from flerm_fx.capture.tracing import capture
+from flerm_fx.dump.report import to_html
+from tests.cases import make
+from tests.dump.report.profiles import assigned, block_names, profile
+
+pytestmark = pytest.mark.slow
+
+NASTY = "<img src=x onerror=alert(1)>.weight"
+Open = Callable[..., "sync_api.Page"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["sync_api.Browser"]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+    if path is None:
+        pytest.skip("needs Chromium on the path")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser: "sync_api.Browser", tmp_path: Path) -> Iterator[Open]:
+    """Opens a page, and holds it to have written and requested nothing at its end."""
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.set_default_timeout(60_000)
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("dialog", lambda dialog: messages.append(dialog.message))
+    page.on("request", lambda request: messages.append(request.url))
+
+    def open_page(text: str, scheme: str = "light") -> "sync_api.Page":
+        (file := tmp_path / "report.html").write_text(text, encoding="utf-8")
+        page.emulate_media(color_scheme=scheme)
+        page.goto(file.as_uri())
+        return page
+
+    yield open_page
+    file = (tmp_path / "report.html").as_uri()
+    assert [m for m in messages if m != file and not m.startswith(("data:", "blob:"))] == []
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def both() -> str:
+    base = profile([*block_names(4), NASTY], steps=(0, 10, 20))
+    return to_html(base, base.graph, assigned(base))
+
+
+def test_what_cannot_be_seen_in_a_name_is_an_escape(opened: Open) -> None:
+    names = ["bidi\u202egnp.weight", "esc\x1b[31m.weight", "line\u2028x.weight", "größe.weight"]
+    page = opened(to_html(profile(names, steps=(0, 10))))
+    shown = ["bidi\\u{202e}gnp.weight", "esc\\u{1b}[31m.weight", "line\\u{2028}x.weight", names[3]]
+    assert page.locator("#table tbody button").all_inner_texts() == shown
+    everything = page.locator("body").inner_text()
+    assert not any(sign in everything for sign in "\u202e\x1b\u2028")
+    drawn = page.locator("#heat-map .ytick text").all_text_contents()
+    assert drawn == shown
+
+
+def test_search_filters_and_a_header_sorts(opened: Open, both: str) -> None:
+    page = opened(both)
+    rows = page.locator("#table tbody tr")
+    assert rows.count() == 38
+    page.fill("#search", "blocks.1 UP")
+    assert rows.count() == 4
+    assert page.inner_text("#count") == "4 of 38 parameters"
+    page.fill("#search", "no such name")
+    assert rows.count() == 0
+    page.fill("#search", "target")
+    header = page.get_by_role("button", name="FSLR", exact=True)
+    header.click()
+    assert rows.first.locator("td").nth(1).inner_text() == "embed.weight"
+    header.press("Enter")
+    assert rows.first.locator("td").nth(1).inner_text() == NASTY
+    assert page.locator("th[aria-sort=descending]").inner_text().startswith("FSLR")
+
+
+def test_a_run_folds_lists_its_copies_and_answers_to_keys(opened: Open, both: str) -> None:
+    page = opened(both)
+    target = page.locator(".side").nth(1)
+    toggle = target.get_by_role("button", name="blocks.0–3 × 4")
+    rows = target.locator(".row")
+    template = rows.count()
+    toggle.focus()
+    page.keyboard.press("ArrowLeft")
+    assert toggle.get_attribute("aria-expanded") == "false"
+    assert rows.count() < template
+    page.keyboard.press("ArrowRight")
+    assert toggle.get_attribute("aria-expanded") == "true"
+    assert rows.count() == template
+    target.get_by_role("button", name="List the copies").click()
+    assert target.locator(".toggle").all_inner_texts() == ["blocks.0–3 × 4", "0", "1", "2", "3"]
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert rows.filter(has_text="norm").count() == 1
+    page.click("#fold")
+    assert target.locator(".toggle").count() == 1
+    page.click("#expand")
+    assert rows.filter(has_text="norm").count() == 4
+
+
+def test_a_selection_shows_its_numbers_and_what_it_matches(opened: Open, both: str) -> None:
+    page = opened(both)
+    base, target = page.locator(".side").all()
+    chip = target.locator(".chip", has_text="weight").first
+    chip.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#links path").count() == 1
+    assert base.locator(".chip.answer").count() == 1
+    panel = page.locator("#selection")
+    for text in ("embed.weight", "8×6", "2 ± 0.01", "sampled, 8 samples", "0.5", "matched"):
+        assert text in panel.inner_text()
+    assert page.locator("#table tr.chosen").count() == 1
+    page.keyboard.press("Escape")
+    assert panel.is_hidden()
+    assert page.locator("#links path").count() == 0
+
+
+def test_hovering_shows_a_tip_inside_of_the_window(opened: Open, both: str) -> None:
+    page = opened(both)
+    page.locator(".chip").last.hover()
+    tip = page.locator("#tip").bounding_box()
+    assert tip is not None
+    assert tip["x"] >= 0 and tip["y"] >= 0
+    assert tip["x"] + tip["width"] <= 1300 and tip["y"] + tip["height"] <= 900
+
+
+def test_every_colour_has_a_legend(opened: Open, both: str) -> None:
+    page = opened(both)
+    for quantity in ("multiplier", "fslr", "status"):
+        page.select_option("#colour", quantity)
+        assert page.locator("#legend").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_trajectory_is_drawn_in_the_colours_of_the_page(
+    opened: Open, both: str, scheme: str
+) -> None:
+    page = opened(both, scheme)
+    assert page.locator("#heat-map .heatmaplayer image").count() == 1
+    assert page.locator("#lines .scatterlayer .trace").count() > 1
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    drawn = page.locator("#lines .main-svg").first.evaluate("e => getComputedStyle(e).background")
+    assert paper in drawn
+
+
+def test_nothing_is_cut_off_or_overlaps(opened: Open, both: str) -> None:
+    page = opened(both)
+    page.click("#expand")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    boxes = [b for b in (e.bounding_box() for e in page.locator("#graph .row").all()) if b]
+    left = [b for b in boxes if b["x"] < 650]
+    for one, other in pairwise(left):
+        assert other["y"] >= one["y"] + one["height"] - 0.5
+
+
+@pytest.mark.parametrize("width", [1300, 420])
+def test_names_beside_the_heat_map_can_be_told_apart(opened: Open, width: int) -> None:
+    path = "{}.encoder.stages.{}.layers.{}.layer.{}.convolution.weight"
+    names = [path.format("resnet", i, j, k) for i in range(4) for j in range(8) for k in range(3)]
+    page = opened(to_html(profile(names, steps=(0, 1))))
+    page.set_viewport_size({"width": width, "height": 900})
+    page.wait_for_function("n => innerWidth === n", arg=width)
+    labels = page.locator("#heat-map .yaxislayer-above text, #heat-map .yaxislayer-below text")
+    page.wait_for_timeout(500)
+    texts = labels.all_text_contents()
+    assert len(set(texts)) == len(texts) > 30
+    boxes = [box for box in (label.bounding_box() for label in labels.all()) if box]
+    assert all(box["x"] >= 0 for box in boxes)
+    for one, other in pairwise(sorted(boxes, key=lambda box: box["y"])):
+        assert other["y"] >= one["y"] + one["height"] - 3  # letters are lower than their line
+
+
+def test_a_tied_parameter_counts_once(opened: Open) -> None:
+    model, inputs = make("tied")
+    graph = capture_graph(capture(nn.Sequential(model), inputs))
+    base = replace(profile([*parameters(graph)]), graph=graph)
+    page = opened(to_html(base))
+    page.click("#fold")
+    assert page.inner_text("#graph .group .op") == f"{len(base.parameters)} parameters"
+
+
+@pytest.mark.parametrize("blocks", [250, 1250])
+def test_large_models_are_folded_and_can_be_searched(opened: Open, blocks: int) -> None:
+    base = profile(block_names(blocks), steps=tuple(range(20)))
+    page = opened(to_html(base, base.graph, assigned(base)))
+    assert page.locator("#graph .row").count() < 40
+    page.fill("#search", f"blocks.{blocks - 1}.")
+    assert page.locator("#table tbody tr").count() == 8
+
+
+def test_a_profile_alone_has_no_multipliers(opened: Open) -> None:
+    page = opened(to_html(profile(block_names(2))))
+    assert page.locator(".side").count() == 1
+    assert page.locator("#trajectory").is_hidden()
+    assert "multiplier" not in page.inner_text("#table thead")
