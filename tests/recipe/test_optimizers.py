@@ -479,7 +479,7 @@ class OfKeywords(Optimizer):
         super().__init__(params, {"lr": 1e-3, "momentum": 0.0, **settings})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for p in group["params"]:
                 mean = self.state[p].setdefault("mean", torch.zeros_like(p))
