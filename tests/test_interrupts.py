@@ -149,7 +149,7 @@ def test_a_recorded_step() -> None:
         return state_of(model, optimizer, recorder)
 
     before = again()
-    files = ("flerm_fx/record.py",)
+    files = ("training/recording.py",)
     number = lines(optimizer.step, files)
     assert number > len(dict(model.named_parameters()))  # each row of FSLRs is written in one
     for at in range(number):

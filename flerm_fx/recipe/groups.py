@@ -47,7 +47,8 @@ class GroupMultipliers:
     def apply(self, multipliers: Mapping[str, float]) -> None:
         """Split the groups by multiplier; parameters without one have 1."""
         self.restore()  # they are still split where the last step raised
-        self._own = self._optimizer.param_groups
+        # In its own list, which wrappers share and a property may guard.
+        self._own = list(self._optimizer.param_groups)
         split = []
         for group in self._own:
             members: dict[float, list[int]] = {}
@@ -64,13 +65,13 @@ class GroupMultipliers:
                 part = {**group, **lists, **changed}
                 self._parts.append((group, part, {**part}))
                 split.append(part)
-        self._optimizer.param_groups = split
+        self._optimizer.param_groups[:] = split
 
     def restore(self) -> None:
         """Bring the groups back, with what the step has written into them (counts and the like)."""
         if self._own is None:
             return
-        self._optimizer.param_groups = self._own
+        self._optimizer.param_groups[:] = self._own
         for group, part, before in self._parts:
             group.update({k: v for k, v in part.items() if v is not before.get(k, _MISSING)})
         self._parts.clear()

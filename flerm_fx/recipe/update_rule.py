@@ -170,9 +170,11 @@ class UpdateRule:
         settings = {k: v for k, v in defaults.items() if k not in own} | {
             k: v for k, v in group.items() if k in defaults or k in own
         }
-        return cls._from_class(
+        rule = cls._from_class(
             kind, settings, beyond=own & group.keys(), arguments=_kept_arguments(optimizer)
         )
+        _check_built_alike(rule, optimizer)
+        return rule
 
     @classmethod
     def _from_class(
@@ -943,6 +945,33 @@ def _kept_arguments(optimizer: Optimizer) -> dict[str, Any]:
             f"{type(inner).__name__}, whose step it changes; {_BUILT}"
         )
     return found
+
+
+def _check_built_alike(rule: UpdateRule, optimizer: Optimizer) -> None:
+    """Whether an optimizer that is built again has the switches of the one that was given.
+
+    An argument that its constructor keeps under another name is not found, and has its default.
+    Numbers are left out, which may be counts.
+    """
+    kind = type(optimizer)
+    sources = (optimizer.defaults, vars(optimizer), rule.arguments)
+    _, *arguments = _constructor_parameters(kind)
+    kept_elsewhere = [
+        name
+        for name in arguments
+        if name not in _BESIDE_THE_RULE and not any(name in each for each in sources)
+    ]
+    if not kept_elsewhere or rule.name is not None:
+        return
+    with preserved_rng():
+        built = vars(rule.build([{"params": [_matrix(0)]}], _LR))
+    for name, value in vars(optimizer).items():
+        if isinstance(value, bool | str) and built.get(name, value) != value:
+            raise OptimizerError(
+                f"{kind.__name__} cannot be built again: its {name} is {value!r}, and that of a "
+                f"new one {built[name]!r}, since its constructor keeps "
+                f"{', '.join(map(repr, kept_elsewhere))} under another name; {_BUILT}"
+            )
 
 
 _BUILT = (

@@ -599,6 +599,34 @@ class OfSecret(SignDescent):
         super().__init__(params, lr)
 
 
+class Renamed(SignDescent):
+    """Keeps an argument under another name."""
+
+    def __init__(self, params: Any, lr: float = 1e-3, sign: bool = True) -> None:
+        super().__init__(params, lr)
+        self.use_sign = sign
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad.sign() if self.use_sign else p.grad, alpha=group["lr"])
+
+
+class Guarded(torch.optim.Adam):
+    """Its list of groups is a property, which cannot be assigned once it is there."""
+
+    @property
+    def param_groups(self) -> Groups:
+        return self._groups
+
+    @param_groups.setter
+    def param_groups(self, groups: Groups) -> None:
+        if "_groups" in vars(self):
+            raise AttributeError("param_groups is fixed")
+        self._groups = groups
+
+
 class Powered(Optimizer):
     """An argument of the constructor that it keeps to itself."""
 
@@ -622,6 +650,10 @@ class Powered(Optimizer):
         (lambda m: Deaf(m.parameters()), "Deaf does not step at the learning rate that its"),
         (lambda m: Relative(m.parameters()), "rate of Relative is None; expected a number"),
         (lambda m: OfModel(m.parameters(), m), "takes a Sequential as 'model'"),
+        (
+            lambda m: Renamed(m.parameters(), sign=False),
+            "its use_sign is False, .* keeps 'sign' un",
+        ),
         (lambda m: OfSecret(m.parameters(), 1.0), "OfSecret .* constructor needs 'secret'"),
         (lambda m: torch.optim.LBFGS(m.parameters()), "LBFGS has no update rule"),
     ],
@@ -771,3 +803,22 @@ def test_state_that_holds_weights_or_rates_is_refused_under_match_and_compiled()
     )
     assert all(check.passed for check in compiled.check())
     train(model, ScheduleFree(compiled.param_groups(0.1)), 3)
+
+
+def test_groups_that_cannot_be_assigned_are_matched() -> None:
+    base, model = net(8), net(32)
+    optimizer = torch.optim.Adam(base.parameters(), lr=1e-3)
+    with record(base, optimizer, every=1) as recorder:
+        train(base, optimizer, 1)
+    guarded = Guarded(model.parameters(), lr=1e-3)
+    groups = guarded.param_groups
+    with flerm_fx.match(model, guarded, recorder.profile, every=1, method="exact") as matcher:
+        train(model, guarded, 1)
+    assert guarded.param_groups is groups
+    assert len(groups) == 1
+    assert len(set(matcher.multipliers.values())) > 1
+
+
+def test_an_argument_under_another_name_at_its_default_is_no_obstacle() -> None:
+    base = net(8)
+    assert record(base, Renamed(base.parameters())).profile.start
