@@ -290,9 +290,9 @@ class BaseProfile:
                 odd = sorted(mapping.keys() ^ set(self.parameters))
                 raise ProfileError(f"{what} and parameters differ in {', '.join(map(repr, odd))}")
         for name, shape in self.shapes.items():
-            if any(size < 0 for size in shape):
+            if any(type(size) is not int or size < 0 for size in shape):
                 raise ProfileError(
-                    f"the shape of {name!r} is {shape}; expected sizes of at least 0"
+                    f"the shape of {name!r} is {shape}; expected whole numbers of at least 0"
                 )
         for name, estimate in self.start.items():
             _check_estimate(estimate, f"FSLR of {name!r} at the start")
@@ -487,7 +487,7 @@ class BaseProfile:
     @classmethod
     def _unpack(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> BaseProfile:
         header = {**_ADDED, **header}
-        shapes = {str(name): tuple(int(n) for n in shape) for name, shape in header["parameters"]}
+        shapes = {str(name): tuple(shape) for name, shape in header["parameters"]}
         names = tuple(str(name) for name, _ in header["parameters"])
         kinds = [(str(method), str(note)) for method, note in header["kinds"]]
         [start] = _estimates("start", tensors, 1, len(names), kinds)

@@ -418,7 +418,15 @@ def test_kind_out_of_range(path: Path) -> None:
         (lambda header: header.update(seed=-(2**63) - 1), "seed is .*; expected a whole number of"),
         (
             lambda header: header["parameters"][0].__setitem__(1, [4, -3]),
-            r"the shape of 'body.weight' is \(4, -3\); expected sizes of at least 0",
+            r"the shape of 'body.weight' is \(4, -3\); expected whole numbers of at least 0",
+        ),
+        (
+            lambda header: header["parameters"][0].__setitem__(1, [4.5, 3]),
+            r"the shape of 'body.weight' is \(4.5, 3\); expected whole numbers",
+        ),
+        (
+            lambda header: header["parameters"][0].__setitem__(1, "43"),
+            r"the shape of 'body.weight' is \('4', '3'\); expected whole numbers",
         ),
         (lambda header: header.update(steps=[0]), r"tensor 'trajectory.fslr' has shape \(2, 3\)"),
         (lambda header: header["parameters"].pop(), r"tensor 'start.fslr' has shape \(1, 3\)"),
