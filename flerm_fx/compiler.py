@@ -37,6 +37,7 @@ from flerm_fx.model.inputs import (
     call_arguments,
     device_of,
     difference,
+    last_bit,
     output_of,
     to_device,
 )
@@ -257,7 +258,8 @@ def compile(
             parameter_graph=capture_graph(captured),
         )
         if before is not None:
-            _check_unchanged(before, _output(emitted, model, probe_inputs))
+            after = _output(emitted, model, probe_inputs)
+            _check_unchanged(before, after, last_bit(model, before))
         compiled.adopt(emitted, probe_inputs)
         if scales:
             copy_of = model if emit == "graph" and not donate else None
@@ -688,13 +690,13 @@ def _measurable(
     return twin, replace(procedure, pool=pool), obstacle
 
 
-def _check_unchanged(before: Tensor, after: Tensor) -> None:
+def _check_unchanged(before: Tensor, after: Tensor, eps: float) -> None:
     """Whether a model with scales is still the same function.
 
     It is not where a module keeps references to its weights, which parametrizations do not reach.
     """
     change = difference(after, before)
-    if not change <= torch.finfo(before.dtype).eps ** 0.5:
+    if not change <= eps**0.5:
         raise InputError(
             f"the model's output changes by {change:.1e} of its largest with scale nodes as "
             "parametrizations: some module does not read its weights as attributes. The model is "

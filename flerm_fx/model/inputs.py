@@ -210,6 +210,18 @@ def difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().where(differs, 0).max() / largest)
 
 
+def last_bit(model: nn.Module, output: Tensor) -> float:
+    """Machine epsilon of the coarsest of an output and the weights that it was computed with.
+
+    A model with weights in bfloat16 may return float32.
+
+    >>> last_bit(nn.Linear(2, 2).bfloat16(), torch.zeros(2)) == 2**-7
+    True
+    """
+    kinds = {output.dtype, *(p.dtype for p in model.parameters() if is_differentiable(p))}
+    return max(torch.finfo(kind).eps for kind in kinds)
+
+
 def is_finite(value: Tensor) -> bool:
     """Whether a tensor holds neither NaN nor infinity.
 

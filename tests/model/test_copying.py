@@ -69,7 +69,8 @@ def test_a_hook_that_changes_a_parameters_gradient_is_refused(
 ) -> None:
     measure = call(recorded(mlp(8)))
     model = mlp(16)
-    model.get_parameter("2.weight").register_hook(_clipped)
+    weight: Any = model.get_parameter("2.weight")
+    weight.register_hook(_clipped)
     before = torch.get_rng_state()
     with pytest.raises(flerm_fx.InputError, match=r"'2\.weight' has a hook .*_clipped.*remove\(\)"):
         measure(model)
@@ -80,9 +81,10 @@ def test_a_hook_that_changes_a_parameters_gradient_is_refused(
 
 
 def test_a_hook_on_a_parameter_that_looks_is_not_called() -> None:
-    model, seen = mlp(8), []
-    model.get_parameter("2.weight").register_hook(lambda gradient: seen.append(gradient))
-    model.get_parameter("2.bias").register_hook(lambda gradient: gradient)
+    seen: list[Tensor] = []
+    model: Any = mlp(8)
+    model[2].weight.register_hook(lambda gradient: seen.append(gradient))
+    model[2].bias.register_hook(lambda gradient: gradient)
     refuse_gradient_hooks(model)
     assert recorded(model).start == recorded(mlp(8)).start
     assert seen == []

@@ -232,3 +232,32 @@ def test_frozen_weights_in_half_precision_are_left() -> None:
     model.get_submodule("0").bfloat16().requires_grad_(False)
     assert not is_coarse(model)
     assert is_coarse(model.requires_grad_(True))
+
+
+class _ReturnsFloat(nn.Module):
+    """In its weights' type, and then in float32, as language models return their logits."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.into, self.norm = nn.Linear(8, width), nn.LayerNorm(width)
+        self.out = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(self.into(x.to(self.into.weight.dtype)).tanh())
+        output: Tensor = self.out(hidden)
+        return output.float()
+
+
+def test_scale_nodes_on_a_model_in_bfloat16_that_returns_float32_are_within_its_rounding() -> None:
+    torch.manual_seed(1)
+    x, y = torch.randn(16, 8), torch.randint(3, (16,))
+    small = _ReturnsFloat(8).bfloat16()
+    optimizer = torch.optim.AdamW(small.parameters(), lr=1e-3)
+    profile = flerm_fx.record(small, optimizer, x, y, method="exact").profile
+    model = _ReturnsFloat(64).bfloat16()
+    before = model(x)
+    compiled = flerm_fx.compile(model, profile, emit="module", method="exact")
+    assert min(compiled.scales.values()) < 0.9
+    # Three layers, of each of which weights and outputs are rounded to a bit of 2^-7 of themselves.
+    assert (model(x) - before).abs().max() <= 3 * 2 * 2**-7 * before.abs().max()
