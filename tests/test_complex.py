@@ -43,6 +43,18 @@ class Spectral(nn.Module):
         return self.project(F.gelu(hidden.mT)).squeeze(-1)  # type: ignore[no-any-return]
 
 
+class Written(Spectral):
+    """A Fourier layer as neural operators have it, which writes modes into an empty spectrum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(self.lift(x.unsqueeze(-1)).mT)
+        mixed = torch.zeros_like(spectrum)
+        mixed[:, :, :3] = torch.einsum("bim,iom->bom", spectrum[:, :, :3], self.modes[..., :3])
+        mixed[..., -1] = torch.einsum("bi,io->bo", spectrum[..., -1], self.modes[..., 3].conj())
+        hidden = torch.fft.irfft(mixed, n=x.shape[1])
+        return self.project(F.gelu(hidden.mT)).squeeze(-1)  # type: ignore[no-any-return]
+
+
 class Products(nn.Module):
     """Products, a bias, conjugates and absolute values of complex numbers."""
 
@@ -128,7 +140,7 @@ class Eager(Products):
         return x if x.sum() > 1e9 else super().forward(x)
 
 
-MODELS = [Spectral, Products, Views, Transforms, Convolutions, Types, Eager]
+MODELS = [Spectral, Written, Products, Views, Transforms, Convolutions, Types, Eager]
 X, Y = features(6, 12), torch.randn(6, 12, generator=torch.Generator().manual_seed(3))
 
 eagerly = pytest.mark.filterwarnings("ignore::flerm_fx.errors.CaptureWarning")
@@ -220,7 +232,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 4) ->
         optimizer.step()
 
 
-@pytest.mark.parametrize("kind", [Spectral, Products])
+@pytest.mark.parametrize("kind", [Spectral, Written, Products])
 def test_recording_compiling_and_matching(kind: Any, tmp_path: Path) -> None:
     small = kind(4)
     optimizer = torch.optim.Adam(small.parameters(), lr=1e-3)

@@ -123,18 +123,40 @@ def slice_scatter(
 ) -> Tensor:
     """``torch.slice_scatter`` with its end inside the tensor; beyond it, the derivative overflows.
 
+    Of complex numbers it has no derivative at all, and that of their parts is taken.
+
     >>> slice_scatter(torch.zeros(3), torch.ones(2), 0, 1, 2**63 - 1)
     tensor([0., 1., 1.])
     """
     length = tensor.size(dimension)
     end = length if end is None else min(end, length)
-    return torch.slice_scatter(tensor, source, dimension, start, end, step)
+    return _by_parts(torch.slice_scatter, tensor, source, dimension, start, end, step)
+
+
+def select_scatter(tensor: Tensor, source: Tensor, dimension: int, index: int) -> Tensor:
+    """``torch.select_scatter``, which has no derivative of complex numbers either.
+
+    >>> select_scatter(torch.zeros(3), torch.tensor(1.0), 0, 1)
+    tensor([0., 1., 0.])
+    """
+    return _by_parts(torch.select_scatter, tensor, source, dimension, index)
+
+
+def _by_parts(
+    op: Callable[..., Tensor], tensor: Tensor, source: Tensor, dimension: int, *rest: Any
+) -> Tensor:
+    """An operation that moves numbers along a dimension, on the real and imaginary parts."""
+    if not tensor.is_complex():
+        return op(tensor, source, dimension, *rest)
+    parts = (torch.view_as_real(each.resolve_conj()) for each in (tensor, source))
+    return torch.view_as_complex(op(*parts, dimension % tensor.ndim, *rest))
 
 
 PROBED_AS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.sym_size.int: size,
     torch.ops.aten.copy.default: copied,
     torch.ops.aten.slice_scatter.default: slice_scatter,
+    torch.ops.aten.select_scatter.default: select_scatter,
     torch.ops.aten.scaled_dot_product_attention.default: attention,
     torch.ops.aten.alpha_dropout.default: alpha_dropout,
 }
