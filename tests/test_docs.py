@@ -1,6 +1,7 @@
 """The documentation's code runs, and prints what the pages say that it prints."""
 
 import contextlib
+import copy
 import io
 import os
 import re
@@ -258,7 +259,9 @@ def gpt2s(names: Namespace) -> None:
 
 def checkpoints(names: Namespace) -> None:
     gpt2s(names)
+    names["plain"] = copy.deepcopy(names["large"])
     names["compiled"] = flerm_fx.compile(names["large"], names["profile"])
+    names["state"] = names["compiled"].state_dict()
     names["folder"] = "folder"
 
 
