@@ -5,6 +5,7 @@ import copy
 import io
 import os
 import re
+import socket
 import subprocess
 import sys
 import types
@@ -112,6 +113,13 @@ DISTRIBUTED = "how-to/distributed.md"
 """Its snippets are a program of several processes, which they end."""
 
 
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
 @pytest.fixture
 def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Files are written elsewhere, random numbers are as they were, and others may warn."""
@@ -122,7 +130,7 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "WORLD_SIZE": "1",
         "LOCAL_RANK": "0",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29531",
+        "MASTER_PORT": str(_free_port()),
     }.items():
         monkeypatch.setenv(name, value)
     threads = torch.get_num_threads()

@@ -48,7 +48,8 @@ class Optimizers:
                 "expected one of each for every parameter group"
             )
         object.__setattr__(self, "belongs", self.belongs or tuple(range(len(self.rules))))
-        if len(self.belongs) != len(self.rules) or {*self.belongs} != {*range(self.count)}:
+        owners = sorted({*self.belongs})
+        if len(self.belongs) != len(self.rules) or owners != list(range(len(owners))):
             raise OptimizerError(
                 f"{len(self.rules)} parameter groups belong to optimizers {self.belongs}; "
                 "expected an index, counted from 0, for each of them"

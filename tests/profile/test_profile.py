@@ -266,6 +266,7 @@ def test_trajectory_that_contradicts_itself(arguments: Any, message: str) -> Non
             "outputs were measured at 1 steps on the way, and FSLRs at 6: rec",
         ),
         ({"output_rms": (1.0,) * 5 + (math.nan,)}, "outputs of size nan; expected finite numbers"),
+        ({"belongs": (2**63,)}, "1 parameter groups belong to optimizers .9223372036854775808,"),
         ({"held": {"body.bias": 1}}, "'body.bias' is in parameter group 1; there are 1"),
         ({"held": {"tail": 0}}, "'tail' is in parameter group 0; there are 1"),
         ({"learning_rate": math.inf}, "learning_rate is inf, out of range"),
