@@ -70,6 +70,6 @@ def _stated(rule: UpdateRule, rate: float) -> dict[str, Any]:
 
 def _same(rule: UpdateRule, other: UpdateRule) -> bool:
     """By name; or, where both can be built, by what they do (Adam without decay is AdamW)."""
-    if rule.source.rpartition(".")[2] == other.source.rpartition(".")[2]:
+    if rule.class_name == other.class_name:
         return True
     return (rule.name is not None or rule.factory is not None) and step_alike(rule, other)

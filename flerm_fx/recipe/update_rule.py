@@ -210,7 +210,7 @@ class UpdateRule:
             given = UpdateRule.of(optimizer)
         else:
             given = UpdateRule._of_function(optimizer, self.settings)
-        if given.source.rpartition(".")[2] != self.source.rpartition(".")[2]:
+        if given.class_name != self.class_name:
             raise OptimizerError(
                 f"the base was trained by {self.source}, and optimizer= is {given.source}; the "
                 "FSLRs of one rule say nothing of another's: pass the one that the base was "
@@ -342,6 +342,11 @@ class UpdateRule:
         except OptimizerError:
             pass
         return cls(name, settings, None, source, beyond, arguments, lost)
+
+    @property
+    def class_name(self) -> str:
+        """The name of the optimizer's class, wherever it was imported from."""
+        return self.source.rpartition(".")[2]
 
     @property
     def has_eps(self) -> bool:
