@@ -1,7 +1,9 @@
 """What is installed: a wheel that runs without the repository, and a core light to import."""
 
+import importlib
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -50,3 +52,10 @@ def test_importing_the_core_brings_nothing_that_can_wait(tmp_path: Path) -> None
     heavy = ("networkx", "sympy", "matplotlib", "plotly", "transformers", "typer", "rich")
     code = f"import sys, flerm_fx; print([name for name in {heavy} if name in sys.modules])"
     assert python("-c", code, folder=tmp_path) == "[]\n"
+
+
+def test_the_command_is_where_the_package_says() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for place in project["scripts"].values():
+        module, _, name = place.partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
