@@ -1,19 +1,28 @@
 """What is made larger, and what it is trained on: the axes of the study."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
 
+from experiments import foreign
 from experiments.data import Name as DataName
+from experiments.recipe import Recipe
 from experiments.smollm2 import adapted
 from models import ResMLP, Transformer
 
 FACTOR = 1.85
 """Between neighbouring learning rates, as in the paper: 0.89 octaves."""
 
-Scaled = Literal["width_multiplier", "depth_multiplier", "init_scale", "rank"]
+Scaled = Literal["width_multiplier", "depth_multiplier", "width_and_depth", "init_scale", "rank"]
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resmlp": ResMLP,
+    "transformer": Transformer,
+    **foreign.MODELS,
+}
+"""Architectures that are built from settings."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +59,12 @@ class Axis:
         data: what it is trained on.
         model: the architecture.
         settings: of the base model.
-        scaled: which argument of the architecture changes.
+        scaled: which argument of the architecture changes, or which two.
         scales: its values; the base is 1.
         grid: learning rates.
         steps, batch: of every run.
         optimizer: see :data:`experiments.training.OPTIMIZERS`.
+        recipe: how runs are trained; by that optimizer at a constant rate and nothing else if None.
         swept: part of the names of the parameters whose rate is swept; all if None.
         other_rate: of all others.
         seeds: base models whose profiles are averaged, where fewer than the method's.
@@ -65,7 +75,7 @@ class Axis:
     key: str
     title: str
     data: DataName
-    model: Literal["resmlp", "transformer", "smollm2"]
+    model: Literal["resmlp", "transformer", "smollm2", "llama", "gpt2", "vit"]
     settings: Mapping[str, Any]
     scaled: Scaled
     scales: tuple[float, ...]
@@ -73,6 +83,7 @@ class Axis:
     steps: int = 300
     batch: int = 128
     optimizer: str = "adam"
+    recipe: Recipe | None = None
     swept: str | None = None
     other_rate: float = 0.0
     seeds: int = 8
@@ -98,8 +109,21 @@ class Axis:
         if self.scaled == "rank":
             return adapted(rank=int(self.settings["rank"] * scale))
         value = scale if self.scaled == "init_scale" else int(scale)
-        settings = {**self.settings, self.scaled: value}
-        return ResMLP(**settings) if self.model == "resmlp" else Transformer(**settings)
+        both = ("width_multiplier", "depth_multiplier")
+        scaled = both if self.scaled == "width_and_depth" else (self.scaled,)
+        return MODELS[self.model](**{**self.settings, **dict.fromkeys(scaled, value)})
+
+    def width(self, scale: float) -> float:
+        """How many times as wide as the base a model is.
+
+        >>> AXES["llama-both"].width(4), AXES["llama-depth"].width(4)
+        (4, 1)
+        """
+        return scale if self.scaled in ("width_multiplier", "width_and_depth") else 1
+
+    def depth(self, scale: float) -> float:
+        """How many times as deep as the base a model is."""
+        return scale if self.scaled in ("depth_multiplier", "width_and_depth") else 1
 
 
 MLP = Axis(
@@ -147,6 +171,34 @@ LORA = Axis(
     cell_every=2,
 )
 
+_OCTAVES = Grid(2**-11, 7, 2.0)
+
+LLAMA = Axis(
+    "llama-width",
+    "Llama, width",
+    "english",
+    "llama",
+    {"width": 48, "depth": 2},
+    "width_multiplier",
+    (1, 2, 4, 8),
+    grid=_OCTAVES,
+    steps=400,
+    batch=16,
+    optimizer="adamw",
+    recipe=Recipe(),
+    cell=None,
+)
+GPT2 = replace(LLAMA, key="gpt2-width", title="GPT-2, width", data="bytes", model="gpt2")
+VIT = replace(
+    LLAMA,
+    key="vit-width",
+    title="ViT, width",
+    data="pictures",
+    model="vit",
+    settings={"width": 32, "depth": 2},
+    batch=64,
+)
+
 _INIT_SCALES = (1, 0.125, 0.25, 0.5, 2, 4, 8)
 
 
@@ -177,6 +229,45 @@ def _transformers() -> list[Axis]:
         )
     )
     return found
+
+
+def _under_the_recipe() -> list[Axis]:
+    """Training as people do it, on models of transformers and on a ResMLP."""
+    deep = [
+        replace(
+            axis,
+            key=f"{axis.model}-depth",
+            title=axis.title.replace("width", "depth"),
+            scaled="depth_multiplier",
+        )
+        for axis in (LLAMA, GPT2)
+    ]
+    both = replace(
+        LLAMA,
+        key="llama-both",
+        title="Llama, width and depth",
+        scaled="width_and_depth",
+        scales=(1, 2, 4),
+    )
+    initial = replace(
+        GPT2,
+        key="gpt2-init",
+        title="GPT-2, initialisation",
+        scaled="init_scale",
+        scales=(1, 0.25, 0.5, 2, 4),
+    )
+    mlp = replace(
+        MLP,
+        key="mlp-recipe-width",
+        title="ResMLP under the recipe, width",
+        scales=(1, 4, 16),
+        # Wide ones are best below the others' grid.
+        grid=Grid(2**-14, 10, 2.0),
+        optimizer="adamw",
+        recipe=LLAMA.recipe,
+        cell=None,
+    )
+    return [LLAMA, GPT2, VIT, *deep, both, initial, mlp]
 
 
 GRIDS = {
@@ -236,6 +327,7 @@ AXES: dict[str, Axis] = {
         replace(
             LORA, key="lora-a", title=LORA.title.replace(" B", " A"), swept="lora_A", cell=None
         ),
+        *_under_the_recipe(),
     )
 }
 """All axes, by key."""

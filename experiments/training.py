@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from experiments.axes import Axis
 from experiments.data import Data
+from experiments.recipe import Recipe
 from flerm_fx.model.inputs import device_of, to_device
 from flerm_fx.recipe.update_rule import UpdateRule, group_settings
 
@@ -78,11 +79,13 @@ def optimizers(
     multipliers: Mapping[str, float] | None = None,
     swept: str | None = None,
     other_rate: float = 0.0,
+    recipe: Recipe | None = None,
 ) -> list[Optimizer]:
     """Those of a run, with a multiplier of the rate for each parameter.
 
     With ``swept``, the parameters that have it in their names are trained at ``lr``, all others at
-    ``other_rate``, by an optimizer each.
+    ``other_rate``, by an optimizer each. A recipe has an optimizer of its own, whatever the name,
+    of which ``lr`` is the peak.
 
     >>> model = nn.Linear(4, 2)
     >>> (adam,) = optimizers("adam", model, 0.1, {"weight": 0.5, "bias": 2.0})
@@ -90,6 +93,8 @@ def optimizers(
     [0.05, 0.2]
     """
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if recipe is not None:
+        return [recipe.optimizer(named, lr, multipliers)]
     parts: list[tuple[str, float, Mapping[str, Tensor]]] = [(name, lr, named)]
     if name == "muon":
         matrices, others = _split(named, lambda n: named[n].dim() == 2)
@@ -136,7 +141,8 @@ class Outcome:
     Attributes:
         loss: on the validation set, in nats, the mean over at most five models of the last tenth
             of the steps, equally far apart; infinite if the run diverged. At a constant rate one
-            model's is noisier than what rates differ by near the best.
+            model's is noisier than what rates differ by near the best. Under a recipe, whose rate
+            has decayed, it is the last model's.
         train_loss: mean over the last tenth of the steps.
         seconds: that it took.
     """
@@ -147,7 +153,7 @@ class Outcome:
 
 
 def train(model: nn.Module, run: list[Optimizer], data: Data, axis: Axis, seed: int) -> Outcome:
-    """Train for the axis's number of steps at a constant rate.
+    """Train for the axis's number of steps, by its recipe or else at a constant rate.
 
     Equal seeds see equal batches. A run whose loss is not finite, or ends above where it began, has
     diverged.
@@ -157,11 +163,13 @@ def train(model: nn.Module, run: list[Optimizer], data: Data, axis: Axis, seed: 
     generator = torch.Generator().manual_seed(seed)
     tenth = max(axis.steps // 10, 1)
     every = -(-tenth // VALIDATIONS)
+    recipe, validated = axis.recipe, tenth if axis.recipe is None else 1
+    schedules = [] if recipe is None else [recipe.schedule(each, axis.steps) for each in run]
     last: list[float] = []
     validations: list[float] = []
     for step in range(axis.steps):
         inputs, targets = to_device(data.sample(axis.batch, generator), device)
-        loss = data.loss(model(inputs), targets)
+        loss = data.loss(_logits(model(inputs)), targets)
         if not math.isfinite(loss.item()):
             return Outcome(math.inf, math.inf, time.perf_counter() - began)
         if step >= axis.steps - tenth:
@@ -169,10 +177,14 @@ def train(model: nn.Module, run: list[Optimizer], data: Data, axis: Axis, seed: 
         for optimizer in run:
             optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        if recipe is not None:
+            recipe.limit(model.parameters())
         for optimizer in run:
             optimizer.step()
+        for schedule in schedules:
+            schedule.step()
         left = axis.steps - 1 - step
-        if left < tenth and left % every == 0:
+        if left < validated and left % every == 0:
             validations.append(validate(model, data))
     final, mean = sum(validations) / len(validations), sum(last) / len(last)
     return Outcome(final if final <= before else math.inf, mean, time.perf_counter() - began)
@@ -182,5 +194,11 @@ def train(model: nn.Module, run: list[Optimizer], data: Data, axis: Axis, seed: 
 def validate(model: nn.Module, data: Data) -> float:
     """Mean loss over the validation set."""
     batches = to_device(data.validation, device_of(model))
-    total = sum(data.loss(model(x), y).item() * len(x) for x, y in batches)
+    total = sum(data.loss(_logits(model(x)), y).item() * len(x) for x, y in batches)
     return total / sum(len(x) for x, _ in data.validation)
+
+
+def _logits(output: Any) -> Tensor:
+    """A model's logits, which transformers' models return among other things."""
+    logits: Tensor = getattr(output, "logits", output)
+    return logits

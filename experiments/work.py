@@ -6,15 +6,17 @@ import multiprocessing
 import os
 import threading
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 import flerm_fx
-from experiments import data, mup_models
+from experiments import completep, data, mup_models, rules_by_hand
 from experiments.axes import Axis
 from experiments.data import Batch
 from experiments.methods import Method
@@ -50,9 +52,7 @@ class Recording:
     def _profile(self, seed: int) -> flerm_fx.BaseProfile:
         axis, method = self.axis, self.method
         model = build(axis, 1, seed)
-        run = optimizers(
-            axis.optimizer, model, self.rate, swept=axis.swept, other_rate=axis.other_rate
-        )
+        run = of_axis(axis, model, self.rate)
         settle = min(method.settle, axis.steps)
         pool = probe(axis, settle)
         with flerm_fx.record(
@@ -114,15 +114,7 @@ class Training:
         """Build, set the rates, train, validate."""
         axis, run = self.axis, self.run
         batches = data.load(axis.data)
-        if self.method.kind == "mup":
-            model = mup_models.build(axis, run.scale, run.seed).to(device())
-            rule = [mup_models.optimizer(model, run.rate)]
-        else:
-            model = build(axis, run.scale, run.seed)
-            found = None if self.multipliers is None else json.loads(self.multipliers.read_text())
-            if self.method.kind == "mup-rates":
-                found = mup_models.rates(axis, run.scale)
-            rule = optimizers(axis.optimizer, model, run.rate, found, axis.swept, axis.other_rate)
+        model, rule = self._begun()
         if self.method.kind == "match" and self.profile is not None:
             base = flerm_fx.BaseProfile.load(self.profile)
             with flerm_fx.match(model, rule, base, at=self.method.at, method=self.method.estimator):
@@ -130,6 +122,29 @@ class Training:
         else:
             outcome = train(model, rule, batches, axis, run.seed)
         return Result(run, outcome.loss, outcome.train_loss, outcome.seconds)
+
+    def _begun(self) -> tuple[nn.Module, list[Optimizer]]:
+        """The model and what trains it, before the first step."""
+        axis, run = self.axis, self.run
+        if self.method.kind == "mup":
+            model = mup_models.build(axis, run.scale, run.seed).to(device())
+            return model, [mup_models.optimizer(model, run.rate)]
+        if self.method.kind == "completep":
+            model = completep.build(axis, run.scale, run.seed).to(device())
+            return model, [completep.optimizer(axis, model, run.scale, run.rate)]
+        model = build(axis, run.scale, run.seed)
+        return model, of_axis(axis, model, run.rate, self._multipliers())
+
+    def _multipliers(self) -> dict[str, float] | None:
+        """Those of the method; None where all are 1."""
+        if self.method.kind == "mup-rates":
+            by_hand = self.axis.model in rules_by_hand.PLACES
+            rates = rules_by_hand.mup_rates if by_hand else mup_models.rates
+            return rates(self.axis, self.run.scale)
+        if self.multipliers is None:
+            return None
+        found: dict[str, float] = json.loads(self.multipliers.read_text())
+        return found
 
 
 Work = Recording | Compiling | Training
@@ -139,6 +154,13 @@ def build(axis: Axis, scale: float, seed: int) -> nn.Module:
     """A model at its initial weights, the same on any device."""
     torch.manual_seed(seed)
     return axis.build(scale).to(device())
+
+
+def of_axis(
+    axis: Axis, model: nn.Module, rate: float, found: Mapping[str, float] | None = None
+) -> list[Optimizer]:
+    """The axis's optimizers, at a rate, with multipliers if there are any."""
+    return optimizers(axis.optimizer, model, rate, found, axis.swept, axis.other_rate, axis.recipe)
 
 
 def device() -> str:
