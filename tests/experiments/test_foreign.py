@@ -15,9 +15,6 @@ from experiments.rules_by_hand import PLACES, mup_rates, roles
 from experiments.runner import applies
 from experiments.store import Run
 from experiments.work import Compiling, Recording, Training, build
-from tests.experiments.test_data import brown
-
-__all__ = ["brown"]  # a fixture
 
 
 def tiny(key: str) -> Axis:
