@@ -11,9 +11,9 @@ from torch import nn
 from experiments.axes import Axis
 
 Role = Literal["input", "hidden", "vector", "final", "readout"]
-"""``input``: embeddings of tokens, positions and patches, a tied one too; ``hidden``: the matrices
-of blocks; ``vector``: the norms and biases of blocks; ``final``: what a block is not, and no
-matrix, behind the blocks; ``readout``: the matrix that logits come from."""
+"""``input`` is an embedding of tokens, positions or patches, a tied one too; ``hidden`` a matrix of
+a block; ``vector`` a norm or bias of a block; ``readout`` the matrix that logits come from; and
+``final`` the norm behind the blocks, or the readout's bias."""
 
 Place = Literal["input", "blocks", "final", "readout"]
 
