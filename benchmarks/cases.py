@@ -11,7 +11,7 @@ from benchmarks.settings import Settings
 from flerm_fx.commands.demo.corpus import read_corpus, sample_windows
 from flerm_fx.model.inputs import Inputs, to_device
 from flerm_fx.recipe.loss import Loss, resolve
-from flerm_fx.start.start import batch_loss
+from flerm_fx.start.procedure import batch_loss
 from models.convnet import ConvNet
 from models.resmlp import ResMLP
 from models.transformer import Transformer

@@ -19,7 +19,8 @@ from flerm_fx.align.aligning import Mapped, Match, OnUnmatched
 from flerm_fx.align.parameter_graph import capture_graph
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.assign.matches import held_as_matched, matched
-from flerm_fx.assign.multipliers import Settling, assigned
+from flerm_fx.assign.multipliers import assigned
+from flerm_fx.assign.way import Settling
 from flerm_fx.boundary.options import checked, choice, flag, instance, integer
 from flerm_fx.capture.tracing import Capture, capture
 from flerm_fx.dump import Format, Level, dump
@@ -50,16 +51,9 @@ from flerm_fx.recipe.loss import Loss, LossFunction, resolve
 from flerm_fx.recipe.pool import Pool, probe_pool
 from flerm_fx.recipe.update_rule import OptimizerLike, group_settings, node_multiplier, node_scale
 from flerm_fx.start.precision import is_coarse, measurable, warn_of_rounding
-from flerm_fx.start.start import (
-    MODEL_LOSS,
-    Moment,
-    StartProcedure,
-    batch_loss,
-    lost_in_rounding,
-    measure_settling,
-    measure_start,
-    start_of,
-)
+from flerm_fx.start.procedure import MODEL_LOSS, StartProcedure, batch_loss
+from flerm_fx.start.rounding import lost_in_rounding
+from flerm_fx.start.start import Moment, measure_settling, measure_start, start_of
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -560,7 +554,7 @@ class CompiledModel(ScaledModel):
                 return taken and {name: m / held[name] for name, m in taken.items()}
 
             found = measure_settling(captured, procedure, follow, draw_seed=CHECK_SEED, sized=False)
-            measured[0] = start_of(found, procedure.settle)
+            measured[0] = start_of(found, procedure)
         # Through scale nodes the unit update of w already moves θ by m; in groups it does not.
         factors = multipliers or dict.fromkeys(self.multipliers, 1.0)
         # Stored weights, and effective ones made of them, are rounded once more each.
@@ -663,6 +657,7 @@ def _procedure(
     return StartProcedure(
         optimizers=run,
         settle=profile.settle,
+        warmup=profile.warmup,
         loss=loss,
         pool=pool,
         output_fn=output_fn,

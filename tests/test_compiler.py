@@ -3,7 +3,9 @@
 import copy
 import json
 import math
+import re
 import warnings
+from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import flerm_fx
-from flerm_fx.recipe.schedule import start_steps
+from flerm_fx.recipe.schedule import settling_steps, start_steps, warmed_up
 from flerm_fx.start.start import measure_start
 from models.resmlp import ResMLP
 from models.transformer import Transformer
@@ -90,37 +92,41 @@ def test_a_start_after_settling_is_met(settle: int, rule: Any, emit: Any) -> Non
     assert all(check.passed for check in compiled.check())
 
 
-def test_settling_matches_at_every_measured_step_as_match_does() -> None:
+def test_a_settled_target_is_measured_where_its_first_guess_leads() -> None:
     small, large, x, y = wide_pair()
-    steps = (0, 1, 2, 4, 5)
-    profiles = []
-    for settle in (0, 5):
-        trained = copy.deepcopy(small)
-        optimizer = torch.optim.Adam(trained.parameters(), lr=1e-2)
-        with flerm_fx.record(
-            trained, optimizer, x, y, settle=settle, at=steps, method="exact"
-        ) as recorder:
-            train_on(trained, optimizer, x, y, 6)
-        profiles.append(recorder.profile)
-    on_the_way = profiles[1].settling
-    assert on_the_way.steps == steps
-    for step in on_the_way.steps:
-        for name, estimate in on_the_way.at(step).items():
-            real = profiles[0].trajectory.at(step)[name]
-            assert estimate.value == pytest.approx(real.value, rel=1e-3, abs=1e-9)
-    matched = copy.deepcopy(large)
-    optimizer = torch.optim.Adam(matched.parameters(), lr=1e-2)
-    with flerm_fx.match(matched, optimizer, profiles[0], at=steps, method="exact") as matcher:
-        train_on(matched, optimizer, x, y, 6)
-    # The base's outputs as large as none of the target's: match does not look at them.
-    profile = replace(profiles[1], output_rms=(1e3,) * len(steps))
+    profile = profile_of(small, x, y, settle=5, lr=1e-2, method="exact")
+    # The base's outputs as large as none of the target's: it has no further to go.
+    profile = replace(profile, output_rms=(1e3,) * len(profile.output_rms))
     compiled = flerm_fx.compile(large, profile, method="exact")
-    start = [found for found in matcher.history if found.step in start_steps(5)]
+    guess = compiled._settling[0]
+    adam = torch.optim.Adam(large.parameters(), lr=1e-2)
+    own = flerm_fx.record(large, adam, x, y, settle=5, method="exact").profile.update_sizes
+    assert guess == pytest.approx({n: profile.update_sizes[n] / own[n] for n in own}, rel=1e-5)
+    # The same steps by hand: the guess, a rate that rises over the warm-up, real updates.
+    twin, wanted = copy.deepcopy(large), start_steps(5, profile.warmup)
+    assert (profile.warmup, wanted) == (2, (3, 4, 5))
+    groups = [{"params": [p], "lr": 1e-2 * guess[n]} for n, p in twin.named_parameters()]
+    optimizer = torch.optim.Adam(groups)
+    rising = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 3, 1.0))
+    with flerm_fx.record(twin, optimizer, x, y, at=wanted, method="exact") as recorder:
+        for _ in range(6):
+            train_on(twin, optimizer, x, y, 1)
+            rising.step()
+    course = recorder.profile.trajectory
+    for row in compiled.assignments:
+        mean = sum(course.at(step)[row.parameter].value for step in wanted) / len(wanted)
+        assert row.target.value == pytest.approx(mean, rel=1e-3)
+    # Both blocks of a role have one multiplier, at which their mass is the base's.
+    by_role = defaultdict(list)
     for row in compiled.assignments:
         if row.status == "matched":
-            base = sum(on_the_way.at(found.step)[row.parameter].value for found in start)
-            target = sum(found.fslrs[row.parameter].value for found in start)
-            assert row.multiplier == pytest.approx(base / target, rel=2e-2)
+            by_role[re.sub(r"\d+", "#", row.parameter)].append(row)
+    assert {len(rows) for rows in by_role.values()} == {1, 2}
+    for rows in by_role.values():
+        assert len({row.multiplier for row in rows}) == 1
+        mass = sum(row.multiplier * row.target.value for row in rows)
+        of_base = sum(share * profile.start[b].value for row in rows for b, share in row.base)
+        assert mass == pytest.approx(of_base, rel=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:the model's outputs begin far larger")
@@ -139,12 +145,12 @@ def test_a_target_with_larger_outputs_takes_larger_steps_on_its_way() -> None:
     size, last = float(large(x).detach().square().mean().sqrt()), profile.output_rms[-1]
     assert size > 1.5 * last
     base, own = (
-        each.settling.at(0)
+        each.update_sizes
         for each in (profile, profile_of(large, x, y, settle=20, lr=1e-2, method="exact"))
     )
     way = size / max(last, profile.output_rms[0])
     for name, multiplier in compiled._settling[0].items():
-        assert multiplier == pytest.approx(way * base[name].value / own[name].value, rel=1e-3)
+        assert multiplier == pytest.approx(way * base[name] / own[name], rel=1e-3)
     assert all(check.passed for check in compiled.check())
 
 
@@ -162,28 +168,31 @@ def test_a_target_goes_on_until_its_outputs_have_settled() -> None:
     profile = profile_of(linear(1.0), x, y, settle=settle, lr=0.05, method="exact")
     large = linear(12.0)
     compiled = flerm_fx.compile(large, profile, method="exact")
-    last = start_steps(settle)
-    assert last == (8, 16, 20)
-    assert list(compiled._settling) == [0, 1, 2, 4, 8, 16, 20, 28, 36]  # and 40, the start's last
+    last, sized = start_steps(settle, profile.warmup), settling_steps(settle, profile.warmup)
     rounds = 2
+    again = [settle + step for step in last]
+    assert list(compiled._settling) == [*sized, *again[:-1]]  # the last ends the start
     # A start that is the walk's own: the same steps, by hand.
     twin, sizes = copy.deepcopy(large), {}
     adam = torch.optim.Adam([{"params": [p], "lr": 0.05} for p in twin.parameters()])
     groups = dict(zip(dict(twin.named_parameters()), adam.param_groups, strict=True))
+    multipliers: dict[str, float] = {}
     for step in range(rounds * settle + 1):
         for name, multiplier in compiled._settling.get(step, {}).items():
-            groups[name]["lr"] = 0.05 * multiplier
+            multipliers[name] = multiplier
+        for name, group in groups.items():
+            group["lr"] = 0.05 * multipliers[name] * warmed_up(step, profile.warmup)
         adam.zero_grad()
         outputs = twin(x)
         sizes[step] = float(outputs.detach().square().mean().sqrt())
         nn.functional.mse_loss(outputs, y).backward()
         adam.step()
     left = [
-        sum(profile.way_from({0: sizes[0], s: sizes[settle * r + s]}, s) for s in last) / 3
+        sum(profile.way_from({0: sizes[0], s: sizes[settle * r + s]}, s) for s in last) / len(last)
         for r in range(rounds)
     ]
     assert left[0] > 2 > left[1] > 1
-    measured = [(step, step) for step in profile.settling.steps]
+    measured = [(step, step) for step in sized]
     measured += [(settle + step, step) for step in last]
     ways = [profile.way_from({0: sizes[0], s: sizes[step]}, s) for step, s in measured]
     way = math.prod(ways) ** (1 / len(ways))
@@ -204,9 +213,10 @@ def test_outputs_that_stay_large_are_warned_of_and_met_in_proportion() -> None:
     with pytest.warns(UserWarning, match=r"after 20 steps are still \d+\.\d times"):
         compiled = flerm_fx.compile(large, profile, method="exact")
     size = float(large(x).detach().square().mean().sqrt())
-    sizes = dict(zip(profile.settling.steps, profile.output_rms, strict=True))
+    steps = settling_steps(4, profile.warmup)
+    sizes = dict(zip(steps, profile.output_rms, strict=True))
     ways = {s: min(size / sizes[s], size / max(sizes[0], sizes[4])) for s in sizes}
-    measured = [*ways.values(), *(4 * [ways[s] for s in start_steps(4)])]
+    measured = [*ways.values(), *(4 * [ways[s] for s in start_steps(4, profile.warmup)])]
     way = math.prod(measured) ** (1 / len(measured))
     for row in compiled.assignments:
         # A step hardly moves outputs of this size.

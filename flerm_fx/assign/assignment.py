@@ -22,14 +22,18 @@ class Assignment:
         base: the base parameters it answers to, each with the share of mass taken from it.
         base_fslr: the FSLR to be met, ``sum(share * FSLR)`` over ``base``; for a start after
             ``settle`` steps times the geometric mean of :meth:`flerm_fx.BaseProfile.way_from` over
-            the measured ones.
+            the measured ones, and pooled over the parameters of its role.
         target: FSLR measured on the target for a unit update.
-        multiplier: the learning-rate multiplier m_l.
+        multiplier: the learning-rate multiplier m_l; of a settled start, pooled over its role
+            (:func:`flerm_fx.assign.pooling.pooled`).
         status: ``"matched"``; ``"unresolved"`` where an FSLR is zero or within its noise, and the
-            multiplier is 1; ``"unmatched"`` where the base has no counterpart, with a multiplier of
-            1 as well; ``"unused"`` where the output does not depend on the parameter.
+            multiplier is 1, or of a settled start the first guess; ``"unmatched"`` where the base
+            has no counterpart, with a multiplier of 1; ``"unused"``
+            where the output does not depend on the parameter.
         after: steps after the start at which both FSLRs were measured; 0 for the start itself, and
             the profile's ``resolve_after`` where an FSLR at the start is exactly 0 on either side.
+        error: relative standard error of ``base_fslr / target``: that of the estimates and, where
+            several bases were recorded, of the mean over them.
     """
 
     parameter: str
@@ -42,3 +46,4 @@ class Assignment:
     multiplier: float
     status: Status
     after: int = 0
+    error: float = 0.0

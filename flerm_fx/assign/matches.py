@@ -7,7 +7,6 @@ from flerm_fx.align.aligning import Mapped, Match, OnUnmatched, align, unanswere
 from flerm_fx.align.parameter_graph import capture_graph
 from flerm_fx.capture.tracing import Capture
 from flerm_fx.errors import shown
-from flerm_fx.probe.estimate import Estimate
 from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.recipe.optimizers import Optimizers
 
@@ -45,7 +44,7 @@ def leader(run: Optimizers, shares: Shares) -> str:
     return next((b for b, _ in shares if run.rate(b)), shares[0][0])
 
 
-def wanted(run: Optimizers, shares: Shares, fslrs: Mapping[str, Estimate]) -> float:
+def wanted(run: Optimizers, shares: Shares, fslrs: Mapping[str, float]) -> float:
     r"""The FSLR that a parameter of the target has to meet.
 
     .. math:: \sum_b \mathrm{share}_b \frac{\mathrm{lr}_b}{\mathrm{lr}} \mathrm{FSLR}_b
@@ -57,14 +56,11 @@ def wanted(run: Optimizers, shares: Shares, fslrs: Mapping[str, Estimate]) -> fl
     >>> from flerm_fx.recipe.update_rule import UpdateRule
     >>> rule = UpdateRule.from_name("SGD")
     >>> run = Optimizers((rule, rule), (0.5, 1.0), {"a": 0, "b": 1})
-    >>> fslrs = {name: Estimate(1.0, 0.0, "exact", 0) for name in "ab"}
-    >>> wanted(run, (("a", 0.5), ("b", 0.5)), fslrs)
+    >>> wanted(run, (("a", 0.5), ("b", 0.5)), {"a": 1.0, "b": 1.0})
     1.5
     """
     lr = run.rate(leader(run, shares)) if shares else 0.0
-    return sum(
-        float(share) * fslrs[b].value * (run.rate(b) / lr if lr else 1.0) for b, share in shares
-    )
+    return sum(float(share) * fslrs[b] * (run.rate(b) / lr if lr else 1.0) for b, share in shares)
 
 
 def held_as_matched(

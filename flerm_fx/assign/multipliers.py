@@ -5,28 +5,24 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from statistics import fmean, geometric_mean
 
 import torch
 from torch import fx
 
 from flerm_fx.align.aligning import Match
+from flerm_fx.align.parameter_graph import capture_graph
+from flerm_fx.align.roles import roles
 from flerm_fx.assign.assignment import Assignment, Status
 from flerm_fx.assign.matches import wanted
+from flerm_fx.assign.pooling import pooled, warn_of_implausible
+from flerm_fx.assign.way import Settling, Way
 from flerm_fx.capture.tracing import Capture
 from flerm_fx.ops.scale import parameter_nodes
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.prober import Prober
 from flerm_fx.profile.profile import BaseProfile
-from flerm_fx.recipe.schedule import start_steps, step_of_round
-from flerm_fx.start.start import (
-    Moment,
-    StartProcedure,
-    answers_to,
-    measure_settling,
-    measure_start,
-    start_of,
-)
+from flerm_fx.start.procedure import StartProcedure
+from flerm_fx.start.start import answers_to, measure_settling, measure_start, start_of
 
 NOISE = 2.0
 """An FSLR below this many standard errors is not told from zero."""
@@ -50,19 +46,7 @@ SETTLED_BESIDE_EPS = 1e-3
 """The same for a start with gradients of the size of the optimizer's ``eps``; at least the last bit
 of the weights, in which updates are measured."""
 
-LARGE = 2.0
-"""Outputs more than so many times as large as the base's have not settled."""
-
-ROUNDS = 5
-"""How often a target whose outputs have not settled takes the settling steps, at most. With the
-mean of ways over the last steps alone, the regret of a ResMLP with 4 times the initial weights fell
-from 0.8 nats after one round to about 0.1; two to eight did alike there, since outputs shrink no
-further, and with 8 times them more than two were needed."""
-
 _Assigned = tuple[Assignment, ...]
-
-Settling = dict[int, Mapping[str, float]]
-"""The multipliers from each step on."""
 
 
 def assigned(
@@ -76,17 +60,17 @@ def assigned(
     .. math:: m_l = \rho \frac{\sum_b \mathrm{share}_{b \to l}\, \mathrm{FSLR}_b}
                            {\mathrm{FSLR}_l(m)}
 
-    The target's FSLR depends on the multipliers themselves in three cases. On ``settle`` steps to
-    the start it is matched at each step that was measured on the base, so that it arrives as the
-    base does. At the late start, and where gradients are of the size of the optimizer's ``eps``,
-    which a scale node of s turns into ``eps / s``, it is measured again until the two agree.
+    After ``settle`` steps the target is measured where they have led it under the multipliers of
+    :class:`flerm_fx.assign.way.Way`, and multipliers are pooled over the parameters of a role
+    (:func:`flerm_fx.assign.pooling.pooled`). At the late start, and where gradients are of the size
+    of the optimizer's ``eps``, which a scale node of s turns into ``eps / s``, the target's FSLR
+    depends on the multipliers themselves, and is measured again until the two agree.
 
     The factor :math:`\rho` is how much further the target has to go than the base at the step that
     is measured, :meth:`flerm_fx.BaseProfile.way_from`; at the start, the geometric mean over all of
     these steps, since a run has one rate for the whole way. It is 1 unless outputs begin larger
     than training makes them. While it is above 2 on the last of them, the target goes on for as
-    many steps again, matched to the base's FSLRs at the steps of the start, and its start is the
-    last such round.
+    many steps again, and its start is the last such round.
 
     Args:
         captured: the target, a copy that the caller owns.
@@ -99,50 +83,37 @@ def assigned(
         start.
 
     Warns:
-        UserWarning: multipliers did not settle, or outputs are much larger than the base's.
+        UserWarning: multipliers did not settle or are implausible, or outputs are much larger than
+            the base's.
     """
     prober = Prober(captured)
     measure = functools.partial(measure_start, captured, prober=prober)
     unmeasured = Estimate(0.0, 0.0, "not measured", 0)
     late = dict.fromkeys(captured.parameters, unmeasured)
-    settling: Settling = {}
-    sizes: dict[int, float] = {}
-    ways: dict[int, float] = {}
+    assign = functools.partial(_assign, captured, profile, matches)
+    way: Way | None = None
+    of_role: dict[str, object] = {}
+    if procedure.settle:
+        shapes = {name: tuple(p.shape) for name, p in captured.parameters.items()}
+        run, found = procedure.optimizers, roles(capture_graph(captured), shapes)
+        of_role = {name: (role, run.index(name)) for name, role in found.items()}
+        way = Way(profile, matches, procedure)
+        moments = measure_settling(captured, procedure, way.follow, prober=prober)
+        start = start_of(moments, procedure)
+        way.warn(stacklevel=3)
+    else:
+        moments = measure_settling(captured, procedure, prober=prober, sized=False)
+        start = start_of(moments, procedure)
 
-    def left() -> float:
-        return fmean(ways[step] for step in start_steps(procedure.settle, max(ways)))
+    def rows_of(
+        start: Mapping[str, Estimate], late: Mapping[str, Estimate]
+    ) -> tuple[Assignment, ...]:
+        rows = assign(profile.start, way.length if way else 1.0, start, late)
+        return pooled(rows, of_role, way.expected) if way else rows
 
-    def follow(step: int, found: Moment) -> Mapping[str, float] | None:
-        of_base = step_of_round(step, procedure.settle)
-        sizes[of_base] = found.output_rms
-        way = ways[step] = profile.way_from(sizes, of_base)
-        is_last = of_base == procedure.settle
-        if is_last and (step >= ROUNDS * procedure.settle or left() <= LARGE):
-            return None
-        held = settling[max(settling)] if settling else {}
-        base = profile.settling.at(of_base)
-        settling[step] = {
-            row.parameter: row.multiplier
-            if row.status == "matched"
-            else held.get(row.parameter, 1.0)
-            for row in _assign(captured, profile, matches, base, way, found.fslrs, late)
-        }
-        return settling[step]
-
-    following = follow if procedure.settle else None
-    sized = bool(procedure.settle)
-    moments = measure_settling(captured, procedure, following, prober=prober, sized=sized)
-    start = start_of(moments, procedure.settle)
-    way = geometric_mean(ways.values()) if ways else 1.0
-    if ways and left() > LARGE:
-        warnings.warn(
-            f"the model's outputs begin far larger than training makes them, and after "
-            f"{max(moments)} steps are still {left():.1f} times as large as the base's: it has to "
-            "unlearn its initial weights before it learns; start with smaller ones",
-            stacklevel=3,
-        )
-    assign = functools.partial(_assign, captured, profile, matches, profile.start, way)
-    rows = assign(start, late)
+    rows = rows_of(start, late)
+    if way:
+        warn_of_implausible(rows, way.expected, stacklevel=3)
     moving: frozenset[str] = frozenset()
     if not procedure.settle:
         matched = {row.parameter for row in rows if row.status == "matched"}
@@ -153,18 +124,18 @@ def assigned(
         def at_start(multipliers: Mapping[str, float]) -> _Assigned:
             nonlocal start
             start = {**start, **again(multipliers)}
-            return assign(start, late)
+            return rows_of(start, late)
 
         last_bit = max(torch.finfo(captured.parameters[name].dtype).eps for name in moving)
         tolerance = max(SETTLED_BESIDE_EPS, last_bit)
         rows = _settled(rows, at_start, tolerance, "start", _BESIDE_EPS, secant=True)
 
     def at_late_start(multipliers: Mapping[str, float]) -> _Assigned:
-        return assign(start, measure(procedure.after(profile.resolve_after), multipliers))
+        return rows_of(start, measure(procedure.after(profile.resolve_after), multipliers))
 
     if any(row.after for row in rows):
         rows = _settled(rows, at_late_start, SETTLED, "late start", _LATE)
-    return rows, settling
+    return rows, way.settling if way else {}
 
 
 class _Again:
@@ -310,8 +281,10 @@ def _assign(
     sides = {0: (base_start, start)}
     if profile.late:
         sides[profile.resolve_after] = (profile.late, late)
+    # Where a mean over bases is uncertain, pooling trusts it less in place of not at all.
+    noise = 1.0 if profile.settle else NOISE
     above_noise = {
-        after: (resolved(base, captured), resolved(target, captured))
+        after: (resolved(base, captured, noise), resolved(target, captured, noise))
         for after, (base, target) in sides.items()
     }
     rows = []
@@ -325,9 +298,13 @@ def _assign(
         after = profile.resolve_after if profile.late and used and at_zero else 0
         base_fslrs, fslrs = sides[after]
         base_resolved, target_resolved = above_noise[after]
-        to_meet = wanted(run, base, base_fslrs) * (1.0 if after else way)
+        to_meet = wanted(run, base, {b: base_fslrs[b].value for b, _ in base}) * (
+            1.0 if after else way
+        )
         is_matched = name in target_resolved and any(b in base_resolved for b, _ in base)
         target = fslrs[name]
+        errors = {b: base_fslrs[b].stderr for b, _ in base}
+        base_error = wanted(run, base, errors) / to_meet if to_meet else 0.0
         rows.append(
             Assignment(
                 parameter=name,
@@ -340,15 +317,18 @@ def _assign(
                 multiplier=to_meet / target.value if is_matched else 1.0,
                 status="matched" if is_matched else status,
                 after=after,
+                error=math.hypot(base_error, target.relative_error) if target.value else 0.0,
             )
         )
     return tuple(rows)
 
 
-def resolved(estimates: Mapping[str, Estimate], captured: Capture) -> set[str]:
-    """Parameters whose FSLR is above its noise and above rounding."""
+def resolved(
+    estimates: Mapping[str, Estimate], captured: Capture, noise: float = NOISE
+) -> set[str]:
+    """Parameters whose FSLR is above so many standard errors and above rounding."""
     least = floor(captured) * max(e.value for e in estimates.values())
-    return {n for n, e in estimates.items() if e.value > max(NOISE * e.stderr, least)}
+    return {n for n, e in estimates.items() if e.value > max(noise * e.stderr, least)}
 
 
 def floor(captured: Capture) -> float:

@@ -166,6 +166,7 @@ OPTIONS: dict[str, Callable[[str, Any], Any]] = {
     "every": functools.partial(integer, least=1),
     "at": _optional(steps),
     "settle": _optional(functools.partial(integer, least=0)),
+    "warmup": _optional(functools.partial(integer, least=0)),
     "resolve_after": functools.partial(integer, least=0),
     "samples": _optional(functools.partial(integer, least=1)),
     "rtol": functools.partial(number, above=0, below=1),

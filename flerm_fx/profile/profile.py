@@ -26,7 +26,7 @@ from flerm_fx.errors import FlermError, InputError, OptimizerError, ProfileError
 from flerm_fx.model.inputs import Batch
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.recipe.optimizers import Optimizers
-from flerm_fx.recipe.schedule import settling_steps
+from flerm_fx.recipe.schedule import settling_steps, start_steps
 from flerm_fx.recipe.update_rule import UpdateRule
 
 if TYPE_CHECKING:
@@ -166,12 +166,15 @@ class BaseProfile:
             rate above 0 where it had several.
         learning_rate: learning rate of that group, at which the start was settled.
         settle: simulated steps to the start.
-        settling: FSLRs at those of these steps at which a target is matched on its way, see
-            :func:`flerm_fx.recipe.schedule.settling_steps`; the start is the mean over the last of
-            them.
-        output_rms: root mean square of the outputs at each of them, on the batch that the step is
-            taken on; of those entries that the weights make, so that a mask has no size, whichever
-            number it is (:func:`flerm_fx.start.output_size.output_rms`).
+        warmup: over how many of them the rate rises in equal parts.
+        settling: FSLRs at those of these steps that the start is the mean over, see
+            :func:`flerm_fx.recipe.schedule.start_steps`.
+        output_rms: root mean square of the outputs at each of
+            :func:`flerm_fx.recipe.schedule.settling_steps`, on the batch that the step is taken on;
+            of those entries that the weights make, so that a mask has no size, whichever number it
+            is (:func:`flerm_fx.start.output_size.output_rms`).
+        update_sizes: sizes of the first step's unit updates, from which a target's first guess is
+            made (:func:`flerm_fx.start.update_size.update_sizes`); empty for ``settle=0``.
         resolve_after: further simulated steps before the late start; 0 if it was turned off.
         loss: name in ``torch.nn.functional``, or ``"output.loss"`` for one that the model returns;
             ``None`` for a loss that the caller passed.
@@ -235,8 +238,10 @@ class BaseProfile:
     training: bool
     resolve_after: int = 0
     late: Mapping[str, Estimate] = field(default_factory=dict)
+    warmup: int = 0
     settling: Trajectory = field(default_factory=Trajectory)
     output_rms: tuple[float, ...] = ()
+    update_sizes: Mapping[str, float] = field(default_factory=dict)
     others: tuple[tuple[UpdateRule, float], ...] = ()
     held: Mapping[str, int] = field(default_factory=dict)
     belongs: tuple[int, ...] = ()
@@ -266,21 +271,28 @@ class BaseProfile:
         ]
         if self.late:
             described.append(("late", self.late))
-        expected = settling_steps(self.settle) if self.settle else ()
+        if not 0 <= self.warmup <= max(self.settle - 1, 0):
+            raise ProfileError(
+                f"warmup is {self.warmup} of {self.settle} settling steps; expected fewer of them"
+            )
+        expected = start_steps(self.settle, self.warmup) if self.settle else ()
         if self.settling.steps != expected:
             raise ProfileError(
                 f"settle is {self.settle}, and FSLRs were measured at steps {self.settling.steps} "
                 f"on the way; expected {expected}, as this version's flerm_fx.record measures "
                 "them: record again"
             )
-        if len(self.output_rms) != len(expected):
+        if len(self.output_rms) != len(self._sized):
             raise ProfileError(
-                f"outputs were measured at {len(self.output_rms)} steps on the way, and FSLRs at "
-                f"{len(expected)}: record again"
+                f"outputs were measured at {len(self.output_rms)} steps on the way; expected "
+                f"{len(self._sized)}: record again"
             )
-        for rms in self.output_rms:
-            if not (math.isfinite(rms) and rms >= 0):
-                raise ProfileError(f"outputs of size {rms!r}; expected finite numbers >= 0")
+        if self.settle:
+            described.append(("update_sizes", self.update_sizes))
+        for what, sizes in (("outputs", self.output_rms), ("updates", self.update_sizes.values())):
+            for size in sizes:
+                if not (math.isfinite(size) and size >= 0):
+                    raise ProfileError(f"{what} of size {size!r}; expected finite numbers >= 0")
         if self.settling.steps:
             described.append(("settling", self.settling.fslrs))
         if self.trajectory.steps:
@@ -327,6 +339,11 @@ class BaseProfile:
         rules, rates = zip((self.optimizer, self.learning_rate), *self.others, strict=True)
         return Optimizers(rules, rates, self.held, self.belongs)
 
+    @property
+    def _sized(self) -> tuple[int, ...]:
+        """The steps at which the size of outputs was measured."""
+        return settling_steps(self.settle, self.warmup) if self.settle else ()
+
     def way_from(self, output_rms: Mapping[int, float], step: int) -> float:
         r"""How much further a target has to go at a settling step than the base had.
 
@@ -340,7 +357,7 @@ class BaseProfile:
 
         Args:
             output_rms: of the target, at steps up to this one.
-            step: one of those of ``settling``.
+            step: one of the settling steps.
 
         Raises:
             InputError: if that step was not recorded.
@@ -356,9 +373,9 @@ class BaseProfile:
             >>> profile.way_from({0: largest}, 0), profile.way_from({0: 3 * largest}, 0) > 2.9
             (1.0, True)
         """
-        if step not in self.settling.steps:
-            raise InputError(f"step {step} was not recorded; there are {self.settling.steps}")
-        base = dict(zip(self.settling.steps, self.output_rms, strict=True))
+        if step not in self._sized:
+            raise InputError(f"step {step} was not recorded; there are {self._sized}")
+        base = dict(zip(self._sized, self.output_rms, strict=True))
         usual = max(base[0], self.output_rms[-1])
         excess = output_rms[0] / usual if usual else 1.0
         larger = output_rms[step] / base[step] if base[step] else excess
@@ -396,6 +413,7 @@ class BaseProfile:
             "late": bool(self.late),
             "settling": list(self.settling.steps),
             "output_rms": list(self.output_rms),
+            "update_sizes": [self.update_sizes[name] for name in self.parameters if self.settle],
             "kinds": kinds,
         }
         start = [[self.start[name] for name in self.parameters]]
@@ -502,6 +520,10 @@ class BaseProfile:
             late=dict(zip(names, late, strict=True)) if late else {},
             settling=settling,
             output_rms=tuple(float(rms) for rms in header["output_rms"]),
+            update_sizes={
+                name: float(size)
+                for name, size in zip(names, header["update_sizes"], strict=bool(header["settle"]))
+            },
             trajectory=_trajectory("trajectory", header["steps"], names, tensors, kinds),
             graph=from_json(header["graph"]),
             optimizer=UpdateRule.from_spec(header["optimizer"]),
@@ -572,6 +594,10 @@ class BaseProfile:
                 math.sqrt(sum(rms**2 for rms in each) / len(each))
                 for each in zip(*(profile.output_rms for profile in profiles), strict=True)
             ),
+            update_sizes={
+                name: math.fsum(profile.update_sizes[name] for profile in profiles) / len(profiles)
+                for name in first.update_sizes
+            },
             trajectory=_mean_trajectory([profile.trajectory for profile in profiles]),
             versions=_versions(),
         )
@@ -594,12 +620,15 @@ _ADDED: dict[str, Any] = {
     "belongs": [],
     "settling": [],
     "output_rms": [],
+    "update_sizes": [],
+    "warmup": 0,
 }
 
 # Fields that the header holds as they are, with their types.
 _TYPES: dict[str, Any] = {
     "learning_rate": int | float,
     "settle": int,
+    "warmup": int,
     "resolve_after": int,
     "loss": str | None,
     "method": str,

@@ -11,7 +11,8 @@ from torch.utils import _pytree as pytree
 from flerm_fx.capture.tracing import Capture
 from flerm_fx.model.inputs import Batch, device_of, to_device
 from flerm_fx.model.untouched import untouched
-from flerm_fx.start.start import StartProcedure, first_update
+from flerm_fx.start.procedure import StartProcedure
+from flerm_fx.start.start import first_update
 
 FINER = {
     torch.bfloat16: torch.float32,

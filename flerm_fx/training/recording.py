@@ -24,17 +24,10 @@ from flerm_fx.profile.profile import BaseProfile, Trajectory, check_pool, check_
 from flerm_fx.recipe.loss import LossFunction, resolve
 from flerm_fx.recipe.optimizers import Optimizers, listed
 from flerm_fx.recipe.pool import Pool, probe_pool
-from flerm_fx.recipe.schedule import Schedule, default_settle
+from flerm_fx.recipe.schedule import Schedule, default_settle, default_warmup
 from flerm_fx.start.precision import is_coarse, measurable, refined, warn_of_rounding
-from flerm_fx.start.start import (
-    MODEL_LOSS,
-    Moment,
-    StartProcedure,
-    batch_loss,
-    measure_settling,
-    measure_start,
-    start_of,
-)
+from flerm_fx.start.procedure import MODEL_LOSS, StartProcedure, batch_loss
+from flerm_fx.start.start import Moment, measure_settling, measure_start, start_of
 from flerm_fx.training.logs import FSLR, Log, logging
 from flerm_fx.training.observer import Attached, Observed, UpdateObserver
 from flerm_fx.training.running import RunningProber
@@ -59,6 +52,7 @@ def record(
     at: Iterable[int] | None = None,
     lr: float | None = None,
     settle: int | None = None,
+    warmup: int | None = None,
     resolve_after: int = 4,
     method: Method = "auto",
     rtol: float = 0.05,
@@ -100,12 +94,13 @@ def record(
             ``max_lr`` that ``OneCycleLR`` writes there, else the ``initial_lr`` of other
             schedulers, else its ``lr``. A loop that warms up by setting ``lr`` itself has to pass
             its peak, and so has ``CyclicLR``.
-        settle: simulated steps to the start; 0 is the paper's first step. Of more, FSLRs are
-            measured at steps 0, 1, 2, 4, 8, ..., ``settle``, at each of which :func:`compile`
-            matches its target on the way, and the start is the mean over those from a quarter of
-            ``settle`` on. By default five passes over the batches of the pool, of which there is
-            none where it is a single batch, and at most 100: after fewer, the best rate of MLPs
-            moves by up to an octave and more.
+        settle: simulated steps to the start; 0 is the paper's first step. Of more, the start is the
+            mean over five of them, evenly spaced behind the warm-up. By default five passes over
+            the batches of the pool, of which there is none where it is a single batch, and at most
+            100.
+        warmup: over how many of the settling steps the rate rises in equal parts from 0. By default
+            four tenths: without it, a base at the best rate of a run that warms up may be thrown at
+            once, and its FSLRs are then those of a model that does not learn.
         resolve_after: further simulated steps before the *late* start is measured, where a
             parameter's FSLR at the start is exactly 0; 0 leaves such a parameter unresolved.
         method: as for :func:`flerm_fx.measure`.
@@ -157,6 +152,7 @@ def record(
         at=at,
         lr=lr,
         settle=settle,
+        warmup=warmup,
         resolve_after=resolve_after,
         method=method,
         rtol=rtol,
@@ -185,6 +181,7 @@ class Recorder(Attached):
         at: Iterable[int] | None = None,
         lr: float | None = None,
         settle: int | None = None,
+        warmup: int | None = None,
         resolve_after: int = 4,
         method: Method = "auto",
         rtol: float = 0.05,
@@ -194,7 +191,7 @@ class Recorder(Attached):
         model = checked("model", model)
         lr = None if lr is None else checked("lr", lr)
         schedule = Schedule(every, at)
-        settle = checked("settle", settle)
+        settle, warmup = checked("settle", settle), checked("warmup", warmup)
         resolve_after, rtol = checked("resolve_after", resolve_after), checked("rtol", rtol)
         method = choice("method", method, METHODS)
         output_fn, log = checked("output_fn", output_fn), checked("log", log)
@@ -206,6 +203,12 @@ class Recorder(Attached):
         pool = ranks.agreed(probe_pool(model, inputs, targets))
         check_pool(pool)
         settle = default_settle(len(pool)) if settle is None else settle
+        warmup = default_warmup(settle) if warmup is None else warmup
+        if warmup > max(settle - 1, 0):
+            raise InputError(
+                f"warmup is {warmup} of {settle} settling steps; expected fewer of them, so that "
+                "the start is measured at the full rate"
+            )
         own_loss = loss_fn is None and pool[0][1] is None
         loss = None if own_loss else resolve(loss_fn, pool[0][1])
         self.model = model
@@ -214,6 +217,7 @@ class Recorder(Attached):
         self.procedure = StartProcedure(
             optimizers=Optimizers.of(model, optimizers, lr),
             settle=settle,
+            warmup=warmup,
             loss=loss,
             pool=pool,
             output_fn=output_fn,
@@ -235,7 +239,7 @@ class Recorder(Attached):
         self._shapes = {name: tuple(p.shape) for name, p in twin.parameters.items()}
         prober = Prober(twin, ranks)
         on_the_way = measure_settling(twin, procedure, prober=prober, sized=settle > 0)
-        self._start = start_of(on_the_way, settle)
+        self._start = start_of(on_the_way, procedure)
         self._settling = on_the_way if settle else {}
         # Exactly 0: an FSLR within rounding, such as that of an attention key's bias, is as small
         # at any later step.
@@ -282,19 +286,21 @@ class Recorder(Attached):
         run = self.procedure.optimizers
         several = len(run.rules) > 1
         moments = self._settling.values()
+        points = {step: m.fslrs for step, m in self._settling.items() if m.fslrs}
         return BaseProfile(
             parameters=tuple(self._shapes),
             shapes=dict(self._shapes),
             start=dict(self._start),
             late=dict(self._late),
             settling=Trajectory(
-                steps=tuple(self._settling),
-                learning_rates=run.learning_rates[:1] * len(self._settling),
-                fslrs={n: tuple(m.fslrs[n] for m in moments) for n in self._shapes},
+                steps=tuple(points),
+                learning_rates=run.learning_rates[:1] * len(points),
+                fslrs={n: tuple(fslrs[n] for fslrs in points.values()) for n in self._shapes},
             )
-            if moments
+            if points
             else Trajectory(),
             output_rms=tuple(moment.output_rms for moment in moments),
+            update_sizes=dict(self._settling[0].update_sizes) if moments else {},
             trajectory=Trajectory(
                 steps=tuple(self._steps),
                 learning_rates=tuple(self._rates),
@@ -307,6 +313,7 @@ class Recorder(Attached):
             held={name: run.index(name) for name in self._shapes} if several else {},
             belongs=run.belongs if several else (),
             settle=self.procedure.settle,
+            warmup=self.procedure.warmup,
             resolve_after=self.resolve_after,
             loss=MODEL_LOSS if loss is None else loss.name,
             method=self.procedure.method,
@@ -329,7 +336,7 @@ class Recorder(Attached):
             "start": rows(self._start),
             "late": rows(self._late),
             "settling": {
-                step: (rows(found.fslrs), found.output_rms)
+                step: (rows(found.fslrs), found.output_rms, dict(found.update_sizes))
                 for step, found in self._settling.items()
             },
             "steps": list(self._steps),
@@ -350,8 +357,14 @@ class Recorder(Attached):
         given = State("recorder", state, self.state_dict(), self._shapes)
 
         def moment(what: str, value: Any) -> Moment:
-            fslrs, output_rms = items(what, value, 2)
-            return Moment(given.estimates(what, fslrs), number(what, output_rms, least=0))
+            fslrs, output_rms, sizes = items(what, value, 3)
+            return Moment(
+                given.estimates(what, fslrs) if fslrs else {},
+                number(what, output_rms, least=0),
+                {n: number(what, size, least=0) for n, size in given.of_all(what, sizes).items()}
+                if sizes
+                else {},
+            )
 
         step, waiting = given.step(), given.waiting()
         twin = copy.copy(self)

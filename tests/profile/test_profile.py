@@ -23,10 +23,12 @@ import torch
 from flerm_fx.errors import InputError, OptimizerError, ProfileError
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.profile.profile import FORMAT, BaseProfile, Trajectory
-from flerm_fx.recipe.schedule import settling_steps
+from flerm_fx.recipe.schedule import settling_steps, start_steps
 from flerm_fx.recipe.update_rule import UpdateRule
 
 NAMES = ("body.weight", "body.bias", "head.weight")
+OUTPUTS = (4.0, 3.0, 1.0, 1.5, 2.0, 2.2, 2.4, 2.5, 2.2, 2.0)
+"""Sizes of outputs at the settling steps of ten, 0 to 5 and 7 to 10."""
 SHAPES = {"body.weight": (4, 3), "body.bias": (4,), "head.weight": (2, 4)}
 
 
@@ -63,7 +65,7 @@ def trajectory(scale: float = 1.0) -> Trajectory:
 
 
 def settling(settle: int, scale: float = 2.0) -> Trajectory:
-    steps = settling_steps(settle) if settle else ()
+    steps = start_steps(settle, 0) if settle else ()
     found = estimates(scale)
     return Trajectory(steps, (0.1,) * len(steps), {n: (found[n],) * len(steps) for n in NAMES})
 
@@ -81,9 +83,8 @@ def profile(**changes: Any) -> BaseProfile:
         "learning_rate": 10**-1.75,
         "settle": 10,
         "settling": settling(settle if valid else 0),
-        "output_rms": (4.0, 3.0, 1.0, 2.0, 2.5, 2.0)[: len(settling_steps(settle)) * bool(settle)]
-        if valid
-        else (),
+        "output_rms": OUTPUTS[: len(settling_steps(settle, 0)) * bool(settle)] if valid else (),
+        "update_sizes": dict.fromkeys(NAMES, 1.0) if valid and settle else {},
         "loss": "cross_entropy",
         "method": "auto",
         "rtol": 0.05,
@@ -121,6 +122,7 @@ def test_round_trip(path: Path) -> None:
     for name in ("method", "rtol", "seed", "training", "resolve_after", "late", "versions"):
         assert getattr(read, name) == getattr(saved, name)
     assert read.output_rms == saved.output_rms
+    assert read.update_sizes == saved.update_sizes
     assert vars(read.settling) == vars(saved.settling)
     assert tuple(read.start) == tuple(read.late) == NAMES
     assert vars(read.trajectory) == vars(saved.trajectory)
@@ -263,9 +265,16 @@ def test_trajectory_that_contradicts_itself(arguments: Any, message: str) -> Non
         ),
         (
             {"output_rms": (1.0,)},
-            "outputs were measured at 1 steps on the way, and FSLRs at 6: rec",
+            "outputs were measured at 1 steps on the way; expected 10: record again",
         ),
-        ({"output_rms": (1.0,) * 5 + (math.nan,)}, "outputs of size nan; expected finite numbers"),
+        ({"output_rms": (1.0,) * 9 + (math.nan,)}, "outputs of size nan; expected finite numbers"),
+        (
+            {"update_sizes": dict.fromkeys(NAMES, math.inf)},
+            "updates of size inf; expected finite numbers",
+        ),
+        ({"update_sizes": {"body.bias": 1.0}}, "update_sizes and parameters differ in 'body.wei"),
+        ({"warmup": 10}, "warmup is 10 of 10 settling steps; expected fewer of them"),
+        ({"warmup": -1}, "warmup is -1 of 10 settling steps"),
         ({"belongs": (2**63,)}, "1 parameter groups belong to optimizers .9223372036854775808,"),
         ({"held": {"body.bias": 1}}, "'body.bias' is in parameter group 1; there are 1"),
         ({"held": {"tail": 0}}, "'tail' is in parameter group 0; there are 1"),
@@ -746,17 +755,20 @@ def test_mean_of_late_starts() -> None:
 
 
 def test_mean_of_outputs_is_their_root_mean_square() -> None:
-    mean = BaseProfile.mean([profile(), profile(output_rms=(3.0,) * 6)])
+    mean = BaseProfile.mean([profile(), profile(output_rms=(3.0,) * 10)])
     assert mean.output_rms == pytest.approx(
         [math.sqrt((a**2 + 9) / 2) for a in profile().output_rms]
     )
 
 
+def test_mean_of_update_sizes() -> None:
+    mean = BaseProfile.mean([profile(), profile(update_sizes=dict.fromkeys(NAMES, 3.0))])
+    assert mean.update_sizes == dict.fromkeys(NAMES, 2.0)
+
+
 def test_outputs_that_begin_too_large_have_further_to_go() -> None:
     found = profile()
-    sizes = {0: 4.0, 1: 3.0, 2: 1.0, 4: 2.0, 8: 2.5, 10: 2.0}
-    assert found.settling.steps == tuple(sizes)
-    assert found.output_rms == tuple(sizes.values())
+    sizes = dict(zip((0, 1, 2, 3, 4, 5, 7, 8, 9, 10), OUTPUTS, strict=True))
     for step in sizes:
         assert found.way_from(sizes, step) == 1.0  # the base itself
         assert found.way_from({0: 4.0, step: 9.0 if step else 4.0}, step) == 1.0  # begins as large
@@ -764,12 +776,14 @@ def test_outputs_that_begin_too_large_have_further_to_go() -> None:
     assert found.way_from({0: 12.0, 2: 2.5}, 2) == 2.5
     assert found.way_from({0: 12.0, 2: 9.0}, 2) == 3.0  # no more than it began with
     assert found.way_from({0: 12.0, 2: 0.5}, 2) == 1.0
-    small = profile(output_rms=(0.1, 0.2, 0.5, 1.0, 1.5, 2.0))
+    small = profile(output_rms=(0.1, *OUTPUTS[1:]))
     assert small.way_from({0: 1.5}, 0) == 1.0  # training makes them as large
     assert small.way_from({0: 6.0}, 0) == 3.0
-    assert profile(output_rms=(0.0,) * 6).way_from({0: 6.0}, 0) == 1.0
-    with pytest.raises(InputError, match=r"step 3 was not recorded; there are \(0, 1, 2, 4, 8, 10"):
-        found.way_from({0: 1.0, 3: 1.0}, 3)
+    assert profile(output_rms=(0.0,) * 10).way_from({0: 6.0}, 0) == 1.0
+    with pytest.raises(
+        InputError, match=r"step 6 was not recorded; there are \(0, 1, 2, 3, 4, 5, 7"
+    ):
+        found.way_from({0: 1.0, 6: 1.0}, 6)
 
 
 def test_mean_can_be_saved(path: Path) -> None:
@@ -830,6 +844,7 @@ def test_mean_of_profiles_with_other_parameters() -> None:
         settle=0,
         settling=Trajectory(),
         output_rms=(),
+        update_sizes={},
         trajectory=Trajectory(),
     )
     with pytest.raises(InputError, match="in 'body.weight', 'head.weight'; a mean takes"):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import flerm_fx
-from flerm_fx.recipe.schedule import settling_steps, start_steps
+from flerm_fx.recipe.schedule import start_steps
 from tests.cases import CASES, DataDependent, features, make
 from tests.rounding import rounding, terms
 
@@ -120,15 +120,21 @@ def test_settling_measures_later_steps(settle: int) -> None:
     y = target_for(model, x)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     settled = flerm_fx.record(model, optimizer, x, y, settle=settle, method="exact").profile
+    assert settled.warmup == int(0.4 * settle)
+    rising = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / (settled.warmup + 1), 1.0)
+    )
     with flerm_fx.record(model, optimizer, x, y, every=1, method="exact") as recorder:
-        train(model, optimizer, x, y, settle + 1)
+        for _ in range(settle + 1):
+            train(model, optimizer, x, y, 1)
+            rising.step()
     course = recorder.profile.trajectory
     found = {step: settled.settling.at(step) for step in settled.settling.steps}
-    assert tuple(found) == settling_steps(settle)
+    last = start_steps(settle, settled.warmup)
+    assert tuple(found) == last
     for step, estimates in found.items():
         for name, estimate in estimates.items():
             assert estimate.value == pytest.approx(course.at(step)[name].value, rel=1e-3)
-    last = start_steps(settle)
     assert last[-1] == settle
     for name, estimate in settled.start.items():
         mean = sum(course.at(step)[name].value for step in last) / len(last)
@@ -139,13 +145,13 @@ def test_the_size_of_the_outputs_is_that_on_the_batch_of_each_step() -> None:
     model, x = make("mlp")
     y, batches = target_for(model, x), [x, x + 0.5, 2 * x]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    profile = flerm_fx.record(model, optimizer, batches, [y] * 3, settle=3).profile
+    profile = flerm_fx.record(model, optimizer, batches, [y] * 3, settle=3, warmup=0).profile
     found = []
     for step in range(4):
         batch = batches[1 + step % 2]
         found.append(float(model(batch).detach().square().mean().sqrt()))
         train(model, optimizer, batch, y, 1)
-    assert profile.settling.steps == (0, 1, 2, 3)
+    assert profile.settling.steps == (1, 2, 3)
     assert profile.output_rms == pytest.approx(found, rel=rounding(2 * 3 * terms(model)))  # 3 steps
 
 
@@ -156,7 +162,8 @@ def test_by_default_the_pool_is_passed_five_times(batches: int, settle: int) -> 
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     profile = flerm_fx.record(model, optimizer, [x] * batches, [y] * batches).profile
     assert profile.settle == settle
-    assert profile.settling.steps == (settling_steps(settle) if settle else ())
+    assert profile.warmup == int(0.4 * settle)
+    assert profile.settling.steps == (start_steps(settle, profile.warmup) if settle else ())
 
 
 def test_the_learning_rate_and_schedulers_do_not_move_unit_updates() -> None:
@@ -196,6 +203,8 @@ def test_a_profile_survives_its_file(settle: int, tmp_path: Any) -> None:
     assert loaded.start == recorder.profile.start
     assert vars(loaded.settling) == vars(recorder.profile.settling)
     assert loaded.output_rms == recorder.profile.output_rms
+    assert loaded.update_sizes == recorder.profile.update_sizes
+    assert loaded.warmup == recorder.profile.warmup
     assert vars(loaded.trajectory) == vars(recorder.profile.trajectory)
     assert dict(loaded.optimizer.settings)["betas"] == (0.9, 0.95)
     assert len(loaded.pool) == 2

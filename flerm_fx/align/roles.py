@@ -1,0 +1,46 @@
+"""Roles: the parameters that do the same in repeated blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from flerm_fx.align.parameter_graph import chain, parameters
+from flerm_fx.align.repeats import fold_alike
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+
+def roles(graph: nx.DiGraph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """For each parameter, the first one that has its role.
+
+    Repeated blocks are found in the graph as :func:`flerm_fx.align.align` finds them. Parameters
+    at one place of such blocks have one role if their shapes are equal, so that stages of several
+    widths are kept apart.
+
+    Args:
+        graph: a parameter graph.
+        shapes: of its parameters.
+
+    Example::
+
+        >>> kinds = {"norm": ("Norm", 1), "fc": ("Linear", 2)}
+        >>> names = {f"{i}.{name}.weight": kinds[name] for i in range(3) for name in kinds}
+        >>> graph = chain((name, kind, "weight", rank) for name, (kind, rank) in names.items())
+        >>> roles(graph, {name: (4,) * rank for name, (_, rank) in names.items()})["2.fc.weight"]
+        '0.fc.weight'
+    """
+    used = [name for name in parameters(graph) if graph.nodes[name]["op"]]
+    if not graph.graph.get("complete", True):
+        nodes = graph.nodes
+        graph = chain((n, nodes[n]["kind"], nodes[n]["slot"], nodes[n]["rank"]) for n in used)
+    folded, _ = fold_alike(graph, graph, kinds=True, bare=False, fold=True)
+    first: dict[tuple[object, ...], str] = {}
+    found: dict[str, str] = {}
+    for kept, places in folded.places.items():
+        for node, _ in places:
+            for path, name in folded.weights(node).items():
+                role = first.setdefault((kept, path, shapes[name]), name)
+                found.setdefault(name, role)
+    return {name: found.get(name, name) for name in parameters(graph)}

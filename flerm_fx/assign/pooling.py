@@ -1,0 +1,127 @@
+r"""Multipliers pooled over the parameters of one role."""
+
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+
+from flerm_fx.assign.assignment import Assignment
+from flerm_fx.errors import shown
+
+SPREAD = 0.3
+"""Least relative error of a multiplier of a settled start, however precisely FSLRs are measured:
+other initial weights move a parameter's FSLR by 0.2 on a target and 0.4 on a base, with other
+batches 0.25."""
+
+TRUST = math.log(4.0)
+"""Standard deviation of the logarithm of a multiplier about the first guess: in the course of runs
+of two transformers, most were within a factor of 2 of it, and one, a last norm's, at a fifth."""
+
+IMPLAUSIBLE = 16.0
+"""How many times a multiplier may be above or below the first guess without a warning."""
+
+
+def pooled(
+    rows: Sequence[Assignment], roles: Mapping[str, object], guess: Mapping[str, float]
+) -> tuple[Assignment, ...]:
+    r"""Give the parameters of a role the multipliers at which the role's mass is the base's.
+
+    .. math:: m_l = s_l \frac{\sum_k \mathrm{FSLR}_{base, k}}{\sum_k s_k\, \mathrm{FSLR}_k}
+
+    with the sums over the parameters of the role, :math:`\mathrm{FSLR}_{base, k}` what each has to
+    meet and :math:`s_l` the shares that each answers to. Initial weights and batches move the
+    FSLRs of single blocks by far more than they are measured to, and one block's accident is not
+    the next one's. What is left of a parameter's own multiplier is what cannot be noise, by the
+    estimate of James and Stein (Efron and Morris 1975): of n of them, whose logarithms have the
+    variance V about the role's, the part
+
+    .. math:: \max\Big(0,\ 1 - \frac{n - 3}{n - 1} \frac{\sigma^2}{V}\Big)
+
+    for n of at least 4, where :math:`\sigma^2` is the mean of their squared relative errors, of at
+    least 0.3 each. The role's own multiplier is as uncertain as its parameters' on average,
+    :math:`\bar\sigma`, and its logarithm becomes the mean of itself and that of the first guess,
+    weighted by :math:`1 / \bar\sigma^2` and :math:`1 / (\log 4)^2`.
+
+    A parameter within its noise takes part where its role is above it, and otherwise has the first
+    guess.
+
+    Args:
+        rows: as found, each by itself.
+        roles: of each parameter; those of one role are pooled.
+        guess: the first multipliers.
+    """
+    by_role: dict[object, list[Assignment]] = defaultdict(list)
+    for row in rows:
+        if row.status in ("matched", "unresolved") and not row.after and row.base:
+            by_role[roles[row.parameter]].append(row)
+    found: dict[str, Assignment] = {}
+    for members in by_role.values():
+        of_role = _of_role if any(row.status == "matched" for row in members) else _guessed
+        found.update({row.parameter: row for row in of_role(members, guess)})
+    return tuple(found.get(row.parameter, row) for row in rows)
+
+
+def _guessed(members: Sequence[Assignment], guess: Mapping[str, float]) -> list[Assignment]:
+    return [replace(row, multiplier=guess[row.parameter]) for row in members]
+
+
+def _of_role(members: Sequence[Assignment], guess: Mapping[str, float]) -> list[Assignment]:
+    shares = [sum(share for _, share in row.base) for row in members]
+    mass = sum(s * row.target.value for s, row in zip(shares, members, strict=True))
+    whole = sum(row.base_fslr for row in members) / mass
+    own = [
+        math.log(row.multiplier / (s * whole)) if row.status == "matched" else 0.0
+        for s, row in zip(shares, members, strict=True)
+    ]
+    kept = _kept(own, members)
+    guessed = fmean(
+        math.log(guess[row.parameter] / s) for s, row in zip(shares, members, strict=True)
+    )
+    uncertain = fmean(row.error for row in members if row.status == "matched") ** 2
+    whole *= math.exp(uncertain / (uncertain + TRUST**2) * (guessed - math.log(whole)))
+    found = []
+    for share, difference, row in zip(shares, own, members, strict=True):
+        m = share * whole * math.exp(kept * difference)
+        met = m * row.target.value
+        found.append(replace(row, status="matched", multiplier=m, base_fslr=met))
+    return found
+
+
+def _kept(own: Sequence[float], members: Sequence[Assignment]) -> float:
+    """The part of their differences that cannot be noise."""
+    n = len(own)
+    if n < 4:
+        return 0.0
+    variance = fmean(x**2 for x in own) * n / (n - 1)
+    noise = fmean(max(SPREAD, row.error) ** 2 for row in members)
+    return max(0.0, 1.0 - (n - 3) / (n - 1) * noise / variance) if variance else 0.0
+
+
+def warn_of_implausible(
+    rows: Sequence[Assignment], guess: Mapping[str, float], *, stacklevel: int
+) -> None:
+    """Say which multipliers are far from what shapes and first updates make of them.
+
+    Warns:
+        UserWarning: some are more than 16 times above or below it.
+    """
+    odd = {
+        row.parameter: (row.multiplier, guess[row.parameter])
+        for row in rows
+        if row.status == "matched"
+        and not 1 / IMPLAUSIBLE <= row.multiplier / guess[row.parameter] <= IMPLAUSIBLE
+    }
+    if odd:
+        worst = max(odd, key=lambda name: abs(math.log(odd[name][0] / odd[name][1])))
+        m, guessed = odd[worst]
+        warnings.warn(
+            f"multipliers of {len(odd)} parameters are more than {IMPLAUSIBLE:g} times above or "
+            f"below what the sizes of first updates suggest; for '{shown(worst)}' it is {m:.3g} in "
+            f"place of about {guessed:.3g}. Some FSLR of base or target stands for little: the "
+            "base may not have learned to use the parameter while settling, or steps at its rate "
+            "may be too large for it. Record at the rate that trains the base best, with settle "
+            "and warmup as long as its run needs to get going, and several bases (record_seeds)",
+            stacklevel=stacklevel + 1,
+        )

@@ -1,0 +1,126 @@
+"""A target on its way to the start."""
+
+import warnings
+from collections.abc import Mapping
+from statistics import fmean, geometric_mean
+
+from flerm_fx.align.aligning import Match
+from flerm_fx.assign.matches import wanted
+from flerm_fx.profile.profile import BaseProfile
+from flerm_fx.recipe.optimizers import Optimizers
+from flerm_fx.recipe.schedule import start_steps, step_of_round
+from flerm_fx.start.procedure import StartProcedure
+from flerm_fx.start.start import Moment
+
+LARGE = 2.0
+"""Outputs more than so many times as large as the base's have not settled."""
+
+ROUNDS = 5
+"""How often a target whose outputs have not settled takes the settling steps, at most. With the
+mean of ways over the last steps alone, the regret of a ResMLP with 4 times the initial weights fell
+from 0.8 nats after one round to about 0.1; two to eight did alike there, since outputs shrink no
+further, and with 8 times them more than two were needed."""
+
+Settling = dict[int, Mapping[str, float]]
+"""The multipliers from each step on."""
+
+
+def first_guess(
+    profile: BaseProfile,
+    run: Optimizers,
+    matches: Mapping[str, Match],
+    sizes: Mapping[str, float],
+) -> dict[str, float]:
+    r"""Multipliers at which a target's first updates are as large as the base's.
+
+    .. math:: m_l = \frac{\sum_b \mathrm{share}_{b \to l}\, \mathrm{size}_b}{\mathrm{size}_l}
+
+    A parameter that the first step does not move, or without a counterpart, has 1.
+
+    Args:
+        profile: of the base, settled.
+        run: the base's optimizers.
+        matches: of the target's parameters.
+        sizes: of the target's first unit updates.
+    """
+    found = {}
+    for name, size in sizes.items():
+        to_meet = wanted(run, matches[name].base, profile.update_sizes)
+        found[name] = to_meet / size if to_meet and size else 1.0
+    return found
+
+
+class Way:
+    r"""The multipliers that a target has while it settles.
+
+    They are those of :func:`first_guess`, with the sizes of
+    :func:`flerm_fx.start.update_size.update_sizes`, times
+    :meth:`flerm_fx.BaseProfile.way_from`. They are not matched to FSLRs on the way. Those of the
+    first steps would hold a wide model back: at its initial weights its outputs answer more to all
+    that lies below the readout, which passes as it learns. Those of later single steps are noise of
+    a factor of 2, and a multiplier that is too large once hurts what it trains, whose FSLR is then
+    smaller, so that the next multiplier is larger still.
+
+    Args:
+        profile: of the base.
+        matches: of the target's parameters.
+        procedure: of the target's start.
+
+    Attributes:
+        guess: the first multipliers.
+        settling: the multipliers from each step on.
+    """
+
+    def __init__(
+        self, profile: BaseProfile, matches: Mapping[str, Match], procedure: StartProcedure
+    ) -> None:
+        self.guess: dict[str, float] = {}
+        self.settling: Settling = {}
+        self._profile, self._matches = profile, matches
+        self._settle, self._warmup = procedure.settle, procedure.warmup
+        self._run = procedure.optimizers
+        self._sizes: dict[int, float] = {}
+        self._ways: dict[int, float] = {}
+
+    @property
+    def length(self) -> float:
+        """How much further the target had to go than the base, over all of the way."""
+        return geometric_mean(self._ways.values())
+
+    @property
+    def expected(self) -> dict[str, float]:
+        """The multipliers that the guess leads to expect."""
+        return {name: self.length * m for name, m in self.guess.items()}
+
+    @property
+    def left(self) -> float:
+        """The same, over the last steps of the start."""
+        steps = start_steps(self._settle, self._warmup, max(self._ways))
+        return fmean(self._ways[step] for step in steps)
+
+    def follow(self, step: int, found: Moment) -> Mapping[str, float] | None:
+        """The multipliers from a settling step on; None where it is the last one."""
+        of_base = step_of_round(step, self._settle)
+        self._sizes[of_base] = found.output_rms
+        way = self._ways[step] = self._profile.way_from(self._sizes, of_base)
+        is_last = of_base == self._settle
+        if is_last and (step >= ROUNDS * self._settle or self.left <= LARGE):
+            return None
+        if step == 0:
+            self.guess = first_guess(self._profile, self._run, self._matches, found.update_sizes)
+        self.settling[step] = {name: way * m for name, m in self.guess.items()}
+        return self.settling[step]
+
+    def warn(self, *, stacklevel: int) -> None:
+        """Say so if the target has not got as far as the base.
+
+        Warns:
+            UserWarning: its outputs are much larger than the base's.
+        """
+        if self.left > LARGE:
+            warnings.warn(
+                "the model's outputs begin far larger than training makes them, and after "
+                f"{max(self._ways)} steps are still {self.left:.1f} times as large as the base's: "
+                "it has to unlearn its initial weights before it learns; start with smaller ones",
+                stacklevel=stacklevel + 1,
+            )

@@ -1,0 +1,106 @@
+"""Multipliers pooled over roles, against closed forms."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from flerm_fx.assign.assignment import Assignment
+from flerm_fx.assign.pooling import SPREAD, TRUST, pooled, warn_of_implausible
+from flerm_fx.probe.estimate import Estimate
+
+
+def row(name: str, base: float, target: float, share: float = 1.0, **changes: Any) -> Assignment:
+    """A parameter that has to meet ``share * base`` and has ``target``."""
+    values: dict[str, Any] = {
+        "parameter": name,
+        "node": name,
+        "op": "aten.linear",
+        "shape": (2, 2),
+        "base": ((f"base.{name}", share),),
+        "base_fslr": share * base,
+        "target": Estimate(target, 0.0, "exact", 0),
+        "multiplier": share * base / target,
+        "status": "matched",
+    }
+    return Assignment(**(values | changes))
+
+
+def of_role(rows: Sequence[Assignment], **guess: float) -> dict[str, float]:
+    names = [each.parameter for each in rows]
+    found = pooled(rows, dict.fromkeys(names, "role"), {**dict.fromkeys(names, 1.0), **guess})
+    return {each.parameter: each.multiplier for each in found}
+
+
+def test_a_role_meets_the_mass_of_the_base() -> None:
+    assert of_role([row("a", 1.0, 2.0), row("b", 3.0, 6.0), row("c", 2.0, 8.0)]) == pytest.approx(
+        dict.fromkeys("abc", 6 / 16)
+    )
+
+
+def test_shares_are_kept() -> None:
+    rows = [row("a", 3.0, 2.0, 2 / 3), row("b", 3.0, 4.0, 1 / 3)]
+    found = of_role(rows)
+    assert found["a"] == pytest.approx(2 * found["b"])
+    assert 2.0 * found["a"] + 4.0 * found["b"] == pytest.approx(3.0)  # mass is conserved
+
+
+def test_a_model_against_itself_has_multipliers_of_exactly_1() -> None:
+    rows = [row(name, value, value) for name, value in (("a", 0.1), ("b", 0.7), ("c", 1 / 3))]
+    assert of_role(rows) == {"a": 1.0, "b": 1.0, "c": 1.0}
+
+
+def test_other_roles_keep_to_themselves() -> None:
+    rows = [row("a", 1.0, 2.0), row("b", 3.0, 1.0)]
+    found = pooled(rows, {"a": 0, "b": 1}, {"a": 1.0, "b": 1.0})
+    assert [each.multiplier for each in found] == [0.5, 3.0]
+
+
+@pytest.mark.parametrize("step", [0.1, 1.0])
+def test_of_a_trend_over_depth_there_stays_what_is_more_than_noise(step: float) -> None:
+    logs = [step * (i - 3.5) for i in range(8)]
+    rows = [row(f"{i}", 1.0, math.exp(-x)) for i, x in enumerate(logs)]
+    found = [math.log(m) for m in of_role(rows).values()]
+    whole = math.log(8 / sum(math.exp(-x) for x in logs))
+    variance = sum((x - whole) ** 2 for x in logs) / 7
+    kept = max(0.0, 1 - 5 / 7 * SPREAD**2 / variance)
+    assert (kept > 0) == (step == 1.0)
+    assert found == pytest.approx([whole + kept * (x - whole) for x in logs])
+
+
+@pytest.mark.parametrize("error", [0.0, 0.2, 2.0])
+def test_what_is_uncertain_is_drawn_to_the_guess(error: float) -> None:
+    rows = [row(name, 1.0, 4.0, error=error) for name in "ab"]
+    weight = error**2 / (error**2 + TRUST**2)
+    expected = math.exp((1 - weight) * math.log(0.25) + weight * math.log(0.5))
+    assert of_role(rows, a=0.5, b=0.5) == pytest.approx({"a": expected, "b": expected})
+
+
+def test_a_parameter_within_its_noise_takes_part_where_its_role_is_above_it() -> None:
+    lost = row("b", 1.0, 1e-9, status="unresolved", multiplier=1.0)
+    found = pooled([row("a", 1.0, 4.0), lost], {"a": 0, "b": 0}, {"a": 1.0, "b": 1.0})
+    assert [each.multiplier for each in found] == pytest.approx([0.5, 0.5])
+    assert [each.status for each in found] == ["matched", "matched"]
+
+
+def test_a_role_within_its_noise_has_the_guess() -> None:
+    lost = [row(name, 0.0, 1e-9, status="unresolved", multiplier=1.0) for name in "ab"]
+    found = pooled(lost, {"a": 0, "b": 0}, {"a": 0.25, "b": 0.5})
+    assert [each.multiplier for each in found] == [0.25, 0.5]
+    assert [each.status for each in found] == ["unresolved", "unresolved"]
+
+
+@pytest.mark.parametrize("changes", [{"status": "unmatched", "base": ()}, {"after": 4}])
+def test_what_has_no_start_is_left_as_it_is(changes: dict[str, Any]) -> None:
+    rows = [row("a", 1.0, 4.0), replace(row("b", 1.0, 2.0), multiplier=7.0, **changes)]
+    assert of_role(rows) == {"a": 0.25, "b": 7.0}
+
+
+def test_implausible_multipliers_are_warned_of() -> None:
+    rows = [row("a", 100.0, 1.0), row("b", 1.0, 1.0), row("c", 1.0, 30.0)]
+    with pytest.warns(
+        UserWarning, match="multipliers of 2 parameters are more than 16 .* 'a' it is 100 in plac"
+    ):
+        warn_of_implausible(rows, {"a": 1.0, "b": 1.0, "c": 1.0}, stacklevel=1)
