@@ -29,6 +29,7 @@ from flerm_fx.probe.measure import measure
 from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.training.matching import Matcher, match
 from flerm_fx.training.recording import Recorder, record
+from flerm_fx.training.seeds import record_seeds
 
 __version__ = "0.1.0"
 
@@ -55,4 +56,5 @@ __all__ = [
     "match",
     "measure",
     "record",
+    "record_seeds",
 ]
