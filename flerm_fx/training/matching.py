@@ -12,8 +12,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from flerm_fx.align.aligning import Mapped, OnUnmatched
+from flerm_fx.align.parameter_graph import capture_graph
 from flerm_fx.assign.matches import held_as_matched, matched, wanted
 from flerm_fx.assign.multipliers import floor, resolved
+from flerm_fx.assign.way import first_guess
 from flerm_fx.boundary.options import checked, choice, instance, number
 from flerm_fx.capture.tracing import capture
 from flerm_fx.emit.module import scales_of
@@ -32,11 +34,15 @@ from flerm_fx.recipe.pool import Pool, probe_batch
 from flerm_fx.recipe.schedule import Schedule
 from flerm_fx.recipe.update_rule import check_state_is_free
 from flerm_fx.start.precision import is_coarse, measurable, refined
+from flerm_fx.start.update_size import update_sizes
 from flerm_fx.training.logs import FSLR, MULTIPLIER, Log, logging
 from flerm_fx.training.observer import Attached, Observed, UpdateObserver
 from flerm_fx.training.running import RunningProber
 from flerm_fx.training.states import State, a_rate, a_step, items
 from flerm_fx.training.targets import PlainTarget, ScaledTarget
+
+RISEN = 0.5
+"""The part of a run's rate below which it still warms up."""
 
 
 def match(
@@ -68,6 +74,12 @@ def match(
     :func:`flerm_fx.record` followed, between its steps by interpolation of their logarithms, and
     after the last as they were there. Where an FSLR is zero or within its noise, the multiplier
     stays what it was, at first 1.
+
+    While the run warms up, below half of the rate that its groups have as a peak, multipliers are
+    not matched: FSLRs at the first steps hold a wide model back. A plain model has multipliers at
+    which its first update is as large as the base's there
+    (:func:`flerm_fx.start.update_size.update_sizes`), if the profile's start was settled, and 1
+    otherwise; a model with scale nodes has its own.
 
     - A plain model keeps its weights, and its optimizer the groups that it has: multipliers enter
       during the step alone, so that schedulers, checkpoints and edits of the groups see the rates
@@ -240,6 +252,8 @@ class Matcher(Attached):
         check_as_base(replace(self._base_run, held=held), given)
         for rule in run.rules:
             check_state_is_free(rule)
+        self._run, self._graph = run, capture_graph(captured)
+        self._matches, self._profile = matches, base_profile
         self._trajectory = base_profile.trajectory.smoothed(ema)
         self._stretch = stretch
         self._squares = _MovingAverage(ema)
@@ -377,7 +391,7 @@ class Matcher(Attached):
         unit = self._target.unit(observed, self.multipliers)
         found = self._prober.estimate(unit)
         smoothed = self._squares.after(found)
-        following = self._matched(observed.step, smoothed, found)
+        following = self._matched(unit, smoothed, found)
         self._target.rematch(observed, self.multipliers, following)
         self._squares.keep(found)
         self.multipliers = following
@@ -388,17 +402,35 @@ class Matcher(Attached):
         return logging(self._log, numbers, observed.step)
 
     def _matched(
-        self, step: int, smoothed: Mapping[str, float], found: Mapping[str, Estimate]
+        self, observed: Observed, smoothed: Mapping[str, float], found: Mapping[str, Estimate]
     ) -> dict[str, float]:
-        """Multipliers at which the smoothed FSLRs meet the base's; old ones where unresolved."""
-        base = self._trajectory.between(step / self._stretch)
+        """Multipliers at which the smoothed FSLRs meet the base's.
+
+        Old ones where that is not resolved, and the first guess while the rate still rises.
+        """
+        following = dict(self.multipliers)
+        if not self._has_risen(observed):
+            first = not self.history and isinstance(self._target, PlainTarget)
+            if first and self._profile.update_sizes:
+                sizes = update_sizes(observed.updates, self._graph)
+                following |= first_guess(self._profile, self._base_run, self._matches, sizes)
+            return following
+        base = self._trajectory.between(observed.step / self._stretch)
         known = resolved(base, self._captured)
         measured = resolved(found, self._captured)
-        following = dict(self.multipliers)
+        values = {name: estimate.value for name, estimate in base.items()}
         for name, shares in self._bases.items():
             if name in measured and any(b in known for b, _ in shares):
-                following[name] = wanted(self._base_run, shares, base) / smoothed[name]
+                following[name] = wanted(self._base_run, shares, values) / smoothed[name]
         return following
+
+    def _has_risen(self, observed: Observed) -> bool:
+        """Whether the rate has been at half of the run's peak, or does not rise any more."""
+        name, rate = next((n, r) for n, r in observed.rates.items() if r > 0)
+        before = [found.learning_rate for found in self.history]
+        return max([rate, *before]) >= RISEN * self._run.rate(name) or rate <= min(
+            before[-1:] or [0]
+        )
 
 
 def _scaled(model: nn.Module) -> ScaledModel | None:

@@ -745,3 +745,42 @@ def test_tensor_parallel_modules_are_refused_by_name() -> None:
             flerm_fx.record(model, adam(model), X, Y)
     finally:
         dist.destroy_process_group()
+
+
+def test_while_a_run_warms_up_a_plain_model_has_multipliers_by_first_updates() -> None:
+    profile = recorded(adam, settle=2)
+    model = net(24)
+    (optimizer,) = optimizers = adam(model)
+    sizes = flerm_fx.record(model, optimizer, X, Y, settle=2).profile.update_sizes
+    guess = {name: profile.update_sizes[name] / sizes[name] for name in sizes}
+    rising = lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 8, 1.0))
+    with flerm_fx.match(model, optimizer, profile, every=1, method="exact") as matcher:
+        train(model, optimizers, 6, lambda step: rising.step())
+    for found in matcher.history:
+        warms_up = found.step < 3  # the fourth step is at half of the rate
+        assert (found.multipliers == pytest.approx(guess, rel=1e-4)) == warms_up
+
+
+def test_a_rate_that_falls_does_not_warm_up() -> None:
+    profile = recorded(adam, settle=2)
+    model = net(24)
+    (optimizer,) = optimizers = adam(model)
+    falling = lr_scheduler.LambdaLR(optimizer, lambda step: 0.4 * 0.5**step)
+    with flerm_fx.match(model, optimizer, profile, every=1, method="exact") as matcher:
+        train(model, optimizers, 2, lambda step: falling.step())
+    first, second = (found.multipliers for found in matcher.history)
+    assert first != pytest.approx(second, rel=1e-4)
+    base = profile.trajectory.between(1)
+    for name, estimate in matcher.history[1].fslrs.items():
+        assert second[name] * estimate.value == pytest.approx(base[name].value, rel=1e-4)
+
+
+def test_without_a_settled_start_multipliers_wait_at_1() -> None:
+    profile = recorded(adam)
+    model = net(24)
+    (optimizer,) = optimizers = adam(model)
+    rising = lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 8, 1.0))
+    with flerm_fx.match(model, optimizer, profile, every=1, method="exact") as matcher:
+        train(model, optimizers, 4, lambda step: rising.step())
+    ones = dict.fromkeys(matcher.multipliers, 1.0)
+    assert [found.multipliers == ones for found in matcher.history] == [True, True, True, False]
