@@ -80,9 +80,9 @@ def dump(
     >>> weight = Assignment("weight", "weight", "aten.linear", (2, 3), (("weight", 1.0),), 1.0,
     ...                     Estimate(2.0, 0.0, "exact", 0), 0.5, "matched")
     >>> print(dump([weight], None))
-    parameter  node  op      shape  base  base FSLR  target FSLR  multiplier  status
-    ---------  ----  ------  -----  ----  ---------  -----------  ----------  -------
-    weight     =     linear  2×3    =             1        2 ± 0         0.5  matched
+    parameter  node  op      shape  base  base FSLR  target FSLR  multiplier  error  status
+    ---------  ----  ------  -----  ----  ---------  -----------  ----------  -----  -------
+    weight     =     linear  2×3    =             1        2 ± 0         0.5     0%  matched
     1 parameter: 1 matched; multipliers 0.5 to 0.5.
     '=' is the parameter's own name.
     """

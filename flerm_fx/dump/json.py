@@ -14,7 +14,8 @@ The schema, which a later version only adds to while ``version`` stays 1::
                    "method": str, "samples": int, "note": str},
         "multiplier": number | null,
         "status": "matched" | "unresolved" | "unmatched" | "unused",
-        "after": int}, ...]}              # steps after the start at which both were measured
+        "after": int,                     # steps after the start at which both were measured
+        "error": number | null}, ...]}    # relative standard error of base_fslr / target
 
 A number that is not finite, which JSON cannot hold, is null.
 """
@@ -61,4 +62,5 @@ def _parameter(assignment: Assignment) -> dict[str, Any]:
         "multiplier": assignment.multiplier,
         "status": assignment.status,
         "after": assignment.after,
+        "error": assignment.error,
     }

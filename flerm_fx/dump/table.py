@@ -15,10 +15,11 @@ _HEADER = (
     "base FSLR",
     "target FSLR",
     "multiplier",
+    "error",
     "status",
 )
 _ENDING = "'…' is the ending of the parameter's own name"
-_NUMERIC = frozenset({"base FSLR", "target FSLR", "multiplier"})
+_NUMERIC = frozenset({"base FSLR", "target FSLR", "multiplier", "error"})
 
 
 def to_table(assignments: Sequence[Assignment]) -> str:
@@ -26,13 +27,14 @@ def to_table(assignments: Sequence[Assignment]) -> str:
 
     Names are printed once: ``=`` is a node or base parameter called like the parameter itself, and
     ``…`` at the end of a base parameter stands for the ending of the parameter's own name. Of
-    several base parameters the one with the largest share is named, the others are counted. A
+    several base parameters the one with the largest share is named, the others are counted. The
+    error is the relative standard error of a parameter's own multiplier, before it is pooled. A
     status ``after 4`` says that both FSLRs were measured 4 steps after the start. The JSON format
     has everything.
 
     >>> print(to_table([]))
-    parameter  node  op  shape  base  base FSLR  target FSLR  multiplier  status
-    ---------  ----  --  -----  ----  ---------  -----------  ----------  ------
+    parameter  node  op  shape  base  base FSLR  target FSLR  multiplier  error  status
+    ---------  ----  --  -----  ----  ---------  -----------  ----------  -----  ------
     0 parameters.
     """
     rows = [_row(assignment) for assignment in assignments]
@@ -110,6 +112,7 @@ def _row(assignment: Assignment) -> tuple[str, ...]:
         f"{assignment.base_fslr:.4g}",
         format_fslr(assignment),
         f"{assignment.multiplier:.4g}",
+        f"{assignment.error:.0%}" if assignment.status == "matched" else "-",
         format_status(assignment),
     )
 

@@ -93,6 +93,7 @@ def one(**changes: Any) -> Assignment:
         "target": Estimate(1.5, 0.05, "sampled", 8),
         "multiplier": 2.0,
         "status": "matched",
+        "error": 0.25,
     }
     return Assignment(**{**values, **changes})
 
@@ -115,6 +116,7 @@ def test_table_lists_parameters_in_order_with_every_number() -> None:
         "±",
         "0.05",
         "2",
+        "25%",
         "matched",
     ]
     assert lines[3].split() == [
@@ -129,6 +131,7 @@ def test_table_lists_parameters_in_order_with_every_number() -> None:
         "±",
         "0.05",
         "2",
+        "25%",
         "matched",
     ]
     assert lines[4] == "2 parameters: 2 matched; multipliers 2 to 2."
@@ -188,6 +191,7 @@ def test_table_says_what_is_unresolved_and_unused() -> None:
         "±",
         "0",
         "1",
+        "-",
         "unused",
     ]
 
@@ -240,6 +244,7 @@ def test_json_holds_every_field() -> None:
                 "multiplier": 2.0,
                 "status": "matched",
                 "after": 0,
+                "error": 0.25,
             }
         ],
     }
