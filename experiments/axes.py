@@ -196,6 +196,7 @@ VIT = replace(
     data="pictures",
     model="vit",
     settings={"width": 32, "depth": 2},
+    grid=replace(_OCTAVES, every=2),
     batch=64,
 )
 
@@ -262,7 +263,7 @@ def _under_the_recipe() -> list[Axis]:
         title="ResMLP under the recipe, width",
         scales=(1, 4, 16),
         # Wide ones are best below the others' grid.
-        grid=Grid(2**-14, 10, 2.0),
+        grid=Grid(2**-14, 10, 2.0, every=2),
         optimizer="adamw",
         recipe=LLAMA.recipe,
         cell=None,

@@ -86,5 +86,15 @@ METHODS: dict[str, Method] = {
 QUICK = ("standard", "compile")
 """What a quick run trains by."""
 
-MAIN = ("standard", "mup", "compile", "mup-rates", "completep", "first-step", "match", "paper")
+MAIN = (
+    "standard",
+    "compile",
+    "one-seed",
+    "mup-rates",
+    "completep",
+    "mup",
+    "first-step",
+    "match",
+    "paper",
+)
 """What every axis is trained by, muP and CompleteP where they apply; the others are ablations."""

@@ -90,13 +90,26 @@ def summary(axes: Sequence[Axis], store: Store) -> Iterator[str]:
         found += [(axis, scale, cells[scale]) for scale in sorted(cells)]
     ablations = [key for key in METHODS if key not in MAIN]
     ablated = [row for row in found if any(key in row[2] for key in ablations)]
-    yield from _table("All axes", "Shift in octaves, and regret in nats.", MAIN, found, _moved)
     yield from _table(
-        "Losses",
-        "At the base's best rate, and at this model's own best where that is another, in nats.",
+        "At the base's best rate",
+        "Loss on the validation set, in nats.",
         MAIN,
         found,
-        _lost,
+        lambda each: f"{each.loss:.3f}",
+    )
+    yield from _table(
+        "At each model's own best rate",
+        "The lowest loss on the grid, in nats.",
+        MAIN,
+        found,
+        lambda each: f"{each.best:.3f}",
+    )
+    yield from _table(
+        "How far the best rate moves",
+        "Shift in octaves, and regret in nats.",
+        MAIN,
+        found,
+        _moved,
     )
     yield from _table(
         "Other choices",
@@ -109,10 +122,6 @@ def summary(axes: Sequence[Axis], store: Store) -> Iterator[str]:
 
 def _moved(found: Transfer) -> str:
     return f"{found.shift:+.1f}, {found.regret:.3f}"
-
-
-def _lost(found: Transfer) -> str:
-    return f"{found.loss:.3f}" + (f", {found.best:.3f}" if found.regret else "")
 
 
 def _table(
