@@ -112,14 +112,22 @@ def compile(
     .. math:: m_l = \rho \frac{\sum_b \mathrm{share}_{b \to l}\, \mathrm{FSLR}_b}{\mathrm{FSLR}_l}
 
     Both sides are FSLRs of unit updates at the start of training, measured by the same procedure
-    (Milsom et al. 2025, section 4, without the factor :math:`\rho`: how much further the target has
-    to go, :meth:`BaseProfile.way_from`, which is 1 for ``settle=0``, and otherwise unless outputs
-    begin larger than training makes them: while it is above 2 the target settles for longer, at
-    most five times as long); which base parameters b a parameter answers to follows from the
-    structure of the two graphs, with the mass of repeated blocks conserved. A parameter whose FSLR
-    is zero or within its noise on either side, or whose gradient is rounding alone, keeps a
-    multiplier of 1. Where gradients are of the size of the optimizer's ``eps``, FSLR_l is taken
-    under the multipliers themselves, which are solved for by repeated measurements.
+    (Milsom et al. 2025, section 4). Which base parameters b a parameter answers to follows from the
+    structure of the two graphs, with the mass of repeated blocks conserved.
+
+    After a profile that was recorded with ``settle`` steps, the target takes as many, at a first
+    guess of its multipliers: those at which its first update is as large as the base's by its
+    spectral norm. What is then measured is pooled over parameters at one place of blocks that
+    repeat, and drawn to the guess where it is uncertain (:func:`flerm_fx.assign.pooling.pooled`);
+    a parameter whose FSLR is zero or rounding has the guess. The factor :math:`\rho` is how much
+    further the target has to go, :meth:`BaseProfile.way_from`: 1 unless its outputs begin larger
+    than training makes them. While it is above 2 the target settles for longer, at most five times
+    as long.
+
+    After ``settle=0``, :math:`\rho` is 1, and a parameter whose FSLR is zero or within its noise on
+    either side, or whose gradient is rounding alone, keeps a multiplier of 1. Where gradients are
+    of the size of the optimizer's ``eps``, FSLR_l is taken under the multipliers themselves, which
+    are solved for by repeated measurements.
 
     Where an FSLR at the start is *exactly* zero on either side (LoRA's A while B is 0), both sides
     are compared ``resolve_after`` steps later, if the profile was recorded so. The target takes
@@ -158,7 +166,8 @@ def compile(
     Warns:
         UserWarning: the model is in another mode than the base was recorded in, or has weights in
             half precision and does not run in float32, parameters were left without a counterpart,
-            multipliers did not settle, or the model's outputs stay much larger than the base's.
+            multipliers did not settle or are far from the first guess, or the model's outputs stay
+            much larger than the base's.
 
     Raises:
         MatchError: parameters that structure cannot match; the message names each.

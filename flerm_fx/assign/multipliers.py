@@ -21,6 +21,7 @@ from flerm_fx.ops.scale import parameter_nodes
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.prober import Prober
 from flerm_fx.profile.profile import BaseProfile
+from flerm_fx.recipe.update_rule import degree
 from flerm_fx.start.procedure import StartProcedure
 from flerm_fx.start.start import answers_to, measure_settling, measure_start, start_of
 
@@ -113,7 +114,8 @@ def assigned(
 
     rows = rows_of(start, late)
     if way:
-        warn_of_implausible(rows, way.expected, stacklevel=3)
+        sized = all(degree(rule) == 0 for rule in procedure.optimizers.rules)
+        warn_of_implausible(rows, way.expected, of_role, sized=sized, stacklevel=3)
     moving: frozenset[str] = frozenset()
     if not procedure.settle:
         matched = {row.parameter for row in rows if row.status == "matched"}

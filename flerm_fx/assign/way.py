@@ -88,15 +88,15 @@ class Way:
         return geometric_mean(self._ways.values())
 
     @property
-    def expected(self) -> dict[str, float]:
-        """The multipliers that the guess leads to expect."""
-        return {name: self.length * m for name, m in self.guess.items()}
-
-    @property
     def left(self) -> float:
         """The same, over the last steps of the start."""
         steps = start_steps(self._settle, self._warmup, max(self._ways))
         return fmean(self._ways[step] for step in steps)
+
+    @property
+    def expected(self) -> dict[str, float]:
+        """The multipliers that the guess leads to expect."""
+        return {name: self.length * m for name, m in self.guess.items()}
 
     def follow(self, step: int, found: Moment) -> Mapping[str, float] | None:
         """The multipliers from a settling step on; None where it is the last one."""

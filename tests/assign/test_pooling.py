@@ -1,6 +1,7 @@
 """Multipliers pooled over roles, against closed forms."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -98,9 +99,31 @@ def test_what_has_no_start_is_left_as_it_is(changes: dict[str, Any]) -> None:
     assert of_role(rows) == {"a": 0.25, "b": 7.0}
 
 
+ALONE = {name: name for name in "abc"}
+
+
 def test_implausible_multipliers_are_warned_of() -> None:
     rows = [row("a", 100.0, 1.0), row("b", 1.0, 1.0), row("c", 1.0, 30.0)]
-    with pytest.warns(
-        UserWarning, match="multipliers of 2 parameters are more than 16 .* 'a' it is 100 in plac"
-    ):
-        warn_of_implausible(rows, {"a": 1.0, "b": 1.0, "c": 1.0}, stacklevel=1)
+    ones = dict.fromkeys("abc", 1.0)
+    with pytest.warns(UserWarning, match="of 2 parameters are more than 16 .* 'a' is 1e.02 times"):
+        warn_of_implausible(rows, ones, ALONE, sized=False, stacklevel=1)
+
+
+@pytest.mark.parametrize("factor", [1 / 3, 1 / 2, 2.0, 3.0])
+@pytest.mark.parametrize("sized", [True, False])
+def test_roles_that_are_off_on_average_are_warned_of(factor: float, sized: bool) -> None:
+    rows = [row("a", 2 * factor, 1.0), row("b", factor / 2, 1.0), row("c", factor, 1.0)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_implausible(rows, dict.fromkeys("abc", 1.0), ALONE, sized=sized, stacklevel=1)
+    assert bool(caught) == (sized and not 0.4 < factor < 2.5)
+    if caught:
+        assert f"multipliers are {factor:.2g} times what the sizes" in str(caught[0].message)
+
+
+def test_a_role_counts_once() -> None:
+    rows = [row("a", 1.0, 1.0), row("b", 4.0, 1.0), row("c", 4.0, 1.0)]
+    ones = dict.fromkeys("abc", 1.0)
+    with pytest.warns(UserWarning, match="multipliers are 2.5 times"):
+        warn_of_implausible(rows, ones, ALONE, sized=True, stacklevel=1)
+    warn_of_implausible(rows, ones, {"a": 0, "b": 1, "c": 1}, sized=True, stacklevel=1)
