@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -127,9 +127,13 @@ def profile_of(plan: Plan) -> flerm_fx.BaseProfile:
 
 
 def compiled(model: nn.Module, profile: flerm_fx.BaseProfile) -> CompiledModel:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return flerm_fx.compile(model, profile, method="exact")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = flerm_fx.compile(model, profile, method="exact")
+    # A late start that multipliers move without end is warned of, and promises nothing.
+    assume(not any("late start did not settle" in str(each.message) for each in caught))
+    assert not caught, caught[0].message
+    return found
 
 
 def assert_conserved(compiled: CompiledModel, profile: flerm_fx.BaseProfile) -> None:
