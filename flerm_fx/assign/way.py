@@ -7,7 +7,6 @@ from statistics import fmean, geometric_mean
 from flerm_fx.align.aligning import Match
 from flerm_fx.assign.matches import wanted
 from flerm_fx.profile.profile import BaseProfile
-from flerm_fx.recipe.optimizers import Optimizers
 from flerm_fx.recipe.schedule import start_steps, step_of_round
 from flerm_fx.start.procedure import StartProcedure
 from flerm_fx.start.start import Moment
@@ -26,10 +25,7 @@ Settling = dict[int, Mapping[str, float]]
 
 
 def first_guess(
-    profile: BaseProfile,
-    run: Optimizers,
-    matches: Mapping[str, Match],
-    sizes: Mapping[str, float],
+    profile: BaseProfile, matches: Mapping[str, Match], sizes: Mapping[str, float]
 ) -> dict[str, float]:
     r"""Multipliers at which a target's first updates are as large as the base's.
 
@@ -39,10 +35,10 @@ def first_guess(
 
     Args:
         profile: of the base, settled.
-        run: the base's optimizers.
         matches: of the target's parameters.
         sizes: of the target's first unit updates.
     """
+    run = profile.optimizers
     found = {}
     for name, size in sizes.items():
         to_meet = wanted(run, matches[name].base, profile.update_sizes)
@@ -78,7 +74,6 @@ class Way:
         self.settling: Settling = {}
         self._profile, self._matches = profile, matches
         self._settle, self._warmup = procedure.settle, procedure.warmup
-        self._run = procedure.optimizers
         self._sizes: dict[int, float] = {}
         self._ways: dict[int, float] = {}
 
@@ -107,7 +102,7 @@ class Way:
         if is_last and (step >= ROUNDS * self._settle or self.left <= LARGE):
             return None
         if step == 0:
-            self.guess = first_guess(self._profile, self._run, self._matches, found.update_sizes)
+            self.guess = first_guess(self._profile, self._matches, found.update_sizes)
         self.settling[step] = {name: way * m for name, m in self.guess.items()}
         return self.settling[step]
 

@@ -245,7 +245,6 @@ class Matcher(Attached):
         matches = matched(base_profile, captured, mapping, on_unmatched)
         self.multipliers = dict.fromkeys(captured.parameters, 1.0)
         self.history: list[Matched] = []
-        self._bases = {name: found.base for name, found in matches.items()}
         self._base_run = base_profile.optimizers
         held = held_as_matched(base_profile, captured, matches)
         given = {name: (run.rule(name), run.rate(name)) for name in run.held}
@@ -413,24 +412,24 @@ class Matcher(Attached):
             first = not self.history and isinstance(self._target, PlainTarget)
             if first and self._profile.update_sizes:
                 sizes = update_sizes(observed.updates, self._graph)
-                following |= first_guess(self._profile, self._base_run, self._matches, sizes)
+                following |= first_guess(self._profile, self._matches, sizes)
             return following
         base = self._trajectory.between(observed.step / self._stretch)
         known = resolved(base, self._captured)
         measured = resolved(found, self._captured)
         values = {name: estimate.value for name, estimate in base.items()}
-        for name, shares in self._bases.items():
-            if name in measured and any(b in known for b, _ in shares):
-                following[name] = wanted(self._base_run, shares, values) / smoothed[name]
+        for name, match in self._matches.items():
+            if name in measured and any(b in known for b, _ in match.base):
+                following[name] = wanted(self._base_run, match.base, values) / smoothed[name]
         return following
 
     def _has_risen(self, observed: Observed) -> bool:
         """Whether the rate has been at half of the run's peak, or does not rise any more."""
         name, rate = next((n, r) for n, r in observed.rates.items() if r > 0)
         before = [found.learning_rate for found in self.history]
-        return max([rate, *before]) >= RISEN * self._run.rate(name) or rate <= min(
-            before[-1:] or [0]
-        )
+        if before and rate <= before[-1]:
+            return True
+        return max([rate, *before]) >= RISEN * self._run.rate(name)
 
 
 def _scaled(model: nn.Module) -> ScaledModel | None:
