@@ -14,7 +14,7 @@ from flerm_fx.align.isomorphism import isomorphism
 from flerm_fx.align.mass import Shares, shares
 from flerm_fx.align.names import shares_by_names
 from flerm_fx.align.overlay import links
-from flerm_fx.align.parameter_graph import chain, parameters
+from flerm_fx.align.parameter_graph import as_chain, parameters
 from flerm_fx.align.repeats import fold_alike
 from flerm_fx.boundary.options import choice
 from flerm_fx.errors import MatchError, shown
@@ -94,6 +94,7 @@ def align(
 
     Example::
 
+        >>> from flerm_fx.align.parameter_graph import chain
         >>> def mlp(depth):
         ...     names = ["embed", *(f"layers.{i}.fc" for i in range(depth)), "head"]
         ...     kinds = ["Embedding", *["Linear"] * depth, "Head"]
@@ -176,11 +177,11 @@ def _by_names_and_structure(
     """
     if base.graph.get("complete", True) and target.graph.get("complete", True):
         return [_by_structure(_without(base, set(given.values())), _without(target, set(given)))]
-    b = _without(_as_chain(base), set(given.values()))
-    t = _without(_as_chain(target), set(given))
+    b = _without(as_chain(base), set(given.values()))
+    t = _without(as_chain(target), set(given))
     named = shares_by_names(b, t)
     answered = {other for row in named.values() for other in row}
-    rest = _as_chain(_without(b, set(named))), _as_chain(_without(t, answered))
+    rest = as_chain(_without(b, set(named))), as_chain(_without(t, answered))
     return [named, _by_structure(*rest)]
 
 
@@ -217,12 +218,6 @@ def _by_structure(b: nx.DiGraph, t: nx.DiGraph) -> Shares:
 def _matched(found: Shares) -> int:
     """Number of parameters, of both sides, that have a counterpart."""
     return len(found) + len({other for row in found.values() for other in row})
-
-
-def _as_chain(pg: nx.DiGraph) -> nx.DiGraph:
-    """What is left of a graph when its data flow is not to be used."""
-    used = [(name, pg.nodes[name]) for name in parameters(pg) if pg.nodes[name]["op"]]
-    return chain((name, a["kind"], a["slot"], a["rank"]) for name, a in used)
 
 
 def _without(pg: nx.DiGraph, names: set[str]) -> nx.DiGraph:

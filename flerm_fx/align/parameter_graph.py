@@ -317,6 +317,12 @@ def chain(entries: Iterable[tuple[str, str, str, int]]) -> nx.DiGraph:
     return graph
 
 
+def as_chain(pg: nx.DiGraph) -> nx.DiGraph:
+    """The :func:`chain` of a graph's used parameters, for where its data flow is not to be used."""
+    used = [(name, pg.nodes[name]) for name in parameters(pg) if pg.nodes[name]["op"]]
+    return chain((name, a["kind"], a["slot"], a["rank"]) for name, a in used)
+
+
 def _path(name: str) -> tuple[str, ...]:
     return tuple(name.split(".")[:-1])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from flerm_fx.align.parameter_graph import chain, parameters
+from flerm_fx.align.parameter_graph import as_chain, parameters
 from flerm_fx.align.repeats import fold_alike
 
 if TYPE_CHECKING:
@@ -25,17 +25,15 @@ def roles(graph: nx.DiGraph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
 
     Example::
 
+        >>> from flerm_fx.align.parameter_graph import chain
         >>> kinds = {"norm": ("Norm", 1), "fc": ("Linear", 2)}
         >>> names = {f"{i}.{name}.weight": kinds[name] for i in range(3) for name in kinds}
         >>> graph = chain((name, kind, "weight", rank) for name, (kind, rank) in names.items())
         >>> roles(graph, {name: (4,) * rank for name, (_, rank) in names.items()})["2.fc.weight"]
         '0.fc.weight'
     """
-    used = [name for name in parameters(graph) if graph.nodes[name]["op"]]
-    if not graph.graph.get("complete", True):
-        nodes = graph.nodes
-        graph = chain((n, nodes[n]["kind"], nodes[n]["slot"], nodes[n]["rank"]) for n in used)
-    folded, _ = fold_alike(graph, graph, kinds=True, bare=False, fold=True)
+    flow = graph if graph.graph.get("complete", True) else as_chain(graph)
+    folded, _ = fold_alike(flow, flow, kinds=True, bare=False)
     first: dict[tuple[object, ...], str] = {}
     found: dict[str, str] = {}
     for kept, places in folded.places.items():

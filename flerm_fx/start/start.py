@@ -18,7 +18,7 @@ from flerm_fx.recipe.schedule import settling_steps, start_steps, step_of_round
 from flerm_fx.start.output_size import output_rms
 from flerm_fx.start.procedure import StartProcedure
 from flerm_fx.start.update_size import update_sizes
-from flerm_fx.start.walk import Multipliers, Step, Walk, fail
+from flerm_fx.start.walk import Multipliers, Step, fail, walking
 
 AVERAGED_STEPS = 4
 """A late start is averaged over this many last steps (fewer if fewer were taken)."""
@@ -85,31 +85,29 @@ def measure_settling(
     # Errors of several steps are independent, and their mean has less.
     rtol = min(procedure.rtol * math.sqrt(len(of_start)), 0.99)
     measured = replace(procedure, rtol=rtol)
-    with Walk(captured, procedure) as walk:
-        last = -1
-        end = settle
-        while last < end:
+    end = settle
+    with walking(captured, procedure) as walk:
+        while end not in found:
             step = walk.step()
-            last = step.index
             of_round = step_of_round(step.index, settle)
-            if of_round in wanted:
-                moment = Moment()
-                if of_round in of_start:
-                    estimates = _estimate(prober, measured, step, probe, draws)
-                    moment = replace(moment, fslrs=_noted(estimates, step.rounding))
-                if sized:
-                    moment = replace(moment, output_rms=_output_rms(captured, procedure, step))
-                    if step.index == 0:
-                        sizes = update_sizes(step.updates, capture_graph(captured))
-                        moment = replace(moment, update_sizes=sizes)
-                found[step.index] = moment
-                if follow is not None:
-                    multipliers = follow(step.index, moment)
-                    if multipliers is not None:
-                        walk.rematch(multipliers)
-                        if last == end:
-                            end += settle
-                            wanted = of_start
+            if of_round not in wanted:
+                continue
+            moment = Moment()
+            if of_round in of_start:
+                estimates = _estimate(prober, measured, step, probe, draws)
+                moment = replace(moment, fslrs=_noted(estimates, step.rounding))
+            if sized:
+                moment = replace(moment, output_rms=_output_rms(captured, procedure, step))
+            if sized and step.index == 0:
+                sizes = update_sizes(step.updates, capture_graph(captured))
+                moment = replace(moment, update_sizes=sizes)
+            found[step.index] = moment
+            multipliers = follow(step.index, moment) if follow is not None else None
+            if multipliers is not None:
+                walk.rematch(multipliers)
+                if step.index == end:
+                    end += settle
+                    wanted = of_start
     return found
 
 
@@ -160,7 +158,7 @@ def measure_start(
     probe = to_device(procedure.pool[0], device_of(captured.model))
     wanted = [n for n in captured.parameters if names is None or n in names]
     measured: list[dict[str, Estimate]] = []
-    with Walk(captured, procedure, multipliers, find_rounding=names is None) as walk:
+    with walking(captured, procedure, multipliers, find_rounding=names is None) as walk:
         for _ in range(procedure.settle + 1):
             step = walk.step()
             if step.index <= procedure.settle - averaged:
@@ -212,7 +210,7 @@ def first_update(
 ) -> dict[str, Tensor]:
     """The unit update of the first step, which is undone."""
     first = replace(procedure, settle=0, warmup=0)
-    with Walk(captured, first, multipliers, find_rounding=False) as walk:
+    with walking(captured, first, multipliers, find_rounding=False) as walk:
         return walk.step().updates
 
 

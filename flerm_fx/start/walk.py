@@ -2,10 +2,9 @@
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +48,8 @@ class Step:
 class Walk:
     """Simulated steps on a captured model, from its weights on; all is undone at the end.
 
-    The rate rises over the procedure's warm-up and stays. Weight decay is left out. Use it in a
-    ``with`` block.
+    The rate rises over the procedure's warm-up and stays. Weight decay is left out. It is to be had
+    from :func:`walking`.
 
     Args:
         captured: the model, a copy that the caller owns.
@@ -68,7 +67,6 @@ class Walk:
         find_rounding: bool = True,
     ) -> None:
         self._model, self._parameters = captured.model, captured.parameters
-        self._hooks = captured.hooks
         self._procedure = procedure
         self._pool = to_device(procedure.pool, device_of(captured.model))
         self._is_plain = multipliers is None
@@ -78,31 +76,18 @@ class Walk:
         self._stretch = stretch(self._parameters, procedure) if procedure.settle == 0 else 1.0
         self._find_rounding = find_rounding
         self._rounding: frozenset[str] = frozenset()
-        self._optimizers: tuple[Optimizer, ...] = ()
         self._taken: Step | None = None
         self._next = 0
-        self._around = contextlib.ExitStack()
-
-    def __enter__(self) -> Self:
-        procedure, run = self._procedure, self._procedure.optimizers
-        with contextlib.ExitStack() as around:
-            around.enter_context(only(self._model, self._hooks))
-            around.enter_context(untouched(self._model))
-            around.enter_context(torch.enable_grad())
-            seed_all(procedure.seed)
-            around.callback(self._put_back, {n: p.detach().clone() for n, p in self._named()})
-            groups = _grouped(self._parameters, self._settings, run, apart=procedure.settle > 0)
-            self._optimizers = tuple(run.built(groups))
-            self._around = around.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._around.__exit__(kind, error, trace)
+        run = procedure.optimizers
+        groups = _grouped(self._parameters, self._settings, run, apart=procedure.settle > 0)
+        self._optimizers = tuple(run.built(groups))
+        # Each group, by the first parameter in it, whose rate is that of all.
+        names = {id(p): name for name, p in self._parameters.items()}
+        self._groups = {
+            names[id(group["params"][0])]: group
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+        }
 
     def step(self) -> Step:
         """Take one more.
@@ -115,15 +100,16 @@ class Walk:
         """
         index, pool, run = self._next, self._pool, self._procedure.optimizers
         batch = pool[0] if len(pool) == 1 else pool[1 + index % (len(pool) - 1)]
-        before = {name: p.detach().clone() for name, p in self._named()}
+        before = {name: p.detach().clone() for name, p in self._parameters.items()}
         _differentiate(self._model, self._parameters, batch, self._procedure, index)
         if index == 0 and self._find_rounding:
             self._rounding = rounding_alone(self._model, self._parameters, batch, self._procedure)
-        self._set_rates()
+        for name, group in self._groups.items():
+            group["lr"] = self._rate(name)
         for optimizer in self._optimizers:
             _take(optimizer)
         updates = {}
-        for name, parameter in self._named():
+        for name, parameter in self._parameters.items():
             rate = self._rate(name)
             moved = parameter.detach() - before[name]
             updates[name] = moved / rate if rate else torch.zeros_like(moved)  # not trained
@@ -144,21 +130,12 @@ class Walk:
         changed = {name: self._of(name, multipliers[name]) for name in self._parameters}
         moved = [name for name in changed if changed[name] != self._settings[name]]
         self._settings = changed
-        held = {
-            id(p): group
-            for o in self._optimizers
-            for group in o.param_groups
-            for p in group["params"]
-        }
         with torch.no_grad():
             for name in moved:
                 parameter, update = self._parameters[name], taken.updates[name]
-                held[id(parameter)].update(changed[name])
+                self._groups[name].update(changed[name])
                 rate = changed[name]["lr"] * self._factor(taken.index)
                 parameter.copy_(taken.before[name] + rate * update)
-
-    def _named(self) -> list[tuple[str, nn.Parameter]]:
-        return list(self._parameters.items())
 
     def _of(self, name: str, multiplier: float) -> dict[str, Any]:
         run = self._procedure.optimizers
@@ -170,17 +147,27 @@ class Walk:
     def _rate(self, name: str) -> float:
         return float(self._settings[name]["lr"]) * self._factor(self._next)
 
-    def _set_rates(self) -> None:
-        names = {id(p): name for name, p in self._named()}
-        for optimizer in self._optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self._rate(names[id(group["params"][0])])
 
-    def _put_back(self, weights: Mapping[str, Tensor]) -> None:
-        self._model.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for name, parameter in self._named():
-                parameter.copy_(weights[name])
+@contextlib.contextmanager
+def walking(
+    captured: Capture,
+    procedure: StartProcedure,
+    multipliers: Multipliers | None = None,
+    *,
+    find_rounding: bool = True,
+) -> Iterator[Walk]:
+    """A :class:`Walk`; the model is as it was at the end of the ``with`` block."""
+    model, parameters = captured.model, captured.parameters
+    with only(model, captured.hooks), untouched(model), torch.enable_grad():
+        seed_all(procedure.seed)
+        weights = {name: p.detach().clone() for name, p in parameters.items()}
+        try:
+            yield Walk(captured, procedure, multipliers, find_rounding=find_rounding)
+        finally:
+            model.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for name, parameter in parameters.items():
+                    parameter.copy_(weights[name])
 
 
 def fail(what: str, procedure: StartProcedure, step: int) -> NoReturn:
