@@ -99,7 +99,7 @@ $(EXPERIMENTS): $(INSTALLED)
 results-quick: $(EXPERIMENTS) ## Train one cell of each axis of the study of transfer (under 20 minutes).
 	$(BIN)/python -m experiments --quick --jobs $(WORKERS) --out results-out/quick
 
-results: $(EXPERIMENTS) ## Train all of the study of transfer; resumes where it was stopped (about 12 hours on 2 cores).
+results: $(EXPERIMENTS) ## Train all of the study of transfer (days on 2 cores; resumes where it was stopped).
 	$(BIN)/python -m experiments mlp-width mlp-depth pre-width pre-depth --jobs $(WORKERS) \
 		--methods match-log one-seed settle-10 settle-30 root equal equal-split
 	$(BIN)/python -m experiments --jobs $(WORKERS) --markdown docs/results.md

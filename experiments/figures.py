@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.axes import Axis
 from experiments.measures import complete, optimum, seed_mean
-from experiments.methods import METHODS
+from experiments.methods import METHODS, Method
 from experiments.runner import scales_of
 from experiments.store import Result, Store
 
@@ -18,8 +18,8 @@ COLUMNS = 4
 
 
 def draw(axis: Axis, store: Store, path: Path) -> None:
-    """A panel for each method that has results."""
-    methods = [METHODS[key] for key in METHODS if key in store.methods(axis.key)]
+    """A panel for each method that has a whole curve."""
+    methods = [METHODS[key] for key in METHODS if _has_curve(axis, METHODS[key], store)]
     rows, columns = -(-len(methods) // COLUMNS), min(len(methods), COLUMNS)
     figure = Figure(figsize=(1 + 3.2 * columns, 0.6 + 3 * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
@@ -51,6 +51,11 @@ def draw(axis: Axis, store: Store, path: Path) -> None:
     figure.legend(handles, labels, title=title, fontsize="small", loc="outside right upper")
     figure.suptitle(axis.title)
     figure.savefig(path, dpi=120)
+
+
+def _has_curve(axis: Axis, method: Method, store: Store) -> bool:
+    results = store.results(axis.key, method.key)
+    return any(complete(results, scale, axis.grid.rates) for scale in scales_of(axis, method))
 
 
 def _line(

@@ -4,7 +4,9 @@ Each begins with the initial weights that transformers gives it, of the same sta
 every width, and returns an object with ``logits``. Heads keep their width as models grow.
 """
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -18,7 +20,18 @@ STANDARD_DEVIATION = 0.02
 """Of initial weights, as in all of transformers' defaults."""
 
 
-def llama(
+@dataclass(frozen=True)
+class Size:
+    """What differs between the models of a family: width, blocks, heads, and initial weights."""
+
+    width: int
+    layers: int
+    heads: int
+    deviation: float
+
+
+def build(
+    make: Callable[[Size], nn.Module],
     width: int,
     depth: int,
     *,
@@ -26,49 +39,53 @@ def llama(
     depth_multiplier: int = 1,
     init_scale: float = 1.0,
 ) -> nn.Module:
+    """A model of a family, so many times as wide, as deep, and with such initial weights."""
+    return make(
+        Size(
+            width=width * width_multiplier,
+            layers=depth * depth_multiplier,
+            heads=HEADS * width_multiplier,
+            deviation=STANDARD_DEVIATION * init_scale,
+        )
+    )
+
+
+def llama(size: Size) -> nn.Module:
     """``LlamaForCausalLM`` on bytes, its embedding and readout apart.
 
     The inner width is 8/3 of the width, as Llama's own is.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    heads = HEADS * width_multiplier
     config = LlamaConfig(
         vocab_size=256,
-        hidden_size=width * width_multiplier,
-        intermediate_size=width * 8 // 3 * width_multiplier,
-        num_hidden_layers=depth * depth_multiplier,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
+        hidden_size=size.width,
+        intermediate_size=size.width * 8 // 3,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
         max_position_embeddings=CONTEXT,
-        initializer_range=STANDARD_DEVIATION * init_scale,
+        initializer_range=size.deviation,
         tie_word_embeddings=False,
         use_cache=False,
     )
     return LlamaForCausalLM(config)
 
 
-def gpt2(
-    width: int,
-    depth: int,
-    *,
-    width_multiplier: int = 1,
-    depth_multiplier: int = 1,
-    init_scale: float = 1.0,
-) -> nn.Module:
+def gpt2(size: Size) -> nn.Module:
     """``GPT2LMHeadModel`` on bytes, whose readout is its embedding; without dropout."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
         vocab_size=256,
         n_positions=CONTEXT,
-        n_embd=width * width_multiplier,
-        n_layer=depth * depth_multiplier,
-        n_head=HEADS * width_multiplier,
+        n_embd=size.width,
+        n_layer=size.layers,
+        n_head=size.heads,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        initializer_range=STANDARD_DEVIATION * init_scale,
+        initializer_range=size.deviation,
         bos_token_id=None,
         eos_token_id=None,
         use_cache=False,
@@ -76,14 +93,7 @@ def gpt2(
     return GPT2LMHeadModel(config)
 
 
-def vit(
-    width: int,
-    depth: int,
-    *,
-    width_multiplier: int = 1,
-    depth_multiplier: int = 1,
-    init_scale: float = 1.0,
-) -> nn.Module:
+def vit(size: Size) -> nn.Module:
     """``ViTForImageClassification`` on grey images of 28 by 28, in 16 patches, to ten classes."""
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -91,17 +101,19 @@ def vit(
         image_size=28,
         patch_size=7,
         num_channels=1,
-        hidden_size=width * width_multiplier,
-        intermediate_size=4 * width * width_multiplier,
-        num_hidden_layers=depth * depth_multiplier,
-        num_attention_heads=HEADS * width_multiplier,
+        hidden_size=size.width,
+        intermediate_size=4 * size.width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        initializer_range=STANDARD_DEVIATION * init_scale,
+        initializer_range=size.deviation,
     )
     config.num_labels = 10
     return ViTForImageClassification(config)
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"llama": llama, "gpt2": gpt2, "vit": vit}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    make.__name__: functools.partial(build, make) for make in (llama, gpt2, vit)
+}
 """By name."""

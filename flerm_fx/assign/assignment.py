@@ -28,8 +28,8 @@ class Assignment:
             (:func:`flerm_fx.assign.pooling.pooled`).
         status: ``"matched"``; ``"unresolved"`` where an FSLR is zero or within its noise, and the
             multiplier is 1, or of a settled start the first guess; ``"unmatched"`` where the base
-            has no counterpart, with a multiplier of 1; ``"unused"``
-            where the output does not depend on the parameter.
+            has no counterpart, with a multiplier of 1; ``"unused"`` where the output does not
+            depend on the parameter.
         after: steps after the start at which both FSLRs were measured; 0 for the start itself, and
             the profile's ``resolve_after`` where an FSLR at the start is exactly 0 on either side.
         error: relative standard error of ``base_fslr / target``: that of the estimates and, where

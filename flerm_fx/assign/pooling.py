@@ -1,4 +1,4 @@
-r"""Multipliers pooled over the parameters of one role."""
+"""Multipliers pooled over the parameters of one role."""
 
 import math
 import warnings

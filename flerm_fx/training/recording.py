@@ -95,7 +95,7 @@ def record(
             schedulers, else its ``lr``. A loop that warms up by setting ``lr`` itself has to pass
             its peak, and so has ``CyclicLR``.
         settle: simulated steps to the start; 0 is the paper's first step. Of more, the start is the
-            mean over five of them, evenly spaced behind the warm-up. By default five passes over
+            mean over eight of them, evenly spaced behind the warm-up. By default five passes over
             the batches of the pool, of which there is none where it is a single batch, and at most
             100.
         warmup: over how many of the settling steps the rate rises in equal parts from 0. By default

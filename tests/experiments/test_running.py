@@ -212,14 +212,6 @@ def test_no_process_outlives_a_runner_that_is_killed(tmp_path: Path) -> None:
         runner.communicate(timeout=60)  # until the last of its processes has closed the pipe
 
 
-def test_without_the_images_the_message_says_where_they_are(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv(data.FASHION_MNIST, str(tmp_path))
-    with pytest.raises(InputError, match="dataset-fashion-mnist, or set FASHION_MNIST"):
-        data.images()
-
-
 @pytest.fixture
 def tiny_smollm2(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
