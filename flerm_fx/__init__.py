@@ -24,7 +24,7 @@ from flerm_fx.errors import (
     ProfileError,
 )
 from flerm_fx.probe.estimate import Estimate
-from flerm_fx.probe.frontier import instrument
+from flerm_fx.probe.instrumenting import instrument
 from flerm_fx.probe.measure import measure
 from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.training.matching import Matcher, match

@@ -12,7 +12,8 @@ from torch import Tensor, fx
 from flerm_fx.capture.probed_as import CONSTANT
 from flerm_fx.capture.tracing import Capture
 from flerm_fx.errors import ProfileError
-from flerm_fx.ops.operation import RECURRENT, SHAPED_AS, SHAPED_LIKE, TURNING, argument, operation
+from flerm_fx.ops.operation import argument, operation
+from flerm_fx.ops.table import RECURRENT, SHAPED_AS, SHAPED_LIKE, TURNING
 
 if TYPE_CHECKING:
     import networkx as nx

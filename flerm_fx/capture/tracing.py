@@ -19,8 +19,8 @@ from torch.fx._pytree import tree_flatten_spec
 from torch.utils import _pytree as pytree
 
 from flerm_fx.capture.exporting import TracedError, exporting
-from flerm_fx.capture.functionalize import functionalize, is_functional
-from flerm_fx.capture.probed_as import PROBED_AS, separate_draws
+from flerm_fx.capture.functionalize import functionalize
+from flerm_fx.capture.probed_as import AT_ANY_STRIDES, PROBED_AS, separate_draws
 from flerm_fx.capture.recurrent import layer_by_layer
 from flerm_fx.errors import CaptureError, CaptureWarning, FlermError, InputError, shown
 from flerm_fx.model.changing import that_change
@@ -39,6 +39,8 @@ from flerm_fx.model.stand_ins import Reads, stand_ins
 from flerm_fx.model.substitution import called_with
 from flerm_fx.model.untouched import untouched
 from flerm_fx.model.values import refuse_without_values
+from flerm_fx.ops.aliasing import is_functional
+from flerm_fx.ops.table import facts
 
 
 @dataclass(frozen=True)
@@ -531,15 +533,6 @@ def _exportable(output: Any) -> Any:
     )
 
 
-_ASSERTIONS = (
-    "_assert_tensor_metadata",
-    "_assert_scalar",
-    "_assert_async",
-    "sym_constrain_range",
-    "sym_constrain_range_for_size",
-)
-
-
 def _clean(exported: fx.GraphModule, model: nn.Module, names: dict[int, str]) -> fx.GraphModule:
     """A plain graph module with the model's own attribute names and annotated parameters."""
     graph = exported.graph
@@ -549,14 +542,12 @@ def _clean(exported: fx.GraphModule, model: nn.Module, names: dict[int, str]) ->
     for node in list(graph.nodes):
         if "nn_module_stack" in node.meta:
             node.meta["nn_module_stack"] = _own_stack(node.meta["nn_module_stack"])
-        target = getattr(node.target, "_schema", None)
-        if (target is not None and target.name.split("::")[-1] in _ASSERTIONS) or (
+        if facts(node.target).kind == "assertion" or (
             node.op == "call_module" and node.target == "_guards_fn"
         ):
             graph.erase_node(node)
-        elif node.target is torch.ops.aten.view.default:
-            # At export a kernel may have chosen strides that another one does not.
-            node.target = torch.ops.aten.reshape.default
+        elif node.target in AT_ANY_STRIDES:
+            node.target = AT_ANY_STRIDES[node.target]
         elif node.op in ("get_attr", "call_module"):
             value = _attribute(exported, node.target)
             node.target = node.target.removeprefix("model.")

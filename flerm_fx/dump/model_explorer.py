@@ -27,6 +27,7 @@ from flerm_fx.capture.exporting import exporting
 from flerm_fx.dump.dot import multiplier_colour
 from flerm_fx.errors import FlermError
 from flerm_fx.model.inputs import Inputs, call_arguments
+from flerm_fx.ops.table import facts
 
 MODEL = "model.pt2"
 NODE_DATA = ("status.json", "fslr.json", "multiplier.json")
@@ -128,7 +129,7 @@ def _nodes(program: ExportedProgram) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for node in program.graph.nodes:
         if node.name in parameters:
-            scales = [user for user in node.users if user.target is torch.ops.aten.mul.Tensor]
+            scales = [user for user in node.users if facts(user.target).multiplies]
             for scaled in scales:
                 _move(scaled)
             found[parameters[node.name]] = [node.name, *(scaled.name for scaled in scales)]
