@@ -5,7 +5,7 @@ has all of it; ``tests/test_compat.py`` holds that each name exists and does wha
 """
 
 import contextlib
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from torch.nn.modules import module as _module
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader
 
 __all__ = [
     "BackwardCFunction",
@@ -33,7 +32,7 @@ __all__ = [
 ]
 
 OLDEST = (2, 10)
-"""The oldest torch: ``TreeSpec.child`` is of this release."""
+"""The oldest torch that the library runs on: ``TreeSpec.child`` is of this release."""
 
 
 # Operators
@@ -180,11 +179,15 @@ def apply_to_tensors(module: nn.Module, function: Any) -> None:
     module._apply(function)  # type: ignore[no-untyped-call]
 
 
+EXTRA_STATE = "_extra_state"
+"""What the key of ``Module.get_extra_state`` in a state dict ends in."""
+
+
 # Hooks
 
 FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 BACKWARD_HOOKS = ("_backward_pre_hooks", "_backward_hooks")
-GLOBAL_HOOKS: MutableMapping[str, Any] = vars(_module)
+GLOBAL_HOOKS: dict[str, Any] = vars(_module)
 """Where the hooks on all modules are, by :func:`global_name`."""
 
 
@@ -232,7 +235,10 @@ def version_of(tensor: Tensor) -> int:
 
 
 def memory_of(tensor: Tensor) -> Any:
-    """What tensors that share memory have in common, and no others; those of ``DTensor`` too."""
+    """What tensors that share memory have in common, and no others; the shards of ``DTensor`` too.
+
+    A tensor that does not tell where its memory is shares it with itself alone.
+    """
     local = getattr(tensor, "_local_tensor", tensor)
     try:
         return local.untyped_storage()._cdata
@@ -280,6 +286,6 @@ def without_sharding_classes(model: nn.Module) -> Iterator[None]:
 # Data
 
 
-def forget_workers(loader: DataLoader[Any]) -> None:
-    """Let a copy of a loader make workers of its own, and leave its original's alone."""
+def forget_workers(loader: Any) -> None:
+    """Let a copy of a ``DataLoader`` make workers of its own, and leave its original's alone."""
     vars(loader)["_iterator"] = None

@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
-from torch.fx._pytree import tree_flatten_spec
-from torch.fx.graph import _PyTreeCodeGen
 
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.boundary.files import check, write_all
 from flerm_fx.boundary.text import json_text
 from flerm_fx.capture.exporting import exporting
+from flerm_fx.compat import input_spec, tree_flatten_spec
 from flerm_fx.dump.dot import multiplier_colour
 from flerm_fx.errors import FlermError
 from flerm_fx.model.inputs import Inputs, call_arguments
@@ -115,9 +114,7 @@ def _flat(graph_module: GraphModule, inputs: Inputs) -> tuple[GraphModule, tuple
 
     It shares the parameters.
     """
-    codegen = graph_module.graph._codegen
-    assert isinstance(codegen, _PyTreeCodeGen)
-    flat_inputs = tree_flatten_spec(call_arguments(inputs), codegen.pytree_info.in_spec)
+    flat_inputs = tree_flatten_spec(call_arguments(inputs), input_spec(graph_module.graph))
     graph = Graph()
     graph.output(graph.graph_copy(graph_module.graph, {}))
     return GraphModule(graph_module, graph), tuple(flat_inputs)

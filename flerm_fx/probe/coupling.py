@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from flerm_fx.capture.tracing import Capture, cloned_buffers
+from flerm_fx.compat import pytree
 from flerm_fx.model.inputs import Inputs, difference, is_differentiable
 from flerm_fx.model.randomness import preserved_rng, rng_state, set_rng_state
 from flerm_fx.ops.operation import is_opaque, operation
