@@ -48,8 +48,9 @@ from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.profile.profile import LOAD, BaseProfile
 from flerm_fx.recipe.loss import Loss, LossFunction, resolve
+from flerm_fx.recipe.multiplier import group_settings, node_multiplier, node_scale
 from flerm_fx.recipe.pool import Pool, probe_pool
-from flerm_fx.recipe.update_rule import OptimizerLike, group_settings, node_multiplier, node_scale
+from flerm_fx.recipe.reflection import OptimizerLike
 from flerm_fx.start.precision import is_coarse, measurable, warn_of_rounding
 from flerm_fx.start.procedure import MODEL_LOSS, StartProcedure, batch_loss
 from flerm_fx.start.rounding import lost_in_rounding
@@ -372,7 +373,7 @@ class CompiledModel(ScaledModel):
 
         Parameters with equal multipliers share a group; each group has ``lr * m``, and weight
         decay and eps changed so that the training is the same (see
-        :func:`flerm_fx.recipe.update_rule.group_settings`). Where the base's parameter groups had
+        :func:`flerm_fx.recipe.multiplier.group_settings`). Where the base's parameter groups had
         rates, decays or other settings of their own, each parameter has those of its counterpart,
         its rate in proportion to ``lr``. Nothing in the model changes.
 

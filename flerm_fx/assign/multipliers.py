@@ -21,7 +21,7 @@ from flerm_fx.ops.scale import parameter_nodes
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.prober import Prober
 from flerm_fx.profile.profile import BaseProfile
-from flerm_fx.recipe.update_rule import degree
+from flerm_fx.recipe.multiplier import degree
 from flerm_fx.start.procedure import StartProcedure
 from flerm_fx.start.start import answers_to, measure_settling, measure_start, start_of
 

@@ -16,7 +16,8 @@ from experiments.recipe import Recipe
 from experiments.store import Run
 from experiments.training import optimizers, train, validate
 from experiments.work import Training, build
-from flerm_fx.recipe.update_rule import UpdateRule, group_settings
+from flerm_fx.recipe.multiplier import group_settings
+from flerm_fx.recipe.update_rule import UpdateRule
 from tests.experiments.test_running import TINY
 
 RECIPE = Recipe()
