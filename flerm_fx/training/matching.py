@@ -27,7 +27,8 @@ from flerm_fx.model.inputs import OutputFn, device_of, output_of, to_device
 from flerm_fx.probe.estimate import Estimate, rows
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
-from flerm_fx.profile.profile import LOAD, BaseProfile, Trajectory
+from flerm_fx.profile.profile import LOAD, BaseProfile
+from flerm_fx.profile.trajectory import Trajectory
 from flerm_fx.recipe.as_base import check_as_base
 from flerm_fx.recipe.likeness import check_state_is_free
 from flerm_fx.recipe.optimizers import Optimizers, listed
