@@ -21,7 +21,8 @@ from flerm_fx.assign.matches import held_as_matched, matched
 from flerm_fx.assign.multipliers import assigned
 from flerm_fx.assign.way import Settling
 from flerm_fx.boundary.options import checked, choice, flag, instance, integer
-from flerm_fx.capture.tracing import Capture, capture
+from flerm_fx.capture.captured import Capture
+from flerm_fx.capture.tracing import capture
 from flerm_fx.compat import own_buffers, own_parameters, pytree
 from flerm_fx.dump import Format, Level, dump
 from flerm_fx.emit.first_steps import watch

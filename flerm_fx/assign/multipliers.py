@@ -16,7 +16,7 @@ from flerm_fx.assign.assignment import Assignment, Status
 from flerm_fx.assign.matches import wanted
 from flerm_fx.assign.pooling import pooled, warn_of_implausible
 from flerm_fx.assign.way import Settling, Way
-from flerm_fx.capture.tracing import Capture
+from flerm_fx.capture.captured import Capture
 from flerm_fx.ops.scale import parameter_nodes
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.prober import Prober

@@ -9,7 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, fx, nn
 
-from flerm_fx.capture.tracing import Capture, capture, modes
+from flerm_fx.capture.captured import Capture, modes
+from flerm_fx.capture.tracing import capture
 from flerm_fx.compat import adopt, pytree
 from flerm_fx.emit.loading import as_stored, from_extra_state
 from flerm_fx.emit.lower import lowered, on_the_same_weights

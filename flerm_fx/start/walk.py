@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flerm_fx.capture.tracing import Capture
+from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import DivergenceError, EstimateError, InputError, OptimizerError
 from flerm_fx.model.hooks import only
 from flerm_fx.model.inputs import Batch, device_of, is_finite, to_device
