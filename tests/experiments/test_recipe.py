@@ -18,7 +18,7 @@ from experiments.training import optimizers, train, validate
 from experiments.work import Training, build
 from flerm_fx.recipe.multiplier import group_settings
 from flerm_fx.recipe.update_rule import UpdateRule
-from tests.experiments.test_running import TINY
+from tests.experiments.small import TINY
 
 RECIPE = Recipe()
 BY_RECIPE = replace(TINY, optimizer="adamw", recipe=RECIPE, steps=10)
