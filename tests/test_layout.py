@@ -98,6 +98,7 @@ def test_no_module_hides_a_function_of_the_interface(name: str) -> None:
 
 
 def test_the_listing_fits_in_twenty_lines() -> None:
+    """But for the marker of types, which is nothing to read."""
     listed = [
         p
         for p in (ROOT / "flerm_fx").iterdir()
