@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,14 +21,18 @@ from flerm_fx.assign.matches import held_as_matched, matched
 from flerm_fx.assign.multipliers import assigned
 from flerm_fx.assign.way import Settling
 from flerm_fx.boundary.options import checked, choice, flag, instance, integer
-from flerm_fx.capture.tracing import Capture, capture
-from flerm_fx.compat import own_buffers, own_parameters, pytree
+from flerm_fx.capture.captured import Capture
+from flerm_fx.capture.tracing import capture
+from flerm_fx.compat import pytree
 from flerm_fx.dump import Format, Level, dump
+from flerm_fx.emit.emitter import Emitter
+from flerm_fx.emit.emitters import EMITTERS, Emit
 from flerm_fx.emit.first_steps import watch
+from flerm_fx.emit.graph import GraphEmitter
 from flerm_fx.emit.module import scales_of
 from flerm_fx.emit.scaled import Held, ScaledModel
 from flerm_fx.emit.undo import undone_on_failure
-from flerm_fx.errors import CaptureWarning, FlermError, InputError, OptimizerError
+from flerm_fx.errors import CaptureWarning, InputError, OptimizerError
 from flerm_fx.model.copying import copied, refuse_gradient_hooks
 from flerm_fx.model.distributed import is_sharded, unwrapped, whole
 from flerm_fx.model.hooks import only
@@ -48,8 +52,9 @@ from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.profile.profile import LOAD, BaseProfile
 from flerm_fx.recipe.loss import Loss, LossFunction, resolve
+from flerm_fx.recipe.multiplier import group_settings, node_multiplier, node_scale
 from flerm_fx.recipe.pool import Pool, probe_pool
-from flerm_fx.recipe.update_rule import OptimizerLike, group_settings, node_multiplier, node_scale
+from flerm_fx.recipe.reflection import OptimizerLike
 from flerm_fx.start.precision import is_coarse, measurable, warn_of_rounding
 from flerm_fx.start.procedure import MODEL_LOSS, StartProcedure, batch_loss
 from flerm_fx.start.rounding import lost_in_rounding
@@ -57,8 +62,6 @@ from flerm_fx.start.start import Moment, measure_settling, measure_start, start_
 
 if TYPE_CHECKING:
     import networkx as nx
-
-Emit = Literal["graph", "module", "param_groups"]
 
 CHECK_ERRORS = 4.0
 """Standard errors that :meth:`CompiledModel.check` allows: with hundreds of parameters, 3 would
@@ -234,19 +237,14 @@ def compile(
     if obstacle:
         warn_of_rounding(captured, measured_on, obstacle, stacklevel=2)
     assignments, settling = assigned(captured, base_profile, matches, measured_on)
-    scales = {}
-    if emit != "param_groups":
+    emitter, scales = EMITTERS[emit], {}
+    if emitter.has_nodes:
         run = procedure.optimizers
         scales = {a.parameter: node_scale(run.rule(a.parameter), a.multiplier) for a in assignments}
-    changes = donate or emit == "module"
-    before = _output(emitted, model, probe_inputs) if emit == "module" else None
+    changes = donate or emitter.in_place
+    before = _output(emitted, model, probe_inputs) if emitter.in_place else None
     with undone_on_failure(model, _copies(model, twin, scales) if changes else {}):
-        if emit != "graph":
-            skeleton = model
-        elif donate:
-            skeleton = _donated(model)
-        else:
-            skeleton = twin
+        skeleton = emitter.skeleton_of(model, twin, donate)
         compiled = CompiledModel(
             None if donate else model,
             skeleton,
@@ -256,7 +254,7 @@ def compile(
             procedure,
             probe_inputs,
             settling=settling,
-            in_module=emit == "module",
+            emitter=emitter,
             base_profile=base_profile,
             parameter_graph=capture_graph(captured),
         )
@@ -264,8 +262,8 @@ def compile(
             after = _output(emitted, model, probe_inputs)
             _check_unchanged(before, after, last_bit(model, before))
         compiled.adopt(emitted, probe_inputs)
-        if scales:
-            copy_of = model if emit == "graph" and not donate else None
+        if emitter.has_nodes:
+            copy_of = model if skeleton is twin else None
             watch(compiled, procedure.optimizers, copy_of)
         return compiled
 
@@ -305,11 +303,11 @@ class CompiledModel(ScaledModel):
         probe_inputs: Inputs,
         *,
         settling: Settling | None = None,
-        in_module: bool = False,
+        emitter: type[Emitter] = GraphEmitter,
         base_profile: BaseProfile | None = None,
         parameter_graph: nx.DiGraph | None = None,
     ) -> None:
-        super().__init__(skeleton, scales, in_module=in_module)
+        super().__init__(skeleton, scales, emitter)
         # Not by setattr, which would refuse the name of a member of the model.
         self.__dict__.update(
             matches=dict(matches),
@@ -372,7 +370,7 @@ class CompiledModel(ScaledModel):
 
         Parameters with equal multipliers share a group; each group has ``lr * m``, and weight
         decay and eps changed so that the training is the same (see
-        :func:`flerm_fx.recipe.update_rule.group_settings`). Where the base's parameter groups had
+        :func:`flerm_fx.recipe.multiplier.group_settings`). Where the base's parameter groups had
         rates, decays or other settings of their own, each parameter has those of its counterpart,
         its rate in proportion to ``lr``. Nothing in the model changes.
 
@@ -399,7 +397,7 @@ class CompiledModel(ScaledModel):
             2
         """
         model = self._model()
-        if self.in_module:
+        if self.emitter.in_place:
             raise InputError(
                 "the model that was compiled has scale nodes now: train it with base_groups(lr), "
                 "or compile it with emit='param_groups'"
@@ -440,7 +438,7 @@ class CompiledModel(ScaledModel):
             >>> [group["weight_decay"] for group in compiled.base_groups(lr=1e-3)]
             [0.1, 0.0]
         """
-        if not self.scales:
+        if not self.emitter.has_nodes:
             raise InputError(
                 "the model was compiled without scale nodes (emit='param_groups'), so the base's "
                 "groups would train it without multipliers: use param_groups(lr)"
@@ -546,7 +544,7 @@ class CompiledModel(ScaledModel):
         adopted = None if is_coarse(self) and not is_coarse(twin) else self.adopted(twin)
         captured = adopted or capture(twin, inputs, procedure.output_fn, original=self.skeleton)
         multipliers: dict[str, float] | None = self.multipliers
-        if self.scales and captured.graph_module is not None:
+        if self.emitter.has_nodes and captured.graph_module is not None:
             captured, multipliers = self.trained(captured), None
         measured = {
             after: measure_start(
@@ -713,21 +711,3 @@ def _copies(model: nn.Module, twin: nn.Module, names: Collection[str]) -> dict[s
     held = dict((model if is_sharded(model) else twin).named_parameters())
     own = is_sharded(model)
     return {n: held[n].detach().clone() if own else held[n].detach() for n in names}
-
-
-def _donated(model: nn.Module) -> nn.Module:
-    """The model's structure with its own parameters and buffers; the model is left without."""
-    held: list[Tensor] = [*model.parameters(), *model.buffers()]
-    skeleton: nn.Module = copy.deepcopy(model, {id(tensor): tensor for tensor in held})
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        raise FlermError(
-            "this model gave its parameters to flerm_fx.compile(..., donate=True); call the "
-            "compiled model instead"
-        )
-
-    for module in model.modules():
-        own_parameters(module).clear()
-        own_buffers(module).clear()
-    model.forward = forward
-    return skeleton

@@ -27,12 +27,13 @@ from flerm_fx.model.inputs import OutputFn, device_of, output_of, to_device
 from flerm_fx.probe.estimate import Estimate, rows
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
-from flerm_fx.profile.profile import LOAD, BaseProfile, Trajectory
+from flerm_fx.profile.profile import LOAD, BaseProfile
+from flerm_fx.profile.trajectory import Trajectory
 from flerm_fx.recipe.as_base import check_as_base
+from flerm_fx.recipe.likeness import check_state_is_free
 from flerm_fx.recipe.optimizers import Optimizers, listed
 from flerm_fx.recipe.pool import Pool, probe_batch
 from flerm_fx.recipe.schedule import Schedule
-from flerm_fx.recipe.update_rule import check_state_is_free
 from flerm_fx.start.precision import is_coarse, measurable, refined
 from flerm_fx.start.update_size import update_sizes
 from flerm_fx.training.logs import FSLR, MULTIPLIER, Log, logging
