@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from flerm_fx.align.aligning import Mapped, Match, OnUnmatched
+from flerm_fx.align.aligning import Match, OnUnmatched
 from flerm_fx.align.parameter_graph import capture_graph
+from flerm_fx.align.patterns import Mapped
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.assign.matches import held_as_matched, matched
 from flerm_fx.assign.multipliers import assigned
@@ -151,7 +152,10 @@ def compile(
             ``"module"`` for scale nodes on ``model`` itself, as parametrizations that all its other
             methods see too (``generate``, trainers, ``fully_shard``); ``"param_groups"`` to change
             nothing and train ``model`` with :meth:`CompiledModel.param_groups`.
-        mapping: target name to base name, as a dict or a function, where structure cannot decide.
+        mapping: base names for target names, where structure cannot decide: as a dict of names of
+            parameters or modules, with patterns such as ``{"blocks.*.attn": "layers.*.attention"}``
+            or ``{"blocks.{i}": "layers.{i * n // m}"}`` (see
+            :func:`flerm_fx.align.patterns.mapped_shares`), or as a function.
         on_unmatched: what becomes of parameters that only one of the models has, such as biases or
             an added head: an ``"error"``, or ``"unit"`` to train the target's with a multiplier of
             1 and leave the base's out, with a warning that counts both.

@@ -1,5 +1,6 @@
 """Which parameters of two models answer to each other."""
 
-from flerm_fx.align.aligning import Mapped, Match, OnUnmatched, align, unanswered
+from flerm_fx.align.aligning import Match, OnUnmatched, align, unanswered
+from flerm_fx.align.patterns import Mapped
 
 __all__ = ["Mapped", "Match", "OnUnmatched", "align", "unanswered"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import bisect
 import heapq
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal, get_args
@@ -15,6 +15,7 @@ from flerm_fx.align.mass import Shares, shares
 from flerm_fx.align.names import shares_by_names
 from flerm_fx.align.overlay import links
 from flerm_fx.align.parameter_graph import as_chain, parameters
+from flerm_fx.align.patterns import Mapped, mapped_shares
 from flerm_fx.align.repeats import fold_alike
 from flerm_fx.boundary.options import choice
 from flerm_fx.errors import MatchError, shown
@@ -22,7 +23,6 @@ from flerm_fx.errors import MatchError, shown
 if TYPE_CHECKING:
     import networkx as nx
 
-Mapped = Mapping[str, str] | Callable[[str], str | None]
 OnUnmatched = Literal["error", "unit"]
 
 
@@ -74,9 +74,10 @@ def align(
     Args:
         base: parameter graph of the base model.
         target: parameter graph of the target.
-        mapping: base name for a target name, as a dict or a function that may return None. What it
-            names is taken as given, a base parameter mapped to k targets gives each 1/k, and the
-            rest is aligned by structure without these parameters.
+        mapping: base names for target names, of parameters or modules, with patterns for indices
+            (see :func:`flerm_fx.align.patterns.mapped_shares`); as a dict or a function that may
+            return None. What it names is taken as given, a base parameter mapped to k targets gives
+            each 1/k, and the rest is aligned by structure without these parameters.
         on_unmatched: what becomes of parameters that have no counterpart: an ``"error"``, or, for
             ``"unit"``, empty matches.
 
@@ -108,12 +109,9 @@ def align(
         head.weight [('head.weight', 1.0)]
     """
     choice("on_unmatched", on_unmatched, get_args(OnUnmatched))
-    given = _given(base, target, mapping)
-    found: dict[str, dict[str, Fraction]] = defaultdict(dict)
-    copies = Counter(given.values())
-    for name, answer in given.items():
-        found[name][answer] = Fraction(1, copies[answer])
     used = _used(target)
+    given = _given(base, target, mapping)
+    found: dict[str, dict[str, Fraction]] = defaultdict(dict, given)
     by_hand = given.keys() >= used
     if not by_hand:
         for laid in _by_names_and_structure(base, target, given):
@@ -146,43 +144,37 @@ def _used(pg: nx.DiGraph) -> set[str]:
     return {name for name in parameters(pg) if pg.nodes[name]["op"]}
 
 
-def _given(base: nx.DiGraph, target: nx.DiGraph, mapping: Mapped | None) -> dict[str, str]:
-    """What the caller decided, by target name, with the names checked."""
-    known = dict.fromkeys(parameters(target))
+def _given(
+    base: nx.DiGraph, target: nx.DiGraph, mapping: Mapped | None
+) -> dict[str, dict[str, Fraction]]:
+    """What the caller decided: shares of base parameters, by target name."""
     if mapping is None:
         return {}
-    answers = {name: mapping(name) for name in known} if callable(mapping) else dict(mapping)
-    given = {name: answer for name, answer in answers.items() if answer is not None}
-    choices = dict.fromkeys(parameters(base))
-    wrong = [f"target parameter {name!r}" for name in given if name not in known]
-    wrong += [
-        f"base parameter {answer!r} (for {name!r})"
-        for name, answer in given.items()
-        if not isinstance(answer, str) or answer not in choices
-    ]
-    if wrong:
-        raise MatchError(
-            f"mapping names {', '.join(wrong)}, which the parameter graph does not have; expected "
-            "{target name: base name}, with names as in model.named_parameters()"
-        )
-    return given
+    names = parameters(target)
+    laid = mapped_shares(parameters(base), names, mapping, unused=set(names) - _used(target))
+    given: dict[str, dict[str, Fraction]] = defaultdict(dict)
+    for name, row in laid.items():
+        for other, share in row.items():
+            given[other][name] = share
+    return dict(given)
 
 
 def _by_names_and_structure(
-    base: nx.DiGraph, target: nx.DiGraph, given: Mapping[str, str]
+    base: nx.DiGraph, target: nx.DiGraph, given: Mapping[str, Mapping[str, Fraction]]
 ) -> list[Shares]:
     """Shares of the parameters that ``given`` leaves.
 
     By structure; where the data flow of either side is not known, by names first.
     """
+    named = {name for row in given.values() for name in row}
     if base.graph.get("complete", True) and target.graph.get("complete", True):
-        return [_by_structure(_without(base, set(given.values())), _without(target, set(given)))]
-    b = _without(as_chain(base), set(given.values()))
+        return [_by_structure(_without(base, named), _without(target, set(given)))]
+    b = _without(as_chain(base), named)
     t = _without(as_chain(target), set(given))
-    named = shares_by_names(b, t)
-    answered = {other for row in named.values() for other in row}
-    rest = as_chain(_without(b, set(named))), as_chain(_without(t, answered))
-    return [named, _by_structure(*rest)]
+    laid = shares_by_names(b, t)
+    answered = {other for row in laid.values() for other in row}
+    rest = as_chain(_without(b, set(laid))), as_chain(_without(t, answered))
+    return [laid, _by_structure(*rest)]
 
 
 def _by_structure(b: nx.DiGraph, t: nx.DiGraph) -> Shares:
@@ -239,7 +231,7 @@ def _without(pg: nx.DiGraph, names: set[str]) -> nx.DiGraph:
 def _unmatched(
     base: nx.DiGraph,
     target: nx.DiGraph,
-    given: Mapping[str, str],
+    given: Mapping[str, Mapping[str, Fraction]],
     odd_base: list[str],
     odd_target: list[str],
 ) -> MatchError:
@@ -261,10 +253,11 @@ def _unmatched(
             )
     example = odd_target[0] if odd_target else "target name"
     lines.append(
-        f"Settle it with mapping={{{example!r}: 'base name', ...}} in Python, from target to base "
-        "names, as a dict or a function; a base parameter named several times is split equally, "
-        "what the mapping leaves out is aligned by structure without the parameters that it names, "
-        "and a mapping of every target parameter needs no structure at all. Or pass "
+        f"Settle it with mapping={{{example!r}: 'base name', ...}}, from target to base names, of "
+        "parameters or modules, with patterns such as 'blocks.*.attn': 'layers.*.attention' "
+        "(--mapping); what it names more than once is split equally, what it leaves out is aligned "
+        "by structure without the parameters that it names, and a mapping of every target "
+        "parameter needs no structure at all. Or pass "
         'on_unmatched="unit" (--on-unmatched unit) to give these a multiplier of 1'
     )
     if given:

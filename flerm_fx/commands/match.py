@@ -11,6 +11,7 @@ from flerm_fx.align.parameter_graph import capture_graph
 from flerm_fx.boundary.text import json_text
 from flerm_fx.capture.tracing import Capture, capture
 from flerm_fx.commands.factory import load_model
+from flerm_fx.commands.mapping import Mapping, parsed
 from flerm_fx.dump.columns import columns
 from flerm_fx.dump.table import format_base, format_shape
 from flerm_fx.errors import shown
@@ -32,6 +33,7 @@ def match(
     on_unmatched: Annotated[
         OnUnmatched, typer.Option(help="What becomes of parameters without a counterpart.")
     ] = OnUnmatched.error,
+    mapping: Mapping = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print which base parameters each parameter of a model answers to. Nothing is trained.
@@ -43,7 +45,7 @@ def match(
     base = BaseProfile.load(profile)
     captured = capture(load_model(model), base.pool[0][0])
     graph = capture_graph(captured)
-    matches = align(base.graph, graph, on_unmatched=on_unmatched.value)
+    matches = align(base.graph, graph, parsed(mapping), on_unmatched.value)
     used = {name for name in matches if graph.nodes[name]["op"]}
     left = unanswered(base.graph, matches.values())
     print(_as_json(matches, left) if as_json else _as_table(base, captured, matches, used, left))
