@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from flerm_fx.align.aligning import Match, OnUnmatched
+from flerm_fx.align.doubts import Doubt, doubts_of
 from flerm_fx.align.parameter_graph import capture_graph
 from flerm_fx.align.patterns import Mapped
 from flerm_fx.assign.assignment import Assignment
@@ -104,6 +105,7 @@ def compile(
     emit: Emit = "graph",
     mapping: Mapped | None = None,
     on_unmatched: OnUnmatched = "error",
+    strict: bool = False,
     method: Method = "auto",
     rtol: float = 0.05,
     donate: bool = False,
@@ -159,6 +161,7 @@ def compile(
         on_unmatched: what becomes of parameters that only one of the models has, such as biases or
             an added head: an ``"error"``, or ``"unit"`` to train the target's with a multiplier of
             1 and leave the base's out, with a warning that counts both.
+        strict: refuse matches that something speaks against, in place of a warning.
         method: as for :func:`flerm_fx.measure`.
         rtol: as for :func:`flerm_fx.measure`.
         donate: give the compiled model the parameters of ``model`` itself, and leave ``model``
@@ -168,13 +171,16 @@ def compile(
         A :class:`CompiledModel`, called and trained like ``model``.
 
     Warns:
+        MatchWarning: something speaks against the matches of some parameters; it names each, and
+            what else is possible.
         UserWarning: the model is in another mode than the base was recorded in, or has weights in
             half precision and does not run in float32, parameters were left without a counterpart,
             multipliers did not settle or are far from the first guess, or the model's outputs stay
             much larger than the base's.
 
     Raises:
-        MatchError: parameters that structure cannot match; the message names each.
+        MatchError: parameters that structure cannot match, or with ``strict`` not for certain; the
+            message names each.
         InputError: unusable inputs or options.
         OptimizerError: a loss or optimizer that the profile cannot name.
         EstimateError, DivergenceError: as for :func:`flerm_fx.record`.
@@ -201,6 +207,7 @@ def compile(
     choice("on_unmatched", on_unmatched, get_args(OnUnmatched))
     choice("method", method, METHODS)
     rtol, donate = checked("rtol", rtol), flag("donate", donate)
+    strict = flag("strict", strict)
     for name, value in (("output_fn", output_fn), ("mapping", mapping)):
         checked(name, value)
     if isinstance(model, ScaledModel) or scales_of(model):
@@ -232,7 +239,7 @@ def compile(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CaptureWarning)  # as above
             emitted = capture(twin, probe_inputs, output_fn, original=model)
-    matches = matched(base_profile, captured, mapping, on_unmatched)
+    matches = matched(base_profile, captured, mapping, on_unmatched, strict=strict)
     held = held_as_matched(base_profile, captured, matches)
     procedure, measured_on = procedure.held_as(held), measured_on.held_as(held)
     if obstacle:
@@ -330,6 +337,11 @@ class CompiledModel(ScaledModel):
     def multipliers(self) -> dict[str, float]:
         """Learning-rate multiplier of each trainable parameter, in execution order."""
         return {a.parameter: a.multiplier for a in self.assignments}
+
+    @property
+    def doubts(self) -> tuple[Doubt, ...]:
+        """The matches that something speaks against, and what else was possible."""
+        return doubts_of(self.matches)
 
     def rescale(
         self, scales: Mapping[str, float], multipliers: Mapping[str, float] | None = None

@@ -6,10 +6,11 @@ import bisect
 import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal, get_args
 
+from flerm_fx.align.doubts import Doubt
 from flerm_fx.align.isomorphism import isomorphism
 from flerm_fx.align.mass import Shares, shares
 from flerm_fx.align.names import shares_by_names
@@ -36,10 +37,12 @@ class Match:
             function-space mass, that goes to this target parameter. Over all targets, the shares
             of one base parameter sum to 1. Empty for a parameter that the target does not use, or
             that has no counterpart.
+        doubt: what speaks against it; None if nothing does.
     """
 
     target: str
     base: tuple[tuple[str, float], ...]
+    doubt: Doubt | None = field(default=None, compare=False)
 
 
 def align(

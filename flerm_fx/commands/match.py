@@ -1,5 +1,6 @@
 """``flerm-fx match``: which base parameters a model's parameters answer to, without training."""
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flerm_fx.align.aligning import Match, align, unanswered
+from flerm_fx.align.doubts import described, doubts_of
 from flerm_fx.align.parameter_graph import capture_graph
 from flerm_fx.boundary.text import json_text
 from flerm_fx.capture.tracing import Capture, capture
@@ -75,6 +77,8 @@ def _as_table(
         f"{len(matches) - len(used)} unused; {len(base.parameters)} in the base, of which "
         f"{len(left)} have no counterpart{': ' + ', '.join(map(shown, left)) if left else ''}."
     )
+    if doubts := doubts_of(matches):
+        lines.append(described(doubts, limit=len(doubts)))
     return "\n".join(lines)
 
 
@@ -86,5 +90,6 @@ def _as_json(matches: dict[str, Match], left: list[str]) -> str:
                 for name, match in matches.items()
             },
             "base_without_counterpart": left,
+            "doubts": [asdict(doubt) for doubt in doubts_of(matches)],
         }
     )
