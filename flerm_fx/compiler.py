@@ -539,6 +539,7 @@ class CompiledModel(ScaledModel):
             inputs=to_device(self._probe_inputs, device_of(self)),
             profile=self._base_profile,
             graph=self._parameter_graph,
+            doubts=self.doubts,
         )
 
     def check(self) -> tuple[Check, ...]:

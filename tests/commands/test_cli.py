@@ -353,6 +353,11 @@ def test_match_prints_what_answers_to_what(
     swapped = ("--mapping", "0.bias=2.bias", "--mapping", "2.bias=0.bias", "--json")
     code, out, _ = run(capsys, *arguments[:2], "--model", "targets_of_match:wide", *swapped)
     assert json.loads(out)["matches"]["0.bias"] == [{"parameter": "2.bias", "share": 1.0}]
+    page = ("--model", "targets_of_match:wide", "--format", "html", "--output")
+    assert run(capsys, *arguments[:2], *page, "matching.html") == (0, "", "")
+    assert Path("matching.html").read_text().startswith("<!DOCTYPE html>")
+    code, out, err = run(capsys, *arguments[:2], *page, "no/matching.html")
+    assert (code, out) == (1, "") and "cannot write to" in err
     code, _, err = run(capsys, *arguments, "--mapping", "0.bias")
     assert code == 1 and "--mapping is '0.bias'; expected target=base" in err
 
