@@ -11,13 +11,11 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Literal, get_args
 
 from flerm_fx.align.doubts import Doubt
-from flerm_fx.align.isomorphism import isomorphism
-from flerm_fx.align.mass import Shares, shares
+from flerm_fx.align.mass import Shares
 from flerm_fx.align.names import shares_by_names
-from flerm_fx.align.overlay import links
 from flerm_fx.align.parameter_graph import as_chain, parameters
 from flerm_fx.align.patterns import Mapped, mapped_shares
-from flerm_fx.align.repeats import fold_alike
+from flerm_fx.align.readings import by_structure
 from flerm_fx.boundary.options import choice
 from flerm_fx.errors import MatchError, shown
 
@@ -116,8 +114,10 @@ def align(
     given = _given(base, target, mapping)
     found: dict[str, dict[str, Fraction]] = defaultdict(dict, given)
     by_hand = given.keys() >= used
+    doubts: Mapping[str, Doubt] = {}
     if not by_hand:
-        for laid in _by_names_and_structure(base, target, given):
+        readings, doubts = _by_names_and_structure(base, target, given)
+        for laid in readings:
             for name, targets in laid.items():
                 for other, share in targets.items():
                     found[other][name] = share
@@ -126,6 +126,7 @@ def align(
         name: Match(
             name,
             tuple((b, float(found[name][b])) for b in sorted(found[name], key=place.__getitem__)),
+            doubts.get(name),
         )
         for name in parameters(target)
     }
@@ -164,55 +165,22 @@ def _given(
 
 def _by_names_and_structure(
     base: nx.DiGraph, target: nx.DiGraph, given: Mapping[str, Mapping[str, Fraction]]
-) -> list[Shares]:
-    """Shares of the parameters that ``given`` leaves.
+) -> tuple[list[Shares], dict[str, Doubt]]:
+    """Shares of the parameters that ``given`` leaves, and what is in doubt about them.
 
     By structure; where the data flow of either side is not known, by names first.
     """
     named = {name for row in given.values() for name in row}
     if base.graph.get("complete", True) and target.graph.get("complete", True):
-        return [_by_structure(_without(base, named), _without(target, set(given)))]
+        laid, doubts = by_structure(_without(base, named), _without(target, set(given)))
+        return [laid], doubts
     b = _without(as_chain(base), named)
     t = _without(as_chain(target), set(given))
-    laid = shares_by_names(b, t)
-    answered = {other for row in laid.values() for other in row}
-    rest = as_chain(_without(b, set(laid))), as_chain(_without(t, answered))
-    return [laid, _by_structure(*rest)]
-
-
-def _by_structure(b: nx.DiGraph, t: nx.DiGraph) -> Shares:
-    """Shares by the reading of two graphs that leaves fewest parameters over."""
-    number = len(parameters(b)) + len(parameters(t))
-    best: tuple[tuple[int, bool, bool], Shares] = (0, False, False), {}
-    # Kinds first: they tell an RMSNorm's weight from another factor, but classes get renamed.
-    for kinds in (True, False):
-        pairs = isomorphism(b, t, kinds)
-        if pairs is not None:
-            return {
-                name: {other: Fraction(1)}
-                for other, name in pairs.items()
-                if not t.nodes[other].get("junction")
-            }
-        # Runs without a fork late: beside residual blocks, two norms are no repeated block. Without
-        # runs at all where these are not exact: one block a stage, in some stages.
-        for bare, fold in ((False, True), (True, True), (False, False)):
-            folded = fold_alike(b, t, kinds=kinds, bare=bare, fold=fold)
-            found = links(*folded)
-            laid = shares(*folded, found)
-            exact = all(link.counted is None for link in found)
-            key = _matched(laid), exact, not fold
-            if key > best[0]:
-                best = key, laid
-            if _matched(laid) == number and exact:
-                return laid
-        if best[0][0] == number:
-            return best[1]
-    return best[1]
-
-
-def _matched(found: Shares) -> int:
-    """Number of parameters, of both sides, that have a counterpart."""
-    return len(found) + len({other for row in found.values() for other in row})
+    by_name = shares_by_names(b, t)
+    answered = {other for row in by_name.values() for other in row}
+    rest = as_chain(_without(b, set(by_name))), as_chain(_without(t, answered))
+    laid, doubts = by_structure(*rest)
+    return [by_name, laid], doubts
 
 
 def _without(pg: nx.DiGraph, names: set[str]) -> nx.DiGraph:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from flerm_fx.errors import shown
-
-if TYPE_CHECKING:
-    from flerm_fx.align.aligning import Match
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,14 @@ class Doubt:
         return f"{shown(self.target)!r} answers to {answer}: {self.reason}{instead}"
 
 
-def doubts_of(matches: Mapping[str, Match]) -> tuple[Doubt, ...]:
+class _Doubtful(Protocol):
+    """A match, which may be in doubt."""
+
+    @property
+    def doubt(self) -> Doubt | None: ...
+
+
+def doubts_of(matches: Mapping[str, _Doubtful]) -> tuple[Doubt, ...]:
     """The doubts about an alignment, in the target's execution order.
 
     >>> from flerm_fx.align.aligning import Match

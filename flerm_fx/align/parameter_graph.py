@@ -201,6 +201,12 @@ def parameters(pg: nx.DiGraph) -> list[str]:
     return [node for node, junction in pg.nodes(data="junction") if not junction]
 
 
+def on_data(pg: nx.DiGraph, node: str) -> bool:
+    """Whether a node is a junction that depends on data: no parameter, no product of them alone."""
+    attributes = pg.nodes[node]
+    return bool(attributes.get("junction") and attributes.get("data", True))
+
+
 def sites(pg: nx.DiGraph, name: str) -> dict[str, str]:
     """The junctions on data that read a parameter, each with the slot at which it arrives."""
     reached: dict[str, str] = {}

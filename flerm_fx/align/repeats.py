@@ -15,6 +15,7 @@ from itertools import groupby, takewhile
 from typing import TYPE_CHECKING, TypeVar
 
 from flerm_fx.align.isomorphism import Interner, node_label
+from flerm_fx.align.parameter_graph import on_data
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -74,12 +75,6 @@ def fold_alike(
             Folded(graph, kinds, bare, fold, intern, starts, settled) for graph in (base, target)
         )
     return first, second
-
-
-def on_data(pg: nx.DiGraph, node: str) -> bool:
-    """Whether a node is a junction that depends on data: no parameter, no product of them alone."""
-    attributes = pg.nodes[node]
-    return bool(attributes.get("junction") and attributes.get("data", True))
 
 
 # For each cycle of labels, as its least rotation: the best reasons found for where a block starts,
