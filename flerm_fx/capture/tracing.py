@@ -3,9 +3,6 @@
 import contextlib
 import copy
 import functools
-import inspect
-import os
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,11 +17,18 @@ from torch.utils import _pytree as pytree
 
 from flerm_fx.capture.exporting import TracedError, exporting
 from flerm_fx.capture.functionalize import functionalize, is_functional
+from flerm_fx.capture.obstacles import (
+    construct,
+    where_defined,
+    where_drawn,
+    where_replaced,
+    where_written,
+)
 from flerm_fx.capture.probed_as import PROBED_AS, separate_draws
 from flerm_fx.capture.recurrent import layer_by_layer
 from flerm_fx.errors import CaptureError, CaptureWarning, FlermError, InputError, shown
 from flerm_fx.model.changing import that_change
-from flerm_fx.model.hooks import BACKWARD, FORWARD, Hook, hooks_of, only
+from flerm_fx.model.hooks import BACKWARD, FORWARD, Hook, function_of, hooks_of, only
 from flerm_fx.model.inputs import (
     Inputs,
     OutputFn,
@@ -178,7 +182,7 @@ def capture(
             try:
                 with only(model, kept), preserved_rng():
                     exported = _export(model, args, kwargs, names, output_fn, dynamic_batch)
-                _check_same(exported, run.output, last_bit(model, run.output), args, kwargs)
+                _check_same(model, exported, run.output, args, kwargs)
             except _NoGraphError as obstacle:
                 exported, reason = None, str(obstacle)
         if exported is None:
@@ -335,6 +339,7 @@ def _run_eagerly(
                 output = run()
             drawn = before.foreign(rng_state())
             replaced = _replaced(buffers, model)
+            at = where_drawn(run) if drawn else where_replaced(run, replaced) if replaced else ""
         finally:
             for handle in handles:
                 handle.remove()
@@ -342,16 +347,26 @@ def _run_eagerly(
     reads.check(leaves)
     # An operation registered with torch.library stays one node, and keeps its derivative.
     lost = [kind for kind in functions if not kind.__name__.startswith("GeneratedBackward")]
-    obstacle = replaced
+    backward = [hook for hook in kept if hook.kind in BACKWARD]
+    obstacle = ""
     if drawn:
-        obstacle = f"the forward pass draws from {drawn}, and a graph would hold one draw for good"
-    elif not obstacle and any(hook.kind in BACKWARD for hook in kept):
-        obstacle = "a backward hook changes gradients, which a graph would not"
-    elif not obstacle and lost:
+        obstacle = (
+            f"the forward pass draws from {drawn}, and a graph would hold one draw for good{at}"
+        )
+    elif replaced:
+        obstacle = (
+            f"the forward pass puts a new tensor in the place of buffer {replaced!r}; update it "
+            f"in place, as with copy_, to have a graph{at}"
+        )
+    elif backward:
+        obstacle = "a backward hook changes gradients, which a graph would not" + where_defined(
+            function_of(model, backward[0])
+        )
+    elif lost:
         name = lost[0].__name__.removesuffix("Backward")
         obstacle = (
             f"{name} is a torch.autograd.Function, whose backward pass a graph would lose"
-            + _where_defined(getattr(lost[0], "_forward_cls", None))
+            + where_defined(getattr(lost[0], "_forward_cls", None))
         )
     return kept, _Run(entries, output.detach(), obstacle, bool(functions))
 
@@ -361,14 +376,9 @@ def _buffers(model: nn.Module) -> dict[str, int]:
 
 
 def _replaced(before: Mapping[str, int], model: nn.Module) -> str:
-    """A new tensor in a buffer's place is an update that a graph would lose."""
-    for name, identity in _buffers(model).items():
-        if before.get(name, identity) != identity:
-            return (
-                f"the forward pass puts a new tensor in the place of buffer {name!r}; update it "
-                "in place, as with copy_, to have a graph"
-            )
-    return ""
+    """A buffer with a new tensor in its place: an update that a graph would lose."""
+    changed = (n for n, identity in _buffers(model).items() if before.get(n, identity) != identity)
+    return next(changed, "")
 
 
 _QUOTED = frozenset('"\\\n\r')
@@ -381,7 +391,7 @@ def _taken_name(model: nn.Module) -> str:
         if name in own:
             return (
                 f"the model has an attribute {name!r}, and a graph module has another of that "
-                "name; call it otherwise to have a graph"
+                f"name; call it otherwise to have a graph{where_defined(type(model))}"
             )
     state = (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
     for name, _ in state:
@@ -390,17 +400,9 @@ def _taken_name(model: nn.Module) -> str:
             return (
                 f"the name {name!r} has a quote, a backslash or the end of a line in it, which a "
                 "graph's code cannot hold; call it otherwise to have a graph"
+                f"{where_defined(type(model))}"
             )
     return ""
-
-
-def _where_defined(kind: type | None) -> str:
-    """`` (file:line)`` of a class, if it is known."""
-    try:
-        assert kind is not None
-        return f" ({inspect.getsourcefile(kind)}:{inspect.getsourcelines(kind)[1]})"
-    except (AssertionError, OSError, TypeError):
-        return ""
 
 
 def _backward_pass(output: Tensor) -> tuple[list[type], list[Tensor]]:
@@ -427,9 +429,9 @@ def _backward_pass(output: Tensor) -> tuple[list[type], list[Tensor]]:
 
 
 def _check_same(
+    model: nn.Module,
     exported: "_Exported",
     expected: Tensor,
-    eps: float,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> None:
@@ -438,8 +440,11 @@ def _check_same(
     with torch.no_grad(), untouched(probe):
         found = probe(*tree_flatten_spec((args, kwargs), in_spec))
     apart = difference(found, expected)
-    if apart > max(1e-3, 16 * eps):
-        raise _NoGraphError(f"the graph gives other outputs than the model, by {apart:.1e}")
+    if apart > max(1e-3, 16 * last_bit(model, expected)):
+        raise _NoGraphError(
+            f"the graph gives other outputs than the model, by {apart:.1e}, so the forward pass "
+            f"does something that no graph shows{where_defined(type(model).forward)}"
+        )
 
 
 _Exported = tuple[fx.GraphModule, fx.GraphModule, pytree.TreeSpec, Callable[..., None]]
@@ -460,18 +465,21 @@ def _export(
         for leaf in pytree.tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor):
                 shapes[leaf] = {0: torch.export.Dim.DYNAMIC}
-    with exporting(), _made_by_torch():
+    with exporting(), _made_by_torch(model):
         program = torch.export.export(wrapper, args, kwargs, strict=False, dynamic_shapes=shapes)
         guarded = program.module(check_guards=True)
     guards = getattr(guarded, "_guards_fn", _unguarded)
     full = _clean(guarded, model, names)
     probe = _output_only(full)
     if not functionalize(probe.graph):
-        with exporting(), _made_by_torch():
+        with exporting(), _made_by_torch(model):
             functional = program.run_decompositions({}).module(check_guards=False)
         probe = _output_only(_clean(functional, model, names))
         if not is_functional(probe.graph):
-            raise _NoGraphError("an in-place operation could not be made functional")
+            raise _NoGraphError(
+                f"memory that is read again is written in place{where_written(probe.graph)}, and "
+                "that could not be made functional"
+            )
     layer_by_layer(probe.graph)
     separate_draws(probe.graph)
     in_spec = _without_selected_output(full)
@@ -490,14 +498,14 @@ def _unguarded(*flat_inputs: Any) -> None:
 
 
 @contextmanager
-def _made_by_torch() -> Iterator[None]:
+def _made_by_torch(model: nn.Module) -> Iterator[None]:
     """Nothing but torch and the user's code may run in here: what they raise is no graph."""
     try:
         yield
     except TracedError as traced:
-        raise _NoGraphError(_construct(traced.error)) from traced.error
+        raise _NoGraphError(construct(traced.error, model)) from traced.error
     except Exception as error:  # whatever torch makes of a model that it cannot export
-        raise _NoGraphError(_construct(error)) from error
+        raise _NoGraphError(construct(error, model)) from error
 
 
 class _WithSelectedOutput(nn.Module):
@@ -672,20 +680,3 @@ def _graph_order(graph: fx.Graph) -> list[str]:
         for argument in node.all_input_nodes
         if "parameter" in argument.meta
     ]
-
-
-def _construct(error: Exception) -> str:
-    """The construct that export stopped at: the error and the user's line that raised it."""
-    summary = str(error).strip().splitlines()
-    message = f"{type(error).__name__}: {summary[0] if summary else ''}"
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "/torch/" not in frame.filename.replace("\\", "/")
-        and not frame.filename.startswith(os.path.dirname(__file__))
-        and not frame.filename.startswith("<")
-    ]
-    if frames:
-        frame = frames[-1]
-        message += f" ({frame.filename}:{frame.lineno}: {frame.line})"
-    return message
