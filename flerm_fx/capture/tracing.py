@@ -159,7 +159,7 @@ def capture(
         ['weight', 'bias']
     """
     if dynamic_batch:
-        batch_size(inputs)
+        dynamic_batch = batch_size(inputs) > 1
     refuse_without_values(model)
     names = _canonical_names(model)
     if not names:
