@@ -1,0 +1,5 @@
+"""All stacks."""
+
+from zoo.depth import streams
+
+STACKS = [*streams.STACKS]
