@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from flerm_fx.errors import shown
-
-if TYPE_CHECKING:
-    from flerm_fx.align.aligning import Match
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,15 @@ class Doubt:
         return f"{shown(self.target)!r} answers to {answer}: {self.reason}{instead}"
 
 
-def doubts_of(matches: Mapping[str, Match]) -> tuple[Doubt, ...]:
+class Doubtful(Protocol):
+    """Something that may be in doubt, as a :class:`flerm_fx.align.aligning.Match`."""
+
+    @property
+    def doubt(self) -> Doubt | None:
+        """What speaks against it."""
+
+
+def doubts_of(matches: Mapping[str, Doubtful]) -> tuple[Doubt, ...]:
     """The doubts about an alignment, in the target's execution order.
 
     >>> from flerm_fx.align.aligning import Match
