@@ -31,14 +31,15 @@ class Doubt:
         return f"{shown(self.target)!r} answers to {answer}: {self.reason}{instead}"
 
 
-class _Doubtful(Protocol):
-    """A match, which may be in doubt."""
+class Doubtful(Protocol):
+    """Something that may be in doubt, as a :class:`flerm_fx.align.aligning.Match`."""
 
     @property
-    def doubt(self) -> Doubt | None: ...
+    def doubt(self) -> Doubt | None:
+        """What speaks against it."""
 
 
-def doubts_of(matches: Mapping[str, _Doubtful]) -> tuple[Doubt, ...]:
+def doubts_of(matches: Mapping[str, Doubtful]) -> tuple[Doubt, ...]:
     """The doubts about an alignment, in the target's execution order.
 
     >>> from flerm_fx.align.aligning import Match

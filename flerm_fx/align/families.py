@@ -89,14 +89,15 @@ class Families:
     Args:
         graph: a parameter graph.
         numbered: whether ``stage1`` and ``stage2`` are items of a list, as ``stage.1`` is.
+        ends: whether items at an end of the data flow are told from others.
     """
 
-    def __init__(self, graph: nx.DiGraph, *, numbered: bool) -> None:
+    def __init__(self, graph: nx.DiGraph, *, numbered: bool, ends: bool = True) -> None:
         self.graph = graph
         self.names = [name for name in parameters(graph) if graph.nodes[name]["op"]]
         self.parts = {name: _parts(name, numbered) for name in self.names}
         self.lists: dict[Path, dict[Path, None]] = defaultdict(dict)
-        self.kinds = self._kinds()
+        self.kinds = self._kinds(ends)
 
     @cached_property
     def found(self) -> list[Family]:
@@ -137,7 +138,7 @@ class Families:
             if _mask(part) != part:
                 yield (*parts[:at], _mask(part)), parts[: at + 1]
 
-    def _kinds(self) -> dict[Path, Kind]:
+    def _kinds(self, told: bool) -> dict[Path, Kind]:
         """What each item of a list holds, and whether it is at an end of the data flow."""
         holds: dict[Path, set[tuple[Path, Own]]] = defaultdict(set)
         inside: dict[Path, list[str]] = defaultdict(list)
@@ -150,7 +151,8 @@ class Families:
                 self.lists[around].setdefault(item)
         ends = Ends(self.graph)
         return {
-            item: Kind(frozenset(held), ends.which(inside[item])) for item, held in holds.items()
+            item: Kind(frozenset(held), ends.which(inside[item]) if told else "")
+            for item, held in holds.items()
         }
 
     def common(self) -> set[Hashable]:

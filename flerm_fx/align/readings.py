@@ -73,20 +73,24 @@ def by_structure(b: nx.DiGraph, t: nx.DiGraph) -> tuple[Shares, dict[str, Doubt]
     if first.exact and not first.in_time and evidence.is_clean(first.shares):
         return first.shares, evidence.doubts(first.shares)
     flow = [first, *(_by_flow(b, t, True, *way) for way in _WAYS[1:])]
-    tree = [reading for reading in _by_tree(b, t, evidence) if evidence.is_whole(reading.shares)]
+    tree: list[Reading] = []
+    for ends in (True, False):  # a list of one item may have to stand for those at the ends as well
+        if not tree:
+            readings = _by_tree(b, t, evidence, ends)
+            tree = [reading for reading in readings if evidence.is_whole(reading.shares)]
     if not any(evidence.is_whole(reading.shares) for reading in (*flow, *tree)):
         flow += (_by_flow(b, t, False, *way) for way in _WAYS)
 
     def score(reading: Reading) -> tuple[float, float]:
         return matched(reading.shares), evidence.score(reading.shares, reading.in_time)
 
-    readings = [*tree, *flow]
-    scores = [score(reading) for reading in readings]
-    best = max(readings, key=_fewest_over) if not tree else readings[scores.index(max(scores))]
-    number, value = scores[readings.index(best)]
+    every = [*tree, *flow]
+    scores = [score(reading) for reading in every]
+    best = max(every, key=_fewest_over) if not tree else every[scores.index(max(scores))]
+    number, value = scores[every.index(best)]
     others = [
         reading.shares
-        for reading, (other, as_good) in zip(readings, scores, strict=True)
+        for reading, (other, as_good) in zip(every, scores, strict=True)
         if other == number and as_good > value * (1 - AS_GOOD)
     ]
     return best.shares, evidence.doubts(best.shares, others, by_tree=best.by_tree)
@@ -104,9 +108,9 @@ def _by_flow(b: nx.DiGraph, t: nx.DiGraph, kinds: bool, bare: bool, fold: bool) 
     return Reading(shares(*folded, linked), exact, fold, _in_time(*folded, linked))
 
 
-def _by_tree(b: nx.DiGraph, t: nx.DiGraph, evidence: Evidence) -> Iterator[Reading]:
+def _by_tree(b: nx.DiGraph, t: nx.DiGraph, evidence: Evidence, ends: bool) -> Iterator[Reading]:
     for numbered in (False, True):
-        one, other = (Families(pg, numbered=numbered) for pg in (b, t))
+        one, other = (Families(pg, numbered=numbered, ends=ends) for pg in (b, t))
         yield Reading(shares_by_families(one, other, evidence.flow), by_tree=True)
 
 

@@ -1,5 +1,5 @@
 """All stacks."""
 
-from zoo.depth import streams
+from zoo.depth import families, stages, streams
 
-STACKS = [*streams.STACKS]
+STACKS = [*streams.STACKS, *stages.STACKS, *families.STACKS]

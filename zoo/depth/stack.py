@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from flerm_fx.align.aligning import align
-from flerm_fx.align.parameter_graph import capture_graph
+from flerm_fx.align.parameter_graph import capture_graph, parameters
 from flerm_fx.align.patterns import mapped_shares
 from flerm_fx.capture.tracing import capture
 from flerm_fx.errors import MatchError
@@ -61,8 +61,8 @@ def outcome(stack: Stack, pair: tuple[Depths, Depths]) -> Outcome:
             warnings.simplefilter("ignore")
             graphs.append(capture_graph(capture(stack.build(depths).train(), stack.inputs())))
     base, target = graphs
-    used = [[n for n, a in g.nodes(data=True) if not a.get("junction") and a["op"]] for g in graphs]
-    expected = expected_shares(*used, stack.rule or {})
+    used = [[n for n in parameters(g) if g.nodes[n]["op"]] for g in graphs]
+    expected = expected_shares(used[0], used[1], stack.rule or {})
     try:
         matches = align(base, target)
     except MatchError as error:

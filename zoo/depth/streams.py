@@ -220,7 +220,7 @@ class JointBlock(nn.Module):
         q, k, v = (
             torch.cat([part(f"{side}_{p}")(normed[side]) for side in normed], 1) for p in "qkv"
         )
-        mixed = attention(q, k, v).split([image.shape[1], text.shape[1]], 1)
+        mixed = attention(q, k, v).tensor_split([image.shape[1]], 1)
         found = []
         for side, stream, m in zip(normed, (image, text), mixed, strict=True):
             if hasattr(self, f"{side}_out"):
