@@ -260,21 +260,29 @@ class Radiance(Plain):
         return self.head(h)
 
 
+class SplineLayer(nn.Module):
+    def __init__(self, out: int = WIDTH, into: int = WIDTH) -> None:
+        super().__init__()
+        self.base, self.spline = linear(out, into), linear(out, 3 * into)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bumps = torch.cat([torch.exp(-((x - c) ** 2)) for c in (-1.0, 0.0, 1.0)], -1)
+        return self.base(nn.functional.silu(x)) + self.spline(bumps)
+
+
 class Splines(nn.Module):
-    """KAN: every layer is a base branch beside one of basis functions."""
+    """KAN: every layer is a base branch beside one of basis functions, the ends too."""
 
     def __init__(self, depths: Depths) -> None:
         super().__init__()
-        widths = [4, *[WIDTH] * depths[0], 3]
-        ends = list(zip(widths[1:], widths[:-1], strict=True))
-        self.base = nn.ModuleList(linear(out, into) for out, into in ends)
-        self.spline = nn.ModuleList(linear(out, 3 * into) for out, into in ends)
+        self.first, self.last = SplineLayer(into=4), SplineLayer(3)
+        self.layers = nn.ModuleList(SplineLayer() for _ in range(depths[0]))
 
     def forward(self, x: Tensor) -> Tensor:
-        for base, spline in zip(self.base, self.spline, strict=True):
-            bumps = torch.cat([torch.exp(-((x - c) ** 2)) for c in (-1.0, 0.0, 1.0)], -1)
-            x = base(nn.functional.silu(x)) + spline(bumps)
-        return x
+        h = self.first(x)
+        for layer in self.layers:
+            h = layer(h)
+        return self.last(h)
 
 
 class Recommender(nn.Module):
@@ -283,17 +291,15 @@ class Recommender(nn.Module):
     def __init__(self, depths: Depths) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.randn(WIDTH))
-        self.bottom = nn.ModuleList(linear(into=4 if i == 0 else WIDTH) for i in range(depths[0]))
-        self.top = nn.ModuleList(
-            linear(into=WIDTH + 1 if i == 0 else WIDTH) for i in range(depths[1])
-        )
-        self.head = linear(3)
+        self.dense, self.meeting, self.head = linear(into=4), linear(into=WIDTH + 1), linear(3)
+        self.bottom = nn.ModuleList(linear() for _ in range(depths[0]))
+        self.top = nn.ModuleList(linear() for _ in range(depths[1]))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x
+        h = self.dense(x).relu()
         for layer in self.bottom:
             h = layer(h).relu()
-        h = torch.cat([h, (h * self.table).sum(-1, keepdim=True)], -1)
+        h = self.meeting(torch.cat([h, (h * self.table).sum(-1, keepdim=True)], -1)).relu()
         for layer in self.top:
             h = layer(h).relu()
         return self.head(h)
