@@ -72,6 +72,10 @@ def align(
     sequences (see :func:`flerm_fx.align.overlay.links`), so that a bias or a layer that only one
     side has leaves all others with their counterparts.
 
+    Where something speaks against that, as against halves of a block that pass for copies, it is
+    weighed against what the module tree says, by the score of
+    :class:`flerm_fx.align.evidence.Evidence`; and what is still in doubt says so (``Match.doubt``).
+
     Args:
         base: parameter graph of the base model.
         target: parameter graph of the target.

@@ -72,7 +72,9 @@ def by_structure(b: nx.DiGraph, t: nx.DiGraph) -> tuple[Shares, dict[str, Doubt]
     first = _by_flow(b, t, True, *_WAYS[0])
     if first.exact and not first.in_time and evidence.is_clean(first.shares):
         return first.shares, evidence.doubts(first.shares)
-    flow = [first, *(_by_flow(b, t, True, *way) for way in _WAYS[1:])]
+    # Without runs, O(T²): only for where these do not go round.
+    ways = _WAYS[1:2] if first.exact and evidence.is_whole(first.shares) else _WAYS[1:]
+    flow = [first, *(_by_flow(b, t, True, *way) for way in ways)]
     tree: list[Reading] = []
     for ends in (True, False):  # a list of one item may have to stand for those at the ends as well
         if not tree:
