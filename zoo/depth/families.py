@@ -51,7 +51,7 @@ STACKS = [
     _family("pvt_v2", TWO),
     _family("poolformer", TWO),
     _family("focalnet", TWO),
-    _family("cvt", TWO, ("depth",)),
+    _family("cvt", [((2, 2), (3, 4)), ((1, 2), (2, 3))], ("depth",)),
     _family("regnet", FIRST_DIFFERS),
     _family("resnet-bottleneck", FIRST_DIFFERS),
     _family("bit", FIRST_DIFFERS),

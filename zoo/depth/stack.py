@@ -31,7 +31,8 @@ class Stack:
         inputs: a batch that fits all of them.
         pairs: depths of bases and targets.
         rule: what answers to what, as a mapping by patterns, from target to base, for parameters
-            that do not answer to those of their own name with a star for each number.
+            that do not answer to those of their own name with a star for each number. A key stands
+            for all whose names differ from it in numbers alone.
     """
 
     name: str

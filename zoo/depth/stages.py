@@ -439,7 +439,7 @@ STACKS = [
     Stack("stages", "stages", Staged, _set, [*TWO, *THREE]),
     Stack("stages-of-twins", "one-block stages", StagedTwins, _vector, [*TWO, *THREE]),
     Stack("resnet-stages", "one-block stages", ResNet, _images, ONE_BLOCK),
-    Stack("convnext-stages", "stages", ConvStages, _images, [*TWO, *THREE]),
+    Stack("convolution-stages", "stages", ConvStages, _images, [*TWO, *THREE]),
     Stack("densenet-stages", "growing layers", Dense, _vector, GROWING),
     Stack("unet-levels", "one-block stages", Levels, _vector, THREE),
     Stack("flux", "single blocks between", TwoKinds, _set, TWO),
