@@ -1,5 +1,11 @@
 """All stacks."""
 
-from zoo.depth import families, stages, streams
+from zoo.depth import ends, families, stages, streams, towers
 
-STACKS = [*streams.STACKS, *stages.STACKS, *families.STACKS]
+STACKS = [
+    *streams.STACKS,
+    *stages.STACKS,
+    *ends.STACKS,
+    *towers.STACKS,
+    *families.STACKS,
+]

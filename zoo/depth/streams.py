@@ -275,31 +275,6 @@ class Pairs(Body):
         return self.head(s) + self.pair_head(z).mean(2)
 
 
-class StitchBlock(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.other = linear(), linear()
-        self.mix = nn.Parameter(torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
-
-    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = self.one(a).tanh(), self.other(b).tanh()
-        return self.mix[0, 0] * a + self.mix[0, 1] * b, self.mix[1, 0] * a + self.mix[1, 1] * b
-
-
-class Stitched(Body):
-    """Cross-stitch towers of two tasks, with a head each."""
-
-    def __init__(self, depths: Depths) -> None:
-        super().__init__(StitchBlock, depths[0])
-        self.other_head = linear(3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = b = self.embed(x)
-        for block in self.blocks:
-            a, b = block(a, b)
-        return torch.cat([self.head(a), self.other_head(b)], -1)
-
-
 class HyperBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -400,7 +375,6 @@ STACKS = [
     Stack("nbeats", "unused tails", Backcasts, _vector, PAIRS),
     Stack("joint-attention", "unused tails", Joint, _set, PAIRS),
     Stack("evoformer", "streams", Pairs, _set, PAIRS),
-    Stack("cross-stitch", "towers", Stitched, _vector, PAIRS),
     Stack("hyper-connections", "streams", Hyper, _vector, PAIRS),
     Stack("perceiver-read", "streams", Latents, _set, PAIRS),
     Stack("highway-memory", "streams", Gated, _vector, PAIRS),
