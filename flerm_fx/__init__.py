@@ -20,6 +20,7 @@ from flerm_fx.errors import (
     FlermError,
     InputError,
     MatchError,
+    MatchWarning,
     OptimizerError,
     ProfileError,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "FlermError",
     "InputError",
     "MatchError",
+    "MatchWarning",
     "Matcher",
     "OptimizerError",
     "ProfileError",

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 import torch
 from torch import Tensor, fx, nn
 
-from flerm_fx.align.aligning import Mapped, Match, OnUnmatched
+from flerm_fx.align.aligning import Match, OnUnmatched
+from flerm_fx.align.doubts import Doubt, doubts_of
 from flerm_fx.align.parameter_graph import capture_graph
+from flerm_fx.align.patterns import Mapped
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.assign.matches import held_as_matched, matched
 from flerm_fx.assign.multipliers import assigned
@@ -106,6 +108,7 @@ def compile(
     emit: Emit = "graph",
     mapping: Mapped | None = None,
     on_unmatched: OnUnmatched = "error",
+    strict: bool = False,
     method: Method = "auto",
     rtol: float = 0.05,
     donate: bool = False,
@@ -154,10 +157,14 @@ def compile(
             ``"module"`` for scale nodes on ``model`` itself, as parametrizations that all its other
             methods see too (``generate``, trainers, ``fully_shard``); ``"param_groups"`` to change
             nothing and train ``model`` with :meth:`CompiledModel.param_groups`.
-        mapping: target name to base name, as a dict or a function, where structure cannot decide.
+        mapping: base names for target names, where structure cannot decide: as a dict of names of
+            parameters or modules, with patterns such as ``{"blocks.*.attn": "layers.*.attention"}``
+            or ``{"blocks.{i}": "layers.{i * n // m}"}`` (see
+            :func:`flerm_fx.align.patterns.mapped_shares`), or as a function.
         on_unmatched: what becomes of parameters that only one of the models has, such as biases or
             an added head: an ``"error"``, or ``"unit"`` to train the target's with a multiplier of
             1 and leave the base's out, with a warning that counts both.
+        strict: refuse matches that something speaks against, in place of a warning.
         method: as for :func:`flerm_fx.measure`.
         rtol: as for :func:`flerm_fx.measure`.
         donate: give the compiled model the parameters of ``model`` itself, and leave ``model``
@@ -167,13 +174,16 @@ def compile(
         A :class:`CompiledModel`, called and trained like ``model``.
 
     Warns:
+        MatchWarning: something speaks against the matches of some parameters; it names each, and
+            what else is possible.
         UserWarning: the model is in another mode than the base was recorded in, or has weights in
             half precision and does not run in float32, parameters were left without a counterpart,
             multipliers did not settle or are far from the first guess, or the model's outputs stay
             much larger than the base's.
 
     Raises:
-        MatchError: parameters that structure cannot match; the message names each.
+        MatchError: parameters that structure cannot match, or with ``strict`` not for certain; the
+            message names each.
         InputError: unusable inputs or options.
         OptimizerError: a loss or optimizer that the profile cannot name.
         EstimateError, DivergenceError: as for :func:`flerm_fx.record`.
@@ -200,6 +210,7 @@ def compile(
     choice("on_unmatched", on_unmatched, get_args(OnUnmatched))
     choice("method", method, METHODS)
     rtol, donate = checked("rtol", rtol), flag("donate", donate)
+    strict = flag("strict", strict)
     for name, value in (("output_fn", output_fn), ("mapping", mapping)):
         checked(name, value)
     if isinstance(model, ScaledModel) or scales_of(model):
@@ -231,7 +242,7 @@ def compile(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CaptureWarning)  # as above
             emitted = capture(twin, probe_inputs, output_fn, original=model)
-    matches = matched(base_profile, captured, mapping, on_unmatched)
+    matches = matched(base_profile, captured, mapping, on_unmatched, strict=strict)
     held = held_as_matched(base_profile, captured, matches)
     procedure, measured_on = procedure.held_as(held), measured_on.held_as(held)
     if obstacle:
@@ -324,6 +335,11 @@ class CompiledModel(ScaledModel):
     def multipliers(self) -> dict[str, float]:
         """Learning-rate multiplier of each trainable parameter, in execution order."""
         return {a.parameter: a.multiplier for a in self.assignments}
+
+    @property
+    def doubts(self) -> tuple[Doubt, ...]:
+        """The matches that something speaks against, and what else was possible."""
+        return doubts_of(self.matches)
 
     def rescale(
         self, scales: Mapping[str, float], multipliers: Mapping[str, float] | None = None
@@ -521,6 +537,7 @@ class CompiledModel(ScaledModel):
             inputs=to_device(self._probe_inputs, device_of(self)),
             profile=self._base_profile,
             graph=self._parameter_graph,
+            doubts=self.doubts,
         )
 
     def check(self) -> tuple[Check, ...]:

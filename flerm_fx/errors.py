@@ -64,5 +64,9 @@ class ProfileError(FlermError):
     """A profile that is truncated, of another version, no profile, or cannot be saved."""
 
 
+class MatchWarning(UserWarning):
+    """Something speaks against matches that structure found; the message names each."""
+
+
 class CaptureWarning(UserWarning):
     """The model does not export to a graph, so flerm_fx runs it eagerly instead."""

@@ -20,7 +20,6 @@ from flerm_fx.model.inputs import (
     OutputFn,
     batch_size,
     call_arguments,
-    last_bit,
 )
 from flerm_fx.model.randomness import preserved_rng
 from flerm_fx.model.untouched import untouched
@@ -70,7 +69,7 @@ def capture(
         ['weight', 'bias']
     """
     if dynamic_batch:
-        batch_size(inputs)
+        dynamic_batch = batch_size(inputs) > 1
     refuse_without_values(model)
     names = _canonical_names(model)
     if not names:
@@ -93,7 +92,7 @@ def capture(
             try:
                 with only(model, kept), preserved_rng():
                     exported = export(model, args, kwargs, names, output_fn, dynamic_batch)
-                check_same(exported, run.output, last_bit(model, run.output), args, kwargs)
+                check_same(model, exported, run.output, args, kwargs)
             except NoGraphError as obstacle:
                 exported, reason = None, str(obstacle)
         if exported is None:

@@ -11,6 +11,7 @@ from rich.syntax import Syntax
 
 import flerm_fx
 from flerm_fx.commands.factory import load_model
+from flerm_fx.commands.mapping import Mapping, parsed
 from flerm_fx.commands.match import OnUnmatched
 from flerm_fx.compiler import CompiledModel
 from flerm_fx.dump import check_dump
@@ -62,6 +63,7 @@ def compile(
     on_unmatched: Annotated[
         OnUnmatched, typer.Option(help="What becomes of parameters without a counterpart.")
     ] = OnUnmatched.error,
+    mapping: Mapping = None,
 ) -> None:
     """Print the multiplier of each parameter of a model, as flerm_fx.compile finds it.
 
@@ -72,7 +74,7 @@ def compile(
     """
     check_dump(dump.value, out, level.value, focus)
     base = BaseProfile.load(profile)
-    compiled = compiled_model(base, model, seed, rtol, on_unmatched)
+    compiled = compiled_model(base, model, seed, rtol, on_unmatched, mapping)
     with Console(stderr=True).status("measuring it again"):
         failed = [c for c in compiled.check() if not c.passed] if check else []
     text = compiled.dump(dump.value, out, level=level.value, focus=focus)
@@ -89,7 +91,12 @@ def compile(
 
 
 def compiled_model(
-    base: BaseProfile, model: str, seed: int, rtol: float, on_unmatched: OnUnmatched
+    base: BaseProfile,
+    model: str,
+    seed: int,
+    rtol: float,
+    on_unmatched: OnUnmatched,
+    mapping: list[str] | None,
 ) -> CompiledModel:
     """The model that a name gives, compiled against a base profile in the base's mode."""
     import torch
@@ -97,4 +104,6 @@ def compiled_model(
     torch.manual_seed(seed)
     target = load_model(model).train(base.training)
     with Console(stderr=True).status("measuring the model"):
-        return flerm_fx.compile(target, base, rtol=rtol, on_unmatched=on_unmatched.value)
+        return flerm_fx.compile(
+            target, base, rtol=rtol, mapping=parsed(mapping), on_unmatched=on_unmatched.value
+        )

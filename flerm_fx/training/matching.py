@@ -11,8 +11,9 @@ from typing import Any, get_args
 from torch import nn
 from torch.optim import Optimizer
 
-from flerm_fx.align.aligning import Mapped, OnUnmatched
+from flerm_fx.align.aligning import OnUnmatched
 from flerm_fx.align.parameter_graph import capture_graph
+from flerm_fx.align.patterns import Mapped
 from flerm_fx.assign.matches import held_as_matched, matched, wanted
 from flerm_fx.assign.multipliers import floor, resolved
 from flerm_fx.assign.way import first_guess
