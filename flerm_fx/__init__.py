@@ -19,10 +19,13 @@ from flerm_fx.errors import (
     EstimateError,
     FlermError,
     InputError,
+    LawError,
     MatchError,
     OptimizerError,
     ProfileError,
 )
+from flerm_fx.laws.building import scaling_law
+from flerm_fx.laws.law import ScalingLaw
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.frontier import instrument
 from flerm_fx.probe.measure import measure
@@ -45,11 +48,13 @@ __all__ = [
     "EstimateError",
     "FlermError",
     "InputError",
+    "LawError",
     "MatchError",
     "Matcher",
     "OptimizerError",
     "ProfileError",
     "Recorder",
+    "ScalingLaw",
     "clip_grad_norm_",
     "compile",
     "instrument",
@@ -57,4 +62,5 @@ __all__ = [
     "measure",
     "record",
     "record_seeds",
+    "scaling_law",
 ]

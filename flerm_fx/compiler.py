@@ -20,6 +20,7 @@ from flerm_fx.align.parameter_graph import capture_graph
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.assign.matches import held_as_matched, matched
 from flerm_fx.assign.multipliers import assigned
+from flerm_fx.assign.predictor import Predictor
 from flerm_fx.assign.way import Settling
 from flerm_fx.boundary.options import checked, choice, flag, instance, integer
 from flerm_fx.capture.tracing import Capture, capture
@@ -93,7 +94,7 @@ class Check:
 
 def compile(
     model: nn.Module,
-    base_profile: BaseProfile,
+    base_profile: BaseProfile | Predictor,
     *,
     inputs: Pool | None = None,
     targets: Any = None,
@@ -136,10 +137,14 @@ def compile(
     parameters' own multipliers move these steps too, at second order in the learning rate, so the
     late start is measured again under them until none moves by more than 1 %, at most 8 times.
 
+    A :class:`flerm_fx.ScalingLaw` in place of the profile predicts the multipliers from the
+    target's shapes: nothing is measured, and the model may be on the device ``meta``.
+
     Args:
         model: the target, at its initial weights and in the mode in which it will train. It is
             left as it was, unless ``donate``.
-        base_profile: recorded by :func:`flerm_fx.record` on the base model.
+        base_profile: recorded by :func:`flerm_fx.record` on the base model; or a law, which goes
+            through such a base, and needs no ``targets``, ``loss_fn``, ``method`` or ``rtol``.
         inputs: probe pool for this model, as for :func:`flerm_fx.record`; the profile's own if
             None.
         targets: the targets that go with ``inputs``.
@@ -171,6 +176,7 @@ def compile(
 
     Raises:
         MatchError: parameters that structure cannot match; the message names each.
+        LawError: parameters that a law does not reach; the message names each.
         InputError: unusable inputs or options.
         OptimizerError: a loss or optimizer that the profile cannot name.
         EstimateError, DivergenceError: as for :func:`flerm_fx.record`.
@@ -192,7 +198,10 @@ def compile(
         True
     """
     model = unwrapped(checked("model", model))
-    instance("base_profile", base_profile, BaseProfile, "a BaseProfile", LOAD)
+    law = base_profile if isinstance(base_profile, Predictor) else None
+    base_profile = instance(
+        "base_profile", law.profile if law else base_profile, BaseProfile, "a BaseProfile", LOAD
+    )
     choice("emit", emit, get_args(Emit))
     choice("on_unmatched", on_unmatched, get_args(OnUnmatched))
     choice("method", method, METHODS)
@@ -215,15 +224,30 @@ def compile(
             stacklevel=2,
         )
     procedure = _procedure(
-        model, base_profile, inputs, targets, loss_fn, optimizer, output_fn, method, rtol
+        model,
+        replace(base_profile, loss=MODEL_LOSS) if law else base_profile,  # it takes no step
+        inputs,
+        targets,
+        loss_fn,
+        optimizer,
+        output_fn,
+        method,
+        rtol,
     )
     probe_inputs = to_device(procedure.pool[0][0], device_of(model))
-    twin, measured_on, obstacle = _measurable(lambda: copied(model), procedure)
+    if law:
+        twin, measured_on, obstacle = copied(model, on_meta=True), procedure, ""
+    else:
+        twin, measured_on, obstacle = _measurable(lambda: copied(model), procedure)
     captured = capture(
-        twin, to_device(measured_on.pool[0][0], device_of(model)), output_fn, original=model
+        twin,
+        to_device(measured_on.pool[0][0], device_of(model)),
+        output_fn,
+        original=model,
+        on_meta=law is not None,
     )
     emitted = captured
-    if is_coarse(model) and not obstacle:  # what is emitted has the model's own types
+    if is_coarse(model) and not obstacle and not law:  # what is emitted has the model's own types
         twin = copied(model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CaptureWarning)  # as above
@@ -233,7 +257,11 @@ def compile(
     procedure, measured_on = procedure.held_as(held), measured_on.held_as(held)
     if obstacle:
         warn_of_rounding(captured, measured_on, obstacle, stacklevel=2)
-    assignments, settling = assigned(captured, base_profile, matches, measured_on)
+    settling: Settling = {}
+    if law:
+        assignments = law.predicted(captured, matches)
+    else:
+        assignments, settling = assigned(captured, base_profile, matches, measured_on)
     scales = {}
     if emit != "param_groups":
         run = procedure.optimizers
@@ -260,7 +288,7 @@ def compile(
             base_profile=base_profile,
             parameter_graph=capture_graph(captured),
         )
-        if before is not None:
+        if before is not None and not before.is_meta:
             after = _output(emitted, model, probe_inputs)
             _check_unchanged(before, after, last_bit(model, before))
         compiled.adopt(emitted, probe_inputs)
@@ -321,6 +349,11 @@ class CompiledModel(ScaledModel):
             _parameter_graph=parameter_graph,
             _model=_gone if model is None else weakref.ref(model),
         )
+
+    @property
+    def base_profile(self) -> BaseProfile | None:
+        """The profile of the base that the multipliers are relative to."""
+        return self._base_profile
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -540,7 +573,16 @@ class CompiledModel(ScaledModel):
                   + (10^{-2} + 2 \epsilon)\,\mathrm{FSLR}_{base},
 
         with the machine epsilon of the coarsest weights, which is :math:`2^{-7}` in bfloat16.
+
+        Raises:
+            InputError: a law predicted the multipliers, and nothing was measured to compare with.
         """
+        if any(row.status == "predicted" for row in self.assignments):
+            raise InputError(
+                "the multipliers are predicted by a law, so nothing was measured that could be "
+                "measured again; law.check() says where the law holds, and compile(model, profile) "
+                "measures this model"
+            )
         twin, procedure, _ = _measurable(self._trainable, self.procedure)
         inputs = to_device(procedure.pool[0][0], device_of(twin))
         adopted = None if is_coarse(self) and not is_coarse(twin) else self.adopted(twin)

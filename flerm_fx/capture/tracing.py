@@ -120,6 +120,7 @@ def capture(
     *,
     dynamic_batch: bool = True,
     original: nn.Module | None = None,
+    on_meta: bool = False,
 ) -> Capture:
     """Capture ``model`` in its present mode as a graph of ATen operations.
 
@@ -137,6 +138,8 @@ def capture(
         output_fn: picks the output tensor (see :func:`flerm_fx.model.inputs.select_output`).
         dynamic_batch: whether the graph is to serve other batch sizes.
         original: the model that this one is a copy of, whose weights it must not compute with.
+        on_meta: capture a model on the device ``meta``, too, whose graph has no values to be
+            compared with the model's.
 
     Warns:
         CaptureWarning: the model does not export; the eager path is taken, and the message names
@@ -156,7 +159,7 @@ def capture(
     """
     if dynamic_batch:
         batch_size(inputs)
-    refuse_without_values(model)
+    refuse_without_values(model, on_meta=on_meta)
     names = _canonical_names(model)
     if not names:
         raise InputError("the model has no trainable parameter (none with requires_grad=True)")
@@ -178,7 +181,8 @@ def capture(
             try:
                 with only(model, kept), preserved_rng():
                     exported = _export(model, args, kwargs, names, output_fn, dynamic_batch)
-                _check_same(exported, run.output, last_bit(model, run.output), args, kwargs)
+                if not run.output.is_meta:
+                    _check_same(exported, run.output, last_bit(model, run.output), args, kwargs)
             except _NoGraphError as obstacle:
                 exported, reason = None, str(obstacle)
         if exported is None:

@@ -13,7 +13,7 @@ The schema, which a later version only adds to while ``version`` stays 1::
         "target": {"value": number | null, "stderr": number | null,
                    "method": str, "samples": int, "note": str},
         "multiplier": number | null,
-        "status": "matched" | "unresolved" | "unmatched" | "unused",
+        "status": "matched" | "unresolved" | "unmatched" | "unused" | "predicted",
         "after": int,                     # steps after the start at which both were measured
         "error": number | null}, ...]}    # relative standard error of base_fslr / target
 
