@@ -27,7 +27,7 @@ from flerm_fx.errors import (
 from flerm_fx.laws.building import scaling_law
 from flerm_fx.laws.law import ScalingLaw
 from flerm_fx.probe.estimate import Estimate
-from flerm_fx.probe.frontier import instrument
+from flerm_fx.probe.instrumenting import instrument
 from flerm_fx.probe.measure import measure
 from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.training.matching import Matcher, match

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from flerm_fx.align.aligning import Mapped, Match, OnUnmatched
 from flerm_fx.align.parameter_graph import capture_graph
@@ -24,6 +23,7 @@ from flerm_fx.assign.predictor import Predictor
 from flerm_fx.assign.way import Settling
 from flerm_fx.boundary.options import checked, choice, flag, instance, integer
 from flerm_fx.capture.tracing import Capture, capture
+from flerm_fx.compat import own_buffers, own_parameters, pytree
 from flerm_fx.dump import Format, Level, dump
 from flerm_fx.emit.first_steps import watch
 from flerm_fx.emit.module import scales_of
@@ -769,7 +769,7 @@ def _donated(model: nn.Module) -> nn.Module:
         )
 
     for module in model.modules():
-        module._parameters.clear()
-        module._buffers.clear()
+        own_parameters(module).clear()
+        own_buffers(module).clear()
     model.forward = forward
     return skeleton

@@ -38,6 +38,70 @@ def test_fslrs_are_those_of_an_independent_computation(name: str) -> None:
         assert (result.stage, result.status) == (stage, "passed"), result.message
 
 
+class Op(nn.Module):
+    """A layer, an operation with parameters of its own, and an activation."""
+
+    def __init__(self, op: Callable[..., Tensor], *shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(4, 6)
+        self.op = op
+        self.weights = nn.ParameterList(nn.Parameter(torch.randn(shape)) for shape in shapes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(self.first(x).tanh(), *self.weights)
+
+
+OPERATIONS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = {
+    "baddbmm": (
+        lambda h, b, w: torch.baddbmm(
+            b, h[:, None], w.expand(h.shape[0], 6, 5), beta=0.5, alpha=3.0
+        ),
+        ((5,), (1, 6, 5)),
+    ),
+    "baddbmm, of data": (
+        lambda h, b: torch.baddbmm(b, h[:, :, None], h[:, None], alpha=2.0),
+        ((6,),),
+    ),
+    "einsum": (lambda h, w, v: torch.einsum("bi,ij,jk->bk", h, w, v), ((6, 5), (5, 3))),
+    "einsum, of data": (lambda h: torch.einsum("bi,bj->bij", h, h), ()),
+    "a head by addmm": (
+        lambda h, b, w: torch.addmm(b, h, w, beta=0.5, alpha=3.0),
+        ((20,), (6, 20)),
+    ),
+    "a head by matmul": (lambda h, w: h @ w, ((6, 20),)),
+    "rsub": (lambda h, b: torch.rsub(h, b, alpha=0.5), ((6,),)),
+    "stack": (lambda h, b: torch.stack([h, b.expand(h.shape[0], -1)], 1), ((6,),)),
+    "instance norm": (
+        lambda h, g, b: F.instance_norm(h.view(-1, 2, 3), None, None, g, b, True),
+        ((2,), (2,)),
+    ),
+    "repeat": (lambda h, w: F.linear(h, w.repeat(2, 1)), ((3, 6),)),
+    "chunks": (
+        lambda h, w: F.linear(h, w.chunk(2)[0]) * F.linear(h, w.chunk(2)[1]),
+        ((6, 6),),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_exact_fslrs_of_operations_are_those_of_the_whole_function(name: str) -> None:
+    op, shapes = OPERATIONS[name]
+    model, x = Op(op, *shapes).double(), features(5, 4).double()
+    assert capture(model, x).graph_module is not None
+    updates = random_updates(model)
+    found = flerm_fx.measure(model, updates, x, method="exact")
+    values = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    for parameter, update in updates.items():
+
+        def moved(value: Tensor, parameter: str = parameter) -> Tensor:
+            return torch.func.functional_call(model, {**values, parameter: value}, (x,))  # type: ignore[no-any-return]
+
+        _, tangent = torch.func.jvp(moved, (values[parameter],), (update,))
+        expected = float(tangent.square().mean().sqrt())
+        assert found[parameter].value == pytest.approx(expected, rel=1e-10)
+
+
 @torch.library.custom_op("flerm_fx_tests::cubed", mutates_args=())
 def cubed(x: Tensor) -> Tensor:
     return x**3

@@ -10,11 +10,10 @@ from itertools import groupby, pairwise, takewhile
 from typing import TypeVar
 
 from flerm_fx.align.repeats import Folded, Item, WeightPath
+from flerm_fx.ops.table import COMMUTATIVE
 
 _LIKENESS = 2.0**-20
 """What two junctions that are alike add to a score, which counts parameters."""
-
-_COMMUTATIVE = ("aten.add", "aten.mul", "aten.maximum", "aten.minimum")
 
 Depths = tuple[int, int]
 """How far into the addresses of base and target."""
@@ -122,7 +121,7 @@ class _Linking:
 
     def _branches(self, a: Item, b: Item) -> list[tuple[float, tuple[str, ...], tuple[str, ...]]]:
         """Branches of two junctions that answer to one another, equal ones together."""
-        anywhere = self.base.op(a.node) in _COMMUTATIVE
+        anywhere = self.base.op(a.node) in COMMUTATIVE
         return _greedy(
             (min(len(one), len(other)) * score + _LIKENESS * (s == t), one, other)
             for s, one in self.base.equal_branches(a.node)

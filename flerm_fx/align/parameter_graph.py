@@ -11,8 +11,10 @@ from torch import Tensor, fx
 
 from flerm_fx.capture.probed_as import CONSTANT
 from flerm_fx.capture.tracing import Capture
+from flerm_fx.compat import schema_of
 from flerm_fx.errors import ProfileError
-from flerm_fx.ops.operation import RECURRENT, SHAPED_AS, SHAPED_LIKE, TURNING, argument, operation
+from flerm_fx.ops.operation import argument, operation
+from flerm_fx.ops.table import RECURRENT, SHAPED_AS, SHAPED_LIKE, TURNING
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -443,7 +445,7 @@ def _live(graph: fx.Graph) -> set[fx.Node]:
 
 def _operands(node: fx.Node) -> Iterator[tuple[str, fx.Node]]:
     """The operands that flow into a node, each with its argument; ``tensors[1]`` in a list."""
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     names = [known.name for known in schema.arguments] if schema is not None else []
     slots = [*names, *(f"arg{index}" for index in range(len(names), len(node.args)))]
     for slot, operand in [*zip(slots, node.args, strict=False), *node.kwargs.items()]:

@@ -6,17 +6,10 @@ from typing import Any
 import torch
 from torch import fx
 
-
-def is_mutation(node: fx.Node) -> bool:
-    """Whether the operation writes to one of its arguments."""
-    schema = getattr(node.target, "_schema", None)
-    return bool(schema is not None and schema.is_mutable)
-
-
-def is_functional(graph: fx.Graph) -> bool:
-    """Whether no operation writes to an argument that a later one reads."""
-    order = {node: position for position, node in enumerate(graph.nodes)}
-    return not any(is_mutation(node) and not _is_last_word(node, order) for node in graph.nodes)
+from flerm_fx.compat import schema_of
+from flerm_fx.ops.aliasing import is_last_word, is_mutation, may_alias
+from flerm_fx.ops.operation import argument, position_of
+from flerm_fx.ops.table import facts
 
 
 def functionalize(graph: fx.Graph) -> bool:
@@ -34,7 +27,7 @@ def functionalize(graph: fx.Graph) -> bool:
     for node in list(graph.nodes):
         if not is_mutation(node):
             continue
-        if _is_last_word(node, order):
+        if is_last_word(node, order):
             graph.erase_node(node)
             continue
         twin = _twin(node.target)
@@ -53,40 +46,20 @@ def functionalize(graph: fx.Graph) -> bool:
 
 def _drop_running_statistics(graph: fx.Graph) -> None:
     """Take the running statistics from norms that use the batch's: they write, but do not read."""
-    for op in (torch.ops.aten.batch_norm.default, torch.ops.aten.instance_norm.default):
-        for node in graph.find_nodes(op="call_function", target=op):
-            x, weight, bias, mean, variance, from_batch, *rest = node.args
-            if from_batch and not (mean is None and variance is None):
-                node.args = (x, weight, bias, None, None, from_batch, *rest)
-
-
-def _is_last_word(node: fx.Node, order: dict[fx.Node, int]) -> bool:
-    """An update of a buffer whose result nothing reads, as of BatchNorm's batch counter."""
-    target = node.args[0] if node.args else None
-    return (
-        not node.users
-        and isinstance(target, fx.Node)
-        and target.op == "get_attr"
-        and all(order[user] <= order[node] for user in target.users)
-    )
+    for node in graph.nodes:
+        by_batch = facts(node.target).by_batch
+        if by_batch and argument(node, by_batch):
+            for name in ("running_mean", "running_var"):
+                if argument(node, name) is not None:
+                    node.update_arg(position_of(node.target, name), None)
 
 
 def _twin(target: Any) -> Callable[..., Any] | None:
     """``aten.relu.default`` for ``aten.relu_.default``."""
-    name = target._schema.name.split("::")[-1]
+    schema = schema_of(target)
+    name = schema.name.split("::")[-1]
     packet = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") else None
-    return getattr(packet, target._overloadname, None)
-
-
-def _may_alias(node: fx.Node) -> bool:
-    """Whether the result may share memory with the first argument."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return True
-    return (
-        torch.Tag.maybe_aliasing_or_mutating in node.target.tags  # type: ignore[union-attr]
-        or any(result.alias_info is not None for result in schema.returns)
-    ) and not is_mutation(node)
+    return getattr(packet, schema.overload_name or "default", None)
 
 
 def _aliases(target: fx.Node, until: fx.Node, order: dict[fx.Node, int]) -> set[fx.Node]:
@@ -99,9 +72,11 @@ def _aliases(target: fx.Node, until: fx.Node, order: dict[fx.Node, int]) -> set[
             continue
         found.add(node)
         neighbours: Iterable[fx.Node] = [
-            user for user in node.users if user is not until and _may_alias(user)
+            user
+            for user in node.users
+            if user is not until and may_alias(user) and not is_mutation(user)
         ]
-        if node.op == "call_function" and _may_alias(node):
+        if node.op == "call_function" and may_alias(node) and not is_mutation(node):
             neighbours = [*neighbours, *node.all_input_nodes[:1]]
         waiting.extend(n for n in neighbours if n not in found)
     return found

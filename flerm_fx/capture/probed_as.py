@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from flerm_fx.compat import attention_and_weights
+from flerm_fx.ops.table import facts
+
 
 def size(tensor: Tensor, dimension: int) -> int:
     """``tensor.size(dimension)``; the ATen operation has no batching rule.
@@ -83,10 +86,8 @@ def attention_weights(
     """The softmax of scaled dot-product attention, for all pairs of query and key."""
     if bias is not None and bias.dtype == torch.bool:
         bias = torch.zeros_like(bias, dtype=query.dtype).masked_fill(~bias, -math.inf)
-    op = torch.ops.aten._scaled_dot_product_attention_math.default
-    settings: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
-    weights: Tensor = op(query, key, value, bias, 0.0, is_causal, **settings)[1]
-    return weights
+    options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
+    return attention_and_weights(query, key, value, bias, is_causal, **options)[1]
 
 
 def alpha_dropout(x: Tensor, p: float, train: bool) -> Tensor:
@@ -96,16 +97,15 @@ def alpha_dropout(x: Tensor, p: float, train: bool) -> Tensor:
 
 def separate_draws(graph: fx.Graph) -> None:
     """Let what dropouts draw be nodes of its own (see :func:`dropout_mask`)."""
-    sdpa = torch.ops.aten.scaled_dot_product_attention.default
     for node in list(graph.nodes):
-        if node.target in _DROPOUTS:
+        if facts(node.target).kind == "dropout":
             x, p, training = node.args
             if not (training and p):
                 continue
             with graph.inserting_before(node):
                 mask = graph.call_function(dropout_mask, (node.target, x, p))
             node.target, node.args = torch.ops.aten.mul.Tensor, (x, mask)
-        elif node.target in (attention, sdpa) and len(node.args) > 4 and node.args[4]:
+        elif facts(node.target).kind == "attention" and len(node.args) > 4 and node.args[4]:
             query, key, value, bias, p, *rest = node.args
             with graph.inserting_before(node):
                 mask = graph.call_function(attention_dropout_mask, (query, key, p))
@@ -162,7 +162,11 @@ PROBED_AS: dict[Any, Callable[..., Any]] = {
 }
 """What a probe graph calls in place of an ATen operation."""
 
+AT_ANY_STRIDES: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+}
+"""What a graph calls so as not to depend on strides: another kernel may choose others than that of
+the capture did."""
+
 CONSTANT = (dropout_mask, attention_dropout_mask)
 """Operations whose result does not depend on the values that they are given."""
-
-_DROPOUTS = (torch.ops.aten.dropout.default, torch.ops.aten.feature_dropout.default)

@@ -7,12 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-FUSED = (
-    torch.ops.aten.lstm.input,
-    torch.ops.aten.gru.input,
-    torch.ops.aten.rnn_tanh.input,
-    torch.ops.aten.rnn_relu.input,
-)
+from flerm_fx.ops.table import facts
 
 
 def layer_by_layer(graph: fx.Graph) -> None:
@@ -28,7 +23,7 @@ def layer_by_layer(graph: fx.Graph) -> None:
     ['gru_input', 'dropout_mask', 'dropout_default', 'gru_input_1']
     """
     for node in list(graph.nodes):
-        if node.target not in FUSED:
+        if facts(node.target).kind != "recurrent":
             continue
         x, state, weights, biases, layers, p, train, bidirectional, batch_first = node.args
         if layers > 1 and p and train:

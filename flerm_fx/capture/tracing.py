@@ -14,17 +14,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.autograd.function import BackwardCFunction
-from torch.fx._pytree import tree_flatten_spec
-from torch.utils import _pytree as pytree
 
 from flerm_fx.capture.exporting import TracedError, exporting
-from flerm_fx.capture.functionalize import functionalize, is_functional
-from flerm_fx.capture.probed_as import PROBED_AS, separate_draws
+from flerm_fx.capture.functionalize import functionalize
+from flerm_fx.capture.probed_as import AT_ANY_STRIDES, PROBED_AS, separate_draws
 from flerm_fx.capture.recurrent import layer_by_layer
+from flerm_fx.compat import (
+    BACKWARD_HOOKS,
+    FORWARD_HOOKS,
+    GUARDS,
+    NO_GRAD_REGION,
+    REGISTRIES,
+    BackwardCFunction,
+    forward_class,
+    guards_of,
+    input_spec,
+    is_of_torch,
+    own_buffers,
+    own_modules,
+    own_parameters,
+    pytree,
+    rename,
+    return_first_alone,
+    taken_names,
+    tree_flatten_spec,
+)
 from flerm_fx.errors import CaptureError, CaptureWarning, FlermError, InputError, shown
 from flerm_fx.model.changing import that_change
-from flerm_fx.model.hooks import BACKWARD, FORWARD, Hook, hooks_of, only
+from flerm_fx.model.hooks import Hook, hooks_of, only
 from flerm_fx.model.inputs import (
     Inputs,
     OutputFn,
@@ -39,6 +56,8 @@ from flerm_fx.model.stand_ins import Reads, stand_ins
 from flerm_fx.model.substitution import called_with
 from flerm_fx.model.untouched import untouched
 from flerm_fx.model.values import refuse_without_values
+from flerm_fx.ops.aliasing import is_functional
+from flerm_fx.ops.table import facts
 
 
 @dataclass(frozen=True)
@@ -85,7 +104,7 @@ class Capture:
         args, kwargs = call_arguments(inputs)
         state = {**cloned_buffers(self.model), **parameters}
         # Those of the backward pass change gradients, which are not what is measured.
-        with only(self.model, [hook for hook in self.hooks if hook.kind in FORWARD]):
+        with only(self.model, [hook for hook in self.hooks if hook.kind in FORWARD_HOOKS]):
             output = called_with(self.model, state, args, kwargs)
         return select_output(output, self.output_fn)
 
@@ -255,7 +274,7 @@ def _check_registered(model: nn.Module) -> None:
     registered = {id(p) for p in model.parameters()}
     for path, module in model.named_modules():
         for attribute, value in vars(module).items():
-            if attribute in ("_parameters", "_modules", "_buffers"):
+            if attribute in REGISTRIES:
                 continue
             for leaf in pytree.tree_leaves(value):
                 if isinstance(leaf, nn.Parameter) and id(leaf) not in registered:
@@ -349,13 +368,13 @@ def _run_eagerly(
     obstacle = replaced
     if drawn:
         obstacle = f"the forward pass draws from {drawn}, and a graph would hold one draw for good"
-    elif not obstacle and any(hook.kind in BACKWARD for hook in kept):
+    elif not obstacle and any(hook.kind in BACKWARD_HOOKS for hook in kept):
         obstacle = "a backward hook changes gradients, which a graph would not"
     elif not obstacle and lost:
         name = lost[0].__name__.removesuffix("Backward")
         obstacle = (
             f"{name} is a torch.autograd.Function, whose backward pass a graph would lose"
-            + _where_defined(getattr(lost[0], "_forward_cls", None))
+            + _where_defined(forward_class(lost[0]))
         )
     return kept, _Run(entries, output.detach(), obstacle, bool(functions))
 
@@ -380,8 +399,8 @@ _QUOTED = frozenset('"\\\n\r')
 
 def _taken_name(model: nn.Module) -> str:
     """A name in the model that a graph module has for itself, or whose code cannot hold it."""
-    own = {*vars(fx.GraphModule), "_graph"} - set(vars(nn.Module))
-    for name in (*model._modules, *model._parameters, *model._buffers):
+    own = taken_names()
+    for name in (*own_modules(model), *own_parameters(model), *own_buffers(model)):
         if name in own:
             return (
                 f"the model has an attribute {name!r}, and a graph module has another of that "
@@ -398,12 +417,11 @@ def _taken_name(model: nn.Module) -> str:
     return ""
 
 
-def _where_defined(kind: type | None) -> str:
+def _where_defined(kind: type) -> str:
     """`` (file:line)`` of a class, if it is known."""
     try:
-        assert kind is not None
         return f" ({inspect.getsourcefile(kind)}:{inspect.getsourcelines(kind)[1]})"
-    except (AssertionError, OSError, TypeError):
+    except (OSError, TypeError):
         return ""
 
 
@@ -417,10 +435,8 @@ def _backward_pass(output: Tensor) -> tuple[list[type], list[Tensor]]:
         node = pending.pop()
         if node is None:
             continue
-        if BackwardCFunction in type(node).__mro__:
-            defined = getattr(type(node), "_forward_cls", type(node)).__module__
-            if not defined.startswith("torch._higher_order_ops"):  # as of torch.cond
-                found.append(type(node))
+        if BackwardCFunction in type(node).__mro__ and not is_of_torch(type(node)):
+            found.append(type(node))
         leaf = getattr(node, "variable", None)
         if leaf is not None:
             leaves.append(leaf)
@@ -467,7 +483,7 @@ def _export(
     with exporting(), _made_by_torch():
         program = torch.export.export(wrapper, args, kwargs, strict=False, dynamic_shapes=shapes)
         guarded = program.module(check_guards=True)
-    guards = getattr(guarded, "_guards_fn", _unguarded)
+    guards = guards_of(guarded, _unguarded)
     full = _clean(guarded, model, names)
     probe = _output_only(full)
     if not functionalize(probe.graph):
@@ -535,15 +551,6 @@ def _exportable(output: Any) -> Any:
     )
 
 
-_ASSERTIONS = (
-    "_assert_tensor_metadata",
-    "_assert_scalar",
-    "_assert_async",
-    "sym_constrain_range",
-    "sym_constrain_range_for_size",
-)
-
-
 def _clean(exported: fx.GraphModule, model: nn.Module, names: dict[int, str]) -> fx.GraphModule:
     """A plain graph module with the model's own attribute names and annotated parameters."""
     graph = exported.graph
@@ -553,14 +560,12 @@ def _clean(exported: fx.GraphModule, model: nn.Module, names: dict[int, str]) ->
     for node in list(graph.nodes):
         if "nn_module_stack" in node.meta:
             node.meta["nn_module_stack"] = _own_stack(node.meta["nn_module_stack"])
-        target = getattr(node.target, "_schema", None)
-        if (target is not None and target.name.split("::")[-1] in _ASSERTIONS) or (
-            node.op == "call_module" and node.target == "_guards_fn"
+        if facts(node.target).kind == "assertion" or (
+            node.op == "call_module" and node.target == GUARDS
         ):
             graph.erase_node(node)
-        elif node.target is torch.ops.aten.view.default:
-            # At export a kernel may have chosen strides that another one does not.
-            node.target = torch.ops.aten.reshape.default
+        elif node.target in AT_ANY_STRIDES:
+            node.target = AT_ANY_STRIDES[node.target]
         elif node.op in ("get_attr", "call_module"):
             value = _attribute(exported, node.target)
             node.target = node.target.removeprefix("model.")
@@ -580,7 +585,7 @@ def _clean(exported: fx.GraphModule, model: nn.Module, names: dict[int, str]) ->
             elif not node.users:
                 graph.erase_node(node)
                 continue
-            node._rename(node.target.replace(".", "_"))
+            rename(node, node.target.replace(".", "_"))
             root[node.target] = value
     clean = fx.GraphModule(root, graph, class_name=type(model).__name__)
     clean.train(model.training)
@@ -603,7 +608,7 @@ def _attribute(module: nn.Module, target: str) -> Any:
 def _inline_no_grad(graph_module: fx.GraphModule) -> None:
     """Replace ``wrap_with_set_grad_enabled(flag, submodule, …)`` by the submodule's nodes."""
     graph = graph_module.graph
-    wrapped = torch.ops.higher_order.wrap_with_set_grad_enabled
+    wrapped = NO_GRAD_REGION
     while regions := list(graph.find_nodes(op="call_function", target=wrapped)):
         for region in regions:
             enabled, submodule, *operands = region.args
@@ -659,12 +664,8 @@ def _without_selected_output(full: fx.GraphModule) -> pytree.TreeSpec:
     """Make the graph return what the model returns; its input specification."""
     output = full.graph.output_node()
     output.args = (tuple(_returned(output)[:-1]),)
-    codegen = full.graph._codegen
-    assert isinstance(codegen, fx.graph._PyTreeCodeGen)
-    info = codegen.pytree_info
-    assert info.out_spec is not None
-    full.graph.set_codegen(fx.graph._PyTreeCodeGen(info._replace(out_spec=info.out_spec.child(0))))
-    return info.in_spec
+    return_first_alone(full.graph)
+    return input_spec(full.graph)
 
 
 def _graph_order(graph: fx.Graph) -> list[str]:

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
-from torch.fx._pytree import tree_flatten_spec
-from torch.fx.graph import _PyTreeCodeGen
 
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.boundary.files import check, write_all
 from flerm_fx.boundary.text import json_text
 from flerm_fx.capture.exporting import exporting
+from flerm_fx.compat import input_spec, tree_flatten_spec
 from flerm_fx.dump.dot import multiplier_colour
 from flerm_fx.errors import FlermError
 from flerm_fx.model.inputs import Inputs, call_arguments
+from flerm_fx.ops.table import facts
 
 MODEL = "model.pt2"
 NODE_DATA = ("status.json", "fslr.json", "multiplier.json")
@@ -115,9 +115,7 @@ def _flat(graph_module: GraphModule, inputs: Inputs) -> tuple[GraphModule, tuple
 
     It shares the parameters.
     """
-    codegen = graph_module.graph._codegen
-    assert isinstance(codegen, _PyTreeCodeGen)
-    flat_inputs = tree_flatten_spec(call_arguments(inputs), codegen.pytree_info.in_spec)
+    flat_inputs = tree_flatten_spec(call_arguments(inputs), input_spec(graph_module.graph))
     graph = Graph()
     graph.output(graph.graph_copy(graph_module.graph, {}))
     return GraphModule(graph_module, graph), tuple(flat_inputs)
@@ -129,7 +127,7 @@ def _nodes(program: ExportedProgram) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for node in program.graph.nodes:
         if node.name in parameters:
-            scales = [user for user in node.users if user.target is torch.ops.aten.mul.Tensor]
+            scales = [user for user in node.users if facts(user.target).multiplies]
             for scaled in scales:
                 _move(scaled)
             found[parameters[node.name]] = [node.name, *(scaled.name for scaled in scales)]

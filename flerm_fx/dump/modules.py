@@ -5,11 +5,9 @@ import difflib
 import torch
 from torch.fx import Graph, Node
 
+from flerm_fx.compat import OF_EXPORT
 from flerm_fx.dump.parameter_nodes import parameter_of
 from flerm_fx.errors import InputError
-
-# torch.export's name for the whereabouts of operations that it adds itself.
-_OF_EXPORT = "_empty_nn_module_stack"
 
 
 def module_of(node: Node) -> str:
@@ -35,7 +33,7 @@ def module_kinds(node: Node) -> dict[str, str]:
     return {
         path: (kind if isinstance(kind, str) else kind.__qualname__).rpartition(".")[2]
         for path, kind in stack.values()
-        if not path.startswith(_OF_EXPORT)
+        if not path.startswith(OF_EXPORT)
     }
 
 

@@ -12,13 +12,9 @@ from torch import fx
 from flerm_fx.emit.passing import dtype_of, passes
 from flerm_fx.emit.products import as_product
 from flerm_fx.emit.sizes import numel
-from flerm_fx.ops.operation import argument, operation
+from flerm_fx.ops.operation import argument
 from flerm_fx.ops.scale import is_scale, scale
-
-_ATEN = torch.ops.aten
-_ATTENTION = _ATEN.scaled_dot_product_attention.default
-_NORMS = ("aten.layer_norm", "aten.rms_norm", "aten.group_norm", "aten.batch_norm")
-_NUMBERS = (_ATEN.mul.Tensor, _ATEN.mul.Scalar, _ATEN.div.Tensor, _ATEN.div.Scalar)
+from flerm_fx.ops.table import facts
 
 SMALL = 16
 """How many times larger a product is than a factor that is scaled in its place."""
@@ -116,7 +112,7 @@ def take_ahead(reader: fx.Node, value: fx.Node, factor: float) -> None:
         reader.args = (reader.args[0], multiplier(reader) * factor)
     elif _is_number(reader):
         _take_number(reader, factor)
-    elif reader.target is _ATTENTION:
+    elif _is_attention(reader):
         reader.kwargs = {**reader.kwargs, "scale": _score_scale(reader) * factor}
     else:
         first, second = reader.args
@@ -127,7 +123,7 @@ def take_ahead(reader: fx.Node, value: fx.Node, factor: float) -> None:
 
 
 def _takes(reader: fx.Node, node: fx.Node) -> bool:
-    if reader.target is _ATTENTION:
+    if _is_attention(reader):
         known = argument(reader, "scale") is not None or type(_width(reader)) is int
         return known and node in reader.args[:2] and len(set(reader.args[:3])) == 3
     if is_scale(reader) or _is_number(reader):
@@ -137,14 +133,18 @@ def _takes(reader: fx.Node, node: fx.Node) -> bool:
 
 def _carries(reader: fx.Node, node: fx.Node, mutated: Set[fx.Node]) -> bool:
     """Whether a positive factor of the node becomes one of its reader."""
-    if reader.target is _ATTENTION:
+    if _is_attention(reader):
         return node is reader.args[2]
-    if reader.target is _ATEN.mul.Tensor:
+    if facts(reader.target).multiplies:
         return len(reader.all_input_nodes) == 2 and dtype_of(reader) == dtype_of(node)
     product = as_product(reader)
     if product is not None and node in product.factors and dtype_of(reader) == dtype_of(node):
         return product.bias not in mutated
-    return (passes(reader) or reader.target is _ATEN.relu.default) and reader.args[0] is node
+    return (passes(reader) or facts(reader.target).homogeneous) and reader.args[0] is node
+
+
+def _is_attention(node: fx.Node) -> bool:
+    return facts(node.target).kind == "attention"
 
 
 def _score_scale(attention: fx.Node) -> float:
@@ -162,7 +162,7 @@ def _width(attention: fx.Node) -> int | torch.SymInt:
 
 def is_sum(node: fx.Node) -> bool:
     """Whether a node is a sum of two tensors."""
-    return node.target is _ATEN.add.Tensor
+    return facts(node.target).is_sum
 
 
 def _is_sum(node: fx.Node, term: fx.Node) -> bool:
@@ -175,11 +175,12 @@ def _is_sum(node: fx.Node, term: fx.Node) -> bool:
 
 def _operands(node: fx.Node) -> list[fx.Node]:
     """What to multiply so that a norm with a weight, or a product with a small factor, grows."""
-    if operation(node) in _NORMS:
+    known = facts(node.target)
+    if known.kind == "norm":
         weight = argument(node, "weight")
-        bias = None if operation(node) == "aten.rms_norm" else argument(node, "bias")
+        bias = argument(node, known.bias) if known.bias else None
         return [] if weight is None else [weight] if bias is None else [weight, bias]
-    if node.target is _ATEN.mul.Tensor and len(node.all_input_nodes) == 2:
+    if known.multiplies and len(node.all_input_nodes) == 2:
         small = min(node.all_input_nodes, key=numel)
         if SMALL * numel(small) <= numel(node) and dtype_of(small) == dtype_of(node):
             return [small]
@@ -188,7 +189,8 @@ def _operands(node: fx.Node) -> list[fx.Node]:
 
 def _is_number(node: fx.Node) -> bool:
     """Whether a node is a tensor times a number, or divided by one."""
-    if node.target not in _NUMBERS or not isinstance(node.args[0], fx.Node):
+    known = facts(node.target)
+    if not (known.multiplies or known.divides) or not isinstance(node.args[0], fx.Node):
         return False
     return isinstance(node.args[1], int | float) and dtype_of(node) == dtype_of(node.args[0])
 
@@ -196,5 +198,5 @@ def _is_number(node: fx.Node) -> bool:
 def _take_number(node: fx.Node, factor: float) -> None:
     value, number = node.args
     assert isinstance(number, int | float)
-    divides = operation(node) == "aten.div"
+    divides = facts(node.target).divides
     node.args = (value, number / factor if divides else number * factor)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import fx
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from flerm_fx.compat import PassBase, PassResult
 from flerm_fx.emit.absorb import (
     ahead,
     behind,

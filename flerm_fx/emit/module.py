@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from flerm_fx.compat import own_modules, own_parameters, state_dict_hooks
 from flerm_fx.emit.loading import as_stored
 from flerm_fx.emit.state import EXTRA, effective, packed, restored, scale_in, vector
 from flerm_fx.model.distributed import is_sharded_tensor
@@ -66,9 +67,9 @@ def put_scales(model: nn.Module, scales: Mapping[str, float]) -> None:
     by_id = {id(p): scales[name] for name, p in model.named_parameters() if name in scales}
     model.register_load_state_dict_pre_hook(spread)  # type: ignore[no-untyped-call]
     for module in list(model.modules()):
-        names = [n for n, p in module._parameters.items() if id(p) in by_id]
+        names = [n for n, p in own_parameters(module).items() if id(p) in by_id]
         for name in names:
-            put = Scale(by_id[id(module._parameters[name])])
+            put = Scale(by_id[id(own_parameters(module)[name])])
             parametrize.register_parametrization(module, name, put, unsafe=True)
             put.registering = False
         if names:
@@ -101,7 +102,7 @@ def take_scales(model: nn.Module) -> None:
 
 
 def _unhook(module: nn.Module, *ours: Any) -> None:
-    for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
+    for hooks in state_dict_hooks(module):
         for key, hook in list(hooks.items()):
             if getattr(hook, "hook", hook) in ours:
                 del hooks[key]
@@ -189,7 +190,7 @@ def put_in_place(
 
 
 def _own_scales(module: nn.Module) -> dict[str, Scale]:
-    lists: Any = module._modules.get("parametrizations")  # its own: wrappers pass others' on
+    lists: Any = own_modules(module).get("parametrizations")  # its own: wrappers pass others' on
     if lists is None:
         return {}
     return {name: each[0] for name, each in lists.items() if isinstance(each[0], Scale)}

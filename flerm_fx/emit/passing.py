@@ -5,39 +5,8 @@ import operator
 import torch
 from torch import Tensor, fx
 
-from flerm_fx.capture.functionalize import is_mutation
-from flerm_fx.ops.operation import operation
-
-_VIEWS = frozenset(
-    f"aten.{name}"
-    for name in (
-        "alias",
-        "chunk",
-        "clone",
-        "contiguous",
-        "expand",
-        "flatten",
-        "movedim",
-        "narrow",
-        "permute",
-        "reshape",
-        "select",
-        "slice",
-        "split",
-        "split_with_sizes",
-        "squeeze",
-        "swapaxes",
-        "t",
-        "tensor_split",
-        "transpose",
-        "unbind",
-        "unflatten",
-        "unsqueeze",
-        "view",
-    )
-)
-
-_CASTS = ("aten.to", "aten._to_copy")
+from flerm_fx.ops.aliasing import is_mutation, may_alias
+from flerm_fx.ops.table import facts
 
 
 def is_view(node: fx.Node) -> bool:
@@ -54,16 +23,16 @@ def is_view(node: fx.Node) -> bool:
         return False
     if node.target is operator.getitem:
         return is_view(node.args[0])
-    if operation(node) in _CASTS:
+    if facts(node.target).kind == "cast":
         return dtype_of(node) is not None and dtype_of(node) == dtype_of(node.args[0])
-    return operation(node) in _VIEWS and not is_mutation(node)
+    return facts(node.target).kind == "view"
 
 
 def passes(node: fx.Node) -> bool:
     """Whether a scalar passes through the node, from its first argument to its one result."""
     if node.target is operator.getitem:
         return False
-    return is_view(node) or node.target is torch.ops.aten.dropout.default
+    return is_view(node) or facts(node.target).kind == "dropout"
 
 
 def dtype_of(node: fx.Node) -> torch.dtype | None:
@@ -94,23 +63,7 @@ def mutated(graph: fx.Graph) -> set[fx.Node]:
         if node in found:
             continue
         found.add(node)
-        if _may_share(node):
+        if may_alias(node):
             pending += node.all_input_nodes
-        pending += [user for user in node.users if _may_share(user)]
+        pending += [user for user in node.users if may_alias(user)]
     return found
-
-
-# They return their argument, or a view of it, where no copy is needed.
-_SOMETIMES = ("aten.contiguous", "aten.dropout", "aten.flatten", "aten.reshape", "aten.to")
-
-
-def _may_share(node: fx.Node) -> bool:
-    """Whether a node's result may lie in the memory of its arguments."""
-    if node.op in ("placeholder", "get_attr", "output"):
-        return False
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return node.target is operator.getitem or node.op != "call_function"
-    if operation(node) in _SOMETIMES:
-        return True
-    return any(returned.alias_info is not None for returned in schema.returns)

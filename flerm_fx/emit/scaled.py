@@ -8,9 +8,9 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from flerm_fx.capture.tracing import Capture, capture, modes
+from flerm_fx.compat import adopt, pytree
 from flerm_fx.emit.loading import as_stored, from_extra_state
 from flerm_fx.emit.lower import lowered, on_the_same_weights
 from flerm_fx.emit.module import (
@@ -81,10 +81,7 @@ class ScaledModel(nn.Module):
             put_scales(skeleton, self._scales)
         self.register_state_dict_post_hook(_with_effective_weights)  # type: ignore[no-untyped-call]
         # The skeleton's own dictionaries: names, modes and buffers are one with it.
-        self._parameters = skeleton._parameters
-        self._buffers = skeleton._buffers
-        self._modules = skeleton._modules
-        self._non_persistent_buffers_set = skeleton._non_persistent_buffers_set
+        adopt(self, skeleton)
         self.training = skeleton.training
 
     @property

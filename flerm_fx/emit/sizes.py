@@ -2,8 +2,9 @@
 
 import math
 
-import torch
 from torch import Tensor, fx
+
+from flerm_fx.compat import hint_of
 
 
 def numel(node: fx.Node) -> float:
@@ -20,11 +21,5 @@ def numel(node: fx.Node) -> float:
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return math.inf
-    return math.prod((_hint(size) for size in value.shape), start=1.0)
-
-
-def _hint(size: int | torch.SymInt) -> float:
-    if isinstance(size, int):
-        return float(size)
-    hint = size.node.hint
-    return math.inf if hint is None else float(hint)
+    hints = [hint_of(size) for size in value.shape]
+    return math.prod((math.inf if hint is None else float(hint) for hint in hints), start=1.0)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flerm_fx.compat import EXTRA_STATE
 from flerm_fx.errors import InputError
 
-EXTRA = "_extra_state"
+EXTRA = EXTRA_STATE
 """What torch calls extra state in a state dict."""
 
 _UNITS = 8

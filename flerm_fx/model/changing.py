@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from flerm_fx.compat import gradient_hooks, own_buffers, own_parameters, pytree, version_of
 from flerm_fx.model.hooks import Hook, hooks_of, only, replaced
 from flerm_fx.model.untouched import untouched
 
@@ -62,17 +62,9 @@ class _Observed:
 
 def _marks(module: nn.Module, given: Any) -> list[tuple[Any, ...]]:
     """What changes with a tensor that a hook can reach by its arguments."""
-    held = [*vars(module).values(), *module._parameters.values(), *module._buffers.values()]
+    held = [*vars(module).values(), *own_parameters(module).values(), *own_buffers(module).values()]
     tensors = [t for t in (*held, *pytree.tree_leaves(given)) if isinstance(t, Tensor)]
-    return [
-        (
-            id(t),
-            0 if t.is_inference() else t._version,
-            t.grad_fn is None,
-            len(t._backward_hooks or ()),
-        )
-        for t in tensors
-    ]
+    return [(id(t), version_of(t), t.grad_fn is None, len(gradient_hooks(t))) for t in tensors]
 
 
 def _same(found: Sequence[Tensor], reference: Sequence[Tensor]) -> bool:

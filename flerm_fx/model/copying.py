@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from flerm_fx.compat import REGISTRIES, forget_compilation, gradient_hooks, memory_of, pytree
 from flerm_fx.errors import InputError
 from flerm_fx.model.distributed import as_plain, without_sharding
-from flerm_fx.model.stand_ins import storage
 from flerm_fx.model.untouched import untouched
 from flerm_fx.model.values import refuse_without_values
 
@@ -56,12 +55,11 @@ def copied(model: nn.Module, *, on_meta: bool = False) -> nn.Module:
                 "attributes that hold tensors with a history should be buffers or detached"
             ) from error
     for module in twin.modules():
-        # Module.compile's, bound to the original where a class has a __deepcopy__ of its own.
-        vars(module).pop("_compiled_call_impl", None)
+        forget_compilation(module)  # for a class that has a __deepcopy__ of its own
     without_sharding(twin)
-    originals = {storage(p) for p in model.parameters()}
+    originals = {memory_of(p) for p in model.parameters()}
     for name, parameter in twin.named_parameters():
-        if parameter.requires_grad and storage(parameter) in originals:
+        if parameter.requires_grad and memory_of(parameter) in originals:
             raise InputError(
                 f"a copy of the model shares parameter {name!r} with the original, so measuring "
                 "on the copy would train the model; a __deepcopy__ that keeps weights must freeze "
@@ -86,11 +84,11 @@ def refuse_gradient_hooks(model: nn.Module) -> None:
     >>> _ = layer.weight.register_hook(lambda gradient: None)
     >>> refuse_gradient_hooks(layer)
     """
-    if not any(parameter._backward_hooks for parameter in model.parameters()):
+    if not any(gradient_hooks(parameter) for parameter in model.parameters()):
         return
     with untouched(model), torch.no_grad():
         for name, parameter in model.named_parameters():
-            for hook in (parameter._backward_hooks or {}).values():
+            for hook in gradient_hooks(parameter).values():
                 given = torch.randn_like(parameter)
                 found = hook(given.clone())
                 if found is not None and not torch.equal(found, given):
@@ -107,15 +105,15 @@ def refuse_gradient_hooks(model: nn.Module) -> None:
 def _views(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
     """Tensors that plain attributes hold and that are memory of a parameter, with the parameter."""
     registered = {id(t) for t in (*model.parameters(), *model.buffers())}
-    by_storage = {storage(p): p for p in model.parameters()}
+    by_storage = {memory_of(p): p for p in model.parameters()}
     for module in model.modules():
         for attribute, value in vars(module).items():
-            if attribute in ("_parameters", "_buffers", "_modules"):
+            if attribute in REGISTRIES:
                 continue
             for leaf in pytree.tree_leaves(value):
                 plain = isinstance(leaf, Tensor) and id(leaf) not in registered
-                if plain and storage(leaf) in by_storage:
-                    yield leaf, by_storage[storage(leaf)]
+                if plain and memory_of(leaf) in by_storage:
+                    yield leaf, by_storage[memory_of(leaf)]
 
 
 def _share(copied_view: object, view: Tensor, twin: object, parameter: Tensor) -> None:

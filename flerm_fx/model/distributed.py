@@ -13,8 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.utils import _pytree as pytree
 
+from flerm_fx.compat import (
+    forward_hooks,
+    is_hook_of_sharding,
+    is_hook_of_tensor_parallelism,
+    marks_of_sharding,
+    pytree,
+    remove_forward_hooks,
+    unwrapped_by_dynamo,
+    without_sharding_classes,
+)
 from flerm_fx.errors import InputError
 from flerm_fx.model.inputs import Inputs, batch_size
 
@@ -29,7 +38,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, DistributedDataParallel | DataParallel):
             model = model.module
-        elif isinstance(inner := vars(model).get("_modules", {}).get("_orig_mod"), nn.Module):
+        elif (inner := unwrapped_by_dynamo(model)) is not None:
             model = inner
         else:
             return model
@@ -122,69 +131,37 @@ def as_plain(model: nn.Module) -> Iterator[dict[int, object]]:
     if not sharded:
         yield {}
         return
-    from torch.distributed.fsdp import FSDPModule
-
     _refuse_tensor_parallel(model, sharded)
     memo: dict[int, object] = {
         id(p): nn.Parameter(whole(p.detach()).clone(), p.requires_grad) for p in sharded.values()
     }
     for module in model.modules():
-        for hook in _hooks(module).values():
-            if _of_fsdp(hook):
+        for hook in forward_hooks(module).values():
+            if is_hook_of_sharding(hook):
                 memo[id(hook)] = _removed
         # The state is in dictionaries; the rest of the marks are plain bools.
-        held = (vars(module)[name] for name in _marks(module))
+        held = (vars(module)[name] for name in marks_of_sharding(module))
         memo.update({id(state): None for state in held if isinstance(state, dict)})
-    kinds = {module: type(module) for module in model.modules() if isinstance(module, FSDPModule)}
-    try:
-        for module, kind in kinds.items():
-            module.__class__ = kind.__bases__[1]
+    with without_sharding_classes(model):
         yield memo
-    finally:
-        for module, kind in kinds.items():
-            module.__class__ = kind
 
 
 def without_sharding(twin: nn.Module) -> None:
     """Take from a copy what ``fully_shard`` had put on the model that it was copied from."""
     for module in twin.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key, hook in list(hooks.items()):
-                if hook is _removed:
-                    del hooks[key]
-                    module._forward_pre_hooks_with_kwargs.pop(key, None)
-                    module._forward_hooks_with_kwargs.pop(key, None)
-                    module._forward_hooks_always_called.pop(key, None)
-        for name in _marks(module):
+        remove_forward_hooks(module, _removed)
+        for name in marks_of_sharding(module):
             del vars(module)[name]
-
-
-def _marks(module: nn.Module) -> list[str]:
-    """The attributes that ``fully_shard`` has given a module."""
-    return [n for n in vars(module) if n.startswith(("__composable_api_state", *_FSDP_MARKS))]
-
-
-_FSDP_MARKS = ("_is_fsdp_managed_module", "_fsdp_use_orig_params")
-
-
-def _hooks(module: nn.Module) -> dict[int, Any]:
-    return {**module._forward_pre_hooks, **module._forward_hooks}
 
 
 def _removed(*_: Any) -> None:
     """In the place of a hook of ``fully_shard`` in a copy."""
 
 
-def _of_fsdp(hook: Any) -> bool:
-    owner = getattr(hook, "__self__", None)
-    return type(owner).__module__.startswith("torch.distributed.fsdp")
-
-
 def _refuse_tensor_parallel(model: nn.Module, sharded: Mapping[str, Tensor]) -> None:
     for path, module in model.named_modules():
-        for hook in _hooks(module).values():
-            function = getattr(hook, "func", hook)
-            if str(getattr(function, "__module__", "")).startswith("torch.distributed.tensor"):
+        for hook in forward_hooks(module).values():
+            if is_hook_of_tensor_parallelism(hook):
                 prefix = f"{path}." if path else ""
                 named = next((n for n in sharded if n.startswith(prefix)), path)
                 raise InputError(

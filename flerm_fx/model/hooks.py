@@ -7,10 +7,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import nn
-from torch.nn.modules import module as torch_module
 
-FORWARD = ("_forward_pre_hooks", "_forward_hooks")
-BACKWARD = ("_backward_pre_hooks", "_backward_hooks")
+from flerm_fx.compat import BACKWARD_HOOKS, FORWARD_HOOKS, GLOBAL_HOOKS, global_name
 
 
 class Hook(NamedTuple):
@@ -27,7 +25,9 @@ class Hook(NamedTuple):
     key: int
 
 
-def hooks_of(model: nn.Module, kinds: Collection[str] = (*FORWARD, *BACKWARD)) -> frozenset[Hook]:
+def hooks_of(
+    model: nn.Module, kinds: Collection[str] = (*FORWARD_HOOKS, *BACKWARD_HOOKS)
+) -> frozenset[Hook]:
     """The hooks that run with a model.
 
     >>> model = nn.Sequential(nn.Linear(2, 2))
@@ -44,7 +44,7 @@ def hooks_of(model: nn.Module, kinds: Collection[str] = (*FORWARD, *BACKWARD)) -
 
 def global_hooks() -> list[dict[int, Any]]:
     """The hooks on all modules."""
-    return [vars(torch_module)["_global" + kind] for kind in (*FORWARD, *BACKWARD)]
+    return [GLOBAL_HOOKS[global_name(kind)] for kind in (*FORWARD_HOOKS, *BACKWARD_HOOKS)]
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def only(model: nn.Module, kept: Collection[Hook]) -> Iterator[None]:
 
 def keep_only(model: nn.Module, kept: Collection[Hook]) -> None:
     """Take all but these hooks off a copy of a model."""
-    for path, kind, names, attribute in _places(model, (*FORWARD, *BACKWARD)):
+    for path, kind, names, attribute in _places(model, (*FORWARD_HOOKS, *BACKWARD_HOOKS)):
         if path is not None:
             for key in list(names[attribute]):
                 if Hook(path, kind, key) not in kept:
@@ -87,7 +87,7 @@ def replaced(model: nn.Module, choose: Callable[[Hook, Any], Any]) -> Iterator[N
     """Run with another callable in the place of each hook, or none."""
     held = []
     try:
-        for path, kind, names, attribute in list(_places(model, (*FORWARD, *BACKWARD))):
+        for path, kind, names, attribute in list(_places(model, (*FORWARD_HOOKS, *BACKWARD_HOOKS))):
             hooks = names[attribute]
             if hooks:
                 held.append((names, attribute, hooks))
@@ -104,7 +104,7 @@ def _places(
 ) -> Iterator[tuple[str | None, str, dict[str, Any], str]]:
     """Each dict of hooks: the path of its module, its kind, and whose attribute of which name."""
     for kind in kinds:
-        yield None, kind, vars(torch_module), "_global" + kind
+        yield None, kind, GLOBAL_HOOKS, global_name(kind)
     for path, module in model.named_modules():
         for kind in kinds:
             if kind in vars(module):

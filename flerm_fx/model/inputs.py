@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from flerm_fx.compat import pytree
 from flerm_fx.errors import EstimateError, InputError
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]

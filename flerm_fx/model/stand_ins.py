@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
+from flerm_fx.compat import TorchFunctionMode, memory_of, pytree
 from flerm_fx.errors import InputError
 
 
@@ -49,10 +48,10 @@ class Reads(TorchFunctionMode):
         self.own: dict[str, str] = {}
         self.originals: dict[str, str] = {}
         self.unregistered: dict[int, str] = {}
-        self._own = _by_storage(model.named_parameters())
-        mine = {storage(t) for t in (*model.parameters(), *model.buffers())}
+        self._own = _by_memory_of(model.named_parameters())
+        mine = {memory_of(t) for t in (*model.parameters(), *model.buffers())}
         theirs = () if original is None else (*_tensors(original),)
-        self._originals = {k: n for k, n in _by_storage(theirs).items() if k not in mine}
+        self._originals = {k: n for k, n in _by_memory_of(theirs).items() if k not in mine}
 
     def __torch_function__(
         self,
@@ -69,7 +68,7 @@ class Reads(TorchFunctionMode):
         return result
 
     def _note(self, tensor: Tensor, where: Callable[[], str]) -> None:
-        memory = storage(tensor)
+        memory = memory_of(tensor)
         if memory in self._own:
             self.own.setdefault(self._own[memory], where())
         elif memory in self._originals:
@@ -120,17 +119,8 @@ def _tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-def _by_storage(named: Iterable[tuple[str, Tensor]]) -> dict[Any, str]:
-    return {storage(tensor): name for name, tensor in reversed(list(named))}
-
-
-def storage(tensor: Tensor) -> Any:
-    """What tensors that share memory have in common."""
-    local = getattr(tensor, "_local_tensor", tensor)  # of a sharded one
-    try:
-        return local.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # sparse, or batched by vmap
-        return None if local is not tensor else ("tensor", id(tensor))
+def _by_memory_of(named: Iterable[tuple[str, Tensor]]) -> dict[Any, str]:
+    return {memory_of(tensor): name for name, tensor in reversed(list(named))}
 
 
 _NUMBERS = ("item", "tolist", "numpy", "__array__", "__bool__", "__float__", "__int__", "equal")

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flerm_fx.compat import own_buffers, own_parameters
+
 
 def called_with(
     model: nn.Module, tensors: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -37,7 +39,7 @@ def called_with(
     places = {
         f"{path}.{name}" if path else name: given[id(held)]
         for path, module in model.named_modules()
-        for name, held in (*module._parameters.items(), *module._buffers.items())
+        for name, held in (*own_parameters(module).items(), *own_buffers(module).items())
         if id(held) in given
     }
     return torch.func.functional_call(model, places, args, kwargs, tie_weights=False)

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flerm_fx.model.hooks import BACKWARD, FORWARD, global_hooks
+from flerm_fx.compat import BACKWARD_HOOKS, FORWARD_HOOKS, gradient_hooks, own_buffers
+from flerm_fx.model.hooks import global_hooks
 from flerm_fx.model.randomness import preserved_rng
 
 MANY = 1000
@@ -46,14 +47,14 @@ def untouched(model: nn.Module) -> Iterator[None]:
     buffers = [
         (buffer, buffer.detach().clone())
         for module in model.modules()
-        for buffer in module._buffers.values()
+        for buffer in own_buffers(module).values()
         if buffer is not None and not buffer.is_meta  # which has no value to put back
     ]
     held = {id(t) for t in (*model.parameters(), *model.buffers())}
     state = _State(held)
     for module in model.modules():
         state.keep_module(module)
-    for hooks in (*global_hooks(), *(p._backward_hooks for p in model.parameters())):
+    for hooks in (*global_hooks(), *(gradient_hooks(p) for p in model.parameters())):
         state.keep(hooks, None)
     device = next((p.device.type for p in model.parameters() if not p.is_meta), "cpu")
     with preserved_rng(), torch.autocast(device, enabled=False):
@@ -85,7 +86,7 @@ class _State:
         self._mapping(vars(module))
         for name, value in list(vars(module).items()):
             # Hooks are of any package, and on modules of any other.
-            package = None if name in (*FORWARD, *BACKWARD) else _package(type(module))
+            package = None if name in (*FORWARD_HOOKS, *BACKWARD_HOOKS) else _package(type(module))
             self.keep(value, package, own=True)
 
     def keep(self, value: Any, package: str | None, *, own: bool = False) -> None:

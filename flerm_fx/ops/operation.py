@@ -1,33 +1,12 @@
-"""What a node of a captured graph computes."""
+"""What torch itself tells of the operation that a node of a captured graph is."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu")
-"""Operations that are a whole recurrent network, of any number of layers."""
-
-
-TURNING = ("aten.transpose", "aten.permute", "aten.t", "aten.movedim", "aten.swapaxes")
-"""Operations that exchange axes."""
-
-SHAPED_LIKE = (
-    "aten.empty_like",
-    "aten.full_like",
-    "aten.new_empty",
-    "aten.new_full",
-    "aten.new_ones",
-    "aten.new_zeros",
-    "aten.ones_like",
-    "aten.rand_like",
-    "aten.randn_like",
-    "aten.zeros_like",
-)
-"""Operations that take no more than shape and type from the tensor that they read."""
-
-SHAPED_AS = ("aten.expand_as", "aten.reshape_as", "aten.to", "aten.type_as", "aten.view_as")
-"""Operations that take no more than shape or type from the ``other`` of the tensors they read."""
+from flerm_fx.compat import HigherOrderOperator, OpOverload, schema_of
 
 
 def is_opaque(target: Any) -> bool:
@@ -39,9 +18,9 @@ def is_opaque(target: Any) -> bool:
     >>> is_opaque(torch.ops.aten.add.Tensor), is_opaque(torch.ops.higher_order.cond)
     (False, True)
     """
-    if isinstance(target, torch._ops.HigherOrderOperator):
+    if isinstance(target, HigherOrderOperator):
         return True
-    return isinstance(target, torch._ops.OpOverload) and target.namespace not in ("aten", "prims")
+    return isinstance(target, OpOverload) and target.namespace not in ("aten", "prims")
 
 
 def is_random(target: Any) -> bool:
@@ -54,20 +33,58 @@ def is_random(target: Any) -> bool:
     return drawing in getattr(target, "tags", [drawing])
 
 
-def operation(node: fx.Node) -> str:
-    """``aten.add`` for every overload of it, in place or not."""
-    schema = getattr(node.target, "_schema", None)
+def operation_name(target: Any) -> str:
+    """The name of what a node calls, the same for every overload, in place or not.
+
+    >>> operation_name(torch.ops.aten.add_.Tensor), operation_name(len)
+    ('aten.add', 'len')
+    """
+    schema = schema_of(target)
     if schema is not None:
         return str(schema.name.replace("::", ".")).rstrip("_")
-    if isinstance(node.target, str):
-        return node.target
-    return str(getattr(node.target, "__name__", node.target))
+    return target if isinstance(target, str) else str(getattr(target, "__name__", target))
+
+
+def operation(node: fx.Node) -> str:
+    """``aten.add`` for every overload of it, in place or not."""
+    return operation_name(node.target)
+
+
+def argument_name(op: Any, index: int) -> str:
+    """The name of a positional argument in the operation's schema; empty where there is none.
+
+    >>> argument_name(torch.ops.aten.linear.default, 1), argument_name(len, 0)
+    ('weight', '')
+    """
+    schema = schema_of(op)
+    known = [] if schema is None else schema.arguments
+    return str(known[index].name) if 0 <= index < len(known) else ""
+
+
+def position_of(op: Any, name: str) -> int:
+    """The place of an argument in the operation's schema.
+
+    >>> position_of(torch.ops.aten.linear.default, "bias")
+    2
+    """
+    schema = schema_of(op)
+    assert schema is not None
+    return next(index for index, known in enumerate(schema.arguments) if known.name == name)
+
+
+def given(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> Any:
+    """An argument of a call of an ATen operation, by its name in the schema.
+
+    >>> given(torch.ops.aten.add.Tensor, (1, 2), {}, "alpha")
+    1
+    """
+    schema = schema_of(op)
+    assert schema is not None
+    position = position_of(op, name)
+    default = schema.arguments[position].default_value
+    return kwargs.get(name, args[position] if position < len(args) else default)
 
 
 def argument(node: fx.Node, name: str) -> Any:
     """An argument of an ATen operation, by its name in the schema."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    parameters = node.target._schema.arguments
-    (position,) = (index for index, known in enumerate(parameters) if known.name == name)
-    given = node.args[position] if position < len(node.args) else parameters[position].default_value
-    return node.kwargs.get(name, given)
+    return given(node.target, node.args, node.kwargs, name)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from torch import Tensor, fx
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from flerm_fx.compat import PassBase, PassResult
 from flerm_fx.errors import FlermError, InputError
 
 

@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from flerm_fx.capture.tracing import Capture, cloned_buffers
+from flerm_fx.compat import pytree
 from flerm_fx.model.inputs import Inputs, difference, is_differentiable
 from flerm_fx.model.randomness import preserved_rng, rng_state, set_rng_state
-from flerm_fx.ops.operation import SHAPED_LIKE, is_opaque, operation
+from flerm_fx.ops.operation import is_opaque, operation
+from flerm_fx.ops.table import facts
 from flerm_fx.probe.cotangent import Cotangents
-from flerm_fx.probe.frontier import jvp
+from flerm_fx.probe.derivative import jvp
 from flerm_fx.probe.sampled import (
     examples_of,
     output_size,
@@ -134,7 +135,9 @@ def _one_by_one(captured: Capture, parameters: Mapping[str, Tensor], inputs: Inp
 
 def _joins_examples(node: fx.Node) -> bool:
     """Whether an operation makes something without an axis for examples of something with one."""
-    if node.op != "call_function" or operation(node) in SHAPED_LIKE or _has_axis(node) is not False:
+    if node.op != "call_function" or facts(node.target).kind == "blank":
+        return False
+    if _has_axis(node) is not False:
         return False
     return any(_has_axis(source) is True for source in node.all_input_nodes)
 

@@ -10,7 +10,7 @@ from flerm_fx.capture.tracing import Capture
 from flerm_fx.errors import EstimateError
 from flerm_fx.model.inputs import Inputs
 from flerm_fx.model.randomness import RandomState, preserved_rng, rng_state, set_rng_state
-from flerm_fx.probe.frontier import jvp, tangent_by_autograd
+from flerm_fx.probe.derivative import jvp, tangent_by_autograd
 from flerm_fx.probe.linearize import Linearization
 
 STACK = 2**23

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from flerm_fx.boundary.options import checked, choice
 from flerm_fx.capture.tracing import Capture
+from flerm_fx.compat import pytree
 from flerm_fx.errors import EstimateError
 from flerm_fx.model.distributed import Ranks
 from flerm_fx.model.inputs import Inputs, check_finite

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from flerm_fx.capture.tracing import Capture
+from flerm_fx.compat import pytree
 from flerm_fx.errors import EstimateError
 from flerm_fx.model.inputs import Inputs, as_real
 from flerm_fx.model.randomness import preserved_rng

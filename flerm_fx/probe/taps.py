@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.passes.infra.pass_base import PassResult
-from torch.utils import _pytree as pytree
 
 from flerm_fx.capture.probed_as import attention
+from flerm_fx.compat import PassResult, depends_on_data, pytree
 from flerm_fx.model.inputs import is_differentiable
 from flerm_fx.ops.operation import operation
 from flerm_fx.probe.frontier import Entering, ProbeNodes, unit_update_name
@@ -107,10 +106,7 @@ def _batch_axis(value: Any) -> int | None:
     """
     sizes: Sequence[Any] = value.shape if isinstance(value, Tensor) else ()
     axes = [axis for axis, size in enumerate(sizes) if isinstance(size, torch.SymInt)]
-    # Here, as it brings sympy, half a second of import.
-    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
-
-    return axes[0] if len(axes) == 1 and not free_unbacked_symbols(sizes[axes[0]]) else None
+    return axes[0] if len(axes) == 1 and not depends_on_data(sizes[axes[0]]) else None
 
 
 class Taps:

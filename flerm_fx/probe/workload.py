@@ -3,13 +3,13 @@
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
-from flerm_fx.ops.operation import operation
+from flerm_fx.compat import pytree
+from flerm_fx.ops.operation import argument
+from flerm_fx.ops.sizes import flops, shape_of
+from flerm_fx.ops.table import NOTHING, facts
 from flerm_fx.probe.frontier import data_nodes
 
 FLOPS_PER_BYTE = 10.0
@@ -85,11 +85,14 @@ def _head(graph: fx.Graph) -> fx.Node | None:
     """The product with more outputs than inputs that a graph may end in."""
     (output,) = graph.find_nodes(op="output")
     (last,) = output.args
-    if not isinstance(last, fx.Node) or operation(last) not in ("aten.linear", "aten.addmm"):
+    known = facts(last.target) if isinstance(last, fx.Node) else NOTHING
+    if known.kind != "product" or not known.layout:
         return None
-    x = last.args[1 if operation(last) == "aten.addmm" else 0]
-    assert isinstance(x, fx.Node)
-    outputs, inputs = _shape(last.meta.get("val")), _shape(x.meta.get("val"))
+    assert isinstance(last, fx.Node)
+    x, matrix = (argument(last, name) for name in known.linear)
+    if len(shape_of(matrix.meta.get("val"))) != 2:
+        return None
+    outputs, inputs = shape_of(last.meta.get("val")), shape_of(x.meta.get("val"))
     return last if outputs and inputs and outputs[-1] > 2 * inputs[-1] else None
 
 
@@ -98,33 +101,8 @@ def _cost(node: fx.Node) -> float:
     if node.op == "placeholder":
         return 0.0
     moved = sum(
-        math.prod(_shape(value)) * value.element_size()
+        math.prod(shape_of(value)) * value.element_size()
         for value in pytree.tree_leaves(node.meta.get("val"))
         if isinstance(value, Tensor)
     )
-    return moved + _flops(node) / FLOPS_PER_BYTE
-
-
-def _flops(node: fx.Node) -> float:
-    made = math.prod(_shape(node.meta.get("val")))
-    read = [_shape(source.meta.get("val")) for source in node.all_input_nodes]
-    name = operation(node)
-    if not made or not read:
-        return 0.0
-    if name in ("aten.linear", "aten.matmul", "aten.mm", "aten.bmm"):
-        return 2.0 * made * read[0][-1]
-    if name == "aten.addmm":
-        return 2.0 * made * read[-1][0]
-    if "conv" in name and len(read) > 1:
-        return 2.0 * made * math.prod(read[1][1:])
-    if name in ("attention", "aten.scaled_dot_product_attention") and len(read) > 1:
-        return 4.0 * made * read[1][-2]
-    return 0.0
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    """The shape, at the batch size of the capture; sizes that depend on the data count as 1."""
-    if not isinstance(value, Tensor):
-        return ()
-    sizes: list[Any] = list(value.shape)
-    return tuple(int(s.node.hint or 1) if isinstance(s, torch.SymInt) else int(s) for s in sizes)
+    return moved + flops(node) / FLOPS_PER_BYTE

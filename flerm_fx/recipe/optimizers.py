@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from flerm_fx.compat import has_step_hooks
 from flerm_fx.errors import InputError, OptimizerError
 from flerm_fx.recipe.update_rule import UpdateRule, is_linear
 
@@ -207,7 +208,7 @@ def listed(optimizer: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:
                 f"{type(item).__name__}"
                 + ("; pass its .optimizer, if it passes each step on as it is" if around else "")
             )
-        if "_optimizer_step_pre_hooks" not in vars(item):
+        if not has_step_hooks(item):
             raise OptimizerError(
                 f"{type(item).__name__} has no step hooks, by which its steps could be seen, since "
                 "its constructor does not call that of torch.optim.Optimizer; pass the optimizer "

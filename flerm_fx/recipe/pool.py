@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from flerm_fx.compat import forget_workers
 from flerm_fx.errors import InputError
 from flerm_fx.model.copying import copied
 from flerm_fx.model.inputs import (
@@ -171,7 +172,7 @@ def _unmoved(source: Iterable[Any]) -> Iterator[Iterable[Any]]:
     if isinstance(source, DataLoader):
         # Persistent workers have one iterator, which a loop around this may be reading.
         source = copy.copy(source)
-        vars(source)["_iterator"] = None
+        forget_workers(source)
     try:
         with preserved_rng():
             yield source

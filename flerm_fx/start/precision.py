@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from flerm_fx.capture.tracing import Capture
+from flerm_fx.compat import apply_to_tensors, pytree
 from flerm_fx.model.inputs import Batch, device_of, to_device
 from flerm_fx.model.untouched import untouched
 from flerm_fx.start.procedure import StartProcedure
@@ -43,7 +43,7 @@ def is_coarse(model: nn.Module) -> bool:
 
 def refined(model: nn.Module) -> nn.Module:
     """The model itself, its weights and buffers of half precision turned to float32."""
-    model._apply(_finer)  # type: ignore[no-untyped-call]
+    apply_to_tensors(model, _finer)
     return model
 
 

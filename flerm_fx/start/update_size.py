@@ -7,31 +7,13 @@ import torch
 from torch import Tensor
 
 from flerm_fx.model.inputs import as_real
+from flerm_fx.ops.table import facts
 
 if TYPE_CHECKING:
     import networkx as nx
 
 ITERATIONS = 16
 """Of the power method. A gradient's spectrum falls fast, and a size is wanted to some percent."""
-
-TABLES = frozenset({"aten.embedding", "aten.embedding_bag"})
-"""Operations that look rows up: the first dimension is what comes in."""
-
-IN_FIRST = frozenset(
-    {
-        ("aten.addmm", "mat2"),
-        ("aten.mm", "mat2"),
-        ("aten.matmul", "other"),
-        ("aten.bmm", "mat2"),
-        ("aten.baddbmm", "batch2"),
-    }
-)
-"""Products, and the argument of theirs whose rows are what comes in."""
-
-ENTRY_BY_ENTRY = frozenset(
-    f"aten.{name}" for name in ("add", "sub", "rsub", "mul", "div", "cat", "expand", "repeat")
-)
-"""Operations that take a parameter's entries one by one, whatever its shape."""
 
 
 def update_sizes(
@@ -68,10 +50,11 @@ def update_sizes(
 def _size(update: Tensor, op: str, slot: str, seed: int) -> float:
     if not update.numel():
         return 0.0
-    if update.ndim < 2 or op in ENTRY_BY_ENTRY:
+    known = facts(op)
+    if update.ndim < 2 or known.is_entry_by_entry:
         return float(as_real(update).double().square().mean().sqrt())
-    matrices = update.flatten(1) if "conv" in op else update
-    if op in TABLES or (op, slot) in IN_FIRST:
+    matrices = update.flatten(1) if known.kind == "convolution" else update
+    if known.layout == "in out" and (known.kind == "table" or slot == known.linear[-1]):
         matrices = matrices.mT
     out, into = matrices.shape[-2:]
     norms = _spectral_norms(matrices.reshape(-1, out, into), seed)

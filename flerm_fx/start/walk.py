@@ -66,23 +66,23 @@ class Walk:
         *,
         find_rounding: bool = True,
     ) -> None:
-        self._model, self._parameters = captured.model, captured.parameters
+        self._model, self._weights = captured.model, captured.parameters
         self._procedure = procedure
         self._pool = to_device(procedure.pool, device_of(captured.model))
         self._is_plain = multipliers is None
-        self._settings = {n: self._of(n, (multipliers or {}).get(n, 1.0)) for n in self._parameters}
+        self._settings = {n: self._of(n, (multipliers or {}).get(n, 1.0)) for n in self._weights}
         # Nothing follows a first step, so it may be as large as it takes for the update not to be
         # lost in the rounding of weights: a power of two is divided out exactly.
-        self._stretch = stretch(self._parameters, procedure) if procedure.settle == 0 else 1.0
+        self._stretch = stretch(self._weights, procedure) if procedure.settle == 0 else 1.0
         self._find_rounding = find_rounding
         self._rounding: frozenset[str] = frozenset()
         self._taken: Step | None = None
         self._next = 0
         run = procedure.optimizers
-        groups = _grouped(self._parameters, self._settings, run, apart=procedure.settle > 0)
+        groups = _grouped(self._weights, self._settings, run, apart=procedure.settle > 0)
         self._optimizers = tuple(run.built(groups))
         # Each group, by the first parameter in it, whose rate is that of all.
-        names = {id(p): name for name, p in self._parameters.items()}
+        names = {id(p): name for name, p in self._weights.items()}
         self._groups = {
             names[id(group["params"][0])]: group
             for optimizer in self._optimizers
@@ -100,16 +100,16 @@ class Walk:
         """
         index, pool, run = self._next, self._pool, self._procedure.optimizers
         batch = pool[0] if len(pool) == 1 else pool[1 + index % (len(pool) - 1)]
-        before = {name: p.detach().clone() for name, p in self._parameters.items()}
-        _differentiate(self._model, self._parameters, batch, self._procedure, index)
+        before = {name: p.detach().clone() for name, p in self._weights.items()}
+        _differentiate(self._model, self._weights, batch, self._procedure, index)
         if index == 0 and self._find_rounding:
-            self._rounding = rounding_alone(self._model, self._parameters, batch, self._procedure)
+            self._rounding = rounding_alone(self._model, self._weights, batch, self._procedure)
         for name, group in self._groups.items():
             group["lr"] = self._rate(name)
         for optimizer in self._optimizers:
             _take(optimizer)
         updates = {}
-        for name, parameter in self._parameters.items():
+        for name, parameter in self._weights.items():
             rate = self._rate(name)
             moved = parameter.detach() - before[name]
             updates[name] = moved / rate if rate else torch.zeros_like(moved)  # not trained
@@ -127,12 +127,12 @@ class Walk:
         """
         taken = self._taken
         assert taken is not None, "no step was taken"
-        changed = {name: self._of(name, multipliers[name]) for name in self._parameters}
+        changed = {name: self._of(name, multipliers[name]) for name in self._weights}
         moved = [name for name in changed if changed[name] != self._settings[name]]
         self._settings = changed
         with torch.no_grad():
             for name in moved:
-                parameter, update = self._parameters[name], taken.updates[name]
+                parameter, update = self._weights[name], taken.updates[name]
                 self._groups[name].update(changed[name])
                 rate = changed[name]["lr"] * self._factor(taken.index)
                 parameter.copy_(taken.before[name] + rate * update)

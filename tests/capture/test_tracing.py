@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import flerm_fx
-from flerm_fx.capture.functionalize import is_functional
 from flerm_fx.capture.tracing import capture
+from flerm_fx.ops.aliasing import is_functional
 from tests.cases import CASES, DataDependent, features, make
 from tests.rounding import assert_close, terms
 

@@ -223,6 +223,12 @@ OPS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...], tuple[i
         ((20,), (20,), (40, 20, 3)),
         (2, 20, 6),
     ),
+    "instance norm": (
+        lambda x, g, b, w: F.conv1d(F.instance_norm(x, None, None, g, b, True), w),
+        ((20,), (20,), (40, 20, 3)),
+        (2, 20, 6),
+    ),
+    "repeat": (lambda x, w: F.linear(x, w.repeat(2, 1)), ((40, 20),), (3, 20)),
     "batch norm": (
         lambda x, g, b, w: F.linear(F.batch_norm(x, None, None, g, b, True), w),
         ((20,), (20,), (40, 20)),
