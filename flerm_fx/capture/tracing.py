@@ -55,7 +55,7 @@ from flerm_fx.model.randomness import preserved_rng, rng_state, set_rng_state
 from flerm_fx.model.stand_ins import Reads, stand_ins
 from flerm_fx.model.substitution import called_with
 from flerm_fx.model.untouched import untouched
-from flerm_fx.model.values import refuse_without_values
+from flerm_fx.model.values import is_without_values, refuse_without_values
 from flerm_fx.ops.aliasing import is_functional
 from flerm_fx.ops.table import facts
 
@@ -187,7 +187,11 @@ def capture(
     with untouched(model), contextlib.nullcontext() if original is None else untouched(original):
         # An eager run first, so that a model that is simply wrong fails with its own error.
         try:
-            kept, run = _run_eagerly(model, args, kwargs, names, output_fn, original)
+            kept, run = (
+                (hooks_of(model), _Run({}, None, "", False))
+                if is_without_values(model)
+                else _run_eagerly(model, args, kwargs, names, output_fn, original)
+            )
         except FlermError:
             raise
         except Exception as error:  # whatever the user's code may raise
@@ -200,10 +204,16 @@ def capture(
             try:
                 with only(model, kept), preserved_rng():
                     exported = _export(model, args, kwargs, names, output_fn, dynamic_batch)
-                if not run.output.is_meta:
+                if run.output is not None:
                     _check_same(exported, run.output, last_bit(model, run.output), args, kwargs)
             except _NoGraphError as obstacle:
                 exported, reason = None, str(obstacle)
+        if exported is None and run.output is None:
+            raise CaptureError(
+                f"{type(model).__name__} is on the device 'meta' and does not export to a graph, "
+                f"without which it would have to run: {shown(reason)}. Give it values, or change "
+                "what is in the way"
+            )
         if exported is None:
             warnings.warn(
                 f"{type(model).__name__} does not export to a graph, so it is measured eagerly, "
@@ -296,13 +306,13 @@ class _Run:
 
     Attributes:
         entries: trainable parameters as the run enters their modules, with the modules' kinds.
-        output: the selected output.
+        output: the selected output; None for a model without values, which is not run.
         obstacle: what a graph would lose without an error; empty if nothing.
         own_backward: see :class:`Capture`.
     """
 
     entries: dict[str, str]
-    output: Tensor
+    output: Tensor | None
     obstacle: str
     own_backward: bool
 

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from flerm_fx.recipe.update_rule import UpdateRule
 
 _EXPONENTS = {
-    # Of (input, hidden, output) matrices and vectors, in the width: Yang et al. 2022, table 8, for
-    # learning rates beside initial weights that the base's factory leaves as they are.
+    # Of (input, hidden, output) matrices and vectors, in the width: Yang et al. 2022, table 3, for
+    # their initial weights.
     "Adam": {"input": 0.0, "hidden": -1.0, "output": -1.0, "vector": 0.0},
     "SGD": {"input": 1.0, "hidden": 0.0, "output": -1.0, "vector": 1.0},
 }

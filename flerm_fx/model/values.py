@@ -28,3 +28,8 @@ def refuse_without_values(model: nn.Module, *, on_meta: bool = False) -> None:
                 "call model.to_empty(device=...) and initialise it, or load a state dict with "
                 "assign=True, and build the optimizer after that"
             )
+
+
+def is_without_values(model: nn.Module) -> bool:
+    """Whether some parameter of a model is on the device ``meta``."""
+    return any(parameter.is_meta for parameter in model.parameters())

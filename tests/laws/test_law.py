@@ -211,6 +211,17 @@ def test_a_model_on_meta_in_every_form(law: ScalingLaw) -> None:
         assert sum(len(group["params"]) for group in groups) == 8
 
 
+def test_a_model_on_meta_that_does_not_export_is_refused(law: ScalingLaw) -> None:
+    class Branching(Blocks):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x if x.sum().item() > 0 else -x)
+
+    with torch.device("meta"):
+        model = Branching(16)
+    with pytest.raises(flerm_fx.CaptureError, match="on the device 'meta' and does not export"):
+        flerm_fx.compile(model, law)
+
+
 def test_a_model_on_meta_is_still_refused_where_it_has_to_run(profile: BaseProfile) -> None:
     with torch.device("meta"):
         model = Blocks(16)
