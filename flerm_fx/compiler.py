@@ -27,6 +27,7 @@ from flerm_fx.compat import own_buffers, own_parameters, pytree
 from flerm_fx.dump import Format, Level, dump
 from flerm_fx.emit.first_steps import watch
 from flerm_fx.emit.module import scales_of
+from flerm_fx.emit.overrides import Overrides, overrides
 from flerm_fx.emit.scaled import Held, ScaledModel
 from flerm_fx.emit.undo import undone_on_failure
 from flerm_fx.errors import CaptureWarning, FlermError, InputError, OptimizerError
@@ -522,6 +523,45 @@ class CompiledModel(ScaledModel):
                 }
             groups[kind, m]["params"].append(parameter)
         return list(groups.values())
+
+    def overrides(self, format: Overrides = "json") -> str:
+        """The multipliers as text, for a stack that does not import flerm_fx.
+
+        Each parameter's name is matched by one entry, and the entry gives its multiplier.
+
+        Args:
+            format: ``"json"``, from name to multiplier; ``"regex"``, JSON from regular expressions
+                that match whole names; ``"megatron"``, code of the ``config_overrides`` of
+                Megatron-LM, for rates alone, decay being its own affair; ``"param_groups"``, code
+                of a function from a model and the base's learning rate to parameter groups, with
+                decay and eps as in :meth:`param_groups`.
+
+        Raises:
+            InputError: another format, names that are not printable, or ``"param_groups"`` of a run
+                with several optimizers.
+
+        Example::
+
+            >>> import flerm_fx, json, torch
+            >>> small, large = nn.Linear(4, 3), nn.Linear(4, 3)
+            >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
+            >>> adam = torch.optim.AdamW(small.parameters(), lr=1e-3)
+            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, x, y).profile)
+            >>> json.loads(compiled.overrides()) == compiled.multipliers
+            True
+        """
+        choice("format", format, get_args(Overrides))
+        groups: list[dict[str, Any]] = []
+        if format == "param_groups":
+            if self.procedure.optimizers.count > 1:
+                raise InputError(
+                    "the base was trained by several optimizers, whose groups one function does "
+                    "not hold; use param_groups(lr, optimizer=...) or overrides('json')"
+                )
+            names = {id(parameter): name for name, parameter in self.named_parameters()}
+            for group in self._groups(self, self.multipliers, 1.0, None, 0):
+                groups.append({**group, "params": [names[id(p)] for p in group["params"]]})
+        return overrides(self.multipliers, groups, format)
 
     def fold(self) -> nn.Module:
         """A plain model of the original class with the scales multiplied into its weights."""
