@@ -25,6 +25,9 @@ from models.transformer import Transformer
 LEARNING_RATE = 2**-6
 CONTEXT = 32
 
+FACTORS = (2, 4, 8, 16)
+"""Widths of the models that the law is fitted to, and last of the one that it is asked for."""
+
 Multipliers = dict[str, float]
 
 
@@ -123,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="append the outcomes there, as JSON lines")
     options = parser.parse_args(arguments)
     for settle in options.settle:
-        found = outcome(settle, options.width, options.seeds, (2, 4, 8, 16))
+        found = outcome(settle, options.width, options.seeds, FACTORS)
         print(
             f"settle {settle}: predicted {found.error:.3f}, targets differ by "
             f"{found.seeds_differ:.3f}; against another base {found.other_error:.3f} and "
