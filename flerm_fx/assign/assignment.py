@@ -35,6 +35,7 @@ class Assignment:
             the profile's ``resolve_after`` where an FSLR at the start is exactly 0 on either side.
         error: relative standard error of ``base_fslr / target``: that of the estimates and, where
             several bases were recorded, of the mean over them.
+        interval: of a predicted multiplier, at 90 %; None of a measured one.
     """
 
     parameter: str
@@ -48,3 +49,4 @@ class Assignment:
     status: Status
     after: int = 0
     error: float = 0.0
+    interval: tuple[float, float] | None = None

@@ -160,7 +160,7 @@ class ScalingLaw(Predictor):
             LawError: the law knows nothing of the role, or of sizes in these directions.
         """
         if role in self.unresolved:
-            return Prediction(share, 0.0, math.inf, math.inf)
+            return Prediction(1.0, 0.0, math.inf, math.inf)
         if role not in self.roles:
             raise LawError(self._unknown(role, role))
         of, logs = self.roles[role], [math.log(size) for size in sizes]
@@ -237,7 +237,8 @@ class ScalingLaw(Predictor):
         run = self.profile.optimizers
         first = leader(run, match.base)
         role, share = self._of_base[first].name, sum(part for _, part in match.base)
-        fslrs = {b: self.profile.start[b].value for b, _ in match.base}
+        start, late = self.profile.start, self.profile.late or self.profile.start
+        fslrs = {b: start[b].value or late[b].value for b, _ in match.base}
         to_meet = wanted(run, match.base, fslrs)
         if role in self.unresolved:
             return Assignment(
@@ -265,6 +266,7 @@ class ScalingLaw(Predictor):
             found.multiplier,
             "predicted",
             error=found.error,
+            interval=(found.low, found.high),
         )
 
     def _unknown(self, role: str, name: str) -> str:

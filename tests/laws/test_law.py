@@ -1,5 +1,6 @@
 """Scaling laws: closed forms, what they refuse, and what they say of themselves."""
 
+import json
 import math
 import warnings
 from collections.abc import Callable
@@ -241,6 +242,26 @@ def test_a_prediction_trains_as_a_measurement_would(law: ScalingLaw) -> None:
         if any(parameter is held for held in group["params"])
     }
     assert rates == pytest.approx({n: 1e-3 * m for n, m in graph.multipliers.items()})
+
+
+def test_a_predicted_model_has_intervals(law: ScalingLaw) -> None:
+    model = flerm_fx.compile(Blocks(width=128), law)
+    rows = json.loads(model.dump("json"))["parameters"]
+    for row, shown in zip(model.assignments, rows, strict=True):
+        assert row.interval is not None
+        low, high = row.interval
+        assert low <= row.multiplier <= high
+        assert shown["interval"] == [low, high]
+        assert row.base_fslr / row.target.value == pytest.approx(row.multiplier)
+    assert model.assignments[0].interval != model.assignments[2].interval
+
+
+def test_an_unresolved_role_keeps_a_multiplier_of_1(law: ScalingLaw) -> None:
+    points = {name: of for name, of in law.points.items() if name != "inner.bias"}
+    half = ScalingLaw(law.profile, points, frozenset({"inner.bias"}))
+    rows = {row.parameter: row for row in flerm_fx.compile(Blocks(32), half).assignments}
+    assert (rows["inner.bias"].status, rows["inner.bias"].multiplier) == ("unresolved", 1.0)
+    assert half.predict("inner.bias", (4.0,)).high == math.inf
 
 
 def test_check_of_a_predicted_model_is_refused(law: ScalingLaw) -> None:
