@@ -68,5 +68,9 @@ class MatchWarning(UserWarning):
     """Something speaks against matches that structure found; the message names each."""
 
 
+class LawError(FlermError):
+    """A scaling law that cannot be fitted or read, or does not reach what is asked of it."""
+
+
 class CaptureWarning(UserWarning):
     """The model does not export to a graph, so flerm_fx runs it eagerly instead."""

@@ -35,13 +35,13 @@ class Run:
 
     Attributes:
         entries: trainable parameters as the run enters their modules, with the modules' kinds.
-        output: the selected output.
+        output: the selected output; None for a model without values, which is not run.
         obstacle: what a graph would lose without an error; empty if nothing.
         own_backward: see :class:`Capture`.
     """
 
     entries: dict[str, str]
-    output: Tensor
+    output: Tensor | None
     obstacle: str
     own_backward: bool
 
