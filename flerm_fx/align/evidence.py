@@ -12,6 +12,7 @@ from flerm_fx.align.doubts import Doubt
 from flerm_fx.align.isomorphism import neighbourhoods
 from flerm_fx.align.mass import Shares
 from flerm_fx.align.parameter_graph import on_data, parameters, sites
+from flerm_fx.align.torn import torn
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -62,8 +63,9 @@ class Evidence:
     where flow is how far to both sides the graphs around the two are the same, kind is 1 if the
     classes of their modules are, and place is how purely places in the module tree answer to
     places: the share of the mass of b's masked name that goes to t's, times the share of what t's
-    gets that comes from b's. The words of names are not compared, so renaming changes none of the
-    three. The score of a matching is
+    gets that comes from b's, and 0 where t is torn from its block
+    (:func:`flerm_fx.align.torn.torn`). The words of names are not compared, so renaming changes
+    none of the three. The score of a matching is
 
     .. math:: \sum_{b,t} \mathrm{share}_{bt} \Bigl(1 + \frac{1}{\sum_{b'}
               \mathrm{share}_{b't}}\Bigr) a_{bt}
@@ -96,15 +98,14 @@ class Evidence:
         for row in laid.values():
             for t, share in row.items():
                 taken[t] += float(share)
-        pure = self._purity(laid)
-        places = self.places
+        pure, places, apart = self._purity(laid), self.places, torn(laid)
         total = 0.0
         for b, row in laid.items():
             for t, share in row.items():
                 agreement = 1.0
                 if b not in in_time:
                     agreement += self.flow.of_parameters(b, t) + self._same_kind(b, t)
-                    agreement += pure[places[0][b], places[1][t]]
+                    agreement += 0.0 if t in apart else pure[places[0][b], places[1][t]]
                 total += float(share) * (1 + 1 / taken[t]) * agreement / 4
         return total
 
@@ -116,7 +117,7 @@ class Evidence:
         """Whether all are matched, and nothing speaks against any of the pairs."""
         if not self.is_whole(laid):
             return False
-        if any(p < 1 - 1e-9 for p in self._purity(laid).values()):
+        if any(p < 1 - 1e-9 for p in self._purity(laid).values()) or torn(laid):
             return False
         return not any(self._against(b, t) for b, row in laid.items() for t in row)
 
@@ -133,12 +134,15 @@ class Evidence:
         answers = _answers(laid)
         alternatives = [_answers(other) for other in others]
         found: dict[str, Doubt] = {}
+        apart = torn(laid)
         by_place: dict[Hashable, list[str]] = defaultdict(list)
         for name, place in self.places[0].items():
             by_place[place].append(name)
         for t, base in answers.items():
             names = tuple(base)
             reason = next((why for b in names if (why := self._against(b, t))), "")
+            if not reason and t in apart:
+                reason = "others of its block answer to other blocks"
             alone = by_tree and len(names) == len(laid[names[0]]) == 1
             if not reason and alone and not self.flow.reads_alike(names[0], t):
                 reason = "the data flow around the two differs"
@@ -179,7 +183,7 @@ class Evidence:
 
     @cached_property
     def _numbers(self) -> tuple[dict[Hashable, set[Hashable]], dict[Hashable, set[Hashable]]]:
-        """Places of each side by what is left of them without any digits."""
+        """Places of each side by what is left of them without any numbers."""
         found: tuple[dict[Hashable, set[Hashable]], ...] = defaultdict(set), defaultdict(set)
         for side, places in enumerate(self._known):
             for place in places:
@@ -241,7 +245,7 @@ def _places(pg: nx.DiGraph) -> dict[str, Hashable]:
 def _stem(place: Hashable) -> Hashable:
     assert isinstance(place, tuple)
     words, rank = place
-    return tuple(_NUMBER.sub("", word) for word in words), rank
+    return tuple(stem for word in words if word != "#" and (stem := _NUMBER.sub("", word))), rank
 
 
 def _answers(laid: Shares) -> Mapping[str, dict[str, float]]:

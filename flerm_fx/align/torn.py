@@ -1,0 +1,114 @@
+"""Torn items: parameters of one item of a list that answer to different items of another."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from flerm_fx.align.mass import Shares
+
+Words = tuple[str, ...]
+
+TOLERANCE = 1e-6
+"""Difference of the parts of two parameters' mass that is rounding."""
+
+
+class Place(NamedTuple):
+    """Where a parameter is in a list: how deep that is, the list, its item, and what follows."""
+
+    depth: int
+    list: Words
+    item: int
+    rest: Words
+
+
+def torn(laid: Shares) -> frozenset[str]:
+    """The target parameters whose base parameters are of other items than their siblings'.
+
+    Siblings are the parameters of one item of a list, such as ``blocks.3``. Where all items of the
+    list have them, on both sides, they answer to the same items, whatever their names are: a
+    matching that has the attention of a block from one block and its feed-forward layer from the
+    next one has counted blocks from somewhere within them. The siblings that most agree with are
+    right.
+
+    >>> straight = {f"b.{i}.{p}": {f"h.{i}.{p}": 1.0} for i in (0, 1) for p in "xz"}
+    >>> crossed = {f"b.{i}.y": {f"h.{1 - i}.y": 1.0} for i in (0, 1)}
+    >>> sorted(torn({**straight, **crossed}))
+    ['h.0.y', 'h.1.y']
+    """
+    answers: dict[str, dict[str, float]] = defaultdict(dict)
+    for base, row in laid.items():
+        for target, share in row.items():
+            answers[target][base] = float(share)
+    everywhere = _in_all_items(laid)
+    found: set[str] = set()
+    for siblings in _siblings(answers):
+        rows = {
+            place.rest: _items(answers[name], place.depth, everywhere)
+            for name, place in siblings.items()
+        }
+        kept = [row for row in rows.values() if row]
+        if not kept:
+            continue
+        usual = max(kept, key=lambda row: sum(_same(row, other) for other in kept))
+        found |= {
+            name
+            for name, place in siblings.items()
+            if rows[place.rest] and not _same(rows[place.rest], usual)
+        }
+    return frozenset(found)
+
+
+def _places(name: str) -> list[Place]:
+    """A parameter's place in each list that it is in."""
+    words = tuple(name.split("."))
+    numbers = [i for i, word in enumerate(words) if word.isdigit()]
+    return [Place(d, words[:i], int(words[i]), words[i + 1 :]) for d, i in enumerate(numbers)]
+
+
+def _in_all_items(names: Iterable[str]) -> dict[Words, set[Words]]:
+    """What every item of a list has, for each list of several items."""
+    rests: dict[Words, dict[int, set[Words]]] = defaultdict(lambda: defaultdict(set))
+    for name in names:
+        for place in _places(name):
+            rests[place.list][place.item].add(place.rest)
+    return {
+        of: set.intersection(*items.values()) if len(items) > 1 else set(*items.values())
+        for of, items in rests.items()
+    }
+
+
+def _siblings(names: Iterable[str]) -> list[dict[str, Place]]:
+    """The parameters of each item that all items of its list have."""
+    everywhere = _in_all_items(names)
+    found: dict[tuple[Words, int], dict[str, Place]] = defaultdict(dict)
+    for name in names:
+        for place in _places(name):
+            if place.rest in everywhere[place.list]:
+                found[place.list, place.item][name] = place
+    return [siblings for siblings in found.values() if len(siblings) > 1]
+
+
+def _items(
+    answer: Mapping[str, float], depth: int, everywhere: Mapping[Words, set[Words]]
+) -> dict[tuple[Words, int], float]:
+    """The part of a parameter's mass that comes from each item of the lists at a depth.
+
+    Empty where some of it is from outside of them, or from what not all of their items have.
+    """
+    parts: dict[tuple[Words, int], float] = defaultdict(float)
+    whole = sum(answer.values())
+    for name, share in answer.items():
+        places = _places(name)
+        if depth >= len(places) or places[depth].rest not in everywhere[places[depth].list]:
+            return {}
+        parts[places[depth].list, places[depth].item] += share / whole
+    return parts
+
+
+def _same(one: Mapping[tuple[Words, int], float], other: Mapping[tuple[Words, int], float]) -> bool:
+    return one.keys() == other.keys() and all(
+        math.isclose(part, other[item], abs_tol=TOLERANCE) for item, part in one.items()
+    )
