@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 import flerm_fx
 from flerm_fx.capture.tracing import capture
-from flerm_fx.compiler import Emit
+from flerm_fx.emit.emitters import Emit
 from flerm_fx.model.inputs import call_arguments, select_output
 from flerm_fx.model.untouched import untouched
 from flerm_fx.probe.prober import Prober

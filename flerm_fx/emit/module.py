@@ -1,6 +1,6 @@
 """Scale nodes on a module itself, by ``torch.nn.utils.parametrize``."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -8,10 +8,89 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from flerm_fx.compat import own_modules, own_parameters, state_dict_hooks
+from flerm_fx.emit.emitted import Emitted
+from flerm_fx.emit.emitter import Emitter
 from flerm_fx.emit.loading import as_stored
-from flerm_fx.emit.state import EXTRA, effective, packed, restored, scale_in, vector
+from flerm_fx.emit.state import EXTRA, effective, packed, read, restored, scale_in, vector
+from flerm_fx.model.copying import copied
 from flerm_fx.model.distributed import is_sharded_tensor
 from flerm_fx.ops.scale import scale
+
+
+class ModuleEmitter(Emitter):
+    """Scale nodes on the model itself, as parametrizations that all its methods see.
+
+    A model that has its scales already keeps them.
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> emitter = ModuleEmitter(layer, {"weight": 4.0})
+    >>> emitter.names()
+    {'parametrizations.weight.original': 'weight'}
+    """
+
+    has_nodes = True
+    trains_a_copy = False
+    changes_the_model = True
+
+    def __init__(self, skeleton: nn.Module, scales: Mapping[str, float]) -> None:
+        super().__init__(skeleton, scales)
+        if not scales_of(skeleton):
+            put_scales(skeleton, scales)
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """The scales that the model's parametrizations have."""
+        return scales_of(self.skeleton)
+
+    def rescale(self, scales: Mapping[str, float]) -> None:
+        """Change the scales of the parametrizations, and nothing that is stored behind them."""
+        set_scales(self.skeleton, scales)
+
+    def run(
+        self, emitted: Callable[[], Emitted], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """What the model itself returns."""
+        return self.skeleton(*args, **kwargs)
+
+    def plain(self) -> nn.Module:
+        """A copy of the model without parametrizations, whose weights have their scales in them."""
+        model = copied(self.skeleton)
+        take_scales(model)
+        return model
+
+    def names(self) -> dict[str, str]:
+        """The plain name of each weight that a parametrization holds."""
+        return plain_names(self.skeleton)
+
+    def to_capture(self) -> nn.Module:
+        """A plain copy: a capture of the model itself would have the parametrizations in it."""
+        return self.plain()
+
+    def holder(self, scaled: nn.Module) -> nn.Module:
+        """The scaled model, which has the plain names."""
+        return scaled
+
+    def to_train(self, plain: nn.Module) -> nn.Module:
+        """A copy of the model with its parametrizations."""
+        return copied(self.skeleton)
+
+    def to_state(
+        self, state_dict: dict[str, Any], prefix: str, parameters: list[tuple[str, nn.Parameter]]
+    ) -> dict[str, Tensor]:
+        """Put effective weights under plain names; those of sharded weights stay stored."""
+        units: dict[str, Tensor] = {}
+        to_effective(self.skeleton, state_dict, prefix)
+        for place, name in state_names(self.skeleton).items():
+            if prefix + name in state_dict:
+                (_, *_), left = read(state_dict.pop(prefix + place), 1, place)
+                units.setdefault(name, left)
+        return units
+
+    def from_state(
+        self, state_dict: dict[str, Any], prefix: str, scales: Mapping[str, float]
+    ) -> None:
+        """Put stored weights and scales under the names that parametrizations give them."""
+        put_in_place(self.skeleton, state_dict, prefix, scales)
 
 
 class Scale(nn.Module):

@@ -11,25 +11,16 @@ from torch import Tensor, fx, nn
 
 from flerm_fx.capture.tracing import Capture, capture, modes
 from flerm_fx.compat import adopt, pytree
+from flerm_fx.emit.emitted import EAGER, Emitted
+from flerm_fx.emit.emitter import Emitter
+from flerm_fx.emit.graph import GraphEmitter
 from flerm_fx.emit.loading import as_stored, from_extra_state
 from flerm_fx.emit.lower import lowered, on_the_same_weights
-from flerm_fx.emit.module import (
-    plain_names,
-    put_in_place,
-    put_scales,
-    scales_of,
-    set_scales,
-    state_names,
-    take_scales,
-    to_effective,
-)
-from flerm_fx.emit.state import EXTRA, check_factors, effective, packed, read, vector
+from flerm_fx.emit.state import EXTRA, check_factors, vector
 from flerm_fx.errors import CaptureWarning
-from flerm_fx.model.copying import copied
 from flerm_fx.model.hooks import keep_only
 from flerm_fx.model.inputs import Inputs, call_arguments, is_floating
-from flerm_fx.model.substitution import called_with
-from flerm_fx.ops.scale import ScaleNodes, is_scale, scale
+from flerm_fx.ops.scale import ScaleNodes, is_scale
 from flerm_fx.start.precision import is_coarse, refined
 
 
@@ -39,11 +30,8 @@ class ScaledModel(nn.Module):
     Its parameters and buffers have the model's names; a parameter holds
     :math:`w_l = \theta_l / s_l`, so the function is the model's. A graph serves one mode and the
     shapes that its guards admit (mostly any batch size); a call that differs captures another
-    behind the scenes, all sharing parameters and buffers. Where the model does not export, the same
-    scales are applied by ``torch.func.functional_call``.
-
-    With ``in_module`` the nodes are parametrizations of the model itself (see
-    :mod:`flerm_fx.emit.module`), and calls go to it.
+    behind the scenes, all sharing parameters and buffers. What a call runs, and where the scales
+    are, is the affair of its :class:`flerm_fx.emit.emitter.Emitter`.
 
     The state dict holds the *effective* weights :math:`\theta` under the model's own names,
     whichever way the scales are put, so that the plain model loads it for the same function; and as
@@ -51,11 +39,10 @@ class ScaledModel(nn.Module):
     dict without scales, such as the original model's, is read as effective weights too.
 
     Args:
-        skeleton: a copy of the model that this object may own, or with ``in_module`` the model
-            itself; its weights are divided by s, unless it has its scales already.
-        scales: s_l of each trainable parameter, by canonical name; if empty, calls go to
-            ``skeleton`` as it is.
-        in_module: put the scales on the skeleton.
+        skeleton: the module that trains: a copy of the model, or the model itself, as its emitter
+            has it. Its weights are divided by s.
+        scales: s_l of each trainable parameter, by canonical name.
+        emitter: how the scales are put on it.
 
     >>> model = ScaledModel(nn.Linear(2, 1, bias=False), {"weight": 4.0})
     >>> print(model.graph_for((torch.zeros(3, 2),), {}).code.strip().splitlines()[3].strip())
@@ -63,48 +50,40 @@ class ScaledModel(nn.Module):
     """
 
     def __init__(
-        self, skeleton: nn.Module, scales: Mapping[str, float], *, in_module: bool = False
+        self,
+        skeleton: nn.Module,
+        scales: Mapping[str, float],
+        emitter: type[Emitter] = GraphEmitter,
     ) -> None:
         super().__init__()
         # Set before the skeleton's names are there, which may be the same.
-        self._scales = dict(scales)
-        self._skeleton = (skeleton,)  # in a tuple, so that it is no submodule
-        self._graphs: dict[Any, _Emitted] = {}
+        self._emitter = emitter(skeleton, scales)
+        self._graphs: dict[Any, Emitted] = {}
         self._given: tuple[tuple[bool, ...], Capture] | None = None
-        self.in_module = in_module
-        if not in_module:
-            with torch.no_grad():
-                for name, parameter in skeleton.named_parameters():
-                    if name in self._scales:
-                        parameter.div_(self._scales[name])
-        elif not scales_of(skeleton):
-            put_scales(skeleton, self._scales)
         self.register_state_dict_post_hook(_with_effective_weights)  # type: ignore[no-untyped-call]
         # The skeleton's own dictionaries: names, modes and buffers are one with it.
         adopt(self, skeleton)
         self.training = skeleton.training
 
     @property
+    def emitter(self) -> Emitter:
+        """How the scales are put, on a skeleton that is in the mode of this model."""
+        self._emitter.skeleton.training = self.training
+        return self._emitter
+
+    @property
     def scales(self) -> dict[str, float]:
         """The scale s_l of each trainable parameter; empty if there are no nodes."""
-        return scales_of(self.skeleton) if self.in_module else self._scales
+        return self.emitter.scales
 
     @property
     def skeleton(self) -> nn.Module:
         """The module whose parameters and buffers these are; its own forward does not scale."""
-        self._skeleton[0].training = self.training
-        return self._skeleton[0]
+        return self.emitter.skeleton
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns."""
-        if not self.scales or self.in_module:
-            return self.skeleton(*args, **kwargs)
-        emitted = self._emitted(args, kwargs)
-        if emitted.graph_module is not None:
-            return emitted.to_run()(*args, **kwargs)
-        parameters = dict(self.skeleton.named_parameters())
-        scaled = {name: scale(parameters[name], s) for name, s in self.scales.items()}
-        return called_with(self.skeleton, scaled, args, kwargs)
+        return self.emitter.run(lambda: self._emitted(args, kwargs), args, kwargs)
 
     def graph_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fx.GraphModule | None:
         """The graph with scale nodes for such a call in the present mode; None where eager.
@@ -114,9 +93,9 @@ class ScaledModel(nn.Module):
         """
         return self._emitted(args, kwargs).graph_module
 
-    def _emitted(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "_Emitted":
+    def _emitted(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Emitted:
         if not all(isinstance(parameter, nn.Parameter) for parameter in self.parameters()):
-            return _EAGER  # torch.func.functional_call put other tensors in their place
+            return EAGER  # torch.func.functional_call put other tensors in their place
         state, shapes, leaves = self._signature(args, kwargs)
         if (state, shapes) not in self._graphs:
             known = [e for (s, _), e in self._graphs.items() if s == state and e.holds(leaves)]
@@ -128,7 +107,7 @@ class ScaledModel(nn.Module):
     def adopt(self, captured: Capture, inputs: Inputs) -> None:
         """Use a capture of the model for calls with such inputs in the present mode."""
         state, shapes, _ = self._signature(*call_arguments(inputs))
-        held: nn.Module = self if self.in_module else self.skeleton
+        held = self.emitter.holder(self)
         self._graphs[state, shapes] = self._with_scales(captured.bound(held))
         self._given = (modes(self), captured.bound(held))
 
@@ -142,7 +121,7 @@ class ScaledModel(nn.Module):
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
         """The stored weights, under the model's own names."""
-        plain = plain_names(self.skeleton) if self.in_module else {}
+        plain = self.emitter.names()
         for name, parameter in super().named_parameters("", recurse, remove_duplicate):
             yield (f"{prefix}." if prefix else "") + plain.get(name, name), parameter
 
@@ -169,7 +148,7 @@ class ScaledModel(nn.Module):
         check_factors("multiplier", multipliers or {})
         present = self.held()
         following = Held(dict(scales), {**present.multipliers, **(multipliers or {})}, {})
-        again: dict[int, _Emitted] = {}
+        again: dict[int, Emitted] = {}
         for key, emitted in present.graphs.items():
             if id(emitted) not in again:
                 again[id(emitted)] = self._rescaled(emitted, following)
@@ -186,12 +165,10 @@ class ScaledModel(nn.Module):
 
     def hold(self, held: "Held") -> None:
         """Go back to what :meth:`held` returned."""
-        self._scales = dict(held.scales)
         self._graphs = dict(held.graphs)
-        if self.in_module:
-            set_scales(self.skeleton, held.scales)
+        self.emitter.rescale(held.scales)
 
-    def _rescaled(self, emitted: "_Emitted", held: "Held") -> "_Emitted":
+    def _rescaled(self, emitted: Emitted, held: "Held") -> Emitted:
         if emitted.graph_module is None:
             return emitted
         twin = on_the_same_weights(emitted.graph_module)
@@ -200,31 +177,23 @@ class ScaledModel(nn.Module):
                 node.args = (node.args[0], held.scales.get(node.meta["parameter"], 1.0))
         twin.recompile()
         self.annotate(twin, held.multipliers)
-        return _Emitted(twin, lowered(twin), emitted.guards)
+        return Emitted(twin, lowered(twin), emitted.guards)
 
     def annotate(self, graph_module: fx.GraphModule, multipliers: Mapping[str, float]) -> None:
         """Write what is known of each parameter to ``node.meta``; a hook for subclasses."""
 
     def plain(self) -> nn.Module:
         """A copy of the original model with the effective weights θ = s·w in it."""
-        model = copied(self.skeleton)
-        if self.in_module:
-            take_scales(model)
-            return model
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name in self.scales:
-                    parameter.mul_(self.scales[name])
-        return model
+        return self.emitter.plain()
 
     def trained(self, captured: Capture) -> Capture:
         """A capture of a plain copy that has a graph, as this model is trained: with its nodes.
 
         Its model captures others for what that graph does not serve, as this one does.
         """
-        twin = copied(self.skeleton) if self.in_module else captured.model
+        twin = self.emitter.to_train(captured.model)
         keep_only(twin, captured.hooks)  # the twin's own are out of sight behind the scaled model
-        model = ScaledModel(twin, self.scales, in_module=self.in_module)
+        model = ScaledModel(twin, self.scales, type(self.emitter))
         if not is_coarse(captured.model):
             refined(model)
         captured = captured.bound(model)
@@ -257,8 +226,7 @@ class ScaledModel(nn.Module):
             "scales": found.scales,
             "multipliers": {**self.multipliers, **found.multipliers},
         }
-        if self.in_module:
-            put_in_place(self.skeleton, state_dict, prefix, found.scales)
+        self.emitter.from_state(state_dict, prefix, found.scales)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _signature(
@@ -289,28 +257,29 @@ class ScaledModel(nn.Module):
             if isinstance(leaf, Tensor)
         }
         one_batch = len(batches) == 1 and not batches & {torch.Size([]), torch.Size([1])}
-        model = self.plain() if self.in_module else self.skeleton
+        model = self.emitter.to_capture()
         trainable = {name: p.requires_grad for name, p in model.named_parameters()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CaptureWarning)
             try:
                 # Frozen or not by now, every scaled parameter needs its node.
                 for name, parameter in model.named_parameters():
-                    if self.scales:
+                    if self.emitter.has_nodes:
                         parameter.requires_grad_(name in self.scales)
                 captured = capture(model, args or kwargs, _any_output, dynamic_batch=one_batch)
-                return captured.bound(self) if self.in_module else captured
+                holder = self.emitter.holder(self)
+                return captured if holder is model else captured.bound(holder)
             finally:
                 for name, parameter in model.named_parameters():
                     parameter.requires_grad_(trainable[name])
 
-    def _with_scales(self, captured: Capture | None) -> "_Emitted":
+    def _with_scales(self, captured: Capture | None) -> Emitted:
         if captured is None or captured.graph_module is None:
-            return _EAGER
+            return EAGER
         ScaleNodes(self.scales)(captured.graph_module)
         self.annotate(captured.graph_module, self.multipliers)
         low = lowered(captured.graph_module)
-        return _Emitted(captured.graph_module, low, captured.guards)
+        return Emitted(captured.graph_module, low, captured.guards)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._graphs.clear()  # they hold buffers, dtypes and devices as they were
@@ -330,24 +299,9 @@ def _with_effective_weights(
 
     Weights that are sharded over ranks stay as their parametrizations hold them.
     """
-    units: dict[str, Tensor] = {}
     scales = module.scales
-    if module.in_module:
-        to_effective(module.skeleton, state_dict, prefix)
-        for place, name in state_names(module.skeleton).items():
-            if prefix + name in state_dict:
-                (_, *_), left = read(state_dict.pop(prefix + place), 1, place)
-                units.setdefault(name, left)
-    else:
-        names: dict[int, str] = {}
-        for alias, parameter in module.named_parameters(remove_duplicate=False):
-            name = names.setdefault(id(parameter), alias)
-            if name in scales and prefix + alias in state_dict:
-                stored = state_dict[prefix + alias]
-                # Memory of its own for each of tied names, which safetensors asks for.
-                state_dict[prefix + alias] = effective(stored, scales[name])
-                if name == alias:
-                    units[name] = packed(stored, scales[name])
+    named = list(module.named_parameters(remove_duplicate=False))
+    units = module.emitter.to_state(state_dict, prefix, named)
     if units.keys() >= scales.keys():
         numbers = [_sorted(scales), _sorted(module.multipliers)]
         state_dict[prefix + EXTRA] = vector(numbers, [units[name] for name in sorted(scales)])
@@ -363,31 +317,7 @@ class Held:
 
     scales: dict[str, float]
     multipliers: dict[str, float]
-    graphs: dict[Any, "_Emitted"]
-
-
-@dataclass(frozen=True)
-class _Emitted:
-    """A graph with scale nodes, its lowered form and the guards of its shapes; None where eager."""
-
-    graph_module: fx.GraphModule | None
-    lowered: fx.GraphModule | None
-    guards: Callable[..., None] | None
-
-    def to_run(self) -> fx.GraphModule:
-        """The lowered graph, unless autocast would store its unscaled weights in float16."""
-        assert self.graph_module is not None
-        assert self.lowered is not None
-        return self.graph_module if _casts_to_float16() else self.lowered
-
-    def holds(self, leaves: list[Any]) -> bool:
-        if self.guards is None:
-            return True
-        try:
-            self.guards(*leaves)
-        except AssertionError:
-            return False
-        return True
+    graphs: dict[Any, Emitted]
 
 
 def _any_output(output: Any) -> Tensor:
@@ -397,13 +327,3 @@ def _any_output(output: Any) -> Tensor:
     """
     floating = [leaf for leaf in pytree.tree_leaves(output) if is_floating(leaf) and leaf.ndim]
     return floating[0] if floating else torch.zeros(1)
-
-
-_EAGER = _Emitted(None, None, None)
-
-
-def _casts_to_float16() -> bool:
-    return any(
-        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-        for device in ("cpu", "cuda", "mps", "xpu")
-    )

@@ -18,7 +18,7 @@ from flerm_fx.assign.multipliers import floor, resolved
 from flerm_fx.assign.way import first_guess
 from flerm_fx.boundary.options import checked, choice, instance, number
 from flerm_fx.capture.tracing import capture
-from flerm_fx.emit.module import scales_of
+from flerm_fx.emit.module import ModuleEmitter, scales_of
 from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.errors import InputError, ProfileError
 from flerm_fx.model.copying import copied
@@ -275,7 +275,7 @@ class Matcher(Attached):
             plain=(lambda: refined(copied_anew()))
             if precise
             else copied_anew
-            if scaled is not None and scaled.in_module
+            if scaled is not None and scaled.emitter.changes_the_model
             else None,
         )
         self._observer = UpdateObserver(
@@ -435,9 +435,9 @@ class Matcher(Attached):
 def _scaled(model: nn.Module) -> ScaledModel | None:
     """The scale nodes of a model, if it has any."""
     if isinstance(model, ScaledModel):
-        return model if model.scales else None
+        return model if model.emitter.has_nodes else None
     scales = scales_of(model)
-    return ScaledModel(model, scales, in_module=True) if scales else None
+    return ScaledModel(model, scales, ModuleEmitter) if scales else None
 
 
 class _MovingAverage:

@@ -1,0 +1,42 @@
+"""What a scaled model runs for calls of one kind: a graph with scale nodes, or none."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """A graph with scale nodes, its lowered form and the guards of its shapes; None where eager."""
+
+    graph_module: fx.GraphModule | None
+    lowered: fx.GraphModule | None
+    guards: Callable[..., None] | None
+
+    def to_run(self) -> fx.GraphModule:
+        """The lowered graph, unless autocast would store its unscaled weights in float16."""
+        assert self.graph_module is not None
+        assert self.lowered is not None
+        return self.graph_module if _casts_to_float16() else self.lowered
+
+    def holds(self, leaves: list[object]) -> bool:
+        """Whether the guards admit these flat inputs."""
+        if self.guards is None:
+            return True
+        try:
+            self.guards(*leaves)
+        except AssertionError:
+            return False
+        return True
+
+
+EAGER = Emitted(None, None, None)
+
+
+def _casts_to_float16() -> bool:
+    return any(
+        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+        for device in ("cpu", "cuda", "mps", "xpu")
+    )
