@@ -25,7 +25,8 @@ from torch.optim import Optimizer
 
 import flerm_fx
 from flerm_fx.emit.scaled import ScaledModel
-from flerm_fx.recipe.update_rule import UpdateRule, group_settings
+from flerm_fx.recipe.multiplier import group_settings
+from flerm_fx.recipe.update_rule import UpdateRule
 from models.transformer import Transformer
 
 LEARNING_RATE = 1e-6

@@ -16,7 +16,8 @@ from benchmarks.memory import peak_bytes
 from benchmarks.results import EstimatorResult, Loop, MethodResult
 from benchmarks.settings import Progress, Settings
 from benchmarks.timing import Call, beside, interleaved, spread
-from flerm_fx.capture.tracing import Capture, capture
+from flerm_fx.capture.captured import Capture
+from flerm_fx.capture.tracing import capture
 from flerm_fx.model.inputs import batch_size, call_arguments, select_output
 from flerm_fx.model.untouched import untouched
 from flerm_fx.probe.planner import Method

@@ -36,7 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     store = Store(options.out)
     if not options.report:
         for part in [axes] if options.quick else [[axis] for axis in axes]:
-            run(part, methods, options.seeds, store, console, options.jobs)
+            run(
+                part,
+                methods,
+                options.seeds,
+                store,
+                console,
+                options.jobs,
+                at_best=options.at_best,
+            )
     show(axes, store, console)
     write(axes, store, options.markdown)
     return 0
@@ -57,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("results-out"), help="folder of results")
     parser.add_argument("--scales", type=float, nargs="+", help="beside 1; all by default")
     parser.add_argument("--every", type=int, default=1, help="of so many rates of the grid one")
+    parser.add_argument(
+        "--at-best",
+        action="store_true",
+        help="train what is larger at the base's best rate alone",
+    )
     parser.add_argument(
         "--quick",
         action="store_true",

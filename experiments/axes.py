@@ -68,6 +68,8 @@ class Axis:
         swept: part of the names of the parameters whose rate is swept; all if None.
         other_rate: of all others.
         seeds: base models whose profiles are averaged, where fewer than the method's.
+        base: the key of another axis that begins with the same model, whose runs and profiles of
+            it this one has, too; none if empty.
         cell, cell_every: the scale that a quick run trains, and at which of the rates; it leaves
             out variants of an axis, whose cell is None.
     """
@@ -87,6 +89,7 @@ class Axis:
     swept: str | None = None
     other_rate: float = 0.0
     seeds: int = 8
+    base: str = ""
     cell: float | None = 4
     cell_every: int = 3
 
@@ -99,6 +102,22 @@ class Axis:
         kept = tuple(s for s in self.scales if scales is None or s == 1 or s in scales)
         grid = replace(self.grid, every=every * self.grid.every)
         return replace(self, scales=kept, grid=grid)
+
+    def at(self, rate: float) -> "Axis":
+        """The same at one rate alone.
+
+        >>> AXES["mlp-width"].at(0.25).grid.rates
+        (0.25,)
+        """
+        return replace(self, grid=Grid(rate, 1))
+
+    def named(self, scale: float) -> str:
+        """The key that the runs of a scale are kept under.
+
+        >>> AXES["llama-depth"].named(1), AXES["llama-depth"].named(4)
+        ('llama-width', 'llama-depth')
+        """
+        return self.base if self.base and scale == 1 else self.key
 
     def quick(self) -> "Axis | None":
         """One larger scale, and some of the rates."""
@@ -240,6 +259,7 @@ def _under_the_recipe() -> list[Axis]:
             key=f"{axis.model}-depth",
             title=axis.title.replace("width", "depth"),
             scaled="depth_multiplier",
+            base=axis.key,
         )
         for axis in (LLAMA, GPT2)
     ]
@@ -249,6 +269,7 @@ def _under_the_recipe() -> list[Axis]:
         title="Llama, width and depth",
         scaled="width_and_depth",
         scales=(1, 2, 4),
+        base=LLAMA.key,
     )
     initial = replace(
         GPT2,
@@ -256,6 +277,7 @@ def _under_the_recipe() -> list[Axis]:
         title="GPT-2, initialisation",
         scaled="init_scale",
         scales=(1, 0.25, 0.5, 2, 4),
+        base=GPT2.key,
     )
     mlp = replace(
         MLP,

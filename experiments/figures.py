@@ -23,11 +23,11 @@ def draw(axis: Axis, store: Store, path: Path) -> None:
     rows, columns = -(-len(methods) // COLUMNS), min(len(methods), COLUMNS)
     figure = Figure(figsize=(1 + 3.2 * columns, 0.6 + 3 * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
-    standard = store.results(axis.key, "standard")
+    standard = store.of(axis, "standard")
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(axis.scales)))
     seen = []
     for panel, method in zip(panels, methods, strict=False):
-        results = store.results(axis.key, method.key)
+        results = store.of(axis, method.key)
         own = scales_of(axis, method)
         for scale, colour in zip(sorted(axis.scales), colours, strict=True):
             of = results if scale in own else standard
@@ -54,7 +54,7 @@ def draw(axis: Axis, store: Store, path: Path) -> None:
 
 
 def _has_curve(axis: Axis, method: Method, store: Store) -> bool:
-    results = store.results(axis.key, method.key)
+    results = store.of(axis, method.key)
     return any(complete(results, scale, axis.grid.rates) for scale in scales_of(axis, method))
 
 

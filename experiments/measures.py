@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,6 +141,34 @@ def transfer(
         best=float(mean.min()),
         collapse=float(np.sqrt(np.mean(apart**2))),
     )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What methods end at where the base is best: losses by method and seed, at one scale."""
+
+    scale: float
+    losses: Mapping[str, Mapping[int, float]]
+
+    def mean(self, method: str) -> float:
+        """Over the seeds that all methods have."""
+        return float(np.mean([self.losses[method][seed] for seed in self.seeds]))
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those that all methods have."""
+        return sorted(set.intersection(*({*found} for found in self.losses.values())))
+
+    def difference(self, method: str, other: str) -> tuple[float, float]:
+        """Of the losses, paired by seed: its mean, and half the width of its 95 % interval.
+
+        >>> cell = Cell(4, {"a": {0: 1.0, 1: 2.0}, "b": {0: 0.5, 1: 1.5}})
+        >>> cell.difference("a", "b")
+        (0.5, 0.0)
+        """
+        mine, theirs = self.losses[method], self.losses[other]
+        apart = np.array([mine[seed] - theirs[seed] for seed in sorted({*mine} & {*theirs})])
+        return float(apart.mean()), half_width(apart)
 
 
 def half_width(values: NDArray[np.float64]) -> float:

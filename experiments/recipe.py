@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from flerm_fx.recipe.update_rule import UpdateRule, group_settings
+from flerm_fx.recipe.multiplier import group_settings
+from flerm_fx.recipe.update_rule import UpdateRule
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.axes import Axis
-from experiments.measures import Transfer, complete, transfer
+from experiments.measures import Cell, Transfer, complete, transfer
 from experiments.methods import MAIN, METHODS, Method
-from experiments.runner import scales_of
+from experiments.runner import best_rate, scales_of
 from experiments.store import Store
 
 COLUMNS = (
@@ -50,14 +50,30 @@ def rows(axis: Axis, store: Store) -> Iterator[tuple[str, ...]]:
 
 def transfers(axis: Axis, method: Method, store: Store) -> list[Transfer]:
     """Of every scale but the base, over the seeds that have results at all rates."""
-    rates, results = axis.grid.rates, store.results(axis.key, method.key)
-    base = results if method.own_base else store.results(axis.key, "standard")
+    rates, results = axis.grid.rates, store.of(axis, method.key)
+    base = results if method.own_base else store.of(axis, "standard")
     found = []
     for scale in scales_of(axis, method):
         seeds = sorted({*complete(base, 1, rates)} & {*complete(results, scale, rates)})
         if scale != 1 and seeds:
             found.append(transfer(base, results, scale, rates, seeds))
     return found
+
+
+def at_base_rate(axis: Axis, store: Store) -> Iterator[Cell]:
+    """What every method ends at where the base is best, at each scale but the base."""
+    seeds = complete(store.of(axis, "standard"), 1, axis.grid.rates)
+    if not seeds:
+        return
+    best = best_rate(axis, store, len(seeds))
+    for scale in axis.scales[1:]:
+        losses: dict[str, dict[int, float]] = defaultdict(dict)
+        for key in METHODS:
+            for result in store.of(axis, key):
+                if (result.run.scale, result.run.rate) == (scale, best):
+                    losses[key][result.run.seed] = result.loss
+        if losses:
+            yield Cell(scale, losses)
 
 
 def write(axes: Sequence[Axis], store: Store, page: Path | None) -> None:
@@ -90,13 +106,9 @@ def summary(axes: Sequence[Axis], store: Store) -> Iterator[str]:
         found += [(axis, scale, cells[scale]) for scale in sorted(cells)]
     ablations = [key for key in METHODS if key not in MAIN]
     ablated = [row for row in found if any(key in row[2] for key in ablations)]
-    yield from _table(
-        "At the base's best rate",
-        "Loss on the validation set, in nats.",
-        MAIN,
-        found,
-        lambda each: f"{each.loss:.3f}",
-    )
+    at_best = [(axis, each) for axis in axes for each in at_base_rate(axis, store)]
+    yield from _at_best(at_best)
+    yield from _differences(at_best)
     yield from _table(
         "At each model's own best rate",
         "The lowest loss on the grid, in nats.",
@@ -118,6 +130,41 @@ def summary(axes: Sequence[Axis], store: Store) -> Iterator[str]:
         ablated,
         lambda each: f"{_moved(each)}, {each.loss:.3f}",
     )
+
+
+def _at_best(found: Sequence[tuple[Axis, Cell]]) -> Iterator[str]:
+    keys = [key for key in METHODS if any(key in cell.losses for _, cell in found)]
+    yield from ("## At the base's best rate", "")
+    yield from ("Loss on the validation set, in nats, the mean over the seeds of all methods.", "")
+    yield line(["axis", "scale", "seeds", *(METHODS[key].title for key in keys)])
+    yield line(["---"] * (3 + len(keys)))
+    for axis, cell in found:
+        means = [f"{cell.mean(key):.3f}" if key in cell.losses else "" for key in keys]
+        yield line([axis.title, f"{cell.scale:g}", f"{len(cell.seeds)}", *means])
+    yield ""
+
+
+def _differences(found: Sequence[tuple[Axis, Cell]]) -> Iterator[str]:
+    """Of what compile ends at from what the others do."""
+    kept = [(axis, cell) for axis, cell in found if "compile" in cell.losses]
+    keys = [
+        key for key in METHODS if key != "compile" and any(key in cell.losses for _, cell in kept)
+    ]
+    yield from ("## By how much compile ends above the others", "")
+    yield "Nats at the base's best rate, paired by seed, with 95 % intervals; below 0 it is ahead."
+    yield ""
+    yield line(["axis", "scale", *(METHODS[key].title for key in keys)])
+    yield line(["---"] * (2 + len(keys)))
+    for axis, cell in kept:
+        apart = [
+            _interval(*cell.difference("compile", k)) if k in cell.losses else "" for k in keys
+        ]
+        yield line([axis.title, f"{cell.scale:g}", *apart])
+    yield ""
+
+
+def _interval(mean: float, half: float) -> str:
+    return f"{mean:+.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
 
 
 def _moved(found: Transfer) -> str:

@@ -39,6 +39,8 @@ def run(
     store: Store,
     console: Console,
     jobs: int | None = None,
+    *,
+    at_best: bool = False,
 ) -> None:
     """Run every method on every axis, but for what the store has.
 
@@ -51,21 +53,28 @@ def run(
         store: where results go.
         console: shows progress.
         jobs: processes, of one thread each; as many as cores if None.
+        at_best: whether all but the base is trained at the base's best rate alone.
     """
     title = axes[0].title if len(axes) == 1 else f"{len(axes)} axes"
-    _do([_stages(axis, methods, seeds, store, title) for axis in axes], store, console, jobs)
+    chains = [_stages(axis, methods, seeds, store, title, at_best=at_best) for axis in axes]
+    _do(chains, store, console, jobs)
 
 
 def _stages(
-    axis: Axis, methods: Sequence[Method], seeds: int, store: Store, title: str
+    axis: Axis,
+    methods: Sequence[Method],
+    seeds: int,
+    store: Store,
+    title: str,
+    *,
+    at_best: bool,
 ) -> Iterator[Stage]:
     """What one axis lacks; what a stage is follows from what those before it left in the store."""
     chosen = [method for method in methods if applies(method, axis)]
     yield f"{title}: base", _trainings(axis, METHODS["standard"], [1], seeds, store)
-    yield (
-        f"{title}: profiles",
-        _recordings(axis, chosen, best_rate(axis, store, seeds), seeds, store),
-    )
+    best = best_rate(axis, store, seeds)
+    axis = axis.at(best) if at_best else axis
+    yield f"{title}: profiles", _recordings(axis, chosen, best, seeds, store)
     yield f"{title}: multipliers", _compilings(axis, chosen, seeds, store)
     yield (
         f"{title}: runs",
@@ -162,7 +171,7 @@ RECORDED = 3
 def best_rate(axis: Axis, store: Store, seeds: int) -> float:
     """The base's best rate on the grid, by the mean over so many seeds, at most three."""
     seeds = min(seeds, RECORDED)
-    losses = seed_mean(store.results(axis.key, "standard"), 1, axis.grid.rates, range(seeds))
+    losses = seed_mean(store.of(axis, "standard"), 1, axis.grid.rates, range(seeds))
     if not np.isfinite(losses).any():
         raise FlermError(f"{axis.key}: the base model diverged at every rate of the grid")
     return axis.grid.rates[int(np.argmin(losses))]
@@ -177,7 +186,7 @@ def scales_of(axis: Axis, method: Method) -> tuple[float, ...]:
 
 def _missing(axis: Axis, method: Method, scale: float, seed: int, store: Store) -> list[Run]:
     """What the store lacks of one curve."""
-    runs = [Run(axis.key, method.key, scale, seed, rate) for rate in axis.grid.rates]
+    runs = [Run(axis.named(scale), method.key, scale, seed, rate) for rate in axis.grid.rates]
     return [each for each in runs if each not in store]
 
 
@@ -195,7 +204,7 @@ def _needs(
     axis: Axis, method: Method, scale: float, seed: int, store: Store
 ) -> tuple[Path | None, Path | None]:
     if method.kind == "match":
-        return store.profile(axis.key, method.recorded), None
+        return store.profile(axis.named(1), method.recorded), None
     if method.kind == "compile":
         return None, store.multipliers(axis.key, method.key, scale, seed)
     return None, None
@@ -213,7 +222,7 @@ def _recordings(
         elif method.kind == "match":
             needing = _trainings(axis, method, scales_of(axis, method), seeds, store)
         if any(True for _ in needing):
-            paths.setdefault(store.profile(axis.key, method.recorded), method)
+            paths.setdefault(store.profile(axis.named(1), method.recorded), method)
     for path, method in paths.items():
         if not path.exists():
             yield Recording(axis, method, rate, path)
@@ -226,7 +235,7 @@ def _compilings(
     for method in methods:
         if method.kind != "compile":
             continue
-        profile = store.profile(axis.key, method.recorded)
+        profile = store.profile(axis.named(1), method.recorded)
         for scale in scales_of(axis, method):
             for seed in range(seeds):
                 path = store.multipliers(axis.key, method.key, scale, seed)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from experiments.axes import Axis
+
 
 @dataclass(frozen=True)
 class Run:
@@ -56,6 +58,12 @@ class Store:
     def results(self, axis: str, method: str) -> list[Result]:
         """All results of a method on an axis."""
         return [r for r in self._results.values() if (r.run.axis, r.run.method) == (axis, method)]
+
+    def of(self, axis: Axis, method: str) -> list[Result]:
+        """The same, with those of the base, which another axis may have."""
+        own = self.results(axis.key, method)
+        of_base = self.results(axis.base, method) if axis.base else []
+        return own + [result for result in of_base if result.run.scale == 1]
 
     def methods(self, axis: str) -> list[str]:
         """The methods that an axis has results of, in the order in which they came."""

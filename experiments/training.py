@@ -15,7 +15,8 @@ from experiments.axes import Axis
 from experiments.data import Data
 from experiments.recipe import Recipe
 from flerm_fx.model.inputs import device_of, to_device
-from flerm_fx.recipe.update_rule import UpdateRule, group_settings
+from flerm_fx.recipe.multiplier import group_settings
+from flerm_fx.recipe.update_rule import UpdateRule
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 

@@ -57,8 +57,9 @@ def attention_and_weights(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, **options: Any
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention without a fused kernel, and the softmax in it."""
-    op = torch.ops.aten._scaled_dot_product_attention_math.default
-    output, weights = op(query, key, value, mask, 0.0, is_causal, **options)
+    output, weights = torch.ops.aten._scaled_dot_product_attention_math.default(
+        query, key, value, mask, 0.0, is_causal, **options
+    )
     return output, weights
 
 

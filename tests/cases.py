@@ -1,5 +1,6 @@
 """Models and inputs that many tests go through."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -131,3 +132,11 @@ def random_updates(model: nn.Module) -> dict[str, Tensor]:
         for name, p in model.named_parameters()
         if p.requires_grad
     }
+
+
+def target_for(model: nn.Module, inputs: Tensor) -> Tensor:
+    with torch.no_grad():
+        output = copy.deepcopy(model)(inputs)
+    logits = output["logits"] if isinstance(output, dict) else output
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(logits.shape[-1], logits.shape[:-1], generator=generator)

@@ -18,9 +18,8 @@ from flerm_fx.recipe.schedule import settling_steps, start_steps, warmed_up
 from flerm_fx.start.start import measure_start
 from models.resmlp import ResMLP
 from models.transformer import Transformer
-from tests.cases import CASES, DataDependent, features, make, slow, tokens
+from tests.cases import CASES, DataDependent, features, make, slow, target_for, tokens
 from tests.rounding import assert_close, rounding, terms
-from tests.training.test_recording import target_for
 
 
 def profile_of(

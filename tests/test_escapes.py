@@ -19,8 +19,8 @@ import flerm_fx
 from flerm_fx.commands.cli import main
 from flerm_fx.dump import dump
 from flerm_fx.dump.plot import write_plot
+from tests.dump.examples import one, parse_dot
 from tests.dump.report import profiles
-from tests.dump.test_dump import one, parse_dot
 
 # Names that a graph can have, and those that its code cannot hold.
 IN_GRAPHS = (

@@ -19,14 +19,7 @@ OF_A_STEP = (
     "training/matching.py",
     "emit/scaled.py",
 )
-OF_COMPILING = (
-    "emit/emitter.py",
-    "emit/graph.py",
-    "emit/module.py",
-    "emit/scaled.py",
-    "emit/undo.py",
-    "emit/first_steps.py",
-)
+OF_COMPILING = ("emit/module.py", "emit/scaled.py", "emit/undo.py", "emit/first_steps.py")
 
 
 class Net(nn.Module):

@@ -14,8 +14,7 @@ from flerm_fx.assign import multipliers
 from flerm_fx.training import recording
 from models.lora import LoRALinear, add_lora
 from models.transformer import Transformer
-from tests.cases import features, make, slow, tokens
-from tests.training.test_recording import target_for
+from tests.cases import features, make, slow, target_for, tokens
 
 
 def profile_of(

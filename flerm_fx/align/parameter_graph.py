@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.probed_as import CONSTANT
-from flerm_fx.capture.tracing import Capture
 from flerm_fx.compat import schema_of
 from flerm_fx.errors import ProfileError
 from flerm_fx.ops.operation import argument, operation

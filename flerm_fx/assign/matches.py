@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from flerm_fx.align.aligning import Mapped, Match, OnUnmatched, align, unanswered
 from flerm_fx.align.parameter_graph import capture_graph
-from flerm_fx.capture.tracing import Capture
+from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import shown
 from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.recipe.optimizers import Optimizers

@@ -16,12 +16,12 @@ from flerm_fx.assign.assignment import Assignment, Status
 from flerm_fx.assign.matches import wanted
 from flerm_fx.assign.pooling import pooled, warn_of_implausible
 from flerm_fx.assign.way import Settling, Way
-from flerm_fx.capture.tracing import Capture
+from flerm_fx.capture.captured import Capture
 from flerm_fx.ops.scale import parameter_nodes
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.prober import Prober
 from flerm_fx.profile.profile import BaseProfile
-from flerm_fx.recipe.update_rule import degree
+from flerm_fx.recipe.multiplier import degree
 from flerm_fx.start.procedure import StartProcedure
 from flerm_fx.start.start import answers_to, measure_settling, measure_start, start_of
 

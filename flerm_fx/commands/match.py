@@ -9,7 +9,8 @@ import typer
 from flerm_fx.align.aligning import Match, align, unanswered
 from flerm_fx.align.parameter_graph import capture_graph
 from flerm_fx.boundary.text import json_text
-from flerm_fx.capture.tracing import Capture, capture
+from flerm_fx.capture.captured import Capture
+from flerm_fx.capture.tracing import capture
 from flerm_fx.commands.factory import load_model
 from flerm_fx.dump.columns import columns
 from flerm_fx.dump.table import format_base, format_shape

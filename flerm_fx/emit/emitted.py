@@ -1,7 +1,8 @@
-"""What a scaled model runs for calls of one kind: a graph with scale nodes, or none."""
+"""What a call of a model with scale nodes runs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -21,8 +22,8 @@ class Emitted:
         assert self.lowered is not None
         return self.graph_module if _casts_to_float16() else self.lowered
 
-    def holds(self, leaves: list[object]) -> bool:
-        """Whether the guards admit these flat inputs."""
+    def holds(self, leaves: list[Any]) -> bool:
+        """Whether the graph is the model's for these flat inputs."""
         if self.guards is None:
             return True
         try:

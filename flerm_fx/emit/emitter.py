@@ -1,4 +1,4 @@
-"""The interface of emitters: how the multipliers of a compiled model reach its training."""
+"""The interface of what ``compile`` emits: where the multipliers are, and how a call runs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -6,104 +6,74 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from flerm_fx.capture.captured import Capture
 from flerm_fx.emit.emitted import Emitted
 
 
 class Emitter(ABC):
-    r"""One way to put scales :math:`s_l` on a model, whose parameters then hold :math:`\theta / s`.
+    """One form of what :func:`flerm_fx.compile` emits; a :class:`ScaledModel` holds one.
 
-    A :class:`flerm_fx.emit.scaled.ScaledModel` has one, and asks it for all that differs from one
-    way to the other: how the scales are put (the constructor), what a call runs, the plain model,
-    the names of what trains, and the state dict.
-
-    Attributes:
-        has_nodes: whether there are scale nodes; otherwise multipliers are left to the optimizer.
-        trains_a_copy: whether what trains is a copy of the model, or with ``donate`` its remains.
-        changes_the_model: whether the model that is compiled gets the scale nodes itself.
-        skeleton: the module whose parameters and buffers the scaled model has.
+    A form is one file with one subclass, and one line in :mod:`flerm_fx.emit.emitters`.
 
     Args:
-        skeleton: a module that the emitter may change.
+        skeleton: the module whose parameters train. It is changed here as the form asks.
         scales: s_l of each trainable parameter, by canonical name.
     """
 
-    has_nodes: ClassVar[bool]
-    trains_a_copy: ClassVar[bool]
-    changes_the_model: ClassVar[bool]
+    has_nodes: ClassVar[bool] = True
+    """Whether there are scale nodes, behind which the stored weights train."""
+
+    in_place: ClassVar[bool] = False
+    """Whether the nodes are on the very model that was given."""
 
     def __init__(self, skeleton: nn.Module, scales: Mapping[str, float]) -> None:
         self.skeleton = skeleton
-        self._scales = dict(scales)
+
+    @classmethod
+    @abstractmethod
+    def skeleton_of(cls, model: nn.Module, twin: nn.Module, donate: bool) -> nn.Module:
+        """The module whose parameters are to train: the given one, or its copy ``twin``."""
 
     @property
+    @abstractmethod
     def scales(self) -> dict[str, float]:
-        """The present scale of each trainable parameter; empty where there are no nodes."""
-        return self._scales
-
-    def rescale(self, scales: Mapping[str, float]) -> None:
-        """Change the scales alone, and nothing that is stored behind them."""
-        self._scales = dict(scales)
+        """The scale of each trainable parameter that has a node."""
 
     @abstractmethod
-    def run(
-        self, emitted: Callable[[], Emitted], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """What the model returns.
+    def set_scales(self, scales: Mapping[str, float]) -> None:
+        """Change the scales alone, not what is stored behind them."""
 
-        Args:
-            emitted: gives the graph for such a call, which is captured if it is asked for.
-            args: of the call.
-            kwargs: of the call.
-        """
+    def run(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], emitted: Callable[[], Emitted]
+    ) -> Any:
+        """What the model returns; ``emitted`` gives the graph for this call."""
+        return self.skeleton(*args, **kwargs)
 
     @abstractmethod
     def plain(self) -> nn.Module:
-        """A copy of the original model with the effective weights in it."""
+        """A copy of the model without nodes, with the effective weights θ = s·w in it."""
 
-    def names(self) -> dict[str, str]:
-        """The plain name of each trained parameter that has another in the skeleton."""
-        return {}
-
-    def to_capture(self) -> nn.Module:
-        """The module whose forward is captured for graphs: the plain function."""
+    def traced(self) -> nn.Module:
+        """The model without nodes that graphs are captured from."""
         return self.skeleton
 
-    def holder(self, scaled: nn.Module) -> nn.Module:
-        """The module that has the trained parameters under their plain names."""
-        return self.skeleton
+    def bound(self, captured: Capture, scaled: nn.Module) -> Capture:
+        """A capture of :meth:`traced` on the weights that train."""
+        return captured.bound(self.skeleton)
 
-    def to_train(self, plain: nn.Module) -> nn.Module:
-        """What an emitter of this kind is built from, for a copy that trains as this one does.
+    def twin(self, captured: Capture) -> nn.Module:
+        """A copy to be trained with nodes of its own, for a capture of a plain copy."""
+        return captured.model
 
-        Args:
-            plain: a plain copy of the model that may be changed.
-        """
-        return plain
-
-    def to_state(
-        self, state_dict: dict[str, Any], prefix: str, parameters: list[tuple[str, nn.Parameter]]
-    ) -> dict[str, Tensor]:
-        """Put effective weights in a state dict of stored ones.
-
-        Args:
-            state_dict: as torch makes it; it is changed.
-            prefix: of the names in it.
-            parameters: the trained ones, under every plain name.
-
-        Returns:
-            What gives the stored weights back bit for bit (:func:`flerm_fx.emit.state.packed`), by
-            parameter.
-        """
+    def plain_names(self) -> dict[str, str]:
+        """Names of parameters that the nodes have changed, with those that they had before."""
         return {}
 
-    def from_state(
+    @abstractmethod
+    def to_effective(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor]:
+        """Put effective weights in a state dict; what gives the stored ones back, by parameter."""
+
+    def to_places(  # noqa: B027 (most load stored weights under plain names)
         self, state_dict: dict[str, Any], prefix: str, scales: Mapping[str, float]
     ) -> None:
-        """Give stored weights in a state dict, which have plain names, those of the skeleton.
-
-        Args:
-            state_dict: what is loaded; it is changed.
-            prefix: of the names in it.
-            scales: of the model, once that is loaded.
-        """
-        return
+        """Give the stored weights in a state dict the names by which they are loaded."""

@@ -1,6 +1,5 @@
-"""The emitters by the names that ``compile`` knows them by."""
+"""The forms of what ``compile`` emits, by the names that its ``emit`` takes."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 from flerm_fx.emit.emitter import Emitter
@@ -10,9 +9,8 @@ from flerm_fx.emit.module import ModuleEmitter
 
 Emit = Literal["graph", "module", "param_groups"]
 
-EMITTERS: Mapping[Emit, type[Emitter]] = {
+EMITTERS: dict[Emit, type[Emitter]] = {
     "graph": GraphEmitter,
     "module": ModuleEmitter,
     "param_groups": GroupsEmitter,
 }
-"""What each ``emit`` of :func:`flerm_fx.compile` puts on the model."""

@@ -1,74 +1,95 @@
-"""The emitter whose model runs a captured graph with scale nodes."""
+"""Scale nodes in the graph of a model's copy."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flerm_fx.compat import own_buffers, own_parameters
 from flerm_fx.emit.emitted import Emitted
 from flerm_fx.emit.emitter import Emitter
 from flerm_fx.emit.state import effective, packed
+from flerm_fx.errors import FlermError
 from flerm_fx.model.copying import copied
 from flerm_fx.model.substitution import called_with
 from flerm_fx.ops.scale import scale
 
 
 class GraphEmitter(Emitter):
-    """Scale nodes in the graph: calls run it, and the skeleton's own forward does not scale.
-
-    Where the model does not export, ``torch.func.functional_call`` applies the same scales.
-
-    >>> layer = nn.Linear(2, 1, bias=False)
-    >>> before = layer.weight.detach().clone()
-    >>> emitter = GraphEmitter(layer, {"weight": 4.0})
-    >>> torch.equal(layer.weight, before / 4), torch.equal(emitter.plain().weight, before)
-    (True, True)
-    """
-
-    has_nodes = True
-    trains_a_copy = True
-    changes_the_model = False
+    r"""A copy that holds :math:`w_l = \theta_l / s_l`, and runs as its graph with scale nodes."""
 
     def __init__(self, skeleton: nn.Module, scales: Mapping[str, float]) -> None:
         super().__init__(skeleton, scales)
+        self._scales = dict(scales)
         with torch.no_grad():
             for name, parameter in skeleton.named_parameters():
-                if name in scales:
-                    parameter.div_(scales[name])
+                if name in self._scales:
+                    parameter.div_(self._scales[name])
+
+    @classmethod
+    def skeleton_of(cls, model: nn.Module, twin: nn.Module, donate: bool) -> nn.Module:
+        """The copy that was measured on, or one with the model's own parameters."""
+        return donated(model) if donate else twin
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """The scale of each trainable parameter."""
+        return self._scales
+
+    def set_scales(self, scales: Mapping[str, float]) -> None:
+        """Change the scales alone, not what is stored behind them."""
+        self._scales = dict(scales)
 
     def run(
-        self, emitted: Callable[[], Emitted], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], emitted: Callable[[], Emitted]
     ) -> Any:
-        """What the graph returns, or the skeleton with scaled weights."""
+        """What the graph returns, or the skeleton with scaled weights where there is no graph."""
         found = emitted()
         if found.graph_module is not None:
             return found.to_run()(*args, **kwargs)
         parameters = dict(self.skeleton.named_parameters())
-        scaled = {name: scale(parameters[name], s) for name, s in self.scales.items()}
-        return called_with(self.skeleton, scaled, args, kwargs)
+        scaled = {name: scale(parameters[name], s) for name, s in self._scales.items()}
+        return called_with(self.skeleton, scaled, args, dict(kwargs))
 
     def plain(self) -> nn.Module:
-        """A copy of the skeleton with its weights multiplied by their scales."""
+        """A copy of the skeleton with the scales multiplied into its weights."""
         model = copied(self.skeleton)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if name in self.scales:
-                    parameter.mul_(self.scales[name])
+                if name in self._scales:
+                    parameter.mul_(self._scales[name])
         return model
 
-    def to_state(
-        self, state_dict: dict[str, Any], prefix: str, parameters: list[tuple[str, nn.Parameter]]
-    ) -> dict[str, Tensor]:
-        """Multiply stored weights by their scales; tied names get memory of their own."""
+    def to_effective(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor]:
+        """Put effective weights in a state dict; what gives the stored ones back, by parameter."""
         units: dict[str, Tensor] = {}
         names: dict[int, str] = {}
-        for alias, parameter in parameters:
+        for alias, parameter in self.skeleton.named_parameters(remove_duplicate=False):
             name = names.setdefault(id(parameter), alias)
-            if name in self.scales and prefix + alias in state_dict:
+            if name in self._scales and prefix + alias in state_dict:
                 stored = state_dict[prefix + alias]
                 # Memory of its own for each of tied names, which safetensors asks for.
-                state_dict[prefix + alias] = effective(stored, self.scales[name])
+                state_dict[prefix + alias] = effective(stored, self._scales[name])
                 if name == alias:
-                    units[name] = packed(stored, self.scales[name])
+                    units[name] = packed(stored, self._scales[name])
         return units
+
+
+def donated(model: nn.Module) -> nn.Module:
+    """The model's structure with its own parameters and buffers; the model is left without."""
+    held: list[Tensor] = [*model.parameters(), *model.buffers()]
+    skeleton: nn.Module = copy.deepcopy(model, {id(tensor): tensor for tensor in held})
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        raise FlermError(
+            "this model gave its parameters to flerm_fx.compile(..., donate=True); call the "
+            "compiled model instead"
+        )
+
+    for module in model.modules():
+        own_parameters(module).clear()
+        own_buffers(module).clear()
+    model.forward = forward
+    return skeleton

@@ -1,96 +1,20 @@
 """Scale nodes on a module itself, by ``torch.nn.utils.parametrize``."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from flerm_fx.capture.captured import Capture
 from flerm_fx.compat import own_modules, own_parameters, state_dict_hooks
-from flerm_fx.emit.emitted import Emitted
 from flerm_fx.emit.emitter import Emitter
 from flerm_fx.emit.loading import as_stored
 from flerm_fx.emit.state import EXTRA, effective, packed, read, restored, scale_in, vector
 from flerm_fx.model.copying import copied
 from flerm_fx.model.distributed import is_sharded_tensor
 from flerm_fx.ops.scale import scale
-
-
-class ModuleEmitter(Emitter):
-    """Scale nodes on the model itself, as parametrizations that all its methods see.
-
-    A model that has its scales already keeps them.
-
-    >>> layer = nn.Linear(2, 1, bias=False)
-    >>> emitter = ModuleEmitter(layer, {"weight": 4.0})
-    >>> emitter.names()
-    {'parametrizations.weight.original': 'weight'}
-    """
-
-    has_nodes = True
-    trains_a_copy = False
-    changes_the_model = True
-
-    def __init__(self, skeleton: nn.Module, scales: Mapping[str, float]) -> None:
-        super().__init__(skeleton, scales)
-        if not scales_of(skeleton):
-            put_scales(skeleton, scales)
-
-    @property
-    def scales(self) -> dict[str, float]:
-        """The scales that the model's parametrizations have."""
-        return scales_of(self.skeleton)
-
-    def rescale(self, scales: Mapping[str, float]) -> None:
-        """Change the scales of the parametrizations, and nothing that is stored behind them."""
-        set_scales(self.skeleton, scales)
-
-    def run(
-        self, emitted: Callable[[], Emitted], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """What the model itself returns."""
-        return self.skeleton(*args, **kwargs)
-
-    def plain(self) -> nn.Module:
-        """A copy of the model without parametrizations, whose weights have their scales in them."""
-        model = copied(self.skeleton)
-        take_scales(model)
-        return model
-
-    def names(self) -> dict[str, str]:
-        """The plain name of each weight that a parametrization holds."""
-        return plain_names(self.skeleton)
-
-    def to_capture(self) -> nn.Module:
-        """A plain copy: a capture of the model itself would have the parametrizations in it."""
-        return self.plain()
-
-    def holder(self, scaled: nn.Module) -> nn.Module:
-        """The scaled model, which has the plain names."""
-        return scaled
-
-    def to_train(self, plain: nn.Module) -> nn.Module:
-        """A copy of the model with its parametrizations."""
-        return copied(self.skeleton)
-
-    def to_state(
-        self, state_dict: dict[str, Any], prefix: str, parameters: list[tuple[str, nn.Parameter]]
-    ) -> dict[str, Tensor]:
-        """Put effective weights under plain names; those of sharded weights stay stored."""
-        units: dict[str, Tensor] = {}
-        to_effective(self.skeleton, state_dict, prefix)
-        for place, name in state_names(self.skeleton).items():
-            if prefix + name in state_dict:
-                (_, *_), left = read(state_dict.pop(prefix + place), 1, place)
-                units.setdefault(name, left)
-        return units
-
-    def from_state(
-        self, state_dict: dict[str, Any], prefix: str, scales: Mapping[str, float]
-    ) -> None:
-        """Put stored weights and scales under the names that parametrizations give them."""
-        put_in_place(self.skeleton, state_dict, prefix, scales)
 
 
 class Scale(nn.Module):
@@ -314,3 +238,72 @@ def _scales(model: nn.Module) -> dict[str, list[Scale]]:
         by_parameter.setdefault(id(original), []).append(lists[name][0])
         names.setdefault(id(original), plain)
     return {names[key]: put for key, put in by_parameter.items()}
+
+
+class ModuleEmitter(Emitter):
+    """Scale nodes on the model itself, as parametrizations that all its methods see.
+
+    A model that has its scales already keeps them.
+    """
+
+    in_place = True
+
+    def __init__(self, skeleton: nn.Module, scales: Mapping[str, float]) -> None:
+        super().__init__(skeleton, scales)
+        if not scales_of(skeleton):
+            put_scales(skeleton, scales)
+
+    @classmethod
+    def skeleton_of(cls, model: nn.Module, twin: nn.Module, donate: bool) -> nn.Module:
+        """The model itself."""
+        return model
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """The scale of each trainable parameter."""
+        return scales_of(self.skeleton)
+
+    def set_scales(self, scales: Mapping[str, float]) -> None:
+        """Change the scales alone, not what is stored behind them."""
+        set_scales(self.skeleton, scales)
+
+    def plain(self) -> nn.Module:
+        """A copy of the model without parametrizations."""
+        model = copied(self.skeleton)
+        take_scales(model)
+        return model
+
+    def traced(self) -> nn.Module:
+        """A plain copy."""
+        return self.plain()
+
+    def bound(self, captured: Capture, scaled: nn.Module) -> Capture:
+        """A capture on the weights by their plain names, which the scaled model has."""
+        return captured.bound(scaled)
+
+    def twin(self, captured: Capture) -> nn.Module:
+        """A copy with its parametrizations."""
+        return copied(self.skeleton)
+
+    def plain_names(self) -> dict[str, str]:
+        """Names that the parametrizations have given, with those that there were before."""
+        return plain_names(self.skeleton)
+
+    def to_effective(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor]:
+        """Put effective weights under plain names; what gives the stored ones back, by parameter.
+
+        Weights that are sharded over ranks stay as their parametrizations hold them.
+        """
+        units: dict[str, Tensor] = {}
+        to_effective(self.skeleton, state_dict, prefix)
+        for place, name in state_names(self.skeleton).items():
+            if prefix + name in state_dict:
+                (_, *_), left = read(state_dict.pop(prefix + place), 1, place)
+                units.setdefault(name, left)
+        return units
+
+    def to_places(
+        self, state_dict: dict[str, Any], prefix: str, scales: Mapping[str, float]
+    ) -> None:
+        """Give stored weights, and their scales, the names of the parametrizations."""
+        put_in_place(self.skeleton, state_dict, prefix, scales)

@@ -9,13 +9,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, fx, nn
 
-from flerm_fx.capture.tracing import Capture, capture, modes
+from flerm_fx.capture.captured import Capture, modes
+from flerm_fx.capture.tracing import capture
 from flerm_fx.compat import adopt, pytree
 from flerm_fx.emit.emitted import EAGER, Emitted
 from flerm_fx.emit.emitter import Emitter
 from flerm_fx.emit.graph import GraphEmitter
 from flerm_fx.emit.loading import as_stored, from_extra_state
 from flerm_fx.emit.lower import lowered, on_the_same_weights
+from flerm_fx.emit.module import ModuleEmitter
 from flerm_fx.emit.state import EXTRA, check_factors, vector
 from flerm_fx.errors import CaptureWarning
 from flerm_fx.model.hooks import keep_only
@@ -30,8 +32,11 @@ class ScaledModel(nn.Module):
     Its parameters and buffers have the model's names; a parameter holds
     :math:`w_l = \theta_l / s_l`, so the function is the model's. A graph serves one mode and the
     shapes that its guards admit (mostly any batch size); a call that differs captures another
-    behind the scenes, all sharing parameters and buffers. What a call runs, and where the scales
-    are, is the affair of its :class:`flerm_fx.emit.emitter.Emitter`.
+    behind the scenes, all sharing parameters and buffers. Where the model does not export, the same
+    scales are applied by ``torch.func.functional_call``.
+
+    Where the scales are, and how a call runs, is the affair of its emitter
+    (:mod:`flerm_fx.emit.emitter`).
 
     The state dict holds the *effective* weights :math:`\theta` under the model's own names,
     whichever way the scales are put, so that the plain model loads it for the same function; and as
@@ -39,10 +44,11 @@ class ScaledModel(nn.Module):
     dict without scales, such as the original model's, is read as effective weights too.
 
     Args:
-        skeleton: the module that trains: a copy of the model, or the model itself, as its emitter
-            has it. Its weights are divided by s.
+        skeleton: the module whose parameters train, as the emitter takes it: a copy that this
+            object may own, or the model itself. Its weights are divided by s.
         scales: s_l of each trainable parameter, by canonical name.
-        emitter: how the scales are put on it.
+        emitter: the form in which the scales are put.
+        in_module: the same as :class:`flerm_fx.emit.module.ModuleEmitter` for ``emitter``.
 
     >>> model = ScaledModel(nn.Linear(2, 1, bias=False), {"weight": 4.0})
     >>> print(model.graph_for((torch.zeros(3, 2),), {}).code.strip().splitlines()[3].strip())
@@ -54,22 +60,18 @@ class ScaledModel(nn.Module):
         skeleton: nn.Module,
         scales: Mapping[str, float],
         emitter: type[Emitter] = GraphEmitter,
+        *,
+        in_module: bool = False,
     ) -> None:
         super().__init__()
         # Set before the skeleton's names are there, which may be the same.
-        self._emitter = emitter(skeleton, scales)
+        self._emitter = (ModuleEmitter if in_module else emitter)(skeleton, scales)
         self._graphs: dict[Any, Emitted] = {}
         self._given: tuple[tuple[bool, ...], Capture] | None = None
         self.register_state_dict_post_hook(_with_effective_weights)  # type: ignore[no-untyped-call]
         # The skeleton's own dictionaries: names, modes and buffers are one with it.
         adopt(self, skeleton)
         self.training = skeleton.training
-
-    @property
-    def emitter(self) -> Emitter:
-        """How the scales are put, on a skeleton that is in the mode of this model."""
-        self._emitter.skeleton.training = self.training
-        return self._emitter
 
     @property
     def scales(self) -> dict[str, float]:
@@ -81,9 +83,20 @@ class ScaledModel(nn.Module):
         """The module whose parameters and buffers these are; its own forward does not scale."""
         return self.emitter.skeleton
 
+    @property
+    def emitter(self) -> Emitter:
+        """The form in which the scales are put, with the skeleton in this model's mode."""
+        self._emitter.skeleton.training = self.training
+        return self._emitter
+
+    @property
+    def in_module(self) -> bool:
+        """Whether the nodes are on the model that was given."""
+        return self.emitter.in_place
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns."""
-        return self.emitter.run(lambda: self._emitted(args, kwargs), args, kwargs)
+        return self.emitter.run(args, kwargs, lambda: self._emitted(args, kwargs))
 
     def graph_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fx.GraphModule | None:
         """The graph with scale nodes for such a call in the present mode; None where eager.
@@ -107,9 +120,8 @@ class ScaledModel(nn.Module):
     def adopt(self, captured: Capture, inputs: Inputs) -> None:
         """Use a capture of the model for calls with such inputs in the present mode."""
         state, shapes, _ = self._signature(*call_arguments(inputs))
-        held = self.emitter.holder(self)
-        self._graphs[state, shapes] = self._with_scales(captured.bound(held))
-        self._given = (modes(self), captured.bound(held))
+        self._graphs[state, shapes] = self._with_scales(self.emitter.bound(captured, self))
+        self._given = (modes(self), self.emitter.bound(captured, self))
 
     def adopted(self, model: nn.Module) -> Capture | None:
         """That capture on a copy of the model, if the model is still in that mode."""
@@ -121,7 +133,7 @@ class ScaledModel(nn.Module):
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
         """The stored weights, under the model's own names."""
-        plain = self.emitter.names()
+        plain = self.emitter.plain_names()
         for name, parameter in super().named_parameters("", recurse, remove_duplicate):
             yield (f"{prefix}." if prefix else "") + plain.get(name, name), parameter
 
@@ -165,8 +177,8 @@ class ScaledModel(nn.Module):
 
     def hold(self, held: "Held") -> None:
         """Go back to what :meth:`held` returned."""
+        self.emitter.set_scales(held.scales)
         self._graphs = dict(held.graphs)
-        self.emitter.rescale(held.scales)
 
     def _rescaled(self, emitted: Emitted, held: "Held") -> Emitted:
         if emitted.graph_module is None:
@@ -191,7 +203,7 @@ class ScaledModel(nn.Module):
 
         Its model captures others for what that graph does not serve, as this one does.
         """
-        twin = self.emitter.to_train(captured.model)
+        twin = self.emitter.twin(captured)
         keep_only(twin, captured.hooks)  # the twin's own are out of sight behind the scaled model
         model = ScaledModel(twin, self.scales, type(self.emitter))
         if not is_coarse(captured.model):
@@ -226,7 +238,7 @@ class ScaledModel(nn.Module):
             "scales": found.scales,
             "multipliers": {**self.multipliers, **found.multipliers},
         }
-        self.emitter.from_state(state_dict, prefix, found.scales)
+        self.emitter.to_places(state_dict, prefix, found.scales)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _signature(
@@ -257,7 +269,7 @@ class ScaledModel(nn.Module):
             if isinstance(leaf, Tensor)
         }
         one_batch = len(batches) == 1 and not batches & {torch.Size([]), torch.Size([1])}
-        model = self.emitter.to_capture()
+        model = self.emitter.traced()
         trainable = {name: p.requires_grad for name, p in model.named_parameters()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CaptureWarning)
@@ -267,8 +279,7 @@ class ScaledModel(nn.Module):
                     if self.emitter.has_nodes:
                         parameter.requires_grad_(name in self.scales)
                 captured = capture(model, args or kwargs, _any_output, dynamic_batch=one_batch)
-                holder = self.emitter.holder(self)
-                return captured if holder is model else captured.bound(holder)
+                return captured if model is self.skeleton else self.emitter.bound(captured, self)
             finally:
                 for name, parameter in model.named_parameters():
                     parameter.requires_grad_(trainable[name])
@@ -295,13 +306,8 @@ class ScaledModel(nn.Module):
 def _with_effective_weights(
     module: ScaledModel, state_dict: dict[str, Any], prefix: str, _: Any
 ) -> None:
-    """Effective weights under plain names, and beside the scales what gives the stored ones back.
-
-    Weights that are sharded over ranks stay as their parametrizations hold them.
-    """
-    scales = module.scales
-    named = list(module.named_parameters(remove_duplicate=False))
-    units = module.emitter.to_state(state_dict, prefix, named)
+    """Effective weights under plain names, and as extra state what gives the stored ones back."""
+    scales, units = module.scales, module.emitter.to_effective(state_dict, prefix)
     if units.keys() >= scales.keys():
         numbers = [_sorted(scales), _sorted(module.multipliers)]
         state_dict[prefix + EXTRA] = vector(numbers, [units[name] for name in sorted(scales)])

@@ -10,6 +10,7 @@ from flerm_fx.compat import hint_of
 def numel(node: fx.Node) -> float:
     """Elements of a node's value at the captured batch; infinite where that is not known.
 
+    >>> import torch
     >>> graph = fx.Graph()
     >>> node = graph.placeholder("x")
     >>> numel(node)

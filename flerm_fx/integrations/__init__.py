@@ -9,7 +9,7 @@ from flerm_fx.align.aligning import OnUnmatched
 from flerm_fx.boundary.options import OPTIONS, checked, choice, described
 from flerm_fx.errors import InputError
 from flerm_fx.probe.planner import METHODS
-from flerm_fx.profile.profile import PathLike
+from flerm_fx.profile.file import PathLike
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flerm_fx.capture.tracing import Capture
+from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import EstimateError
 from flerm_fx.model.inputs import Inputs
 from flerm_fx.model.randomness import RandomState, preserved_rng, rng_state, set_rng_state

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flerm_fx.capture.tracing import Capture
+from flerm_fx.capture.captured import Capture
 from flerm_fx.model.inputs import Inputs, as_real
 from flerm_fx.model.randomness import preserved_rng
 

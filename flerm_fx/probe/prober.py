@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from flerm_fx.boundary.options import checked, choice
-from flerm_fx.capture.tracing import Capture
+from flerm_fx.capture.captured import Capture
 from flerm_fx.compat import pytree
 from flerm_fx.errors import EstimateError
 from flerm_fx.model.distributed import Ranks

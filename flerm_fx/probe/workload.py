@@ -45,6 +45,7 @@ def workload(graph: fx.Graph | None, names: Collection[str]) -> Workload:
         graph: the probe graph; None on the eager path.
         names: the parameters.
 
+    >>> import torch
     >>> from flerm_fx.capture.tracing import capture
     >>> layers = torch.nn.Sequential(*(torch.nn.Linear(8, 8, bias=False) for _ in range(4)))
     >>> graph = capture(layers, torch.zeros(2, 8)).probe_module.graph

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from flerm_fx.errors import OptimizerError
+from flerm_fx.recipe.likeness import step_alike
 from flerm_fx.recipe.optimizers import Optimizers
-from flerm_fx.recipe.update_rule import UpdateRule, step_alike
+from flerm_fx.recipe.update_rule import UpdateRule
 
 Given = Mapping[str, tuple[UpdateRule, float]]
 

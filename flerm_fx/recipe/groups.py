@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from flerm_fx.recipe.multiplier import multiplied
 from flerm_fx.recipe.optimizers import Optimizers
-from flerm_fx.recipe.update_rule import multiplied
 
 _OF_PARAMETERS = ("params", "param_names")
 
@@ -16,7 +16,7 @@ class GroupMultipliers:
     """Multipliers that hold during a step, and at no other time.
 
     Before a step :meth:`apply` splits each group into one for each multiplier, with the learning
-    rate, decay and ``eps`` of :func:`~flerm_fx.recipe.update_rule.multiplied`; :meth:`restore`
+    rate, decay and ``eps`` of :func:`~flerm_fx.recipe.multiplier.multiplied`; :meth:`restore`
     brings the groups back. Optimizer state belongs to parameters and is not touched. Schedulers,
     checkpoints and whoever edits a group see the groups as they were made.
 

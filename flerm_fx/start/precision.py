@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flerm_fx.capture.tracing import Capture
+from flerm_fx.capture.captured import Capture
 from flerm_fx.compat import apply_to_tensors, pytree
 from flerm_fx.model.inputs import Batch, device_of, to_device
 from flerm_fx.model.untouched import untouched

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flerm_fx.align.parameter_graph import capture_graph
-from flerm_fx.capture.tracing import Capture
+from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import EstimateError
 from flerm_fx.model.inputs import Batch, device_of, to_device
 from flerm_fx.model.randomness import preserved_rng, seed_all

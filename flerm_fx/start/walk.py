@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flerm_fx.capture.tracing import Capture
+from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import DivergenceError, EstimateError, InputError, OptimizerError
 from flerm_fx.model.hooks import only
 from flerm_fx.model.inputs import Batch, device_of, is_finite, to_device
 from flerm_fx.model.randomness import seed_all
 from flerm_fx.model.untouched import untouched
+from flerm_fx.recipe.multiplier import group_settings
 from flerm_fx.recipe.optimizers import Optimizers
 from flerm_fx.recipe.schedule import warmed_up
-from flerm_fx.recipe.update_rule import group_settings
 from flerm_fx.start.procedure import StartProcedure, batch_loss
 from flerm_fx.start.rounding import check_moves, rounding_alone, stretch
 

@@ -18,7 +18,7 @@ from flerm_fx.assign.multipliers import floor, resolved
 from flerm_fx.assign.way import first_guess
 from flerm_fx.boundary.options import checked, choice, instance, number
 from flerm_fx.capture.tracing import capture
-from flerm_fx.emit.module import ModuleEmitter, scales_of
+from flerm_fx.emit.module import scales_of
 from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.errors import InputError, ProfileError
 from flerm_fx.model.copying import copied
@@ -27,12 +27,13 @@ from flerm_fx.model.inputs import OutputFn, device_of, output_of, to_device
 from flerm_fx.probe.estimate import Estimate, rows
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
-from flerm_fx.profile.profile import LOAD, BaseProfile, Trajectory
+from flerm_fx.profile.profile import LOAD, BaseProfile
+from flerm_fx.profile.trajectory import Trajectory
 from flerm_fx.recipe.as_base import check_as_base
+from flerm_fx.recipe.likeness import check_state_is_free
 from flerm_fx.recipe.optimizers import Optimizers, listed
 from flerm_fx.recipe.pool import Pool, probe_batch
 from flerm_fx.recipe.schedule import Schedule
-from flerm_fx.recipe.update_rule import check_state_is_free
 from flerm_fx.start.precision import is_coarse, measurable, refined
 from flerm_fx.start.update_size import update_sizes
 from flerm_fx.training.logs import FSLR, MULTIPLIER, Log, logging
@@ -275,7 +276,7 @@ class Matcher(Attached):
             plain=(lambda: refined(copied_anew()))
             if precise
             else copied_anew
-            if scaled is not None and scaled.emitter.changes_the_model
+            if scaled is not None and scaled.in_module
             else None,
         )
         self._observer = UpdateObserver(
@@ -435,9 +436,9 @@ class Matcher(Attached):
 def _scaled(model: nn.Module) -> ScaledModel | None:
     """The scale nodes of a model, if it has any."""
     if isinstance(model, ScaledModel):
-        return model if model.emitter.has_nodes else None
+        return model if model.scales else None
     scales = scales_of(model)
-    return ScaledModel(model, scales, ModuleEmitter) if scales else None
+    return ScaledModel(model, scales, in_module=True) if scales else None
 
 
 class _MovingAverage:

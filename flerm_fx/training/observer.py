@@ -13,8 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from flerm_fx.model.distributed import whole
 from flerm_fx.model.inputs import check_finite
+from flerm_fx.recipe.multiplier import decay_per_step
 from flerm_fx.recipe.optimizers import Optimizers
-from flerm_fx.recipe.update_rule import decay_per_step
 from flerm_fx.start.precision import finer
 
 

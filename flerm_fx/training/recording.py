@@ -20,7 +20,10 @@ from flerm_fx.model.inputs import OutputFn, device_of, to_device
 from flerm_fx.probe.estimate import Estimate, rows
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
-from flerm_fx.profile.profile import BaseProfile, Trajectory, check_pool, check_printable
+from flerm_fx.profile.packing import check_pool
+from flerm_fx.profile.profile import BaseProfile
+from flerm_fx.profile.text import check_printable
+from flerm_fx.profile.trajectory import Trajectory
 from flerm_fx.recipe.loss import LossFunction, resolve
 from flerm_fx.recipe.optimizers import Optimizers, listed
 from flerm_fx.recipe.pool import Pool, probe_pool

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from flerm_fx.capture.tracing import capture, modes
+from flerm_fx.capture.captured import modes
+from flerm_fx.capture.tracing import capture
 from flerm_fx.model.copying import copied
 from flerm_fx.model.distributed import is_sharded, whole
 from flerm_fx.model.inputs import Inputs, OutputFn

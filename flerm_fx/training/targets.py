@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.errors import InputError
 from flerm_fx.recipe.groups import GroupMultipliers
+from flerm_fx.recipe.likeness import state_powers
+from flerm_fx.recipe.multiplier import node_multiplier, node_scale
 from flerm_fx.recipe.optimizers import Optimizers
-from flerm_fx.recipe.update_rule import node_multiplier, node_scale, state_powers
 from flerm_fx.training.observer import Observed
 
 Multipliers = Mapping[str, float]

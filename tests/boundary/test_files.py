@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from flerm_fx.boundary.files import check, path_of, write_all, write_whole
+from flerm_fx.dump import dump
 from flerm_fx.dump.plot import write_plot
 from flerm_fx.errors import FlermError, InputError, ProfileError
+from tests.dump.examples import one
 from tests.dump.report.profiles import profile
-from tests.dump.test_dump import dump, one
 
 NOBODY = 65534
 

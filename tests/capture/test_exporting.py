@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 import flerm_fx
-from flerm_fx.capture import tracing as capturing
 from flerm_fx.capture.exporting import exporting
 from flerm_fx.capture.tracing import capture
 from tests.cases import DataDependent, features
@@ -19,13 +18,13 @@ from tests.cases import DataDependent, features
 X = features(4, 4)
 
 PASSES = [
-    "_clean",
-    "_output_only",
-    "functionalize",
-    "layer_by_layer",
-    "separate_draws",
-    "_without_selected_output",
-    "_check_same",
+    "graphs.clean",
+    "graphs.output_only",
+    "graphs.functionalize",
+    "graphs.layer_by_layer",
+    "graphs.separate_draws",
+    "graphs.without_selected_output",
+    "tracing.check_same",
 ]
 
 
@@ -37,7 +36,7 @@ def test_a_fault_of_our_own_is_raised(
     def faulty(*args: Any) -> None:
         raise kind("a fault of our own")
 
-    monkeypatch.setattr(capturing, name, faulty)
+    monkeypatch.setattr(f"flerm_fx.capture.{name}", faulty)
     with pytest.raises(kind, match="a fault of our own"):
         capture(nn.Linear(4, 2), X)
 

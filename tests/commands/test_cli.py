@@ -17,19 +17,11 @@ import torch
 from torch import nn
 
 import flerm_fx
-from flerm_fx.commands.cli import _EXTRAS, main
+from flerm_fx.commands.cli import _EXTRAS
 from flerm_fx.recipe.update_rule import UpdateRule
+from tests.commands.calling import run
 
 ROOT = Path(__file__).parents[2]
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    output = capsys.readouterr()
-    code = stopped.value.code
-    assert isinstance(code, int)
-    return code, output.out, output.err
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,8 +20,8 @@ from flerm_fx.dump.model_explorer import GRAPH_ID, MODEL, NODE_DATA
 from flerm_fx.errors import InputError
 from flerm_fx.ops.scale import ScaleNodes
 from tests.cases import CASES, make
-from tests.commands.test_cli import run
-from tests.dump.test_dump import assignments_for, one
+from tests.commands.calling import run
+from tests.dump.examples import assignments_for, one
 
 
 def written(case: str, folder: Path) -> dict[str, Any]:

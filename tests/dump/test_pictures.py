@@ -20,7 +20,7 @@ from flerm_fx.dump.render import render
 from flerm_fx.errors import FlermError, InputError
 from flerm_fx.ops.scale import ScaleNodes
 from tests.cases import CASES, make
-from tests.dump.test_dump import Mixer, assignments_for, parse_dot
+from tests.dump.examples import Mixer, assignments_for, parse_dot
 
 Dumped = tuple[list[Assignment], GraphModule]
 

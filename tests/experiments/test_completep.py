@@ -12,7 +12,7 @@ from experiments.methods import METHODS
 from experiments.rules_by_hand import PLACES, roles
 from experiments.store import Run
 from experiments.work import Training, build
-from tests.experiments.test_foreign import inputs, tiny
+from tests.experiments.small import inputs, tiny
 from tests.rounding import assert_close, terms
 
 

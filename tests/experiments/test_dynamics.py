@@ -8,7 +8,7 @@ from experiments import dynamics
 from experiments.axes import AXES, under
 from experiments.work import Recording
 from flerm_fx import BaseProfile
-from tests.experiments.test_running import TINY
+from tests.experiments.small import TINY
 
 
 def test_the_shares_of_a_real_trajectory_add_up(tmp_path: Path) -> None:

@@ -6,29 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor
 
-from experiments.axes import AXES, Axis
+from experiments.axes import AXES
 from experiments.methods import METHODS
 from experiments.rules_by_hand import PLACES, mup_rates, roles
 from experiments.runner import applies
 from experiments.store import Run
 from experiments.work import Compiling, Recording, Training, build
-
-
-def tiny(key: str) -> Axis:
-    """An axis's models, narrow and of one block, on bytes or on random pictures."""
-    axis = AXES[key]
-    return replace(axis, settings={"width": 16, "depth": 1}, steps=5, batch=2)
-
-
-def inputs(axis: Axis) -> Tensor:
-    """A batch of what the models take."""
-    generator = torch.Generator().manual_seed(0)
-    if axis.model == "vit":
-        return torch.randn(2, 1, 28, 28, generator=generator)
-    return torch.randint(256, (2, 64), generator=generator)
+from tests.experiments.small import inputs, tiny
 
 
 @pytest.mark.parametrize("kind", PLACES)

@@ -16,8 +16,9 @@ from experiments.recipe import Recipe
 from experiments.store import Run
 from experiments.training import optimizers, train, validate
 from experiments.work import Training, build
-from flerm_fx.recipe.update_rule import UpdateRule, group_settings
-from tests.experiments.test_running import TINY
+from flerm_fx.recipe.multiplier import group_settings
+from flerm_fx.recipe.update_rule import UpdateRule
+from tests.experiments.small import TINY
 
 RECIPE = Recipe()
 BY_RECIPE = replace(TINY, optimizer="adamw", recipe=RECIPE, steps=10)

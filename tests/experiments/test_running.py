@@ -15,7 +15,7 @@ from rich.console import Console
 
 from experiments import data, smollm2, work
 from experiments.__main__ import main
-from experiments.axes import AXES, LM, Grid
+from experiments.axes import AXES
 from experiments.methods import METHODS
 from experiments.report import put, show, transfers, write
 from experiments.runner import _compilings, _missing, _recordings, best_rate, run, scales_of
@@ -23,16 +23,8 @@ from experiments.store import Result, Run, Store
 from experiments.training import OPTIMIZERS, optimizers, train
 from experiments.work import Compiling, Recording, Training, build
 from flerm_fx.errors import InputError
+from tests.experiments.small import TINY
 from tests.rounding import rounding
-
-TINY = replace(
-    LM,
-    settings={**LM.settings, "width": 16, "depth": 1},
-    scales=(1, 2),
-    grid=Grid(1e-3, 3, 6.0),
-    steps=6,
-    batch=4,
-)
 
 
 def test_equal_seeds_give_equal_runs_and_others_do_not() -> None:

@@ -63,8 +63,8 @@ def knowledge(path: Path) -> Iterator[str]:
             used.add(node.func)
             if calls in ("call_function", "call"):
                 used.update(node.args[:1])
-        elif isinstance(node, ast.Assign):
-            used.add(node.value)
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+            used.add(node.value)  # to what a node calls
     inner = {part for whole in used for part in chain(whole)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -81,6 +81,18 @@ def chain(node: ast.AST) -> Iterator[ast.AST]:
     while isinstance(node, ast.Attribute):
         node = node.value
         yield node
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["A = torch.ops.aten.add.Tensor", "x.op in ('aten.add', 'aten.mul')", "f(aten.add.Tensor)"],
+)
+def test_a_list_of_operations_elsewhere_is_found(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "file.py"
+    file.write_text(line, encoding="utf-8")
+    assert list(knowledge(file))
+    file.write_text("graph.call_function(torch.ops.aten.add.Tensor, (x, aten.add(x, x)))")
+    assert not list(knowledge(file))
 
 
 def test_only_the_table_knows_operations() -> None:

@@ -22,7 +22,9 @@ import torch
 
 from flerm_fx.errors import InputError, OptimizerError, ProfileError
 from flerm_fx.probe.estimate import Estimate
-from flerm_fx.profile.profile import FORMAT, BaseProfile, Trajectory
+from flerm_fx.profile.fields import FORMAT
+from flerm_fx.profile.profile import BaseProfile
+from flerm_fx.profile.trajectory import Trajectory
 from flerm_fx.recipe.schedule import settling_steps, start_steps
 from flerm_fx.recipe.update_rule import UpdateRule
 

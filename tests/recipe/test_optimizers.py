@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 import flerm_fx
-from flerm_fx.recipe.update_rule import UpdateRule, check_state_is_free
+from flerm_fx.recipe.likeness import check_state_is_free
+from flerm_fx.recipe.update_rule import UpdateRule
 
 Groups = list[dict[str, Any]]
 

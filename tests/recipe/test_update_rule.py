@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flerm_fx.errors import OptimizerError
-from flerm_fx.recipe.update_rule import (
-    UpdateRule,
+from flerm_fx.recipe.likeness import state_powers
+from flerm_fx.recipe.multiplier import (
     decay_per_step,
     degree,
     group_settings,
     node_multiplier,
     node_scale,
-    state_powers,
 )
+from flerm_fx.recipe.update_rule import UpdateRule
 
 DEGREES = {
     "Adam": 0.0,

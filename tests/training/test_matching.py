@@ -14,7 +14,7 @@ from torch.optim import lr_scheduler
 
 import flerm_fx
 from flerm_fx.probe.estimate import Estimate
-from flerm_fx.profile.profile import Trajectory
+from flerm_fx.profile.trajectory import Trajectory
 from models.resmlp import ResMLP
 from tests.cases import features, slow
 

@@ -12,16 +12,8 @@ from torch.func import functional_call
 
 import flerm_fx
 from flerm_fx.recipe.schedule import start_steps
-from tests.cases import CASES, DataDependent, features, make
+from tests.cases import CASES, DataDependent, features, make, target_for
 from tests.rounding import rounding, terms
-
-
-def target_for(model: nn.Module, inputs: Tensor) -> Tensor:
-    with torch.no_grad():
-        output = copy.deepcopy(model)(inputs)
-    logits = output["logits"] if isinstance(output, dict) else output
-    generator = torch.Generator().manual_seed(3)
-    return torch.randint(logits.shape[-1], logits.shape[:-1], generator=generator)
 
 
 def train(

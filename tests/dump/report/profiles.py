@@ -7,7 +7,8 @@ import torch
 from flerm_fx.align.parameter_graph import chain
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.probe.estimate import Estimate
-from flerm_fx.profile.profile import BaseProfile, Trajectory
+from flerm_fx.profile.profile import BaseProfile
+from flerm_fx.profile.trajectory import Trajectory
 from flerm_fx.recipe.update_rule import UpdateRule
 
 BLOCK = ("norm.weight", "up.weight", "up.bias", "down.weight")

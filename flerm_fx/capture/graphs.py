@@ -1,0 +1,156 @@
+"""A model as two graphs by ``torch.export``: the one to run, and the one to probe."""
+
+import functools
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from flerm_fx.capture.cleaning import clean, output_only, without_selected_output
+from flerm_fx.capture.exporting import TracedError, exporting
+from flerm_fx.capture.functionalize import functionalize
+from flerm_fx.capture.probed_as import separate_draws
+from flerm_fx.capture.recurrent import layer_by_layer
+from flerm_fx.compat import (
+    guards_of,
+    pytree,
+    tree_flatten_spec,
+)
+from flerm_fx.model.inputs import (
+    OutputFn,
+    difference,
+    select_output,
+)
+from flerm_fx.model.untouched import untouched
+from flerm_fx.ops.aliasing import is_functional
+
+
+class NoGraphError(Exception):
+    """A graph that torch cannot make of a model, or that would not be the model."""
+
+
+Exported = tuple[fx.GraphModule, fx.GraphModule, pytree.TreeSpec, Callable[..., None]]
+
+
+def export(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    names: dict[int, str],
+    output_fn: OutputFn | None,
+    dynamic_batch: bool,
+) -> Exported:
+    """The graph to run, the graph to probe, how inputs flatten, and the guards of their shapes."""
+    wrapper = _WithSelectedOutput(model, output_fn)
+    shapes: Any = None
+    if dynamic_batch:
+        shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                shapes[leaf] = {0: torch.export.Dim.DYNAMIC}
+    with exporting(), _made_by_torch():
+        program = torch.export.export(wrapper, args, kwargs, strict=False, dynamic_shapes=shapes)
+        guarded = program.module(check_guards=True)
+    guards = guards_of(guarded, _unguarded)
+    full = clean(guarded, model, names)
+    probe = output_only(full)
+    if not functionalize(probe.graph):
+        with exporting(), _made_by_torch():
+            functional = program.run_decompositions({}).module(check_guards=False)
+        probe = output_only(clean(functional, model, names))
+        if not is_functional(probe.graph):
+            raise NoGraphError("an in-place operation could not be made functional")
+    layer_by_layer(probe.graph)
+    separate_draws(probe.graph)
+    in_spec = without_selected_output(full)
+    probe.graph.eliminate_dead_code(
+        is_impure_node=lambda node: node.op in ("placeholder", "output") or "parameter" in node.meta
+    )
+    probe.graph.set_codegen(fx.graph.CodeGen())
+    for graph_module in (full, probe):
+        graph_module.graph.lint()
+        graph_module.recompile()
+    return full, probe, in_spec, guards
+
+
+def _unguarded(*flat_inputs: Any) -> None:
+    """A graph that holds for any input."""
+
+
+@contextmanager
+def _made_by_torch() -> Iterator[None]:
+    """Nothing but torch and the user's code may run in here: what they raise is no graph."""
+    try:
+        yield
+    except TracedError as traced:
+        raise NoGraphError(_construct(traced.error)) from traced.error
+    except Exception as error:  # whatever torch makes of a model that it cannot export
+        raise NoGraphError(_construct(error)) from error
+
+
+class _WithSelectedOutput(nn.Module):
+    """The model, returning its output and the one tensor of it that is measured."""
+
+    def __init__(self, model: nn.Module, output_fn: OutputFn | None) -> None:
+        super().__init__()
+        self.model = model
+
+        @functools.wraps(model.forward)  # so that placeholders get the model's argument names
+        def forward(*args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
+            try:
+                output = model(*args, **kwargs)
+                selected = select_output(output, output_fn)
+            except Exception as error:
+                raise TracedError(error) from error
+            return _exportable(output), selected
+
+        self.forward = forward
+        self.training = model.training
+
+
+def _exportable(output: Any) -> Any:
+    """An output with None for the objects in it that a graph cannot return, such as a cache."""
+    leaves, spec = pytree.tree_flatten(output)
+    if len(leaves) == 1 and leaves[0] is output:  # nothing would be left
+        return output
+    kept = (Tensor, int, float, bool, str, torch.SymInt, torch.SymFloat, torch.SymBool)
+    return pytree.tree_unflatten(
+        [leaf if isinstance(leaf, kept) else None for leaf in leaves], spec
+    )
+
+
+def check_same(
+    exported: "Exported",
+    expected: Tensor,
+    eps: float,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    """The graph must give what the model gives, with the same random draws."""
+    _, probe, in_spec, _ = exported
+    with torch.no_grad(), untouched(probe):
+        found = probe(*tree_flatten_spec((args, kwargs), in_spec))
+    apart = difference(found, expected)
+    if apart > max(1e-3, 16 * eps):
+        raise NoGraphError(f"the graph gives other outputs than the model, by {apart:.1e}")
+
+
+def _construct(error: Exception) -> str:
+    """The construct that export stopped at: the error and the user's line that raised it."""
+    summary = str(error).strip().splitlines()
+    message = f"{type(error).__name__}: {summary[0] if summary else ''}"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "/torch/" not in frame.filename.replace("\\", "/")
+        and not frame.filename.startswith(os.path.dirname(__file__))
+        and not frame.filename.startswith("<")
+    ]
+    if frames:
+        frame = frames[-1]
+        message += f" ({frame.filename}:{frame.lineno}: {frame.line})"
+    return message

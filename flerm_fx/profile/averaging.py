@@ -1,0 +1,135 @@
+"""One profile of several recordings of one base model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from flerm_fx.errors import InputError
+from flerm_fx.probe.estimate import Estimate
+from flerm_fx.profile.fields import TYPES, Fields, ProfileFields, present_versions
+from flerm_fx.profile.trajectory import Trajectory
+
+
+def averaged(profiles: Any, kind: type[Fields]) -> Fields:
+    """The profile whose numbers are means over profiles of a kind: see ``BaseProfile.mean``."""
+    if not isinstance(profiles, Iterable):
+        raise InputError(
+            f"BaseProfile.mean takes a list of profiles; got {type(profiles).__name__}"
+        )
+    profiles = tuple(profiles)
+    if not profiles:
+        raise InputError("BaseProfile.mean takes at least one profile; got none")
+    for index, profile in enumerate(profiles):
+        if not isinstance(profile, kind):
+            raise InputError(
+                f"BaseProfile.mean takes profiles; number {index} is of type "
+                f"{type(profile).__name__}: load a file with BaseProfile.load"
+            )
+    first: Fields
+    first, *others = profiles
+    for index, other in enumerate(others, start=1):
+        _check_same(first, other, index)
+    if not others:
+        return first
+    return replace(
+        first,
+        start={
+            name: _mean([profile.start[name] for profile in profiles]) for name in first.parameters
+        },
+        late={
+            name: _mean([profile.late[name] for profile in profiles])
+            for name in first.parameters
+            if all(profile.late for profile in profiles)
+        },
+        settling=_mean_trajectory([profile.settling for profile in profiles]),
+        output_rms=tuple(
+            math.sqrt(sum(rms**2 for rms in each) / len(each))
+            for each in zip(*(profile.output_rms for profile in profiles), strict=True)
+        ),
+        update_sizes={
+            name: math.fsum(profile.update_sizes[name] for profile in profiles) / len(profiles)
+            for name in first.update_sizes
+        },
+        trajectory=_mean_trajectory([profile.trajectory for profile in profiles]),
+        versions=present_versions(),
+    )
+
+
+def _check_same(first: ProfileFields, other: ProfileFields, index: int) -> None:
+    """Whether two profiles record one model under one setting, seeds apart."""
+
+    def settings(profile: ProfileFields) -> Iterator[tuple[str, Any]]:
+        yield "optimizer", profile.optimizer.source
+        yield "optimizer settings", profile.optimizer.spec()["settings"]
+        yield "other parameter groups", [(rule.spec(), rate) for rule, rate in profile.others]
+        yield "which group holds what", dict(profile.held)
+        yield "which optimizer a group is of", profile.belongs
+        for name in profile.parameters:
+            yield f"the shape of {name!r}", profile.shapes[name]
+        for name in TYPES:
+            if name != "seed":
+                yield name, getattr(profile, name)
+        yield "trajectory steps", profile.trajectory.steps
+        yield "trajectory learning rates", profile.trajectory.learning_rates
+
+    hint = "a mean takes recordings of one model with equal settings, seeds apart"
+    if first.parameters != other.parameters:
+        names = sorted(set(first.parameters) ^ set(other.parameters))
+        where = ", ".join(map(repr, names[:5])) or "their execution order"
+        raise InputError(f"profiles 0 and {index} differ in parameters, in {where}; {hint}")
+    for (what, expected), (_, came) in zip(settings(first), settings(other), strict=True):
+        if came != expected:
+            raise InputError(
+                f"profiles 0 and {index} differ in {what}: {expected!r} and {came!r}; {hint}"
+            )
+    import networkx as nx
+
+    if not nx.utils.graphs_equal(first.graph, other.graph):
+        odd = sorted(
+            {str(item) for item in first.graph.nodes(data=True)}
+            ^ {str(item) for item in other.graph.nodes(data=True)}
+        )
+        where = f"node {odd[0]}" if odd else "their edges"
+        raise InputError(f"profiles 0 and {index} differ in parameter graph, at {where}; {hint}")
+
+
+def _mean_trajectory(trajectories: Sequence[Trajectory]) -> Trajectory:
+    """The trajectory whose every FSLR is the mean over recordings."""
+    first = trajectories[0]
+    course = {
+        name: tuple(
+            _mean([trajectory.fslrs[name][step] for trajectory in trajectories])
+            for step in range(len(first))
+        )
+        for name in first.fslrs
+    }
+    return replace(first, fslrs=course)
+
+
+def _mean(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean over seeds with its standard error: see :meth:`ProfileFields.mean`."""
+    n = len(estimates)
+    geometric = all(estimate.value > 0 for estimate in estimates)
+    if geometric:
+        values = [math.log(estimate.value) for estimate in estimates]
+        errors = [estimate.relative_error for estimate in estimates]
+    else:
+        values = [estimate.value for estimate in estimates]
+        errors = [estimate.stderr for estimate in estimates]
+    center = sum(values) / n
+    spread = sum((value - center) ** 2 for value in values) / (n - 1) / n
+    own = sum(error**2 for error in errors) / n**2
+    error = math.sqrt(max(spread, own))
+    methods = dict.fromkeys(estimate.method for estimate in estimates)
+    notes = dict.fromkeys(estimate.note for estimate in estimates if estimate.note)
+    value = math.exp(center) if geometric else center
+    return Estimate(
+        value=value,
+        stderr=value * error if geometric else error,
+        method="+".join(methods),
+        samples=sum(estimate.samples for estimate in estimates),
+        note="; ".join([f"mean of {n} profiles", *notes]),
+    )

@@ -1,0 +1,137 @@
+"""FSLRs of a run's own updates, every so many steps."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from flerm_fx.errors import InputError, ProfileError
+from flerm_fx.probe.estimate import Estimate
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """FSLRs of the run's own updates, every so many steps.
+
+    Attributes:
+        steps: the S steps that were measured, ascending, counted from 0.
+        learning_rates: the learning rate at each step.
+        fslrs: for each parameter, one estimate a step, per unit of learning rate.
+
+    Raises:
+        ProfileError: if the lengths differ, steps do not ascend, or a number is not finite.
+
+    >>> trajectory = Trajectory((0,), (0.1,), {"weight": (Estimate(2.0, 0.0, "exact", 0),)})
+    >>> len(trajectory), trajectory.at(0)["weight"].value
+    (1, 2.0)
+    """
+
+    steps: tuple[int, ...] = ()
+    learning_rates: tuple[float, ...] = ()
+    fslrs: Mapping[str, tuple[Estimate, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.learning_rates) != len(self.steps):
+            raise ProfileError(
+                f"the trajectory has {len(self.steps)} steps, but {len(self.learning_rates)} "
+                "learning rates"
+            )
+        ascending = all(a < b for a, b in zip(self.steps, self.steps[1:], strict=False))
+        if not ascending or any(step < 0 for step in self.steps):
+            raise ProfileError(f"the trajectory's steps {self.steps} do not ascend from 0")
+        for step, rate in zip(self.steps, self.learning_rates, strict=True):
+            if not (math.isfinite(rate) and rate >= 0):
+                raise ProfileError(f"learning rate {rate} at step {step} is no finite number >= 0")
+        for name, estimates in self.fslrs.items():
+            if len(estimates) != len(self.steps):
+                raise ProfileError(
+                    f"the trajectory has {len(self.steps)} steps, but {len(estimates)} FSLRs of "
+                    f"{name!r}"
+                )
+            for step, estimate in zip(self.steps, estimates, strict=True):
+                check_estimate(estimate, f"FSLR of {name!r} at step {step}")
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def at(self, step: int) -> dict[str, Estimate]:
+        """The FSLRs at a recorded step.
+
+        Raises:
+            InputError: if that step was not recorded.
+        """
+        if step not in self.steps:
+            raise InputError(f"step {step} was not recorded; the trajectory has {self.steps}")
+        index = self.steps.index(step)
+        return {name: estimates[index] for name, estimates in self.fslrs.items()}
+
+    def between(self, step: float) -> dict[str, Estimate]:
+        """The FSLRs at any step, logarithms interpolated between recorded ones.
+
+        Before the first recorded step they are as there, after the last as there; beside an FSLR
+        of 0, which has no logarithm, the FSLRs themselves are interpolated.
+
+        Raises:
+            InputError: no step was recorded.
+
+        >>> fslrs = [Estimate(value, 0.0, "exact", 0) for value in (1.0, 4.0)]
+        >>> Trajectory((0, 10), (0.1, 0.1), {"weight": tuple(fslrs)}).between(5)["weight"].value
+        2.0
+        """
+        if not self.steps:
+            raise InputError("the trajectory is empty; record the base while it trains")
+        right = bisect.bisect_left(self.steps, step)
+        if right == len(self.steps) or right == 0 or self.steps[right] == step:
+            return self.at(self.steps[min(right, len(self.steps) - 1)])
+        left = right - 1
+        weight = (step - self.steps[left]) / (self.steps[right] - self.steps[left])
+        return {
+            name: _interpolated(estimates[left], estimates[right], weight)
+            for name, estimates in self.fslrs.items()
+        }
+
+    def smoothed(self, decay: float) -> Trajectory:
+        r"""Roots of moving averages of the squared FSLRs, corrected for their start.
+
+        .. math:: \bar F_k^2 = \frac{\sum_{i \le k} d^{k-i} F_i^2}{\sum_{i \le k} d^{k-i}}
+
+        The same trajectory for a decay d of 0. Errors are kept as they are.
+        """
+        if not decay:
+            return self
+        course = {}
+        for name, estimates in self.fslrs.items():
+            total = weight = 0.0
+            averaged = []
+            for estimate in estimates:
+                total = decay * total + estimate.value**2
+                weight = decay * weight + 1.0
+                averaged.append(replace(estimate, value=math.sqrt(total / weight)))
+            course[name] = tuple(averaged)
+        return replace(self, fslrs=course)
+
+
+def _interpolated(left: Estimate, right: Estimate, weight: float) -> Estimate:
+    """Between two estimates, in logarithms where both have one."""
+
+    def between(a: float, b: float) -> float:
+        return (1 - weight) * a + weight * b
+
+    if left.value > 0 and right.value > 0:
+        value = math.exp(between(math.log(left.value), math.log(right.value)))
+    else:
+        value = between(left.value, right.value)
+    return replace(left, value=value, stderr=between(left.stderr, right.stderr))
+
+
+def check_estimate(estimate: Estimate, what: str) -> None:
+    """Raise ProfileError, naming ``what`` it is, for an estimate that is no finite FSLR."""
+    for number in (estimate.value, estimate.stderr):
+        if not (math.isfinite(number) and number >= 0):
+            raise ProfileError(
+                f"{what} is {estimate.value} ± {estimate.stderr}; expected finite numbers >= 0"
+            )
+    if estimate.samples < 0:
+        raise ProfileError(f"{what} has {estimate.samples} samples; expected at least 0")
