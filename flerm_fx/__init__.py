@@ -27,8 +27,10 @@ from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.instrumenting import instrument
 from flerm_fx.probe.measure import measure
 from flerm_fx.profile.profile import BaseProfile
-from flerm_fx.training.matching import Matcher, match
-from flerm_fx.training.recording import Recorder, record
+from flerm_fx.training.matcher import Matcher
+from flerm_fx.training.matching import match
+from flerm_fx.training.recorder import Recorder
+from flerm_fx.training.recording import record
 from flerm_fx.training.seeds import record_seeds
 
 __version__ = "0.1.0"

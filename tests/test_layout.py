@@ -34,7 +34,6 @@ MOST_LINES = 400
 
 LONGER = {
     "align/": "a graph, its repeats and what is laid over it are not yet files of one concept each",
-    "training/": "a recorder and a matcher still hold options, schedule and state",
     "compiler.py": "a compiled model's methods are its interface, each documented with an example",
 }
 """Files and folders whose files may have more lines, and why."""
