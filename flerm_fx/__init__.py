@@ -19,10 +19,14 @@ from flerm_fx.errors import (
     EstimateError,
     FlermError,
     InputError,
+    LawError,
     MatchError,
+    MatchWarning,
     OptimizerError,
     ProfileError,
 )
+from flerm_fx.laws.building import scaling_law
+from flerm_fx.laws.law import ScalingLaw
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.instrumenting import instrument
 from flerm_fx.probe.measure import measure
@@ -47,11 +51,14 @@ __all__ = [
     "EstimateError",
     "FlermError",
     "InputError",
+    "LawError",
     "MatchError",
+    "MatchWarning",
     "Matcher",
     "OptimizerError",
     "ProfileError",
     "Recorder",
+    "ScalingLaw",
     "clip_grad_norm_",
     "compile",
     "instrument",
@@ -59,4 +66,5 @@ __all__ = [
     "measure",
     "record",
     "record_seeds",
+    "scaling_law",
 ]

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 import torch
 from torch import Tensor, fx, nn
 
-from flerm_fx.align.aligning import Mapped, Match, OnUnmatched
+from flerm_fx.align.aligning import Match, OnUnmatched
+from flerm_fx.align.doubts import Doubt, doubts_of
 from flerm_fx.align.parameter_graph import capture_graph
+from flerm_fx.align.patterns import Mapped
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.assign.matches import held_as_matched, matched
 from flerm_fx.assign.multipliers import assigned
+from flerm_fx.assign.predictor import Predictor
 from flerm_fx.assign.way import Settling
 from flerm_fx.boundary.options import checked, choice, flag, instance, integer
 from flerm_fx.capture.captured import Capture
@@ -30,6 +33,7 @@ from flerm_fx.emit.emitters import EMITTERS, Emit
 from flerm_fx.emit.first_steps import watch
 from flerm_fx.emit.graph import GraphEmitter
 from flerm_fx.emit.module import scales_of
+from flerm_fx.emit.overrides import Overrides, overrides
 from flerm_fx.emit.scaled import Held, ScaledModel
 from flerm_fx.emit.undo import undone_on_failure
 from flerm_fx.errors import CaptureWarning, InputError, OptimizerError
@@ -96,7 +100,7 @@ class Check:
 
 def compile(
     model: nn.Module,
-    base_profile: BaseProfile,
+    base_profile: BaseProfile | Predictor,
     *,
     inputs: Pool | None = None,
     targets: Any = None,
@@ -106,6 +110,7 @@ def compile(
     emit: Emit = "graph",
     mapping: Mapped | None = None,
     on_unmatched: OnUnmatched = "error",
+    strict: bool = False,
     method: Method = "auto",
     rtol: float = 0.05,
     donate: bool = False,
@@ -139,10 +144,14 @@ def compile(
     parameters' own multipliers move these steps too, at second order in the learning rate, so the
     late start is measured again under them until none moves by more than 1 %, at most 8 times.
 
+    A :class:`flerm_fx.ScalingLaw` in place of the profile predicts the multipliers from the
+    target's shapes: nothing is measured, and the model may be on the device ``meta``.
+
     Args:
         model: the target, at its initial weights and in the mode in which it will train. It is
             left as it was, unless ``donate``.
-        base_profile: recorded by :func:`flerm_fx.record` on the base model.
+        base_profile: recorded by :func:`flerm_fx.record` on the base model; or a law, which goes
+            through such a base, and needs no ``targets``, ``loss_fn``, ``method`` or ``rtol``.
         inputs: probe pool for this model, as for :func:`flerm_fx.record`; the profile's own if
             None.
         targets: the targets that go with ``inputs``.
@@ -154,10 +163,14 @@ def compile(
             ``"module"`` for scale nodes on ``model`` itself, as parametrizations that all its other
             methods see too (``generate``, trainers, ``fully_shard``); ``"param_groups"`` to change
             nothing and train ``model`` with :meth:`CompiledModel.param_groups`.
-        mapping: target name to base name, as a dict or a function, where structure cannot decide.
+        mapping: base names for target names, where structure cannot decide: as a dict of names of
+            parameters or modules, with patterns such as ``{"blocks.*.attn": "layers.*.attention"}``
+            or ``{"blocks.{i}": "layers.{i * n // m}"}`` (see
+            :func:`flerm_fx.align.patterns.mapped_shares`), or as a function.
         on_unmatched: what becomes of parameters that only one of the models has, such as biases or
             an added head: an ``"error"``, or ``"unit"`` to train the target's with a multiplier of
             1 and leave the base's out, with a warning that counts both.
+        strict: refuse matches that something speaks against, in place of a warning.
         method: as for :func:`flerm_fx.measure`.
         rtol: as for :func:`flerm_fx.measure`.
         donate: give the compiled model the parameters of ``model`` itself, and leave ``model``
@@ -167,13 +180,17 @@ def compile(
         A :class:`CompiledModel`, called and trained like ``model``.
 
     Warns:
+        MatchWarning: something speaks against the matches of some parameters; it names each, and
+            what else is possible.
         UserWarning: the model is in another mode than the base was recorded in, or has weights in
             half precision and does not run in float32, parameters were left without a counterpart,
             multipliers did not settle or are far from the first guess, or the model's outputs stay
             much larger than the base's.
 
     Raises:
-        MatchError: parameters that structure cannot match; the message names each.
+        MatchError: parameters that structure cannot match, or with ``strict`` not for certain; the
+            message names each.
+        LawError: parameters that a law does not reach; the message names each.
         InputError: unusable inputs or options.
         OptimizerError: a loss or optimizer that the profile cannot name.
         EstimateError, DivergenceError: as for :func:`flerm_fx.record`.
@@ -195,11 +212,15 @@ def compile(
         True
     """
     model = unwrapped(checked("model", model))
-    instance("base_profile", base_profile, BaseProfile, "a BaseProfile", LOAD)
+    law = base_profile if isinstance(base_profile, Predictor) else None
+    base_profile = instance(
+        "base_profile", law.profile if law else base_profile, BaseProfile, "a BaseProfile", LOAD
+    )
     choice("emit", emit, get_args(Emit))
     choice("on_unmatched", on_unmatched, get_args(OnUnmatched))
     choice("method", method, METHODS)
     rtol, donate = checked("rtol", rtol), flag("donate", donate)
+    strict = flag("strict", strict)
     for name, value in (("output_fn", output_fn), ("mapping", mapping)):
         checked(name, value)
     if isinstance(model, ScaledModel) or scales_of(model):
@@ -218,25 +239,44 @@ def compile(
             stacklevel=2,
         )
     procedure = _procedure(
-        model, base_profile, inputs, targets, loss_fn, optimizer, output_fn, method, rtol
+        model,
+        replace(base_profile, loss=MODEL_LOSS) if law else base_profile,  # it takes no step
+        inputs,
+        targets,
+        loss_fn,
+        optimizer,
+        output_fn,
+        method,
+        rtol,
     )
     probe_inputs = to_device(procedure.pool[0][0], device_of(model))
-    twin, measured_on, obstacle = _measurable(lambda: copied(model), procedure)
+    if law:
+        twin, measured_on, obstacle = copied(model, on_meta=True), procedure, ""
+    else:
+        twin, measured_on, obstacle = _measurable(lambda: copied(model), procedure)
     captured = capture(
-        twin, to_device(measured_on.pool[0][0], device_of(model)), output_fn, original=model
+        twin,
+        to_device(measured_on.pool[0][0], device_of(model)),
+        output_fn,
+        original=model,
+        on_meta=law is not None,
     )
     emitted = captured
-    if is_coarse(model) and not obstacle:  # what is emitted has the model's own types
+    if is_coarse(model) and not obstacle and not law:  # what is emitted has the model's own types
         twin = copied(model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CaptureWarning)  # as above
             emitted = capture(twin, probe_inputs, output_fn, original=model)
-    matches = matched(base_profile, captured, mapping, on_unmatched)
+    matches = matched(base_profile, captured, mapping, on_unmatched, strict=strict)
     held = held_as_matched(base_profile, captured, matches)
     procedure, measured_on = procedure.held_as(held), measured_on.held_as(held)
     if obstacle:
         warn_of_rounding(captured, measured_on, obstacle, stacklevel=2)
-    assignments, settling = assigned(captured, base_profile, matches, measured_on)
+    settling: Settling = {}
+    if law:
+        assignments = law.predicted(captured, matches)
+    else:
+        assignments, settling = assigned(captured, base_profile, matches, measured_on)
     emitter, scales = EMITTERS[emit], {}
     if emitter.has_nodes:
         run = procedure.optimizers
@@ -258,7 +298,7 @@ def compile(
             base_profile=base_profile,
             parameter_graph=capture_graph(captured),
         )
-        if before is not None:
+        if before is not None and not before.is_meta:
             after = _output(emitted, model, probe_inputs)
             _check_unchanged(before, after, last_bit(model, before))
         compiled.adopt(emitted, probe_inputs)
@@ -321,9 +361,19 @@ class CompiledModel(ScaledModel):
         )
 
     @property
+    def base_profile(self) -> BaseProfile | None:
+        """The profile of the base that the multipliers are relative to."""
+        return self._base_profile
+
+    @property
     def multipliers(self) -> dict[str, float]:
         """Learning-rate multiplier of each trainable parameter, in execution order."""
         return {a.parameter: a.multiplier for a in self.assignments}
+
+    @property
+    def doubts(self) -> tuple[Doubt, ...]:
+        """The matches that something speaks against, and what else was possible."""
+        return doubts_of(self.matches)
 
     def rescale(
         self, scales: Mapping[str, float], multipliers: Mapping[str, float] | None = None
@@ -488,6 +538,45 @@ class CompiledModel(ScaledModel):
             groups[kind, m]["params"].append(parameter)
         return list(groups.values())
 
+    def overrides(self, format: Overrides = "json") -> str:
+        """The multipliers as text, for a stack that does not import flerm_fx.
+
+        Each parameter's name is matched by one entry, and the entry gives its multiplier.
+
+        Args:
+            format: ``"json"``, from name to multiplier; ``"regex"``, JSON from regular expressions
+                that match whole names; ``"megatron"``, code of the ``config_overrides`` of
+                Megatron-LM, for rates alone, decay being its own affair; ``"param_groups"``, code
+                of a function from a model and the base's learning rate to parameter groups, with
+                decay and eps as in :meth:`param_groups`.
+
+        Raises:
+            InputError: another format, names that are not printable, or ``"param_groups"`` of a run
+                with several optimizers.
+
+        Example::
+
+            >>> import flerm_fx, json, torch
+            >>> small, large = nn.Linear(4, 3), nn.Linear(4, 3)
+            >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
+            >>> adam = torch.optim.AdamW(small.parameters(), lr=1e-3)
+            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, x, y).profile)
+            >>> json.loads(compiled.overrides()) == compiled.multipliers
+            True
+        """
+        choice("format", format, get_args(Overrides))
+        groups: list[dict[str, Any]] = []
+        if format == "param_groups":
+            if self.procedure.optimizers.count > 1:
+                raise InputError(
+                    "the base was trained by several optimizers, whose groups one function does "
+                    "not hold; use param_groups(lr, optimizer=...) or overrides('json')"
+                )
+            names = {id(parameter): name for name, parameter in self.named_parameters()}
+            for group in self._groups(self, self.multipliers, 1.0, None, 0):
+                groups.append({**group, "params": [names[id(p)] for p in group["params"]]})
+        return overrides(self.multipliers, groups, format)
+
     def fold(self) -> nn.Module:
         """A plain model of the original class with the scales multiplied into its weights."""
         return self.plain()
@@ -521,6 +610,7 @@ class CompiledModel(ScaledModel):
             inputs=to_device(self._probe_inputs, device_of(self)),
             profile=self._base_profile,
             graph=self._parameter_graph,
+            doubts=self.doubts,
         )
 
     def check(self) -> tuple[Check, ...]:
@@ -538,7 +628,16 @@ class CompiledModel(ScaledModel):
                   + (10^{-2} + 2 \epsilon)\,\mathrm{FSLR}_{base},
 
         with the machine epsilon of the coarsest weights, which is :math:`2^{-7}` in bfloat16.
+
+        Raises:
+            InputError: a law predicted the multipliers, and nothing was measured to compare with.
         """
+        if any(row.status == "predicted" for row in self.assignments):
+            raise InputError(
+                "the multipliers are predicted by a law, so nothing was measured that could be "
+                "measured again; law.check() says where the law holds, and compile(model, profile) "
+                "measures this model"
+            )
         twin, procedure, _ = _measurable(self._trainable, self.procedure)
         inputs = to_device(procedure.pool[0][0], device_of(twin))
         adopted = None if is_coarse(self) and not is_coarse(twin) else self.adopted(twin)

@@ -64,5 +64,13 @@ class ProfileError(FlermError):
     """A profile that is truncated, of another version, no profile, or cannot be saved."""
 
 
+class MatchWarning(UserWarning):
+    """Something speaks against matches that structure found; the message names each."""
+
+
+class LawError(FlermError):
+    """A scaling law that cannot be fitted or read, or does not reach what is asked of it."""
+
+
 class CaptureWarning(UserWarning):
     """The model does not export to a graph, so flerm_fx runs it eagerly instead."""

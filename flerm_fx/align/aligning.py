@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import bisect
 import heapq
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal, get_args
 
-from flerm_fx.align.isomorphism import isomorphism
-from flerm_fx.align.mass import Shares, shares
+from flerm_fx.align.doubts import Doubt
+from flerm_fx.align.mass import Shares
 from flerm_fx.align.names import shares_by_names
-from flerm_fx.align.overlay import links
 from flerm_fx.align.parameter_graph import as_chain, parameters
-from flerm_fx.align.repeats import fold_alike
+from flerm_fx.align.patterns import Mapped, mapped_shares
+from flerm_fx.align.readings import by_structure
 from flerm_fx.boundary.options import choice
 from flerm_fx.errors import MatchError, shown
 
 if TYPE_CHECKING:
     import networkx as nx
 
-Mapped = Mapping[str, str] | Callable[[str], str | None]
 OnUnmatched = Literal["error", "unit"]
 
 
@@ -36,10 +35,12 @@ class Match:
             function-space mass, that goes to this target parameter. Over all targets, the shares
             of one base parameter sum to 1. Empty for a parameter that the target does not use, or
             that has no counterpart.
+        doubt: what speaks against it; None if nothing does.
     """
 
     target: str
     base: tuple[tuple[str, float], ...]
+    doubt: Doubt | None = field(default=None, compare=False)
 
 
 def align(
@@ -71,12 +72,17 @@ def align(
     sequences (see :func:`flerm_fx.align.overlay.links`), so that a bias or a layer that only one
     side has leaves all others with their counterparts.
 
+    Where something speaks against that, as against halves of a block that pass for copies, it is
+    weighed against what the module tree says, by the score of
+    :class:`flerm_fx.align.evidence.Evidence`; and what is still in doubt says so (``Match.doubt``).
+
     Args:
         base: parameter graph of the base model.
         target: parameter graph of the target.
-        mapping: base name for a target name, as a dict or a function that may return None. What it
-            names is taken as given, a base parameter mapped to k targets gives each 1/k, and the
-            rest is aligned by structure without these parameters.
+        mapping: base names for target names, of parameters or modules, with patterns for indices
+            (see :func:`flerm_fx.align.patterns.mapped_shares`); as a dict or a function that may
+            return None. What it names is taken as given, a base parameter mapped to k targets gives
+            each 1/k, and the rest is aligned by structure without these parameters.
         on_unmatched: what becomes of parameters that have no counterpart: an ``"error"``, or, for
             ``"unit"``, empty matches.
 
@@ -108,15 +114,14 @@ def align(
         head.weight [('head.weight', 1.0)]
     """
     choice("on_unmatched", on_unmatched, get_args(OnUnmatched))
-    given = _given(base, target, mapping)
-    found: dict[str, dict[str, Fraction]] = defaultdict(dict)
-    copies = Counter(given.values())
-    for name, answer in given.items():
-        found[name][answer] = Fraction(1, copies[answer])
     used = _used(target)
+    given = _given(base, target, mapping)
+    found: dict[str, dict[str, Fraction]] = defaultdict(dict, given)
     by_hand = given.keys() >= used
+    doubts: Mapping[str, Doubt] = {}
     if not by_hand:
-        for laid in _by_names_and_structure(base, target, given):
+        readings, doubts = _by_names_and_structure(base, target, given)
+        for laid in readings:
             for name, targets in laid.items():
                 for other, share in targets.items():
                     found[other][name] = share
@@ -125,6 +130,7 @@ def align(
         name: Match(
             name,
             tuple((b, float(found[name][b])) for b in sorted(found[name], key=place.__getitem__)),
+            doubts.get(name),
         )
         for name in parameters(target)
     }
@@ -146,78 +152,39 @@ def _used(pg: nx.DiGraph) -> set[str]:
     return {name for name in parameters(pg) if pg.nodes[name]["op"]}
 
 
-def _given(base: nx.DiGraph, target: nx.DiGraph, mapping: Mapped | None) -> dict[str, str]:
-    """What the caller decided, by target name, with the names checked."""
-    known = dict.fromkeys(parameters(target))
+def _given(
+    base: nx.DiGraph, target: nx.DiGraph, mapping: Mapped | None
+) -> dict[str, dict[str, Fraction]]:
+    """What the caller decided: shares of base parameters, by target name."""
     if mapping is None:
         return {}
-    answers = {name: mapping(name) for name in known} if callable(mapping) else dict(mapping)
-    given = {name: answer for name, answer in answers.items() if answer is not None}
-    choices = dict.fromkeys(parameters(base))
-    wrong = [f"target parameter {name!r}" for name in given if name not in known]
-    wrong += [
-        f"base parameter {answer!r} (for {name!r})"
-        for name, answer in given.items()
-        if not isinstance(answer, str) or answer not in choices
-    ]
-    if wrong:
-        raise MatchError(
-            f"mapping names {', '.join(wrong)}, which the parameter graph does not have; expected "
-            "{target name: base name}, with names as in model.named_parameters()"
-        )
-    return given
+    names = parameters(target)
+    laid = mapped_shares(parameters(base), names, mapping, unused=set(names) - _used(target))
+    given: dict[str, dict[str, Fraction]] = defaultdict(dict)
+    for name, row in laid.items():
+        for other, share in row.items():
+            given[other][name] = share
+    return dict(given)
 
 
 def _by_names_and_structure(
-    base: nx.DiGraph, target: nx.DiGraph, given: Mapping[str, str]
-) -> list[Shares]:
-    """Shares of the parameters that ``given`` leaves.
+    base: nx.DiGraph, target: nx.DiGraph, given: Mapping[str, Mapping[str, Fraction]]
+) -> tuple[list[Shares], dict[str, Doubt]]:
+    """Shares of the parameters that ``given`` leaves, and what is in doubt about them.
 
     By structure; where the data flow of either side is not known, by names first.
     """
+    named = {name for row in given.values() for name in row}
     if base.graph.get("complete", True) and target.graph.get("complete", True):
-        return [_by_structure(_without(base, set(given.values())), _without(target, set(given)))]
-    b = _without(as_chain(base), set(given.values()))
+        laid, doubts = by_structure(_without(base, named), _without(target, set(given)))
+        return [laid], doubts
+    b = _without(as_chain(base), named)
     t = _without(as_chain(target), set(given))
-    named = shares_by_names(b, t)
-    answered = {other for row in named.values() for other in row}
-    rest = as_chain(_without(b, set(named))), as_chain(_without(t, answered))
-    return [named, _by_structure(*rest)]
-
-
-def _by_structure(b: nx.DiGraph, t: nx.DiGraph) -> Shares:
-    """Shares by the reading of two graphs that leaves fewest parameters over."""
-    number = len(parameters(b)) + len(parameters(t))
-    best: tuple[tuple[int, bool, bool], Shares] = (0, False, False), {}
-    # Kinds first: they tell an RMSNorm's weight from another factor, but classes get renamed.
-    for kinds in (True, False):
-        pairs = isomorphism(b, t, kinds)
-        if pairs is not None:
-            return {
-                name: {other: Fraction(1)}
-                for other, name in pairs.items()
-                if not t.nodes[other].get("junction")
-            }
-        # Runs without a fork late: beside residual blocks, two norms are no repeated block. Without
-        # runs at all where these are not exact: one block a stage, in some stages.
-        for bare, fold in ((False, True), (True, True), (False, False)):
-            folded = fold_alike(b, t, kinds=kinds, bare=bare, fold=fold)
-            found = links(*folded)
-            laid = shares(*folded, found)
-            exact = all(link.counted is None for link in found)
-            key = _matched(laid), exact, not fold
-            if key > best[0]:
-                best = key, laid
-            if _matched(laid) == number and exact:
-                return laid
-        if best[0][0] == number:
-            return best[1]
-    return best[1]
-
-
-def _matched(found: Shares) -> int:
-    """Number of parameters, of both sides, that have a counterpart."""
-    return len(found) + len({other for row in found.values() for other in row})
+    by_name = shares_by_names(b, t)
+    answered = {other for row in by_name.values() for other in row}
+    rest = as_chain(_without(b, set(by_name))), as_chain(_without(t, answered))
+    laid, doubts = by_structure(*rest)
+    return [by_name, laid], doubts
 
 
 def _without(pg: nx.DiGraph, names: set[str]) -> nx.DiGraph:
@@ -239,7 +206,7 @@ def _without(pg: nx.DiGraph, names: set[str]) -> nx.DiGraph:
 def _unmatched(
     base: nx.DiGraph,
     target: nx.DiGraph,
-    given: Mapping[str, str],
+    given: Mapping[str, Mapping[str, Fraction]],
     odd_base: list[str],
     odd_target: list[str],
 ) -> MatchError:
@@ -261,10 +228,11 @@ def _unmatched(
             )
     example = odd_target[0] if odd_target else "target name"
     lines.append(
-        f"Settle it with mapping={{{example!r}: 'base name', ...}} in Python, from target to base "
-        "names, as a dict or a function; a base parameter named several times is split equally, "
-        "what the mapping leaves out is aligned by structure without the parameters that it names, "
-        "and a mapping of every target parameter needs no structure at all. Or pass "
+        f"Settle it with mapping={{{example!r}: 'base name', ...}}, from target to base names, of "
+        "parameters or modules, with patterns such as 'blocks.*.attn': 'layers.*.attention' "
+        "(--mapping); what it names more than once is split equally, what it leaves out is aligned "
+        "by structure without the parameters that it names, and a mapping of every target "
+        "parameter needs no structure at all. Or pass "
         'on_unmatched="unit" (--on-unmatched unit) to give these a multiplier of 1'
     )
     if given:

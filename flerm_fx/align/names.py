@@ -41,7 +41,7 @@ def shares_by_names(base: nx.DiGraph, target: nx.DiGraph) -> Shares:
         levels = sum(part == "#" for part in pattern)
         if pattern[-3:-2] == ("#",) and {n[-1] for n in ours} != {n[-1] for n in theirs}:
             continue
-        members = _members(ours, levels), _members(theirs, levels)
+        members = numbered(ours, levels), numbered(theirs, levels)
         for name, other, share in overlaps(*members, range(levels)):
             found[name][other] = share
     return found
@@ -65,7 +65,7 @@ def _copies(pg: nx.DiGraph) -> dict[Pattern, dict[Numbers, str]]:
     return found
 
 
-def _members(copies: dict[Numbers, str], levels: int) -> list[Member]:
+def numbered(copies: dict[Numbers, str], levels: int) -> list[Member]:
     """Which copy each is of how many, at each level."""
     siblings: dict[Numbers, list[int]] = defaultdict(list)
     for numbers in sorted(copies):

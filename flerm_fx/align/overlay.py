@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise, takewhile
 from typing import TypeVar
 
-from flerm_fx.align.repeats import Folded, Item, WeightPath
+from flerm_fx.align.items import Item
+from flerm_fx.align.repeats import Folded, WeightPath
 from flerm_fx.ops.table import COMMUTATIVE
 
 _LIKENESS = 2.0**-20

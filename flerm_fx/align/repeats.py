@@ -7,14 +7,16 @@ can be cut into blocks in several ways, :func:`fold_alike` cuts two graphs in th
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
-from itertools import groupby, takewhile
-from typing import TYPE_CHECKING, TypeVar
+from itertools import groupby
+from typing import TYPE_CHECKING
 
+from flerm_fx.align.chains import Chains
 from flerm_fx.align.isomorphism import Interner, node_label
+from flerm_fx.align.items import Item, common, shared_path
+from flerm_fx.align.levels import fold_levels
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -25,9 +27,6 @@ Address = tuple[tuple[object, int, int], ...]
 WeightPath = tuple[str, ...]
 """How a parameter arrives at a junction: the argument there, then operation and argument of each
 junction of parameters alone on the way back to it."""
-
-
-_Part = TypeVar("_Part")
 
 
 def fold_alike(
@@ -76,51 +75,16 @@ def fold_alike(
     return first, second
 
 
-def on_data(pg: nx.DiGraph, node: str) -> bool:
-    """Whether a node is a junction that depends on data: no parameter, no product of them alone."""
-    attributes = pg.nodes[node]
-    return bool(attributes.get("junction") and attributes.get("data", True))
-
-
 # For each cycle of labels, as its least rotation: the best reasons found for where a block starts,
 # and the rotation that starts there.
 _Starts = dict[tuple[int, ...], tuple[tuple[float, ...], tuple[int, ...]]]
 
 
-@dataclass(eq=False)
-class Item:
-    """A junction of a chain with all that hangs from it; or the copies of one, folded."""
-
-    label: int
-    plain: int  # the label without what tells the first and the last of the network from others
-    node: str
-    forked: bool  # whether branches with parameters come together here
-    path: tuple[str, ...] | None  # common module path of its parameters
-    copies: tuple[Item, ...] = ()
-    run: object = None
-    hole: str = ""  # last junction of the branch that holds the next level of a nest
-
-
-_Labels = list[tuple[str, int]]  # by argument
-_Level = tuple[list[Item], int, str]  # a level of a nest: its chain, which item, which branch
-
-
-class Folded:
+class Folded(Chains):
     """Chains of junctions, and the repeats in each, of one parameter graph.
 
-    The *next meeting point* of a junction is the first one that everything computed from it passes
-    through (its immediate post-dominator). Following next meeting points from a value to the
-    output gives its chain: the residual stream from the embedding to the head, for one. What else
-    comes together at a junction of the chain (the branch that a residual addition adds) hangs from
-    it as a chain of its own. This needs no execution order, nests as deep as the model does, and
-    makes "repeated" a matter of equal labels in a row.
-
     Attributes:
-        pg: the parameter graph.
-        order: position of each of its nodes.
         items: the folded chain that ends in a junction, by that junction.
-        branches: last junctions of the chains that hang from a junction, in the order of arguments.
-        roots: last junctions of the chains that hang from nothing.
     """
 
     def __init__(
@@ -133,123 +97,24 @@ class Folded:
         starts: _Starts,
         settled: bool,
     ) -> None:
-        self.pg = graph
+        super().__init__(graph)
         self.kinds = kinds
         self.bare = bare
         self.intern = intern
         self.starts = starts
         self.settled = settled
-        self.order = {v: index for index, v in enumerate(graph)}
-        self.stream = [v for v in graph if on_data(graph, v)]
-        self.data = set(self.stream)
-        self.readers = {v: [w for w in graph.adj[v] if w in self.data] for v in self.stream}
-        self.writers = {v: [u for u in graph.pred[v] if u in self.data] for v in self.stream}
-        self.origin = _dominators(self.stream, self.writers)
-        self.branches: dict[str, list[str]] = {}
         self.described: dict[str, int] = {}
         self.labels: dict[str, int] = {}
         self.items: dict[str, list[Item]] = {}
-        self.roots: list[str] = []
-        chains = self._chains()
-        for head in reversed(chains):
-            self.items[head] = self._items(chains[head])
+        for head in reversed(self.chains):
+            self.items[head] = self._items(self.chains[head])
             if fold:
                 self._fold(self.items[head])
             self.labels[head] = intern["chain", tuple(item.label for item in self.items[head])]
-            for v in chains[head]:
+            for v in self.chains[head]:
                 self._sort_branches(v)
-        for head in chains if fold else ():
-            self._fold_levels(head)
-
-    # Chains
-
-    def _hanging(self) -> dict[str, list[str]]:
-        """For each junction, and "" for the end of all, those that meet there next."""
-        meeting = _dominators(reversed(self.stream), self.readers)
-        hanging: dict[str, list[str]] = {v: [] for v in ["", *self.stream]}
-        for v in self.stream:
-            hanging[meeting[v]].append(v)
-        for u in self.stream:
-            for v in self.readers[u]:
-                others = hanging[v]
-                if (
-                    v != meeting[u]
-                    and others
-                    and all(self._comes_from(u, w) for w in others)
-                    and self._closed(u, v, meeting)
-                ):
-                    # A branch of u comes back to it, however far u goes on beside the stream.
-                    hanging[meeting[u]].remove(u)
-                    hanging[v] = sorted([u, *others], key=self.order.__getitem__)
-                    break
-        return hanging
-
-    def _closed(self, u: str, v: str, meeting: Mapping[str, str]) -> bool:
-        """Whether all between a value and a reader of it ends there.
-
-        What goes on past v from between the two, as an MLP beside the attention, is a branch of u
-        that comes back to it later.
-        """
-        between, seen = deque(self.writers[v]), {u}
-        while between:
-            w = between.popleft()
-            if w in seen:
-                continue
-            if not meeting[w] or self.order[meeting[w]] > self.order[v]:
-                return False
-            seen.add(w)
-            between += self.writers[w]
-        return True
-
-    def _chains(self) -> dict[str, list[str]]:
-        """The junctions of each chain in the direction of the data, by the last of them."""
-        hanging = self._hanging()
-        chains: dict[str, list[str]] = {}
-        stream, branches, apart = self._split("", hanging[""], "")
-        self.roots += [*([stream] if stream else []), *branches, *apart]
-        heads = deque((head, "") for head in self.roots)
-        while heads:
-            head, block = heads.popleft()
-            chains[head] = []
-            v: str | None = head
-            while v is not None:
-                chains[head].append(v)
-                stream, self.branches[v], apart = self._split(v, hanging[v], block)
-                heads += [(branch, stream or block) for branch in self.branches[v]]
-                heads += [(other, "") for other in apart]
-                self.roots += apart
-                v = stream
-            chains[head].reverse()
-        return chains
-
-    def _split(
-        self, v: str, hanging: list[str], block: str
-    ) -> tuple[str | None, list[str], list[str]]:
-        """What meets at v: the stream that goes on, branches of it, and streams from elsewhere.
-
-        The stream is what forks into the others: what v reads itself; in a branch, the first fork
-        on the way there. A fork that is older than the stream comes from elsewhere and only ends
-        here, like an encoder's output at the last decoder layer; unless it comes from ``block``,
-        the value that the branch with v in it forks from.
-        """
-        if len(hanging) < 2:
-            return (hanging[0] if hanging else None), [], []
-        forks = [c for c in hanging if len(self.readers[c]) > 1]
-        direct = [c for c in forks if v and self.pg.has_edge(c, v)]
-        if not forks:
-            return None, hanging, []
-        stream = min(direct or forks, key=self.order.__getitem__)
-        inside = {c for c in forks if self._comes_from(block, c)}
-        on_the_way = [c for c in inside if self._comes_from(c, stream)]
-        stream = min([stream, *on_the_way], key=self.order.__getitem__)
-        apart = [c for c in forks if self.order[c] < self.order[stream] and c not in inside]
-        return stream, [c for c in hanging if c != stream and c not in apart], apart
-
-    def _comes_from(self, source: str, v: str) -> bool:
-        """Whether all that leads to v passes through a junction."""
-        while v and source and self.order[v] > self.order[source]:
-            v = self.origin[v]
-        return bool(source) and v == source
+        for head in self.chains if fold else ():
+            fold_levels(self, head)
 
     # Labels
 
@@ -262,9 +127,9 @@ class Folded:
         return items
 
     def _item(self, v: str) -> Item:
-        slot = self._slots(v)
+        slot = self.slots(v)
         branches = self.branches[v]
-        weights = sorted((slot[u], self._describe(u)) for u in slot if u not in self.data)
+        weights = sorted((slot[u], self.describe(u)) for u in slot if u not in self.data)
         hanging = sorted((slot.get(c, ""), self.labels[c]) for c in branches)
         inflow = sorted(slot[u] for u in slot if u in self.data and u not in branches)
         op = self.pg.nodes[v]["op"]
@@ -276,13 +141,13 @@ class Folded:
             plain=plain,
             node=v,
             forked=any(item.path is not None for c in branches for item in self.items[c]),
-            path=_common(paths),
+            path=common(paths),
         )
 
-    def _describe(self, node: str) -> int:
+    def describe(self, node: str) -> int:
         """A label for a parameter, or a junction of parameters alone."""
         if node not in self.described:
-            operands = sorted((s, self._describe(u)) for u, s in self._slots(node).items())
+            operands = sorted((s, self.describe(u)) for u, s in self.slots(node).items())
             label = node_label(self.pg, node, self.kinds)
             self.described[node] = self.intern["weight", label, tuple(operands)]
         return self.described[node]
@@ -308,7 +173,7 @@ class Folded:
             run = object()
             twins = [items[position:end:period] for position in range(start, start + period)]
             items[start:end] = [
-                replace(each[0], path=_shared_path(each), copies=tuple(each), run=run)
+                replace(each[0], path=shared_path(each), copies=tuple(each), run=run)
                 for each in twins
             ]
 
@@ -339,10 +204,10 @@ class Folded:
         def reasons(k: int) -> tuple[float, ...]:
             first = start + k
             modules = [
-                _shared_path(items[at : at + period])
+                shared_path(items[at : at + period])
                 for at in range(first, first + copies * period, period)
             ]
-            around = _common([path for path in modules if path is not None]) or ()
+            around = common([path for path in modules if path is not None]) or ()
             own = {path for path in modules if path is not None and len(path) > len(around)}
             in_step = origin == 0 and first % period == 0
             return (float(items[first].forked), len(own) / copies, float(in_step))
@@ -358,108 +223,6 @@ class Folded:
             agreed = self.starts[cycle][1]
             best = next((k for k in offered if rotations[k % period] == agreed), best)
         return start + best
-
-    # Levels of a nest
-
-    def _fold_levels(self, head: str) -> None:
-        r"""Fold a chain with a branch that has the chain's own pattern inside, and so on inward.
-
-        Level k of a U-Net is down, across and up around level k + 1:
-        :math:`X_1(P\, X_2(P \cdots X_n(P\, M\, S) \cdots S)\, S)`. The copies of X are
-        folded into the outermost chain, those of P and S into the chain of the branch in its hole.
-        """
-        items = self.items[head]
-        for position, item in enumerate(items):
-            if item.copies:
-                continue
-            for branch in self.branches[item.node]:
-                levels, extent = self._levels(head, position, branch)
-                if len(levels) > 1:
-                    self._fold_nest(levels, *extent)
-                    return
-
-    def _levels(
-        self, head: str, position: int, branch: str
-    ) -> tuple[list[_Level], tuple[int, int]]:
-        """The levels that repeat the first one, with it, and how far X reaches to both sides."""
-        levels: list[_Level] = [(self.items[head], position, branch)]
-        left, right = position, len(self.items[head]) - position
-        if head in self.roots:  # what reads the input and what gives the output is of no level
-            left, right = max(left - 1, 0), max(right - 1, 1)
-        while True:
-            outer, at, branch = levels[-1]
-            context = self._around(outer[at], branch)
-            inner = self.items[branch]
-            found = next(
-                (
-                    (inner, k, hole)
-                    for k, item in enumerate(inner)
-                    if not item.copies
-                    for hole in self.branches[item.node]
-                    if self._around(item, hole) == context
-                ),
-                None,
-            )
-            if found is None:
-                break
-            left, right = map(min, (left, right), _extent(levels[-1], found))
-            levels.append(found)
-        while len(levels) > 1 and not (self._bears(levels[1]) and self._fits(levels, left, right)):
-            levels.pop()
-        return levels, (left, right)
-
-    def _bears(self, level: _Level) -> bool:
-        """Whether a level has parameters of its own, beside those of the levels inside it."""
-        items, at, hole = level
-        _, weights, others, _ = self._around(items[at], hole)
-        beside = items[:at] + items[at + 1 :]
-        return bool(weights or others) or any(item.path is not None for item in beside)
-
-    def _around(self, item: Item, hole: str) -> tuple[str, _Labels, _Labels, str]:
-        """What tells an item by itself, but for one of its branches."""
-        slot = self._slots(item.node)
-        weights = sorted((slot[u], self._describe(u)) for u in slot if u not in self.data)
-        others = [(slot.get(c, ""), self.labels[c]) for c in self.branches[item.node] if c != hole]
-        return str(self.pg.nodes[item.node]["op"]), weights, others, slot.get(hole, "")
-
-    def _fits(self, levels: list[_Level], left: int, right: int) -> bool:
-        """Whether the same lies between all levels, the innermost and what is in its hole too."""
-        last = [item.label for item in self.items[levels[-1][2]]]
-        heads, tails = [], []
-        for items, at, _ in levels[1:]:
-            labels = [item.label for item in items]
-            heads.append(labels[: at - left])
-            tails.append(labels[at + right :])
-        heads.append(last[: len(heads[0])])
-        tails.append(last[len(last) - len(tails[0]) :])
-        same = all(h == heads[0] for h in heads) and all(t == tails[0] for t in tails)
-        return same and len(last) >= len(heads[0]) + len(tails[0])
-
-    def _fold_nest(self, levels: list[_Level], left: int, right: int) -> None:
-        run = object()
-        chain, position, branch = levels[0]
-        inside = [self.items[hole] for _, _, hole in levels]
-        before = levels[1][1] - left
-        behind = len(levels[1][0]) - levels[1][1] - right
-
-        def fold(copies: Iterable[Item]) -> Item:
-            copies = tuple(copies)
-            return replace(copies[0], path=_shared_path(copies), copies=copies, run=run)
-
-        for offset in range(-left, right):
-            copies = [items[at + offset] for items, at, _ in levels]
-            if offset == 0:
-                copies = [
-                    replace(item, hole=hole)
-                    for item, (_, _, hole) in zip(copies, levels, strict=True)
-                ]
-            chain[position + offset] = fold(copies)
-        middle = inside[-1][before : len(inside[-1]) - behind]
-        self.items[branch] = [
-            *(fold(items[k] for items in inside) for k in range(before)),
-            *middle,
-            *(fold(items[len(items) - behind + k] for items in inside) for k in range(behind)),
-        ]
 
     # What the folded chains stand for
 
@@ -502,7 +265,7 @@ class Folded:
     def depth_in_common(self, kept: Iterable[str]) -> int:
         """How many runs hold all of some kept junctions."""
         runs = (tuple(run for run, _, _ in self.places[node][0][1]) for node in kept)
-        return len(_common(runs) or ())
+        return len(common(runs) or ())
 
     def op(self, node: str) -> str:
         """A junction's operation."""
@@ -512,19 +275,19 @@ class Folded:
         """The parameters that a junction on data reads, by how they arrive."""
         found: dict[WeightPath, str] = {}
         pending: list[tuple[WeightPath, str]] = [
-            ((slot,), u) for u, slot in self._slots(node).items() if u not in self.data
+            ((slot,), u) for u, slot in self.slots(node).items() if u not in self.data
         ]
         while pending:
             path, u = pending.pop()
             if self.pg.nodes[u].get("junction"):
-                pending += [((*path, self.op(u), s), w) for w, s in self._slots(u).items()]
+                pending += [((*path, self.op(u), s), w) for w, s in self.slots(u).items()]
             else:
                 found[path] = u
         return found
 
     def equal_branches(self, node: str) -> list[tuple[str, tuple[str, ...]]]:
         """A junction's branches, those of one label and argument together, with that argument."""
-        slots = self._slots(node)
+        slots = self.slots(node)
 
         def key(head: str) -> tuple[str, int]:
             # Which place of a list it has makes no difference to what a branch is.
@@ -533,56 +296,10 @@ class Folded:
         ordered = sorted(self.branches[node], key=key)
         return [(slot, tuple(alike)) for (slot, _), alike in groupby(ordered, key)]
 
-    def _slots(self, node: str) -> dict[str, str]:
-        """The argument at which each operand of a junction arrives."""
-        return {u: str(e.get("slot", "")) for u, e in self.pg.pred[node].items()}
-
     def _own(self, item: Item) -> list[str]:
         """The branches of an item but for the one that holds the next level."""
         return [head for head in self.branches[item.node] if head != item.hole]
 
     def _sort_branches(self, v: str) -> None:
-        slots = self._slots(v)
+        slots = self.slots(v)
         self.branches[v].sort(key=lambda head: (slots.get(head, ""), self.labels[head]))
-
-
-def _dominators(order: Iterable[str], before: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """For each node the last one that all ways to it pass through; "" if there is none.
-
-    Args:
-        order: nodes, each behind those before it.
-        before: the nodes right before each.
-    """
-    found: dict[str, str] = {}
-    depth = {"": 0}
-    for v in order:
-        through = before[v][0] if before[v] else ""
-        for other in before[v][1:]:
-            while through != other:
-                if depth[through] >= depth[other]:
-                    through = found[through]
-                else:
-                    other = found[other]
-        found[v] = through
-        depth[v] = depth[through] + 1
-    return found
-
-
-def _extent(one: _Level, other: _Level) -> tuple[int, int]:
-    """How many items before the hole are alike, and how many from its own item on."""
-    labels = [[item.label for item in items] for items, _, _ in (one, other)]
-    holes = one[1], other[1]
-    before = [tuple(side[:at][::-1]) for side, at in zip(labels, holes, strict=True)]
-    behind = [tuple(side[at + 1 :]) for side, at in zip(labels, holes, strict=True)]
-    return len(_common(before) or ()), 1 + len(_common(behind) or ())
-
-
-def _common(sequences: Iterable[tuple[_Part, ...]]) -> tuple[_Part, ...] | None:
-    """The longest common beginning; None of none."""
-    found = list(sequences)
-    alike = takewhile(lambda parts: len(set(parts)) == 1, zip(*found, strict=False))
-    return tuple(parts[0] for parts in alike) if found else None
-
-
-def _shared_path(items: Iterable[Item]) -> tuple[str, ...] | None:
-    return _common(item.path for item in items if item.path is not None)

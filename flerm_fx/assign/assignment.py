@@ -5,7 +5,7 @@ from typing import Literal
 
 from flerm_fx.probe.estimate import Estimate
 
-Status = Literal["matched", "unresolved", "unmatched", "unused"]
+Status = Literal["matched", "unresolved", "unmatched", "unused", "predicted"]
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class Assignment:
         status: ``"matched"``; ``"unresolved"`` where an FSLR is zero or within its noise, and the
             multiplier is 1, or of a settled start the first guess; ``"unmatched"`` where the base
             has no counterpart, with a multiplier of 1; ``"unused"`` where the output does not
-            depend on the parameter.
+            depend on the parameter; ``"predicted"`` where a :class:`flerm_fx.ScalingLaw` gave the
+            multiplier, and ``target`` is what it makes of the base's FSLR.
         after: steps after the start at which both FSLRs were measured; 0 for the start itself, and
             the profile's ``resolve_after`` where an FSLR at the start is exactly 0 on either side.
         error: relative standard error of ``base_fslr / target``: that of the estimates and, where
             several bases were recorded, of the mean over them.
+        interval: of a predicted multiplier, at 90 %; None of a measured one.
     """
 
     parameter: str
@@ -47,3 +49,4 @@ class Assignment:
     status: Status
     after: int = 0
     error: float = 0.0
+    interval: tuple[float, float] | None = None

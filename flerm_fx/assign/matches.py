@@ -3,10 +3,12 @@
 import warnings
 from collections.abc import Mapping, Sequence
 
-from flerm_fx.align.aligning import Mapped, Match, OnUnmatched, align, unanswered
+from flerm_fx.align.aligning import Match, OnUnmatched, align, unanswered
+from flerm_fx.align.doubts import described, doubts_of
 from flerm_fx.align.parameter_graph import capture_graph
+from flerm_fx.align.patterns import Mapped
 from flerm_fx.capture.captured import Capture
-from flerm_fx.errors import shown
+from flerm_fx.errors import MatchError, MatchWarning, shown
 from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.recipe.optimizers import Optimizers
 
@@ -15,18 +17,29 @@ Shares = Sequence[tuple[str, float]]
 
 
 def matched(
-    profile: BaseProfile, captured: Capture, mapping: Mapped | None, on_unmatched: OnUnmatched
+    profile: BaseProfile,
+    captured: Capture,
+    mapping: Mapped | None,
+    on_unmatched: OnUnmatched,
+    *,
+    strict: bool = False,
 ) -> dict[str, Match]:
     """Matches of the target's parameters.
 
     Warns:
+        MatchWarning: something speaks against the matches of some parameters.
         UserWarning: with ``on_unmatched="unit"``, parameters are left without a counterpart.
 
     Raises:
-        MatchError: they are, otherwise.
+        MatchError: they are, otherwise; or with ``strict``, in place of a MatchWarning.
     """
     graph = capture_graph(captured)
     matches = align(profile.graph, graph, mapping, on_unmatched)
+    doubts = doubts_of(matches)
+    if doubts and strict:
+        raise MatchError(f"strict=True refuses what is not certain: {described(doubts)}")
+    if doubts:
+        warnings.warn(described(doubts), MatchWarning, stacklevel=3)
     left_base = unanswered(profile.graph, matches.values())
     left = [name for name, match in matches.items() if not match.base and graph.nodes[name]["op"]]
     if on_unmatched == "unit" and (left or left_base):

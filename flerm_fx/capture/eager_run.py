@@ -1,6 +1,5 @@
 """One eager run of a model, before it is traced: what it enters, returns and would lose."""
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flerm_fx.capture.obstacles import where_defined, where_drawn, where_replaced
 from flerm_fx.compat import (
     BACKWARD_HOOKS,
     BackwardCFunction,
@@ -19,7 +19,7 @@ from flerm_fx.compat import (
     taken_names,
 )
 from flerm_fx.model.changing import that_change
-from flerm_fx.model.hooks import Hook, hooks_of, only
+from flerm_fx.model.hooks import Hook, function_of, hooks_of, only
 from flerm_fx.model.inputs import (
     OutputFn,
     select_output,
@@ -35,13 +35,13 @@ class Run:
 
     Attributes:
         entries: trainable parameters as the run enters their modules, with the modules' kinds.
-        output: the selected output.
+        output: the selected output; None for a model without values, which is not run.
         obstacle: what a graph would lose without an error; empty if nothing.
         own_backward: see :class:`Capture`.
     """
 
     entries: dict[str, str]
-    output: Tensor
+    output: Tensor | None
     obstacle: str
     own_backward: bool
 
@@ -97,6 +97,7 @@ def run_eagerly(
                 output = run()
             drawn = before.foreign(rng_state())
             replaced = _replaced(buffers, model)
+            at = where_drawn(run) if drawn else where_replaced(run, replaced) if replaced else ""
         finally:
             for handle in handles:
                 handle.remove()
@@ -104,16 +105,26 @@ def run_eagerly(
     reads.check(leaves)
     # An operation registered with torch.library stays one node, and keeps its derivative.
     lost = [kind for kind in functions if not kind.__name__.startswith("GeneratedBackward")]
-    obstacle = replaced
+    backward = [hook for hook in kept if hook.kind in BACKWARD_HOOKS]
+    obstacle = ""
     if drawn:
-        obstacle = f"the forward pass draws from {drawn}, and a graph would hold one draw for good"
-    elif not obstacle and any(hook.kind in BACKWARD_HOOKS for hook in kept):
-        obstacle = "a backward hook changes gradients, which a graph would not"
-    elif not obstacle and lost:
+        obstacle = (
+            f"the forward pass draws from {drawn}, and a graph would hold one draw for good{at}"
+        )
+    elif replaced:
+        obstacle = (
+            f"the forward pass puts a new tensor in the place of buffer {replaced!r}; update it "
+            f"in place, as with copy_, to have a graph{at}"
+        )
+    elif backward:
+        obstacle = "a backward hook changes gradients, which a graph would not" + where_defined(
+            function_of(model, backward[0])
+        )
+    elif lost:
         name = lost[0].__name__.removesuffix("Backward")
         obstacle = (
             f"{name} is a torch.autograd.Function, whose backward pass a graph would lose"
-            + _where_defined(forward_class(lost[0]))
+            + where_defined(forward_class(lost[0]))
         )
     return kept, Run(entries, output.detach(), obstacle, bool(functions))
 
@@ -123,14 +134,9 @@ def _buffers(model: nn.Module) -> dict[str, int]:
 
 
 def _replaced(before: Mapping[str, int], model: nn.Module) -> str:
-    """A new tensor in a buffer's place is an update that a graph would lose."""
-    for name, identity in _buffers(model).items():
-        if before.get(name, identity) != identity:
-            return (
-                f"the forward pass puts a new tensor in the place of buffer {name!r}; update it "
-                "in place, as with copy_, to have a graph"
-            )
-    return ""
+    """A buffer with a new tensor in its place: an update that a graph would lose."""
+    changed = (n for n, identity in _buffers(model).items() if before.get(n, identity) != identity)
+    return next(changed, "")
 
 
 _QUOTED = frozenset('"\\\n\r')
@@ -143,7 +149,7 @@ def taken_name(model: nn.Module) -> str:
         if name in own:
             return (
                 f"the model has an attribute {name!r}, and a graph module has another of that "
-                "name; call it otherwise to have a graph"
+                f"name; call it otherwise to have a graph{where_defined(type(model))}"
             )
     state = (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
     for name, _ in state:
@@ -152,16 +158,9 @@ def taken_name(model: nn.Module) -> str:
             return (
                 f"the name {name!r} has a quote, a backslash or the end of a line in it, which a "
                 "graph's code cannot hold; call it otherwise to have a graph"
+                f"{where_defined(type(model))}"
             )
     return ""
-
-
-def _where_defined(kind: type) -> str:
-    """`` (file:line)`` of a class, if it is known."""
-    try:
-        return f" ({inspect.getsourcefile(kind)}:{inspect.getsourcelines(kind)[1]})"
-    except (OSError, TypeError):
-        return ""
 
 
 def _backward_pass(output: Tensor) -> tuple[list[type], list[Tensor]]:

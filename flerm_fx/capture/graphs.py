@@ -1,8 +1,6 @@
 """A model as two graphs by ``torch.export``: the one to run, and the one to probe."""
 
 import functools
-import os
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +11,7 @@ from torch import Tensor, fx, nn
 from flerm_fx.capture.cleaning import clean, output_only, without_selected_output
 from flerm_fx.capture.exporting import TracedError, exporting
 from flerm_fx.capture.functionalize import functionalize
+from flerm_fx.capture.obstacles import construct, where_defined, where_written
 from flerm_fx.capture.probed_as import separate_draws
 from flerm_fx.capture.recurrent import layer_by_layer
 from flerm_fx.compat import (
@@ -23,6 +22,7 @@ from flerm_fx.compat import (
 from flerm_fx.model.inputs import (
     OutputFn,
     difference,
+    last_bit,
     select_output,
 )
 from flerm_fx.model.untouched import untouched
@@ -52,18 +52,21 @@ def export(
         for leaf in pytree.tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor):
                 shapes[leaf] = {0: torch.export.Dim.DYNAMIC}
-    with exporting(), _made_by_torch():
+    with exporting(), _made_by_torch(model):
         program = torch.export.export(wrapper, args, kwargs, strict=False, dynamic_shapes=shapes)
         guarded = program.module(check_guards=True)
     guards = guards_of(guarded, _unguarded)
     full = clean(guarded, model, names)
     probe = output_only(full)
     if not functionalize(probe.graph):
-        with exporting(), _made_by_torch():
+        with exporting(), _made_by_torch(model):
             functional = program.run_decompositions({}).module(check_guards=False)
         probe = output_only(clean(functional, model, names))
         if not is_functional(probe.graph):
-            raise NoGraphError("an in-place operation could not be made functional")
+            raise NoGraphError(
+                f"memory that is read again is written in place{where_written(probe.graph)}, and "
+                "that could not be made functional"
+            )
     layer_by_layer(probe.graph)
     separate_draws(probe.graph)
     in_spec = without_selected_output(full)
@@ -82,14 +85,14 @@ def _unguarded(*flat_inputs: Any) -> None:
 
 
 @contextmanager
-def _made_by_torch() -> Iterator[None]:
+def _made_by_torch(model: nn.Module) -> Iterator[None]:
     """Nothing but torch and the user's code may run in here: what they raise is no graph."""
     try:
         yield
     except TracedError as traced:
-        raise NoGraphError(_construct(traced.error)) from traced.error
+        raise NoGraphError(construct(traced.error, model)) from traced.error
     except Exception as error:  # whatever torch makes of a model that it cannot export
-        raise NoGraphError(_construct(error)) from error
+        raise NoGraphError(construct(error, model)) from error
 
 
 class _WithSelectedOutput(nn.Module):
@@ -124,9 +127,9 @@ def _exportable(output: Any) -> Any:
 
 
 def check_same(
+    model: nn.Module,
     exported: "Exported",
     expected: Tensor,
-    eps: float,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> None:
@@ -135,22 +138,8 @@ def check_same(
     with torch.no_grad(), untouched(probe):
         found = probe(*tree_flatten_spec((args, kwargs), in_spec))
     apart = difference(found, expected)
-    if apart > max(1e-3, 16 * eps):
-        raise NoGraphError(f"the graph gives other outputs than the model, by {apart:.1e}")
-
-
-def _construct(error: Exception) -> str:
-    """The construct that export stopped at: the error and the user's line that raised it."""
-    summary = str(error).strip().splitlines()
-    message = f"{type(error).__name__}: {summary[0] if summary else ''}"
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "/torch/" not in frame.filename.replace("\\", "/")
-        and not frame.filename.startswith(os.path.dirname(__file__))
-        and not frame.filename.startswith("<")
-    ]
-    if frames:
-        frame = frames[-1]
-        message += f" ({frame.filename}:{frame.lineno}: {frame.line})"
-    return message
+    if apart > max(1e-3, 16 * last_bit(model, expected)):
+        raise NoGraphError(
+            f"the graph gives other outputs than the model, by {apart:.1e}, so the forward pass "
+            f"does something that no graph shows{where_defined(type(model).forward)}"
+        )

@@ -7,24 +7,23 @@ from torch import nn
 
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.cleaning import graph_order
-from flerm_fx.capture.eager_run import run_eagerly, taken_name
+from flerm_fx.capture.eager_run import Run, run_eagerly, taken_name
 from flerm_fx.capture.graphs import Exported, NoGraphError, check_same, export
 from flerm_fx.compat import (
     REGISTRIES,
     pytree,
 )
 from flerm_fx.errors import CaptureError, CaptureWarning, FlermError, InputError, shown
-from flerm_fx.model.hooks import only
+from flerm_fx.model.hooks import hooks_of, only
 from flerm_fx.model.inputs import (
     Inputs,
     OutputFn,
     batch_size,
     call_arguments,
-    last_bit,
 )
 from flerm_fx.model.randomness import preserved_rng
 from flerm_fx.model.untouched import untouched
-from flerm_fx.model.values import refuse_without_values
+from flerm_fx.model.values import is_without_values, refuse_without_values
 
 
 def capture(
@@ -34,6 +33,7 @@ def capture(
     *,
     dynamic_batch: bool = True,
     original: nn.Module | None = None,
+    on_meta: bool = False,
 ) -> Capture:
     """Capture ``model`` in its present mode as a graph of ATen operations.
 
@@ -51,6 +51,8 @@ def capture(
         output_fn: picks the output tensor (see :func:`flerm_fx.model.inputs.select_output`).
         dynamic_batch: whether the graph is to serve other batch sizes.
         original: the model that this one is a copy of, whose weights it must not compute with.
+        on_meta: capture a model on the device ``meta``, too, whose graph has no values to be
+            compared with the model's.
 
     Warns:
         CaptureWarning: the model does not export; the eager path is taken, and the message names
@@ -70,8 +72,8 @@ def capture(
         ['weight', 'bias']
     """
     if dynamic_batch:
-        batch_size(inputs)
-    refuse_without_values(model)
+        dynamic_batch = batch_size(inputs) > 1
+    refuse_without_values(model, on_meta=on_meta)
     names = _canonical_names(model)
     if not names:
         raise InputError("the model has no trainable parameter (none with requires_grad=True)")
@@ -80,7 +82,11 @@ def capture(
     with untouched(model), contextlib.nullcontext() if original is None else untouched(original):
         # An eager run first, so that a model that is simply wrong fails with its own error.
         try:
-            kept, run = run_eagerly(model, args, kwargs, names, output_fn, original)
+            kept, run = (
+                (hooks_of(model), Run({}, None, "", False))
+                if is_without_values(model)
+                else run_eagerly(model, args, kwargs, names, output_fn, original)
+            )
         except FlermError:
             raise
         except Exception as error:  # whatever the user's code may raise
@@ -93,9 +99,16 @@ def capture(
             try:
                 with only(model, kept), preserved_rng():
                     exported = export(model, args, kwargs, names, output_fn, dynamic_batch)
-                check_same(exported, run.output, last_bit(model, run.output), args, kwargs)
+                if run.output is not None:
+                    check_same(model, exported, run.output, args, kwargs)
             except NoGraphError as obstacle:
                 exported, reason = None, str(obstacle)
+        if exported is None and run.output is None:
+            raise CaptureError(
+                f"{type(model).__name__} is on the device 'meta' and does not export to a graph, "
+                f"without which it would have to run: {shown(reason)}. Give it values, or change "
+                "what is in the way"
+            )
         if exported is None:
             warnings.warn(
                 f"{type(model).__name__} does not export to a graph, so it is measured eagerly, "

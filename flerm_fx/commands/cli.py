@@ -51,6 +51,7 @@ def build_app() -> "typer.Typer":
     from flerm_fx.commands.diff import diff
     from flerm_fx.commands.explore import explore
     from flerm_fx.commands.inspect import inspect
+    from flerm_fx.commands.law import law
     from flerm_fx.commands.match import match
     from flerm_fx.commands.plot import plot
     from flerm_fx.commands.report import report
@@ -66,6 +67,7 @@ def build_app() -> "typer.Typer":
     app.command("inspect")(inspect)
     app.command("match")(match)
     app.command("compile")(compile)
+    app.add_typer(law)
     app.command("diff")(diff)
     app.command("plot")(plot)
     app.command("report")(report)

@@ -1,6 +1,7 @@
 """``flerm-fx compile``: the multipliers of a model, measured against a base profile."""
 
 import sys
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,10 +12,12 @@ from rich.syntax import Syntax
 
 import flerm_fx
 from flerm_fx.commands.factory import load_model
+from flerm_fx.commands.mapping import Mapping, parsed
 from flerm_fx.commands.match import OnUnmatched
 from flerm_fx.compiler import CompiledModel
 from flerm_fx.dump import check_dump
 from flerm_fx.errors import FlermError, shown
+from flerm_fx.laws.law import ScalingLaw
 from flerm_fx.profile.profile import BaseProfile
 
 SEEDS = 2**63 - 1
@@ -42,7 +45,9 @@ class Level(StrEnum):
 
 
 def compile(
-    profile: Annotated[Path, typer.Argument(help="A base profile, base.safetensors.")],
+    profile: Annotated[
+        Path, typer.Argument(help="A base profile, base.safetensors, or a law, .json.")
+    ],
     model: Annotated[
         str, typer.Option(help="The target: package.module:factory, called without arguments.")
     ],
@@ -62,17 +67,19 @@ def compile(
     on_unmatched: Annotated[
         OnUnmatched, typer.Option(help="What becomes of parameters without a counterpart.")
     ] = OnUnmatched.error,
+    mapping: Mapping = None,
 ) -> None:
     """Print the multiplier of each parameter of a model, as flerm_fx.compile finds it.
 
-    The model is measured on the inputs that are stored in the profile. The exit code is 1 where
+    The model is measured on the inputs that are stored in the profile. A law, which ends in .json,
+    predicts the multipliers, and the model is built on the device meta. The exit code is 1 where
     --check finds a parameter whose FSLR is not the base's.
 
     Example: flerm-fx compile base.safetensors --model my_project.models:large --check
     """
     check_dump(dump.value, out, level.value, focus)
-    base = BaseProfile.load(profile)
-    compiled = compiled_model(base, model, seed, rtol, on_unmatched)
+    base = ScalingLaw.load(profile) if profile.suffix == ".json" else BaseProfile.load(profile)
+    compiled = compiled_model(base, model, seed, rtol, on_unmatched, mapping)
     with Console(stderr=True).status("measuring it again"):
         failed = [c for c in compiled.check() if not c.passed] if check else []
     text = compiled.dump(dump.value, out, level=level.value, focus=focus)
@@ -89,12 +96,25 @@ def compile(
 
 
 def compiled_model(
-    base: BaseProfile, model: str, seed: int, rtol: float, on_unmatched: OnUnmatched
+    base: BaseProfile | ScalingLaw,
+    model: str,
+    seed: int,
+    rtol: float,
+    on_unmatched: OnUnmatched,
+    mapping: list[str] | None,
 ) -> CompiledModel:
-    """The model that a name gives, compiled against a base profile in the base's mode."""
+    """The model that a name gives, compiled against a base profile in the base's mode.
+
+    For a law it is built on the device meta.
+    """
     import torch
 
     torch.manual_seed(seed)
-    target = load_model(model).train(base.training)
+    predicted = isinstance(base, ScalingLaw)
+    profile = base.profile if isinstance(base, ScalingLaw) else base
+    with torch.device("meta") if predicted else nullcontext():
+        target = load_model(model).train(profile.training)
     with Console(stderr=True).status("measuring the model"):
-        return flerm_fx.compile(target, base, rtol=rtol, on_unmatched=on_unmatched.value)
+        return flerm_fx.compile(
+            target, base, rtol=rtol, mapping=parsed(mapping), on_unmatched=on_unmatched.value
+        )

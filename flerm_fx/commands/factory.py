@@ -2,7 +2,9 @@
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -20,24 +22,59 @@ def load_model(name: str) -> nn.Module:
     >>> load_model("torch.nn:Identity")
     Identity()
     """
-    path, colon, attribute = name.partition(":")
-    if not (path and colon and attribute):
-        raise InputError(f"--model is {name!r}; expected package.module:factory")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
     try:
-        found = importlib.import_module(path)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-        model = found if isinstance(found, nn.Module) else found()  # type: ignore[operator]
+        found = _named(name)
+        model = found if isinstance(found, nn.Module) else found()
+    except InputError:
+        raise
     except Exception as error:  # whatever importing and building the user's code may raise
         raise InputError(
-            f"--model {name!r} gives no model: {type(error).__name__}: {shown(error)}; expected "
-            "package.module:factory, a function without arguments that returns one"
+            f"--model {name!r} gives no model: {type(error).__name__}: {shown(error)}; "
+            "expected package.module:factory, a function without arguments that returns one"
         ) from error
     if not isinstance(model, nn.Module):
         raise InputError(
             f"--model {name!r} gives a {type(model).__name__}; expected a torch.nn.Module"
         )
     return model
+
+
+def load_factory(name: str) -> Callable[..., nn.Module]:
+    """The function that ``package.module:factory`` names, which makes models of several sizes.
+
+    Raises:
+        InputError: the name has another form, it cannot be imported, or it gives no function.
+
+    >>> load_factory("torch.nn:Identity")()
+    Identity()
+    """
+    try:
+        found = _named(name)
+    except InputError:
+        raise
+    except Exception as error:  # whatever importing the user's code may raise
+        raise InputError(
+            f"--model {name!r} cannot be imported: {type(error).__name__}: {shown(error)}; "
+            "expected package.module:factory, a function that makes a model of a size"
+        ) from error
+    if isinstance(found, nn.Module) or not callable(found):
+        raise InputError(
+            f"--model {name!r} is a {type(found).__name__}; expected a function that makes a model "
+            "of a size, such as make(width=64)"
+        )
+    made: Callable[..., nn.Module] = found
+    return made
+
+
+def _named(name: str) -> Any:
+    """What a name stands for; importing it may raise anything."""
+    path, colon, attribute = name.partition(":")
+    if not (path and colon and attribute):
+        raise InputError(f"--model is {name!r}; expected package.module:factory")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    found = importlib.import_module(path)
+    for part in attribute.split("."):
+        found = getattr(found, part)
+    return found

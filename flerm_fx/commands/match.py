@@ -1,5 +1,6 @@
 """``flerm-fx match``: which base parameters a model's parameters answer to, without training."""
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -7,13 +8,17 @@ from typing import Annotated
 import typer
 
 from flerm_fx.align.aligning import Match, align, unanswered
+from flerm_fx.align.doubts import described, doubts_of
 from flerm_fx.align.parameter_graph import capture_graph
 from flerm_fx.boundary.text import json_text
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.tracing import capture
 from flerm_fx.commands.factory import load_model
+from flerm_fx.commands.mapping import Mapping, parsed
 from flerm_fx.dump.columns import columns
+from flerm_fx.dump.report import matching_to_html
 from flerm_fx.dump.table import format_base, format_shape
+from flerm_fx.dump.write import check_writable, write
 from flerm_fx.errors import shown
 from flerm_fx.profile.profile import BaseProfile
 
@@ -25,6 +30,14 @@ class OnUnmatched(StrEnum):
     unit = "unit"
 
 
+class Form(StrEnum):
+    """What is made of a matching."""
+
+    table = "table"
+    json = "json"
+    html = "html"
+
+
 def match(
     profile: Annotated[Path, typer.Argument(help="A base profile, base.safetensors.")],
     model: Annotated[
@@ -33,21 +46,39 @@ def match(
     on_unmatched: Annotated[
         OnUnmatched, typer.Option(help="What becomes of parameters without a counterpart.")
     ] = OnUnmatched.error,
+    mapping: Mapping = None,
+    form: Annotated[Form, typer.Option("--format", help="What to print.")] = Form.table,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "--out", help="Write it there, and print nothing.")
+    ] = None,
 ) -> None:
     """Print which base parameters each parameter of a model answers to. Nothing is trained.
 
-    The model is captured on the inputs that are stored in the profile.
+    The model is captured on the inputs that are stored in the profile. As html it is a page that
+    opens offline: both models side by side, with a line for each share.
 
     Example: flerm-fx match base.safetensors --model my_project.models:large
     """
+    if output is not None:
+        check_writable(output)
     base = BaseProfile.load(profile)
     captured = capture(load_model(model), base.pool[0][0])
     graph = capture_graph(captured)
-    matches = align(base.graph, graph, on_unmatched=on_unmatched.value)
+    matches = align(base.graph, graph, parsed(mapping), on_unmatched.value)
     used = {name for name in matches if graph.nodes[name]["op"]}
     left = unanswered(base.graph, matches.values())
-    print(_as_json(matches, left) if as_json else _as_table(base, captured, matches, used, left))
+    if as_json or form is Form.json:
+        text = _as_json(matches, left)
+    elif form is Form.table:
+        text = _as_table(base, captured, matches, used, left)
+    else:
+        shapes = {name: tuple(p.shape) for name, p in captured.parameters.items()}
+        text = matching_to_html(base, graph, shapes, matches)
+    if output is None:
+        print(text)
+    else:
+        write(text, output)
 
 
 def _as_table(
@@ -74,6 +105,8 @@ def _as_table(
         f"{len(matches) - len(used)} unused; {len(base.parameters)} in the base, of which "
         f"{len(left)} have no counterpart{': ' + ', '.join(map(shown, left)) if left else ''}."
     )
+    if doubts := doubts_of(matches):
+        lines.append(described(doubts, limit=len(doubts)))
     return "\n".join(lines)
 
 
@@ -85,5 +118,6 @@ def _as_json(matches: dict[str, Match], left: list[str]) -> str:
                 for name, match in matches.items()
             },
             "base_without_counterpart": left,
+            "doubts": [asdict(doubt) for doubt in doubts_of(matches)],
         }
     )

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from flerm_fx.commands.compile import SEEDS, compiled_model
+from flerm_fx.commands.mapping import Mapping
 from flerm_fx.commands.match import OnUnmatched
 from flerm_fx.dump.report import to_html
 from flerm_fx.dump.write import check_writable, write
@@ -27,6 +28,7 @@ def report(
     on_unmatched: Annotated[
         OnUnmatched, typer.Option(help="What becomes of parameters without a counterpart.")
     ] = OnUnmatched.error,
+    mapping: Mapping = None,
 ) -> None:
     """Write a page with the parameter graph, a table of all parameters, and the trajectory.
 
@@ -40,5 +42,5 @@ def report(
     if model is None:
         write(to_html(base), out)
     else:
-        compiled_model(base, model, seed, rtol, on_unmatched).dump("html", out)
+        compiled_model(base, model, seed, rtol, on_unmatched, mapping).dump("html", out)
     print(f"wrote {shown(out)}")

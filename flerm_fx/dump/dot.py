@@ -14,7 +14,13 @@ from flerm_fx.dump.table import format_base, format_fslr, format_shape, format_s
 # The multiplier, either way, at which the colour is full.
 _FULL_COLOUR = 16.0
 _BELOW_ONE, _ONE, _ABOVE_ONE = (0x5B, 0x8F, 0xD9), (0xFF, 0xFF, 0xFF), (0xF2, 0x8E, 0x3C)
-BORDER = {"matched": "solid", "unresolved": "dashed", "unmatched": "dashed", "unused": "dotted"}
+BORDER = {
+    "matched": "solid",
+    "predicted": "solid",
+    "unresolved": "dashed",
+    "unmatched": "dashed",
+    "unused": "dotted",
+}
 LEGEND = (
     f"multiplier: blue below 1, orange above, full colour at {_FULL_COLOUR:.0f}×\n"
     "dashed: unresolved or unmatched; dotted: unused"

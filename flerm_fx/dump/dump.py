@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Literal, get_args
 
 from torch.fx import GraphModule
 
+from flerm_fx.align.doubts import Doubt
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.boundary.files import check, path_of
 from flerm_fx.boundary.options import instance
@@ -44,6 +45,7 @@ def dump(
     inputs: Inputs | None = None,
     profile: BaseProfile | None = None,
     graph: nx.DiGraph | None = None,
+    doubts: Iterable[Doubt] = (),
 ) -> str:
     """Show what the compiler decided for each parameter.
 
@@ -66,6 +68,7 @@ def dump(
         inputs: what the graph is called with, which ``"model-explorer"`` needs.
         profile: of the base, which ``"html"`` shows beside the target.
         graph: the target's parameter graph, which ``"html"`` needs as well.
+        doubts: the matches that something speaks against, which ``"html"`` marks.
 
     Returns:
         The text, FSLRs in output units per unit of learning rate; for ``"png"`` and
@@ -95,7 +98,7 @@ def dump(
     elif format == "html":
         if profile is None or graph is None:
             raise InputError("dump: format 'html' needs the base profile and the parameter graph")
-        content = to_html(profile, graph, assignments)
+        content = to_html(profile, graph, assignments, doubts)
     elif graph_module is None:
         raise InputError(
             f"dump: format {format!r} draws the captured graph, and this model has none, because "

@@ -13,9 +13,11 @@ The schema, which a later version only adds to while ``version`` stays 1::
         "target": {"value": number | null, "stderr": number | null,
                    "method": str, "samples": int, "note": str},
         "multiplier": number | null,
-        "status": "matched" | "unresolved" | "unmatched" | "unused",
+        "status": "matched" | "unresolved" | "unmatched" | "unused" | "predicted",
         "after": int,                     # steps after the start at which both were measured
-        "error": number | null}, ...]}    # relative standard error of base_fslr / target
+        "error": number | null,           # relative standard error of base_fslr / target
+        "interval": [number, number]},    # of a predicted multiplier, at 90 %; else missing
+        ...]}
 
 A number that is not finite, which JSON cannot hold, is null.
 """
@@ -63,4 +65,5 @@ def _parameter(assignment: Assignment) -> dict[str, Any]:
         "status": assignment.status,
         "after": assignment.after,
         "error": assignment.error,
+        **({"interval": list(assignment.interval)} if assignment.interval else {}),
     }

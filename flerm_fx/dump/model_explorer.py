@@ -38,6 +38,7 @@ GRAPH_ID = "graph"
 _TEXT = "#000000"
 _BY_STATUS = {
     "matched": "#ffffff",
+    "predicted": "#cfe2ff",
     "unresolved": "#ffe08a",
     "unmatched": "#f2b8b5",
     "unused": "#d0d0d0",

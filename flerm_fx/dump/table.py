@@ -42,14 +42,14 @@ def to_table(assignments: Sequence[Assignment]) -> str:
 
 
 def summary(assignments: Sequence[Assignment]) -> str:
-    """Counts by status, the range of the matched multipliers, and what the shorthands mean."""
+    """Counts by status, the range of the multipliers found, and what the shorthands mean."""
     count = len(assignments)
     text = f"{count} parameter{'' if count == 1 else 's'}"
     if not assignments:
         return text + "."
     statuses = Counter(assignment.status for assignment in assignments)
     text += ": " + ", ".join(f"{number} {status}" for status, number in statuses.items())
-    matched = [a.multiplier for a in assignments if a.status == "matched"]
+    matched = [a.multiplier for a in assignments if a.status in ("matched", "predicted")]
     if matched:
         text += f"; multipliers {min(matched):.4g} to {max(matched):.4g}"
     names = [name for a in assignments for name in (_node(a), _base(a))]
@@ -112,7 +112,7 @@ def _row(assignment: Assignment) -> tuple[str, ...]:
         f"{assignment.base_fslr:.4g}",
         format_fslr(assignment),
         f"{assignment.multiplier:.4g}",
-        f"{assignment.error:.0%}" if assignment.status == "matched" else "-",
+        f"{assignment.error:.0%}" if assignment.status in ("matched", "predicted") else "-",
         format_status(assignment),
     )
 

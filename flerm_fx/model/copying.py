@@ -14,7 +14,7 @@ from flerm_fx.model.untouched import untouched
 from flerm_fx.model.values import refuse_without_values
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, *, on_meta: bool = False) -> nn.Module:
     """A deep copy of a model, without gradients; of a sharded one, plain and whole.
 
     Tensors with a history that modules keep as plain attributes or in a list, as
@@ -24,6 +24,10 @@ def copied(model: nn.Module) -> nn.Module:
     Whether the copy computes with its own weights, :func:`flerm_fx.capture.tracing.capture` finds
     out.
 
+    Args:
+        model: any module.
+        on_meta: copy one without values, too.
+
     Raises:
         InputError: the model has no values yet or cannot be copied, or a copy shares trainable
             parameters with it.
@@ -32,7 +36,7 @@ def copied(model: nn.Module) -> nn.Module:
     >>> copied(model).weight.requires_grad
     False
     """
-    refuse_without_values(model)
+    refuse_without_values(model, on_meta=on_meta)
     memo: dict[int, object] = {
         id(value): value.detach().clone()
         for module in model.modules()

@@ -109,3 +109,17 @@ def _places(
         for kind in kinds:
             if kind in vars(module):
                 yield path, kind, vars(module), kind
+
+
+def function_of(model: nn.Module, hook: Hook) -> Any:
+    """What is called where a hook is.
+
+    >>> model = nn.Identity()
+    >>> handle = model.register_forward_hook(print)
+    >>> function_of(model, *hooks_of(model))
+    <built-in function print>
+    """
+    path, kind, key = hook
+    if path is None:
+        return GLOBAL_HOOKS[global_name(kind)][key]
+    return vars(model.get_submodule(path))[kind][key]

@@ -40,36 +40,51 @@ def call_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def batch_size(inputs: Inputs) -> int:
     """Number of examples N: the first dimension of every tensor in ``inputs``.
 
+    Inputs whose first dimensions differ, as the nodes and edges of a graph, are no batch: all of
+    them are one example.
+
     Raises:
-        InputError: no tensor, a tensor without dimensions, tensors of different first dimension,
-            or a single example (a batch dimension of 1 cannot be told from a constant).
+        InputError: no tensor, one without dimensions or of a nested or sparse layout, or a batch of
+            1 (which cannot be told from a constant).
 
     >>> batch_size({"x": torch.zeros(3, 5), "mask": torch.ones(3)})
     3
+    >>> batch_size((torch.zeros(5, 8), torch.zeros(2, 12).long()))
+    1
     """
     leaves = [
-        (pytree.keystr(path) or "inputs", leaf)
+        (f"inputs{pytree.keystr(path)}", leaf)
         for path, leaf in pytree.tree_leaves_with_path(as_builtin(inputs))
         if isinstance(leaf, Tensor)
     ]
     if not leaves:
         raise InputError("inputs hold no tensor; expected at least one, with the batch first")
     for where, leaf in leaves:
+        if leaf.is_nested:
+            raise InputError(
+                f"{where} is a nested tensor, whose examples have sizes of their own; expected "
+                "a plain tensor: pad it, as with torch.nested.to_padded_tensor, and have the model "
+                "take the lengths or a mask beside it"
+            )
+        if leaf.layout != torch.strided:
+            raise InputError(
+                f"{where} has the layout {leaf.layout}; expected a plain tensor: pass its "
+                "indices and values, or keep a matrix that is the same for all inputs in a buffer "
+                "of the model"
+            )
         if leaf.ndim == 0:
             raise InputError(
-                f"inputs{where} is a scalar tensor; expected the batch as its first dimension"
+                f"{where} is a scalar tensor; expected the batch as its first dimension"
             )
     sizes = {leaf.shape[0] for _, leaf in leaves}
     if len(sizes) > 1:
-        shapes = ", ".join(f"{where} {tuple(leaf.shape)}" for where, leaf in leaves)
-        raise InputError(
-            f"inputs have mixed batch sizes: {shapes}; every tensor needs the same first dimension"
-        )
+        return 1
     (size,) = sizes
     if size < 2:
         raise InputError(
             f"inputs hold a batch of {size}; at least 2 examples are needed, since a batch "
-            "dimension of 1 cannot be told from a constant when the model is captured"
+            "dimension of 1 cannot be told from a constant when the model is captured; a single "
+            "example can be passed twice, as with torch.cat([x, x])"
         )
     return int(size)
 

@@ -48,15 +48,15 @@ def untouched(model: nn.Module) -> Iterator[None]:
         (buffer, buffer.detach().clone())
         for module in model.modules()
         for buffer in own_buffers(module).values()
-        if buffer is not None
+        if buffer is not None and not buffer.is_meta  # which has no value to put back
     ]
-    held = {id(t) for t in (*model.parameters(), *(buffer for buffer, _ in buffers))}
+    held = {id(t) for t in (*model.parameters(), *model.buffers())}
     state = _State(held)
     for module in model.modules():
         state.keep_module(module)
     for hooks in (*global_hooks(), *(gradient_hooks(p) for p in model.parameters())):
         state.keep(hooks, None)
-    device = next((p.device.type for p in model.parameters()), "cpu")
+    device = next((p.device.type for p in model.parameters() if not p.is_meta), "cpu")
     with preserved_rng(), torch.autocast(device, enabled=False):
         try:
             yield

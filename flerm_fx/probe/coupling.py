@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from flerm_fx.capture.captured import Capture, cloned_buffers
 from flerm_fx.compat import pytree
-from flerm_fx.model.inputs import Inputs, difference, is_differentiable
+from flerm_fx.model.inputs import Inputs, batch_size, difference, is_differentiable
 from flerm_fx.model.randomness import preserved_rng, rng_state, set_rng_state
 from flerm_fx.ops.operation import is_opaque, operation
 from flerm_fx.ops.table import facts
@@ -36,8 +36,11 @@ def coupling(
     Looks for operations of the graph that leave no axis for the examples. Then runs the model on
     the batch and on each example by itself (all at once through ``vmap``, with the same random
     draws), and compares the outputs. What has no batching rule is run on two copies of each
-    example, unless it draws; what fails to run counts as coupled.
+    example, unless it draws; what fails to run counts as coupled. Inputs that are no batch are one
+    example.
     """
+    if batch_size(inputs) == 1:
+        return "the inputs' first dimensions differ, so all of them are one example"
     parameters = {name: value.detach() for name, value in parameters.items()}
     if captured.probe_module is not None:
         for node in captured.probe_module.graph.nodes:

@@ -45,6 +45,7 @@ class TapNodes(ProbeNodes):
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         """Insert the taps; let attention use the fused kernels, which have a backward pass."""
+        self._by_example = any(map(_has_axis, graph_module.graph.output_node().all_input_nodes))
         result = super().call(graph_module)
         for node in graph_module.graph.nodes:
             if node.target is attention and node.kwargs.get("dropout_mask") is None:
@@ -53,10 +54,12 @@ class TapNodes(ProbeNodes):
         return result
 
     def _is_carried(self, node: fx.Node) -> bool:
-        """What has no axis for examples is one for all of them, and its tangents go on with it."""
-        values = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
-        sizes: list[Any] = [size for value in values for size in value.shape]
-        return bool(values) and not any(isinstance(size, torch.SymInt) for size in sizes)
+        """What has no axis for examples is one for all of them, and its tangents go on with it.
+
+        They go on to where examples begin. Where the output has no axis either, as for a sum over
+        the batch or inputs that are no batch, there is no such place, and all of it is tapped.
+        """
+        return self._by_example and bool(_values(node)) and not _has_axis(node)
 
     def _blank(self, parameter: Tensor) -> Tensor:
         """Zeros without memory: calls bring the unit updates along."""
@@ -69,6 +72,15 @@ class TapNodes(ProbeNodes):
         node.replace_all_uses_with(tapped, delete_user_cb=lambda user: user is not tapped)
         arguments: Any = (node, first, node.args, node.kwargs, entering, axes)
         tapped.args, tapped.meta = arguments, {"axes": axes}
+
+
+def _values(node: fx.Node) -> list[Tensor]:
+    return [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
+
+
+def _has_axis(node: fx.Node) -> bool:
+    """Whether a size of what it holds depends on the batch's."""
+    return any(isinstance(size, torch.SymInt) for value in _values(node) for size in value.shape)
 
 
 def no_axis(graph: fx.Graph) -> str:

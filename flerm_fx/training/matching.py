@@ -9,7 +9,8 @@ from typing import get_args
 from torch import nn
 from torch.optim import Optimizer
 
-from flerm_fx.align.aligning import Mapped, OnUnmatched
+from flerm_fx.align.aligning import OnUnmatched
+from flerm_fx.align.patterns import Mapped
 from flerm_fx.assign.matches import held_as_matched, matched
 from flerm_fx.assign.multipliers import floor
 from flerm_fx.boundary.options import checked, choice, instance

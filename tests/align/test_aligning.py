@@ -200,7 +200,8 @@ def test_names_wrapping_and_registration_change_nothing(
         name: match.base for name, match in wrapped.items()
     }
     other = align(base, network(body, m, post=post, norms=norms, rename=flat, shuffle=rng))
-    assert {flat(name): match.base for name, match in plain.items()} == {
+    in_doubt = any(match.doubt for match in other.values())  # without a tree, flow may not decide
+    assert in_doubt or {flat(name): match.base for name, match in plain.items()} == {
         name: match.base for name, match in other.items()
     }
 
@@ -773,7 +774,7 @@ def test_error_names_every_unmatched_parameter_and_the_nearest() -> None:
     assert "base 'blocks.1.gain.factor' (aten.mul other, rank 1 in Block)" in str(error.value)
 
 
-def test_error_for_other_connections() -> None:
+def test_a_doubt_of_other_connections() -> None:
     def wired(parallel: bool) -> nx.DiGraph:
         net = Net()
         x = net.layer("linear", net.input, "embed")
@@ -781,8 +782,11 @@ def test_error_for_other_connections() -> None:
         b = net.layer("linear", x if parallel else a, "b")
         return net.finish(net.layer("linear", net.call(ATEN.add.Tensor, a, b), "head"))
 
-    with pytest.raises(MatchError, match=r"2 target parameters and 2 base.*\n.*target 'a.weight'"):
-        align(wired(False), wired(True))
+    matches = align(wired(False), wired(True))
+    assert all(match.base == ((name, 1.0),) for name, match in matches.items())
+    doubt = matches["a.weight"].doubt
+    assert doubt is not None
+    assert doubt.reason == "the data flow around the two differs"
 
 
 def test_no_block_in_the_base() -> None:

@@ -339,6 +339,19 @@ def test_match_prints_what_answers_to_what(
     found = json.loads(out)
     assert found["base_without_counterpart"] == ["2.bias"]
     assert found["matches"]["2.weight"] == [{"parameter": "2.weight", "share": 1.0}]
+    swapped = ("--mapping", "0.bias=2.bias", "--mapping", "2.bias = {n}.bias", "--json")
+    code, _, err = run(capsys, *arguments[:2], "--model", "targets_of_match:wide", *swapped)
+    assert code == 1 and "leaves the range: {n} is 3" in err
+    swapped = ("--mapping", "0.bias=2.bias", "--mapping", "2.bias=0.bias", "--json")
+    code, out, _ = run(capsys, *arguments[:2], "--model", "targets_of_match:wide", *swapped)
+    assert json.loads(out)["matches"]["0.bias"] == [{"parameter": "2.bias", "share": 1.0}]
+    page = ("--model", "targets_of_match:wide", "--format", "html", "--output")
+    assert run(capsys, *arguments[:2], *page, "matching.html") == (0, "", "")
+    assert Path("matching.html").read_text().startswith("<!DOCTYPE html>")
+    code, out, err = run(capsys, *arguments[:2], *page, "no/matching.html")
+    assert (code, out) == (1, "") and "cannot write to" in err
+    code, _, err = run(capsys, *arguments, "--mapping", "0.bias")
+    assert code == 1 and "--mapping is '0.bias'; expected target=base" in err
 
 
 @pytest.mark.parametrize(

@@ -139,10 +139,6 @@ def measure_linear(**changes: object) -> dict[str, flerm_fx.Estimate]:
     "changes,message",
     [
         ({"inputs": torch.zeros(1, 3)}, "a batch of 1; at least 2 examples"),
-        (
-            {"inputs": {"input": torch.zeros(4, 3), "mask": torch.zeros(5, 3)}},
-            r"mixed batch sizes.*\(4, 3\).*\(5, 3\)",
-        ),
         ({"inputs": 3}, "inputs must be a tensor, .* a DataLoader or another iterable, got int"),
         ({"inputs": []}, "the list of inputs is empty"),
         ({"inputs": {}}, "no tensor"),

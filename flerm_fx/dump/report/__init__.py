@@ -1,5 +1,5 @@
-"""A base profile, alone or beside a compiled target, as one HTML file that opens offline."""
+"""A base profile, alone or beside a target, as one HTML file that opens offline."""
 
-from flerm_fx.dump.report.page import to_html
+from flerm_fx.dump.report.page import matching_to_html, to_html
 
-__all__ = ["to_html"]
+__all__ = ["matching_to_html", "to_html"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from flerm_fx.align.aligning import Match
+from flerm_fx.align.doubts import Doubt
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.dump.report.outline import Row, edges, module_path, outline, shared_path
 from flerm_fx.probe.estimate import Estimate
@@ -42,8 +44,11 @@ def base_side(profile: BaseProfile, assignments: Sequence[Assignment] = ()) -> P
     return _side("base", profile.graph, numbers)
 
 
-def target_side(graph: nx.DiGraph, assignments: Sequence[Assignment]) -> Packed:
+def target_side(
+    graph: nx.DiGraph, assignments: Sequence[Assignment], doubts: Iterable[Doubt] = ()
+) -> Packed:
     """The target, with what was assigned to each of its parameters."""
+    of = {doubt.target: doubt for doubt in doubts}
     numbers = [
         {
             "name": row.parameter,
@@ -55,10 +60,46 @@ def target_side(graph: nx.DiGraph, assignments: Sequence[Assignment]) -> Packed:
             "multiplier": finite(row.multiplier),
             "status": row.status,
             "after": row.after,
+            **_doubt(of.get(row.parameter)),
         }
         for row in assignments
     ]
     return _side("target", graph, numbers)
+
+
+def matched_sides(
+    profile: BaseProfile,
+    graph: nx.DiGraph,
+    shapes: Mapping[str, Sequence[int]],
+    matches: Mapping[str, Match],
+) -> list[Packed]:
+    """Base and target without numbers: what answers to what alone."""
+    answered = {name for match in matches.values() for name, _ in match.base}
+
+    def parameter(pg: nx.DiGraph, name: str, shape: Sequence[int], matched: bool) -> Packed:
+        op = str(pg.nodes[name].get("op", ""))
+        status = "matched" if matched else "unmatched" if op else "unused"
+        return {"name": name, "op": _op(op), "shape": list(shape), "status": status}
+
+    ours = [
+        parameter(profile.graph, name, profile.shapes[name], name in answered)
+        for name in profile.parameters
+    ]
+    theirs = [
+        {
+            **parameter(graph, name, shapes[name], bool(match.base)),
+            "base": [[other, finite(share)] for other, share in match.base],
+            **_doubt(match.doubt),
+        }
+        for name, match in matches.items()
+    ]
+    return [_side("base", profile.graph, ours), _side("target", graph, theirs)]
+
+
+def _doubt(doubt: Doubt | None) -> Packed:
+    if doubt is None:
+        return {}
+    return {"doubt": {"reason": doubt.reason, "alternatives": list(doubt.alternatives)}}
 
 
 def finite(number: float) -> float | None:

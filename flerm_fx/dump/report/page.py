@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from flerm_fx.align.aligning import Match
+from flerm_fx.align.doubts import Doubt
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.boundary.text import json_text
-from flerm_fx.dump.report.graph import base_side, target_side
+from flerm_fx.dump.report.graph import base_side, matched_sides, target_side
 from flerm_fx.dump.report.trajectory import trajectory
 from flerm_fx.errors import InputError, shown
 from flerm_fx.profile.profile import BaseProfile
@@ -18,13 +20,14 @@ from flerm_fx.profile.profile import BaseProfile
 if TYPE_CHECKING:
     import networkx as nx
 
-_SCRIPTS = ("page.js", "colours.js", "details.js", "graph.js", "table.js")
+_SCRIPTS = ("page.js", "colours.js", "details.js", "graph.js", "matching.js", "table.js")
 
 
 def to_html(
     profile: BaseProfile,
     graph: nx.DiGraph | None = None,
     assignments: Sequence[Assignment] = (),
+    doubts: Iterable[Doubt] = (),
 ) -> str:
     """The report of a base profile, or of a target beside it.
 
@@ -32,6 +35,7 @@ def to_html(
         profile: of the base.
         graph: the target's parameter graph; None for the base alone.
         assignments: what the compiler decided for each of the target's parameters.
+        doubts: the matches that something speaks against.
 
     Returns:
         A page with the parameter graph, the table of all parameters and, if the profile has a
@@ -42,16 +46,44 @@ def to_html(
     """
     sides = [base_side(profile, assignments)]
     if graph is not None:
-        sides.append(target_side(graph, assignments))
-    course = trajectory(profile)
+        sides.append(target_side(graph, assignments, doubts))
+    data = {"sides": sides, "trajectory": trajectory(profile), "matching": False}
+    return _page(f"Function-space learning rates: {_counts(sides)}", profile, data)
+
+
+def matching_to_html(
+    profile: BaseProfile,
+    graph: nx.DiGraph,
+    shapes: Mapping[str, Sequence[int]],
+    matches: Mapping[str, Match],
+) -> str:
+    """The matching of a base and a target, for a person to judge before anything is measured.
+
+    Args:
+        profile: of the base.
+        graph: the target's parameter graph.
+        shapes: of the target's parameters.
+        matches: which of the base's each of them answers to.
+
+    Returns:
+        The page of :func:`to_html` without numbers: both parameter graphs side by side, a row for
+        each block, lines between them that are as wide as shares, and what is in doubt or has no
+        counterpart by name.
+    """
+    sides = matched_sides(profile, graph, shapes, matches)
+    data = {"sides": sides, "trajectory": None, "matching": True}
+    return _page(f"Matching: {_counts(sides)}", profile, data)
+
+
+def _page(title: str, profile: BaseProfile, data: dict[str, Any]) -> str:
     scripts = [_asset(name) for name in _SCRIPTS]
-    if course is not None:
+    if data["trajectory"] is not None:
         scripts += [_plotly(), _asset("trajectory.js")]
     parts = {
-        "title": escape(_title(sides)),
+        "title": escape(title),
         "style": _asset("page.css"),
         "facts": _facts(profile),
-        "data": _embedded({"sides": sides, "trajectory": course}),
+        "data": _embedded(data),
         "scripts": "\n".join(f"<script>\n{code}\n</script>" for code in scripts),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("page.html"))
@@ -79,9 +111,10 @@ def _embedded(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _title(sides: Sequence[dict[str, Any]]) -> str:
-    counts = (f"{side['title']} of {len(side['parameters'])} parameters" for side in sides)
-    return f"Function-space learning rates: {' and '.join(counts)}"
+def _counts(sides: Sequence[dict[str, Any]]) -> str:
+    return " and ".join(
+        f"{side['title']} of {len(side['parameters'])} parameters" for side in sides
+    )
 
 
 def _facts(profile: BaseProfile) -> str:

@@ -10,9 +10,11 @@ import pytest
 from playwright import sync_api
 from torch import nn
 
+from flerm_fx.align.aligning import align
+from flerm_fx.align.doubts import Doubt
 from flerm_fx.align.parameter_graph import capture_graph, parameters
 from flerm_fx.capture.tracing import capture
-from flerm_fx.dump.report import to_html
+from flerm_fx.dump.report import matching_to_html, to_html
 from tests.cases import make
 from tests.dump.report.profiles import assigned, block_names, profile
 
@@ -210,3 +212,65 @@ def test_a_profile_alone_has_no_multipliers(opened: Open) -> None:
     assert page.locator(".side").count() == 1
     assert page.locator("#trajectory").is_hidden()
     assert "multiplier" not in page.inner_text("#table thead")
+
+
+def matching(blocks: tuple[int, int], *, doubtful: str | None = None, more: str = "") -> str:
+    base, target = (
+        profile(block_names(blocks[0])),
+        profile([*block_names(blocks[1]), *more.split()]),
+    )
+    matches = align(base.graph, target.graph, on_unmatched="unit")
+    if doubtful is not None:
+        doubt = Doubt(doubtful, ("b",), "names differ <b>", ("head.weight",))
+        matches[doubtful] = replace(matches[doubtful], doubt=doubt)
+    return matching_to_html(base, target.graph, target.shapes, matches)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1300, 500])
+def test_a_matching_has_a_row_for_each_block_and_lines_as_wide_as_shares(
+    opened: Open, scheme: str, width: int
+) -> None:
+    page = opened(matching((2, 3)), scheme)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.wait_for_function("n => innerWidth === n", arg=width)
+    base, target = page.locator(".side").all()
+    assert base.locator(".toggle").all_inner_texts() == ["blocks.0–1 × 2", "0", "1"]
+    assert target.locator(".toggle").all_inner_texts() == ["blocks.0–2 × 3", "0", "1", "2"]
+    lines = page.locator("#links.whole path")
+    widths = sorted(float(line.get_attribute("stroke-width") or 0) for line in lines.all())
+    assert widths == pytest.approx([1 + 4 / 3] * 2 + [1 + 8 / 3] * 2 + [5.0] * 2)
+    assert "Nothing speaks against this matching" in page.inner_text("#judged")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.uncheck("#whole")
+    assert lines.count() == 0
+
+
+def test_what_is_to_judge_is_listed_marked_and_selected(opened: Open) -> None:
+    page = opened(matching((2, 2), doubtful="blocks.0.up.bias", more="extra.norm.weight"))
+    assert page.locator("#judged h3").all_inner_texts() == [
+        "In doubt: 1",
+        "Of the target, without a counterpart: 1",
+    ]
+    assert "names differ <b>; possible instead: head.weight" in page.inner_text("#judged")
+    assert page.locator(".doubtful").count() == page.locator("#links .doubt").count() == 1
+    page.locator("#judged").get_by_role("button", name="blocks.0.up.bias").click()
+    assert page.locator("#links path").count() == 1
+    assert "names differ <b>" in page.inner_text("#selection")
+    page.click("#clear")
+    page.click("#expand")
+    assert page.locator(".chip .doubtful").count() == 1
+
+
+def test_a_large_matching_is_folded(opened: Open) -> None:
+    page = opened(matching((300, 900)))
+    assert page.locator("#graph .row").count() < 40
+    assert 0 < page.locator("#links path").count() < 40
+
+
+def test_the_report_shows_the_whole_matching_when_asked(opened: Open, both: str) -> None:
+    page = opened(both)
+    assert page.locator("#links path").count() == 0
+    page.check("#whole")
+    assert page.locator("#links path").count() > 4
+    assert page.locator("#judgement").is_hidden()

@@ -16,10 +16,12 @@ function terms(parameter) {
     ["shape", shape(parameter.shape)],
     ["op", parameter.op || "–"],
     ["base", parameter.base ? share.join(", ") || "–" : null],
-    ["base FSLR", parameter.base ? format(parameter.base_fslr) : null],
-    ["FSLR", `${format(parameter.fslr)} ± ${format(parameter.stderr, 2)}`],
+    ["doubt", parameter.doubt?.reason ?? null],
+    ["possible instead", parameter.doubt?.alternatives.join(", ") || null],
+    ["base FSLR", "base_fslr" in parameter ? format(parameter.base_fslr) : null],
+    ["FSLR", "fslr" in parameter ? `${format(parameter.fslr)} ± ${format(parameter.stderr, 2)}` : null],
     ["late FSLR", (parameter.late ?? null) !== null ? format(parameter.late) : null],
-    ["method", parameter.method + (parameter.samples ? `, ${parameter.samples} samples` : "")],
+    ["method", parameter.method ? parameter.method + (parameter.samples ? `, ${parameter.samples} samples` : "") : null],
     ["multiplier", (parameter.multiplier ?? null) !== null ? format(parameter.multiplier) : null],
     ["status", parameter.status + after],
     ["note", parameter.note || null],
@@ -78,7 +80,7 @@ function drawSelection() {
   const content = [details(chosen, SIDES[side].title)];
   if (chosen.length > 1) {
     content.push(make("p", { className: "faint" },
-      chosen.slice(0, LISTED).map((p) => `${p.name} ${format(p.multiplier ?? p.fslr)}`).join(" · "),
+      chosen.slice(0, LISTED).map((p) => "fslr" in p ? `${p.name} ${format(p.multiplier ?? p.fslr)}` : p.name).join(" · "),
       chosen.length > LISTED ? ` … ${chosen.length - LISTED} more in the table` : ""));
   }
   if (side === 0 && SIDES.length > 1) {

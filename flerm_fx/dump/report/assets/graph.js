@@ -1,6 +1,6 @@
 "use strict";
 
-// The parameter graph: rows in nested boxes, a rail with the flow of data, lines of the matching.
+// The parameter graph: rows in nested boxes, and a rail with the flow of data.
 
 const ROOMY = 140; // rows up to which everything but repeats is open at first
 const LANE = 9, LANES = 12; // distance and greatest number of lanes for flow that skips rows
@@ -69,6 +69,9 @@ function listAll(rows) {
   }
 }
 
+/** What stands beside a doubtful match. */
+const mark = () => make("span", { className: "doubtful", role: "img", "aria-label": "in doubt" }, "⚠");
+
 class Column {
   constructor(side) {
     this.side = side;
@@ -119,6 +122,7 @@ class Column {
     withTip(button, () => details(parameters, chip.label));
     button.addEventListener("click", () => select(this.side, button.matches("[aria-pressed=true]") ? [] : chip.parameters));
     this.hold(button, chip.parameters);
+    if (parameters.some((p) => p.doubt)) button.append(mark());
     return button;
   }
 
@@ -134,6 +138,7 @@ class Column {
       const parameters = within(row, "parameters");
       const all = parameters.map((i) => this.data.parameters[i]);
       head.append(swatch(all), make("span", { className: "op" }, `${all.length} parameters`));
+      if (all.some((p) => p.doubt)) head.append(mark());
       withTip(toggle, () => details(all, row.name));
       this.hold(toggle, parameters);
       this.put(head, "folded", within(row, "junctions"));
@@ -265,56 +270,13 @@ const columns = SIDES.map((_, side) => new Column(side));
 const graph = byId("graph");
 const links = svg("svg", { id: "links", "aria-hidden": "true" });
 
-/** A line across the gap between the columns, at the heights of two rows; it crosses no text. */
-function link(one, other, frame) {
-  const [x, u] = [columns[0].element, columns[1].element]
-    .map((element, i) => element.getBoundingClientRect()[i ? "left" : "right"] - frame.left);
-  const [y, v] = [one, other].map((box) => (box.top + box.bottom) / 2 - frame.top);
-  const middle = (x + u) / 2;
-  return svg("path", { d: `M ${x} ${y} C ${middle} ${y} ${middle} ${v} ${u} ${v}` });
-}
-
-/** Show what is selected, and what answers to it; lines lead from the base to the target. */
-function drawMatching() {
-  links.replaceChildren();
-  const { side, parameters, answers } = selection;
-  columns.forEach((column, s) => {
-    const chosen = new Set((s === side ? parameters : []).flatMap((i) => column.holder.get(i) || []));
-    const answering = new Set((s === side ? [] : answers).flatMap((i) => column.holder.get(i) || []));
-    for (const chip of column.rows.querySelectorAll("button.chip:not(.copies), .toggle")) {
-      if (chip.classList.contains("chip")) chip.setAttribute("aria-pressed", String(chosen.has(chip)));
-      chip.classList.toggle("answer", answering.has(chip));
-    }
-    for (const row of column.rows.querySelectorAll(".row")) {
-      row.classList.toggle("marked", [...row.children].some((c) => chosen.has(c) || answering.has(c)));
-    }
-  });
-  if (columns.length < 2 || !parameters.length) return;
-  const frame = graph.getBoundingClientRect();
-  const drawn = new Map();
-  for (const target of side === 1 ? parameters : answers) {
-    for (const [name] of SIDES[1].parameters[target].base) {
-      const source = NUMBERS[0].get(name);
-      if (side === 0 && !parameters.includes(source)) continue;
-      for (const one of columns[0].holder.get(source) || []) {
-        for (const other of columns[1].holder.get(target) || []) {
-          if (!drawn.has(one)) drawn.set(one, new Set());
-          if (drawn.get(one).has(other)) continue;
-          drawn.get(one).add(other);
-          links.append(link(one.getBoundingClientRect(), other.getBoundingClientRect(), frame));
-        }
-      }
-    }
-  }
-}
-
 function drawGraph(changed = columns) {
   tip.hidden = true;
   for (const column of changed) column.draw();
   drawMatching();
 }
 
-graph.style.gridTemplateColumns = `repeat(${columns.length}, minmax(22rem, 1fr))`;
+graph.style.gridTemplateColumns = `repeat(${columns.length}, minmax(min(22rem, 40vw), 1fr))`;
 graph.append(...columns.map((column) => column.element), links);
 byId("colour").append(...shown.map((key) => make("option", { value: key }, QUANTITIES[key].title)));
 byId("colour").addEventListener("change", (event) => {
@@ -330,16 +292,4 @@ byId("fold").addEventListener("click", () => {
   for (const column of columns) setOpen(column.data.rows, false, 0);
   drawGraph();
 });
-listeners.push(drawMatching);
-let width = 0;
-new ResizeObserver(([entry]) => {
-  if (entry.contentRect.width === width) return;
-  width = entry.contentRect.width;
-  for (const column of columns) {
-    column.rows.querySelector(".rail")?.remove();
-    column.drawRail();
-  }
-  drawMatching();
-}).observe(graph);
 drawLegend();
-drawGraph();

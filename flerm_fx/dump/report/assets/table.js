@@ -14,11 +14,12 @@ const COLUMNS = [
   { title: "FSLR", order: (p) => p.fslr },
   { title: "± stderr", order: (p) => p.stderr, digits: 2 },
   { title: "late FSLR", order: (p) => p.late },
-  { title: "method", text: (p) => p.method },
+  { title: "doubt", text: (p) => p.doubt?.reason || "" },
+  { title: "method", text: (p) => p.method || "" },
   { title: "samples", order: (p) => p.samples },
   { title: "multiplier", order: (p) => p.multiplier },
   { title: "status", text: (p) => p.status + (p.after ? ` after ${p.after}` : "") },
-  { title: "note", text: (p) => p.note },
+  { title: "note", text: (p) => p.note || "" },
 ];
 
 // The target, which the multipliers are for, comes first.

@@ -1,0 +1,253 @@
+"""Evidence: what speaks for a matching of two parameter graphs, as one score, and what against."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from flerm_fx.align.doubts import Doubt
+from flerm_fx.align.isomorphism import neighbourhoods
+from flerm_fx.align.mass import Shares
+from flerm_fx.align.parameter_graph import on_data, parameters, sites
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+RADIUS = 5
+"""Edges to both sides that the surroundings of a parameter reach: a norm, what it feeds, a shortcut
+and the neighbours of these."""
+
+_NUMBER = re.compile(r"\d+")
+
+
+class Flow:
+    """How alike the surroundings of parameters of two graphs are, whatever they are called."""
+
+    def __init__(self, base: nx.DiGraph, target: nx.DiGraph) -> None:
+        rounds = neighbourhoods((base, target), RADIUS)
+        names = parameters(base), parameters(target)
+        self.graphs = base, target
+        self.base, self.target = (
+            {name: tuple(labels[side][name] for labels in rounds) for name in names[side]}
+            for side in (0, 1)
+        )
+
+    def of_parameters(self, base: str, target: str) -> float:
+        """The share of radii up to which their surroundings are the same."""
+        one, other = self.base[base], self.target[target]
+        return sum(a == b for a, b in zip(one, other, strict=True)) / RADIUS
+
+    def reads_alike(self, base: str, target: str) -> bool:
+        """Whether what reads two parameters reads and is read by the same operations."""
+        return _neighbours(self.graphs[0], base) == _neighbours(self.graphs[1], target)
+
+    def of_families(self, base: Iterable[str], target: Iterable[str]) -> float:
+        """How much two sets of parameters have in common, as an average over radii."""
+        one = [set(labels) for labels in zip(*(self.base[b] for b in base), strict=True)]
+        other = [set(labels) for labels in zip(*(self.target[t] for t in target), strict=True)]
+        return sum(len(a & b) / len(a | b) for a, b in zip(one, other, strict=True)) / RADIUS
+
+
+class Evidence:
+    r"""What speaks for and against ways to lay a base over a target.
+
+    A pair of a base parameter b and a target parameter t agrees by
+
+    .. math:: a_{bt} = \tfrac14 \bigl(1 + \mathrm{flow}_{bt} + \mathrm{kind}_{bt}
+              + \mathrm{place}_{bt}\bigr)
+
+    where flow is how far to both sides the graphs around the two are the same, kind is 1 if the
+    classes of their modules are, and place is how purely places in the module tree answer to
+    places: the share of the mass of b's masked name that goes to t's, times the share of what t's
+    gets that comes from b's. The words of names are not compared, so renaming changes none of the
+    three. The score of a matching is
+
+    .. math:: \sum_{b,t} \mathrm{share}_{bt} \Bigl(1 + \frac{1}{\sum_{b'}
+              \mathrm{share}_{b't}}\Bigr) a_{bt}
+
+    which is the number of parameters, of both sides, that are matched, each times its agreement. A
+    parameter whose copies are in time, as in a recurrence that is unrolled, agrees by 1/4 alone:
+    how often a sample makes it repeat says nothing of depth.
+    """
+
+    def __init__(self, base: nx.DiGraph, target: nx.DiGraph) -> None:
+        self.base = base
+        self.target = target
+        self.number = len(parameters(base)) + len(parameters(target))
+        self.places = _places(base), _places(target)
+        self.kinds = tuple({pg.nodes[n]["kind"] for n in parameters(pg)} for pg in (base, target))
+
+    @cached_property
+    def flow(self) -> Flow:
+        """How alike surroundings are."""
+        return Flow(self.base, self.target)
+
+    def score(self, laid: Shares, in_time: Collection[str] = ()) -> float:
+        """The number of parameters that are matched, each times its agreement.
+
+        Args:
+            laid: the matching.
+            in_time: base parameters of which it takes several uses for copies.
+        """
+        taken: dict[str, float] = defaultdict(float)
+        for row in laid.values():
+            for t, share in row.items():
+                taken[t] += float(share)
+        pure = self._purity(laid)
+        places = self.places
+        total = 0.0
+        for b, row in laid.items():
+            for t, share in row.items():
+                agreement = 1.0
+                if b not in in_time:
+                    agreement += self.flow.of_parameters(b, t) + self._same_kind(b, t)
+                    agreement += pure[places[0][b], places[1][t]]
+                total += float(share) * (1 + 1 / taken[t]) * agreement / 4
+        return total
+
+    def is_whole(self, laid: Shares) -> bool:
+        """Whether all parameters of both sides are matched."""
+        return matched(laid) == self.number
+
+    def is_clean(self, laid: Shares) -> bool:
+        """Whether all are matched, and nothing speaks against any of the pairs."""
+        if not self.is_whole(laid):
+            return False
+        if any(p < 1 - 1e-9 for p in self._purity(laid).values()):
+            return False
+        return not any(self._against(b, t) for b, row in laid.items() for t in row)
+
+    def doubts(
+        self, laid: Shares, others: Sequence[Shares] = (), *, by_tree: bool = False
+    ) -> dict[str, Doubt]:
+        """What speaks against a matching, by target parameter.
+
+        Args:
+            laid: the matching.
+            others: others that the evidence speaks for as well.
+            by_tree: whether it follows from the module tree, so that the data flow may differ.
+        """
+        answers = _answers(laid)
+        alternatives = [_answers(other) for other in others]
+        found: dict[str, Doubt] = {}
+        by_place: dict[Hashable, list[str]] = defaultdict(list)
+        for name, place in self.places[0].items():
+            by_place[place].append(name)
+        for t, base in answers.items():
+            names = tuple(base)
+            reason = next((why for b in names if (why := self._against(b, t))), "")
+            alone = by_tree and len(names) == len(laid[names[0]]) == 1
+            if not reason and alone and not self.flow.reads_alike(names[0], t):
+                reason = "the data flow around the two differs"
+            if reason:
+                like = tuple(n for n in by_place[self.places[1][t]] if n not in names)
+                found[t] = Doubt(t, names, reason, like)
+                continue
+            for other in alternatives:
+                if other.get(t, base) != base:
+                    instead = tuple(other[t])
+                    reason = "structure allows several matchings"
+                    found[t] = Doubt(t, names, reason, instead)
+                    break
+        return found
+
+    def _against(self, b: str, t: str) -> str:
+        """What speaks against a pair; empty if nothing does."""
+        one, other = self.places[0][b], self.places[1][t]
+        tied = self._is_tied(b, t)
+        crossing = one in self._known[1], other in self._known[0]
+        if one != other and (all(crossing) if tied else any(crossing)):
+            stems = _stem(one), _stem(other)
+            if stems[0] != stems[1] or self._numbers[0][stems[0]] == self._numbers[1][stems[0]]:
+                return "their names differ in more than the places of blocks"
+        kinds = self.base.nodes[b]["kind"], self.target.nodes[t]["kind"]
+        if (
+            not tied
+            and kinds[0] != kinds[1]
+            and kinds[0] in self.kinds[1]
+            and kinds[1] in self.kinds[0]
+        ):
+            return f"their modules are a {kinds[0]} and a {kinds[1]}"
+        return ""
+
+    @cached_property
+    def _known(self) -> tuple[set[Hashable], set[Hashable]]:
+        return set(self.places[0].values()), set(self.places[1].values())
+
+    @cached_property
+    def _numbers(self) -> tuple[dict[Hashable, set[Hashable]], dict[Hashable, set[Hashable]]]:
+        """Places of each side by what is left of them without any digits."""
+        found: tuple[dict[Hashable, set[Hashable]], ...] = defaultdict(set), defaultdict(set)
+        for side, places in enumerate(self._known):
+            for place in places:
+                found[side][_stem(place)].add(place)
+        return found[0], found[1]
+
+    def _is_tied(self, b: str, t: str) -> bool:
+        """Whether one of two has several uses, of which the other may have one."""
+        return bool(self.base.nodes[b]["uses"] > 1 or self.target.nodes[t]["uses"] > 1)
+
+    def _same_kind(self, b: str, t: str) -> bool:
+        return bool(self.base.nodes[b]["kind"] == self.target.nodes[t]["kind"])
+
+    def _purity(self, laid: Shares) -> dict[tuple[Hashable, Hashable], float]:
+        """How purely places answer to places, for each pair of them."""
+        mass: dict[tuple[Hashable, Hashable], float] = defaultdict(float)
+        for b, row in laid.items():
+            for t, share in row.items():
+                mass[self.places[0][b], self.places[1][t]] += float(share)
+        given: dict[Hashable, float] = defaultdict(float)
+        taken: dict[Hashable, float] = defaultdict(float)
+        for (one, other), part in mass.items():
+            given[one] += part
+            taken[other] += part
+        return {
+            (one, other): part / given[one] * part / taken[other]
+            for (one, other), part in mass.items()
+        }
+
+
+def _neighbours(pg: nx.DiGraph, name: str) -> set[Hashable]:
+    """The operations before and behind those that read a parameter, however often."""
+    found: set[Hashable] = set()
+    for site in sites(pg, name):
+        found |= {("reads", pg.nodes[u]["op"]) for u in pg.pred[site] if on_data(pg, u)}
+        found |= {("is read by", pg.nodes[v]["op"]) for v in pg.adj[site]}
+    return found
+
+
+def matched(laid: Shares) -> int:
+    """Number of parameters, of both sides, that have a counterpart."""
+    return len(laid) + len({t for row in laid.values() for t in row})
+
+
+def _places(pg: nx.DiGraph) -> dict[str, Hashable]:
+    """The place of each parameter in the module tree: its masked name and its rank.
+
+    What surrounds all names, as ``module.`` does, is left out.
+    """
+    names = [name for name in parameters(pg) if pg.nodes[name]["op"]]
+    words = [tuple("#" if p.isdigit() else p for p in name.split(".")) for name in names]
+    while words and len({w[0] for w in words}) == 1 and all(len(w) > 1 for w in words):
+        if words[0][0] == "#":
+            break
+        words = [w[1:] for w in words]
+    return {name: (w, pg.nodes[name]["rank"]) for name, w in zip(names, words, strict=True)}
+
+
+def _stem(place: Hashable) -> Hashable:
+    assert isinstance(place, tuple)
+    words, rank = place
+    return tuple(_NUMBER.sub("", word) for word in words), rank
+
+
+def _answers(laid: Shares) -> Mapping[str, dict[str, float]]:
+    """Shares by target parameter."""
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for b, row in laid.items():
+        for t, share in row.items():
+            found[t][b] = float(share)
+    return found

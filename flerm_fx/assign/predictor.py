@@ -1,0 +1,31 @@
+"""Where multipliers come from without a measurement of the target."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from flerm_fx.align.aligning import Match
+from flerm_fx.assign.assignment import Assignment
+from flerm_fx.capture.captured import Capture
+from flerm_fx.profile.profile import BaseProfile
+
+
+class Predictor(ABC):
+    """What gives a captured model its multipliers from its shapes alone.
+
+    Attributes:
+        profile: of the base that the multipliers are relative to.
+    """
+
+    profile: BaseProfile
+
+    @abstractmethod
+    def predicted(self, captured: Capture, matches: Mapping[str, Match]) -> tuple[Assignment, ...]:
+        """What is predicted of each parameter of a captured model.
+
+        Args:
+            captured: the target.
+            matches: the base parameters that each of its parameters answers to.
+
+        Raises:
+            MatchError: of one of them, nothing is known.
+        """

@@ -1,0 +1,98 @@
+"""``flerm-fx law``: fit a scaling law, and show what is in one."""
+
+import ast
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flerm_fx.boundary.files import check, reason
+from flerm_fx.commands.factory import load_factory
+from flerm_fx.dump.plot import check_picture
+from flerm_fx.errors import InputError, LawError, shown
+from flerm_fx.laws.building import scaling_law
+from flerm_fx.laws.law import ScalingLaw
+from flerm_fx.laws.picture import write_picture
+from flerm_fx.laws.table import to_table
+from flerm_fx.profile.profile import BaseProfile
+
+law = typer.Typer(
+    name="law",
+    help="Scaling laws: multipliers for models that are never run.",
+    no_args_is_help=True,
+)
+
+
+@law.command("fit")
+def fit(
+    profile: Annotated[Path, typer.Argument(help="A base profile, base.safetensors.")],
+    model: Annotated[
+        str, typer.Option(help="package.module:factory, called with the sizes as keywords.")
+    ],
+    sizes: Annotated[
+        list[str], typer.Option(help="Values of one of its arguments, such as width=64,128,256.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where to write the law.")] = Path("law.json"),
+    seeds: Annotated[int, typer.Option(help="Models of each size.", min=1)] = 3,
+    rtol: Annotated[float, typer.Option(help="Relative standard error of the FSLRs.")] = 0.05,
+) -> None:
+    """Measure models of several sizes, fit the law of their multipliers, and write it.
+
+    Example: flerm-fx law fit base.safetensors --model my_project.models:make
+    --sizes width=64,128,256
+    """
+    try:
+        check(out)
+    except OSError as error:
+        raise LawError(f"{shown(out)}: no law can be written there ({reason(error)})") from error
+    chosen = dict(map(_size, sizes))
+    base, factory = BaseProfile.load(profile), load_factory(model)
+    handler, logger = logging.StreamHandler(), logging.getLogger("flerm_fx")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with Console(stderr=True).status("measuring models"):
+            fitted = scaling_law(factory, chosen, base, seeds=seeds, rtol=rtol)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+    fitted.save(out)
+    print(to_table(fitted))
+
+
+@law.command("show")
+def show(
+    path: Annotated[Path, typer.Argument(help="A law, law.json.")],
+    picture: Annotated[
+        Path | None, typer.Option(help="Also draw it there: .png, .svg or .pdf.")
+    ] = None,
+) -> None:
+    """Print the exponents of each role, and where the law does not hold.
+
+    Example: flerm-fx law show law.json --picture law.png
+    """
+    if picture is not None:
+        check_picture(picture)
+    loaded = ScalingLaw.load(path)
+    print(to_table(loaded))
+    if picture is not None:
+        write_picture(loaded, picture)
+
+
+def _size(text: str) -> tuple[str, list[Any]]:
+    """An argument's name and its values.
+
+    >>> _size("width=64,128")
+    ('width', [64, 128])
+    """
+    name, equals, values = text.partition("=")
+    try:
+        found = [ast.literal_eval(value) for value in values.split(",")]
+    except (ValueError, SyntaxError):
+        found = []
+    if not (equals and name.isidentifier() and found):
+        raise InputError(f"--sizes is {text!r}; expected an argument's values, width=64,128,256")
+    return name, found

@@ -1,0 +1,1 @@
+"""Scaling laws: the multipliers of models that were never run."""

@@ -1,0 +1,178 @@
+"""Where a law holds: what its points, its curvature and its largest size say of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from flerm_fx.laws.points import Point, Role
+from flerm_fx.laws.regression import Line, axes_of, fit_points, fitted, on_axes
+from flerm_fx.laws.student import quantile
+
+CURVED = 0.99
+"""Level at which a curvature is told from none: a law of 30 roles has a false one every third
+time."""
+
+BEND = 0.1
+"""Logarithm by which a line has to miss the largest size to be worth a word."""
+
+DISAGREE = 0.5
+"""Spread of one role's parameters, as a logarithm, above which they have no multiplier in common.
+Initial weights and batches make it 0.2 to 0.3."""
+
+SUPPORTED = 0.5
+"""Half width of an exponent's interval above which it tells nothing: -1 and 0, which are what muP
+has, are both as likely as what lies between."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Where a law does not hold, or is not known to.
+
+    Attributes:
+        role: the role's name; empty for the law as a whole.
+        kind: in a word or two, such as ``"curvature"``.
+        text: what was found, in numbers, and what to do.
+    """
+
+    role: str
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How well the law of the other sizes predicts the largest.
+
+    Attributes:
+        predicted: logarithm of the multiplier there.
+        measured: the same, the mean over its models.
+        low: lower end of the interval that the measured one was to be in.
+        high: upper end of it.
+    """
+
+    predicted: float
+    measured: float
+    low: float
+    high: float
+
+    @property
+    def miss(self) -> float:
+        """The measured less the predicted."""
+        return self.measured - self.predicted
+
+
+def held_out(points: Sequence[Point], common: float, level: float) -> HeldOut | None:
+    """Predict the largest models by the line of the others.
+
+    Returns:
+        None where there are no others, or they have not moved what the largest have.
+    """
+    most = max(point.parameters for point in points)
+    largest = [point for point in points if point.parameters == most]
+    rest = [point for point in points if point.parameters < most]
+    if not rest or axes_of([p.log_sizes for p in rest]) != axes_of([p.log_sizes for p in points]):
+        return None
+    line = fit_points(rest, common)
+    measured = fmean(point.log_multiplier for point in largest)
+    own = math.hypot(line.scatter, *(p.error for p in largest)) / math.sqrt(len(largest))
+    value, error = line.at(on_axes(line.axes, largest[0].log_sizes))
+    half = quantile(level, line.freedom) * math.hypot(error, own, common)
+    return HeldOut(value, measured, value - half, value + half)
+
+
+def findings(
+    role: Role, points: Sequence[Point], line: Line, tested: HeldOut | None
+) -> tuple[Finding, ...]:
+    """What speaks against the law of one role."""
+    found = [
+        *_moves_without_size(points, line),
+        *_too_few(points, line),
+        *_unsupported(line),
+        *_curved(points, line, role.base_error),
+        *_disagreeing(points),
+        *_missed(tested),
+    ]
+    return tuple(Finding(role.name, kind, text) for kind, text in found)
+
+
+_Found = Iterator[tuple[str, str]]
+
+
+def _moves_without_size(points: Sequence[Point], line: Line) -> _Found:
+    average = fmean(point.log_multiplier for point in points)
+    if not line.axes and abs(average) > DISAGREE:
+        yield (
+            "no axis",
+            "none of its dimensions differs from the base's in any model, and its multiplier is "
+            f"{math.exp(average):.2g} on average; it is predicted as 1",
+        )
+
+
+def _sizes(points: Sequence[Point], line: Line) -> set[tuple[float, ...]]:
+    places = {tuple(round(x, 6) for x in on_axes(line.axes, p.log_sizes)) for p in points}
+    return {place for place in places if any(place)}
+
+
+def _too_few(points: Sequence[Point], line: Line) -> _Found:
+    sizes = len(_sizes(points, line))
+    if line.axes and sizes <= len(line.axes):
+        yield (
+            "too few sizes",
+            f"{sizes} size{'' if sizes == 1 else 's'} beside the base for {len(line.axes)} "
+            f"exponent{'' if len(line.axes) == 1 else 's'} cannot show whether powers of size hold "
+            "at all; fit another one",
+        )
+
+
+def _unsupported(line: Line) -> _Found:
+    for axis, (low, high) in zip(line.axes, line.interval(), strict=True):
+        if (high - low) / 2 > SUPPORTED:
+            yield (
+                "exponent",
+                f"the exponent of dimension {' and '.join(map(str, axis))} is between {low:.2f} "
+                f"and {high:.2f} at 90 %, which tells nothing; fit more seeds or sizes",
+            )
+
+
+def _curved(points: Sequence[Point], line: Line, common: float) -> _Found:
+    if len(line.axes) != 1 or len(_sizes(points, line)) < 2:
+        return
+    x = [on_axes(line.axes, point.log_sizes)[0] for point in points]
+    y, errors = [p.log_multiplier for p in points], [p.error for p in points]
+    curve = fitted((*line.axes, *line.axes), [(a, a * abs(a)) for a in x], y, errors, common)
+    bend, error = curve.exponents[1], curve.stderrs[1]
+    if curve.freedom < 1 or abs(bend) <= quantile(CURVED, curve.freedom) * error:
+        return
+    most = max(x, key=abs)
+    apart = curve.at((most, most * abs(most)))[0] - curve.exponents[0] * most
+    if abs(apart) > BEND:
+        local = curve.exponents[0] + 2 * bend * abs(most)
+        yield (
+            "curvature",
+            f"the exponent is {curve.exponents[0]:.2f} at the base and {local:.2f} at "
+            f"{math.exp(most):.3g} times its size, so no one power holds; start from a larger base",
+        )
+
+
+def _disagreeing(points: Sequence[Point]) -> _Found:
+    spread = math.sqrt(fmean(point.spread**2 for point in points))
+    noise = math.sqrt(fmean(point.noise**2 for point in points))
+    if spread > max(DISAGREE, 2 * noise):
+        yield (
+            "disagreeing blocks",
+            f"multipliers of its parameters in one model differ by a factor of "
+            f"{math.exp(spread):.2g}, so that one law for all of them is the mean of several; "
+            "record more seeds of the base",
+        )
+
+
+def _missed(tested: HeldOut | None) -> _Found:
+    if tested and abs(tested.miss) > BEND and not tested.low <= tested.measured <= tested.high:
+        yield (
+            "largest size",
+            f"the other sizes predict {math.exp(tested.predicted):.3g} at the largest, and "
+            f"{math.exp(tested.measured):.3g} was measured, outside of the interval of 90 %",
+        )

@@ -1,0 +1,337 @@
+"""The scaling law: multipliers as powers of size, role by role."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from flerm_fx.align.aligning import Match
+from flerm_fx.align.parameter_graph import capture_graph
+from flerm_fx.assign.assignment import Assignment, Status
+from flerm_fx.assign.matches import leader, wanted
+from flerm_fx.assign.predictor import Predictor
+from flerm_fx.boundary.options import described
+from flerm_fx.capture.captured import Capture
+from flerm_fx.errors import LawError, shown
+from flerm_fx.laws.file import read, write
+from flerm_fx.laws.holding import Finding
+from flerm_fx.laws.points import (
+    Compiled,
+    Point,
+    Role,
+    base_roles,
+    log_sizes,
+    points,
+    share_of,
+)
+from flerm_fx.laws.role_law import Prediction, RoleLaw
+from flerm_fx.probe.estimate import Estimate
+from flerm_fx.profile.profile import BaseProfile
+
+
+@dataclass(frozen=True, eq=False)
+class ScalingLaw(Predictor):
+    r"""Multipliers as powers of size, relative to a base.
+
+    .. math:: \log m_l = \log \mathrm{share}_l + \sum_a e_{r, a} \log \frac{n_a}{n_a^{base}}
+
+    with one exponent :math:`e_{r, a}` for each role r, which are the parameters at one place of the
+    base's repeated blocks, and each axis a of their shape. Dimensions that have grown as one are
+    one axis. The law goes through the base, whose multipliers are 1, and the share of the base's
+    mass that a parameter answers to, which is what depth does, is exact and not fitted
+    (:func:`flerm_fx.align.align`).
+
+    Attributes:
+        profile: of the base.
+        points: by role, the multipliers that it was fitted to.
+        unresolved: roles whose FSLRs were zero or noise in all models; their multiplier is 1.
+    """
+
+    profile: BaseProfile
+    points: Mapping[str, tuple[Point, ...]]
+    unresolved: frozenset[str] = frozenset()
+
+    @classmethod
+    def fit(cls, compiled_models: Iterable[Compiled]) -> ScalingLaw:
+        """Fit a law to the multipliers of models of several sizes.
+
+        All that belongs to one role in one model is one point; points are weighted by their errors
+        and by how much they scatter, and the error of the base's own FSLRs, which all of them
+        share, is told from the exponents (:func:`flerm_fx.laws.regression.fitted`).
+
+        Args:
+            compiled_models: what :func:`flerm_fx.compile` made of each, all against one profile.
+                Several of one size, of other initial weights, tell scatter from law.
+
+        Raises:
+            LawError: there are none, they were compiled against several profiles, were themselves
+                predicted, have multipliers that are not finite, or are all of the base's size.
+
+        Example::
+
+            >>> import flerm_fx, torch
+            >>> from torch import nn
+            >>> def mlp(width):
+            ...     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+            >>> _ = torch.manual_seed(0)
+            >>> base, x, y = mlp(16), torch.randn(32, 4), torch.randint(3, (32,))
+            >>> adam = torch.optim.Adam(base.parameters(), lr=1e-3)
+            >>> profile = flerm_fx.record(base, adam, x, y, settle=0).profile
+            >>> law = flerm_fx.ScalingLaw.fit(
+            ...     [flerm_fx.compile(mlp(width), profile) for width in (32, 64, 128)]
+            ... )
+            >>> large = flerm_fx.compile(mlp(1024), law)
+            >>> large.assignments[0].status
+            'predicted'
+        """
+        models = list(compiled_models)
+        profile = _one_profile(models)
+        found = points(models, profile)
+        _check_points(found)
+        of_base = base_roles(profile)
+        seen = {
+            of_base[leader(profile.optimizers, row.base)].name
+            for compiled in models
+            for row in compiled.assignments
+            if row.base
+        }
+        law = cls(
+            profile, {role: tuple(of) for role, of in found.items()}, frozenset(seen - found.keys())
+        )
+        law._check_moved()
+        return law
+
+    def _check_moved(self) -> None:
+        if not any(any(point.log_sizes) for of in self.points.values() for point in of):
+            raise LawError(
+                "the models do not differ from the base in size, so there is nothing to fit: "
+                "compile models that are, say, 2, 4 and 8 times as wide"
+            )
+
+    @cached_property
+    def _of_base(self) -> dict[str, Role]:
+        return base_roles(self.profile)
+
+    @cached_property
+    def roles(self) -> dict[str, RoleLaw]:
+        """The law of each role that was matched, by the role's name, in execution order."""
+        found = {}
+        for name in self.profile.parameters:
+            if name in self.points:
+                found[name] = RoleLaw.fit(self._of_base[name], self.points[name])
+        return found
+
+    def check(self) -> tuple[Finding, ...]:
+        """Where the law does not hold, or is not known to; nothing, if it does everywhere.
+
+        Such roles are predicted all the same, with a warning that counts them.
+        """
+        found = [finding for of_role in self.roles.values() for finding in of_role.findings]
+        if not any("mean of" in self.profile.start[n].note for n in self.profile.parameters):
+            text = (
+                "the base is one recording, and other initial weights move its FSLRs by 0.4, "
+                "which no interval here knows of; record several (flerm_fx.record_seeds)"
+            )
+            found.append(Finding("", "one base", text))
+        return tuple(found)
+
+    @property
+    def held_out_error(self) -> float | None:
+        """Root mean square, over roles, of the logarithm by which the largest size is missed.
+
+        The largest is predicted by the law of the others. None where no role has another size.
+        """
+        tested = [of.held_out for of in self.roles.values() if of.held_out]
+        return math.sqrt(sum(t.miss**2 for t in tested) / len(tested)) if tested else None
+
+    def predict(self, role: str, sizes: Sequence[float], share: float = 1.0) -> Prediction:
+        """The multiplier of a parameter of a role.
+
+        Args:
+            role: name of the first base parameter that has it.
+            sizes: ratio of each of its dimensions to the base's.
+            share: of the base's mass that it answers to.
+
+        Raises:
+            LawError: the law knows nothing of the role, or of sizes in these directions.
+        """
+        if role in self.unresolved:
+            return Prediction(1.0, 0.0, math.inf, math.inf)
+        if role not in self.roles:
+            raise LawError(self._unknown(role, role))
+        of, logs = self.roles[role], [math.log(size) for size in sizes]
+        obstacle = of.obstacle(logs)
+        if obstacle:
+            raise LawError(f"{shown(role)}: {obstacle}")
+        return of.predict(logs, share)
+
+    def predicted(self, captured: Capture, matches: Mapping[str, Match]) -> tuple[Assignment, ...]:
+        """What the law makes of each parameter of a captured model; see :func:`compile`."""
+        graph = capture_graph(captured)
+        nodes = {
+            node.meta["parameter"]: node.name
+            for node in (captured.graph_module.graph.nodes if captured.graph_module else ())
+            if "parameter" in node.meta
+        }
+        refused, rows = [], []
+        for name, parameter in captured.parameters.items():
+            op = graph.nodes[name]["op"]
+            try:
+                rows.append(
+                    self._row(name, nodes.get(name, ""), op, tuple(parameter.shape), matches[name])
+                )
+            except LawError as error:
+                refused.append(f"{name!r}: {error}")
+        if refused:
+            more = f", and {len(refused) - 4} more" if len(refused) > 4 else ""
+            raise LawError("the law does not reach " + "; ".join(refused[:4]) + more)
+        for text in self._cautions(rows):
+            warnings.warn(text, stacklevel=3)
+        return tuple(rows)
+
+    def _cautions(self, rows: Sequence[Assignment]) -> Iterator[str]:
+        """What is to be said of predictions that are made all the same."""
+        predicted = [row for row in rows if row.status == "predicted"]
+        of_role = {row.parameter: self.roles[self._role(row)] for row in predicted}
+        odd = dict.fromkeys(of.role.name for of in of_role.values() if of.findings)
+        if odd:
+            first = self.roles[next(iter(odd))]
+            yield (
+                f"the law does not hold, or is not known to, for {len(odd)} of "
+                f"{len(set(map(id, of_role.values())))} roles; of {shown(first.role.name)}, "
+                f"{first.findings[0].text}. See check()"
+            )
+        fitted = {round(math.log(p.shares), 3) for of in self.points.values() for p in of}
+        deep = [row for row in predicted if round(math.log(share_of(row)), 3) not in fitted]
+        if deep:
+            row = min(deep, key=share_of)
+            yield (
+                "the model has another depth than those that the law was fitted to: mass is "
+                f"conserved, by which {len(deep)} parameters have shares of it, such as "
+                f"{share_of(row):.3g} for {shown(row.parameter)}. That is assumed and not fitted"
+            )
+        below = [row for row in predicted if of_role[row.parameter].is_below(self._log_sizes(row))]
+        if below:
+            yield (
+                f"{len(below)} parameters, such as {shown(below[0].parameter)}, are smaller than "
+                "the base's and than all that the law was fitted to, which says little of them"
+            )
+
+    def _role(self, row: Assignment) -> str:
+        return self._of_base[leader(self.profile.optimizers, row.base)].name
+
+    def _log_sizes(self, row: Assignment) -> tuple[float, ...]:
+        return log_sizes(row.shape, self.roles[self._role(row)].role.shape)
+
+    def _row(
+        self, name: str, node: str, op: str, shape: tuple[int, ...], match: Match
+    ) -> Assignment:
+        unknown = Estimate(0.0, 0.0, "not measured", 0)
+        if not op or not match.base:
+            status: Status = "unmatched" if op else "unused"
+            return Assignment(name, node, op, shape, match.base, 0.0, unknown, 1.0, status)
+        run = self.profile.optimizers
+        first = leader(run, match.base)
+        role, share = self._of_base[first].name, sum(part for _, part in match.base)
+        start, late = self.profile.start, self.profile.late or self.profile.start
+        fslrs = {b: start[b].value or late[b].value for b, _ in match.base}
+        to_meet = wanted(run, match.base, fslrs)
+        if role in self.unresolved:
+            return Assignment(
+                name, node, op, shape, match.base, to_meet, unknown, 1.0, "unresolved"
+            )
+        if role not in self.roles:
+            raise LawError(self._unknown(role, name))
+        of_base = self.profile.shapes[first]
+        if len(shape) != len(of_base):
+            raise LawError(
+                f"it has shape {shape}, and its counterpart {self.profile.shapes[first]}"
+            )
+        ratios = [math.exp(x) for x in log_sizes(shape, of_base)]
+        found = self.predict(role, ratios, share)
+        value = to_meet / found.multiplier
+        target = Estimate(value, value * min(found.error, 1e3), "predicted", 0)
+        return Assignment(
+            name,
+            node,
+            op,
+            shape,
+            match.base,
+            to_meet,
+            target,
+            found.multiplier,
+            "predicted",
+            error=found.error,
+            interval=(found.low, found.high),
+        )
+
+    def _unknown(self, role: str, name: str) -> str:
+        return (
+            f"the law has no role {shown(role)}, to which {shown(name)} belongs; compile models "
+            "that have such a parameter, and fit the law to them as well"
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the law, and of its base what predicting needs, to one JSON file, or nothing.
+
+        Raises:
+            LawError: it cannot be written; what was at the path stays.
+        """
+        write(path, self.profile, self.points, self.unresolved)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ScalingLaw:
+        """Read a law.
+
+        Raises:
+            LawError: there is no such file, it is no law, of another version, or damaged.
+        """
+        law = cls(*read(path))
+        try:
+            _check_points(law.points)
+            law._check_moved()
+        except LawError as error:
+            raise LawError(f"{shown(path)}: {error}") from error
+        return law
+
+
+def _one_profile(models: Sequence[Compiled]) -> BaseProfile:
+    if not models:
+        raise LawError("there are no compiled models to fit; pass what flerm_fx.compile returned")
+    for compiled in models:
+        if getattr(compiled, "base_profile", None) is None:
+            raise LawError(
+                f"a law is fitted to what flerm_fx.compile returned, got {described(compiled)}"
+            )
+        if any(row.status == "predicted" for row in compiled.assignments):
+            raise LawError(
+                "one of the models has multipliers that a law predicted; fit to models that were "
+                "measured (flerm_fx.compile(model, base_profile))"
+            )
+    first = models[0].base_profile
+    assert first is not None
+    for compiled in models[1:]:
+        other = compiled.base_profile
+        assert other is not None
+        if other.shapes != first.shapes or other.start != first.start:
+            raise LawError(
+                "the models were compiled against several profiles; a law goes through one base"
+            )
+    return first
+
+
+def _check_points(found: Mapping[str, Sequence[Point]]) -> None:
+    if not found:
+        raise LawError("no parameter of the models was matched, so there is nothing to fit")
+    for role, of in found.items():
+        for point in of:
+            numbers = (*point.log_sizes, point.log_multiplier, point.error, point.noise)
+            if not all(map(math.isfinite, numbers)):
+                raise LawError(
+                    f"the multiplier of {shown(role)} in model {point.model} is not finite; "
+                    "measure that model again, or leave it out"
+                )

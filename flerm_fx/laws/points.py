@@ -1,0 +1,153 @@
+"""What compiled models say of a law: the multipliers of each role at each size."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import fmean, pvariance
+from typing import Any, Protocol
+
+from flerm_fx.align.roles import roles
+from flerm_fx.assign.assignment import Assignment
+from flerm_fx.assign.matches import leader, wanted
+from flerm_fx.profile.profile import BaseProfile
+
+
+class Compiled(Protocol):
+    """What a law reads of a compiled model."""
+
+    @property
+    def assignments(self) -> tuple[Assignment, ...]:
+        """What was found of each parameter."""
+
+    @property
+    def base_profile(self) -> BaseProfile | None:
+        """The profile that it was compiled against."""
+
+
+@dataclass(frozen=True)
+class Point:
+    r"""The multiplier that the parameters of one role have in one model.
+
+    Attributes:
+        model: which one, counted from 0.
+        parameters: trainable numbers in the whole model.
+        log_sizes: logarithm of the ratio of each of the role's dimensions to the base's.
+        log_multiplier: mean of :math:`\log (m_l / \mathrm{share}_l)` over the parameters.
+        error: its standard error, without that of the base, which all points of a role share.
+        spread: standard deviation of single parameters about the mean.
+        noise: root mean square of the errors that they were measured with.
+        shares: mean of the shares of the base's mass that they answer to.
+    """
+
+    model: int
+    parameters: int
+    log_sizes: tuple[float, ...]
+    log_multiplier: float
+    error: float
+    spread: float
+    noise: float
+    shares: float
+
+
+@dataclass(frozen=True)
+class Role:
+    """The parameters that do the same in the base's repeated blocks.
+
+    Attributes:
+        name: of the first of them.
+        shape: theirs.
+        base_error: relative standard error of their mean FSLR.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    base_error: float
+
+
+def base_roles(profile: BaseProfile) -> dict[str, Role]:
+    """The role of each parameter of a base."""
+    run = profile.optimizers
+    by_role: dict[Any, list[str]] = defaultdict(list)
+    for name, first in roles(profile.graph, profile.shapes).items():
+        by_role[first, run.index(name)].append(name)
+    found = {}
+    for names in by_role.values():
+        errors = [_relative_error(profile, name) for name in names]
+        error = math.sqrt(sum(e**2 for e in errors)) / len(errors)
+        role = Role(names[0], tuple(profile.shapes[names[0]]), error)
+        found.update(dict.fromkeys(names, role))
+    return found
+
+
+def log_sizes(shape: Iterable[int], base: Iterable[int]) -> tuple[float, ...]:
+    """Logarithms of the ratios of dimensions.
+
+    >>> [round(x, 3) for x in log_sizes((8, 3), (4, 3))]
+    [0.693, 0.0]
+    """
+    return tuple(math.log(n / b) for n, b in zip(shape, base, strict=True))
+
+
+def points(models: Iterable[Compiled], profile: BaseProfile) -> dict[str, list[Point]]:
+    """The points of each role that was matched in some model, by the role's name."""
+    of_base = base_roles(profile)
+    run = profile.optimizers
+    found: dict[str, list[Point]] = defaultdict(list)
+    for model, compiled in enumerate(models):
+        size = sum(math.prod(row.shape) for row in compiled.assignments)
+        alike: dict[tuple[str, tuple[int, ...]], list[Assignment]] = defaultdict(list)
+        for row in compiled.assignments:
+            if row.status == "matched" and row.base:
+                alike[of_base[leader(run, row.base)].name, row.shape].append(row)
+        for (role, shape), rows in alike.items():
+            ratios = log_sizes(shape, of_base[role].shape)
+            found[role].append(_point(model, size, ratios, rows, profile))
+    return dict(found)
+
+
+def _point(
+    model: int,
+    size: int,
+    ratios: tuple[float, ...],
+    rows: list[Assignment],
+    profile: BaseProfile,
+) -> Point:
+    shares = [share_of(row) for row in rows]
+    logs = [math.log(row.multiplier / share) for row, share in zip(rows, shares, strict=True)]
+    noise = fmean(_own_error(row, profile) ** 2 for row in rows)
+    n = len(rows)
+    spread = pvariance(logs) * n / (n - 1) if n > 1 else 0.0
+    return Point(
+        model=model,
+        parameters=size,
+        log_sizes=ratios,
+        log_multiplier=fmean(logs),
+        error=math.sqrt(max(noise, spread) / n),
+        spread=math.sqrt(spread),
+        noise=math.sqrt(noise),
+        shares=fmean(shares),
+    )
+
+
+def share_of(row: Assignment) -> float:
+    """The share of a base parameter's mass that a parameter answers to; of several, their sum."""
+    return sum(share for _, share in row.base)
+
+
+def _own_error(row: Assignment, profile: BaseProfile) -> float:
+    """The relative error of a multiplier without the base's part of it."""
+    start = profile.late if row.after else profile.start
+    run = profile.optimizers
+    error = wanted(run, row.base, {b: start[b].stderr for b, _ in row.base})
+    value = wanted(run, row.base, {b: start[b].value for b, _ in row.base})
+    return math.sqrt(max(0.0, row.error**2 - (error / value if value else 0.0) ** 2))
+
+
+def _relative_error(profile: BaseProfile, name: str) -> float:
+    """Of a base's FSLR, at the late start where it has none at the start."""
+    if profile.late and not profile.start[name].value:
+        return profile.late[name].relative_error
+    return profile.start[name].relative_error

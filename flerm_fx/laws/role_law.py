@@ -1,0 +1,117 @@
+"""The law of one role, and how far it reaches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flerm_fx.laws.holding import Finding, HeldOut, findings, held_out
+from flerm_fx.laws.points import Point, Role
+from flerm_fx.laws.regression import Line, fit_points, on_axes
+from flerm_fx.laws.student import quantile
+
+LEVEL = 0.9
+"""Of intervals."""
+
+UNMOVED = math.log(1.05)
+"""A dimension that a fit has not moved may be so much larger, as a vocabulary that is padded."""
+
+APART = 0.1
+"""Dimensions that have moved as one in a fit may differ by this part of the larger logarithm."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The multiplier of one parameter that a law gives.
+
+    Attributes:
+        multiplier: the learning-rate multiplier m_l.
+        low: lower end of its interval, of 90 %.
+        high: upper end of it.
+        error: standard error of its logarithm.
+    """
+
+    multiplier: float
+    low: float
+    high: float
+    error: float
+
+
+@dataclass(frozen=True)
+class RoleLaw:
+    """The law of one role.
+
+    Attributes:
+        role: which parameters.
+        points: what it was fitted to.
+        line: the fit.
+        held_out: how well the other sizes predict the largest; None where they say nothing of it.
+        findings: where it does not hold, or is not known to.
+    """
+
+    role: Role
+    points: tuple[Point, ...]
+    line: Line
+    held_out: HeldOut | None
+    findings: tuple[Finding, ...]
+
+    @classmethod
+    def fit(cls, role: Role, points: tuple[Point, ...]) -> RoleLaw:
+        """The law of a role's points."""
+        line = fit_points(points, role.base_error)
+        tested = held_out(points, role.base_error, LEVEL)
+        return cls(role, points, line, tested, findings(role, points, line, tested))
+
+    def predict(self, log_sizes: Sequence[float], share: float) -> Prediction:
+        """The multiplier at a size within :meth:`obstacle`'s reach."""
+        value, error = self.line.at(on_axes(self.line.axes, log_sizes))
+        half = error * quantile(LEVEL, self.line.freedom) if error else 0.0
+        low, high = (_exp(value + end) for end in (-half, half))
+        return Prediction(share * math.exp(value), share * low, share * high, error)
+
+    def is_below(self, log_sizes: Sequence[float]) -> bool:
+        """Whether a size is below the base's and all that were fitted."""
+        axes = self.line.axes
+        seen = [on_axes(axes, point.log_sizes) for point in self.points]
+        least = [min(0.0, *column) for column in zip(*seen, strict=True)]
+        place = on_axes(axes, log_sizes)
+        return any(x < low - UNMOVED for x, low in zip(place, least, strict=True))
+
+    def obstacle(self, log_sizes: Sequence[float]) -> str:
+        """Why a law says nothing of these sizes; empty if it does."""
+        axes = self.line.axes
+        moved = {k for axis in axes for k in axis}
+        for k, x in enumerate(log_sizes):
+            if k not in moved and abs(x) > UNMOVED:
+                return (
+                    f"its dimension {k} is {math.exp(x):.4g} times the base's, and no model that "
+                    "the law was fitted to has moved it; fit one more in which it differs"
+                )
+        for axis in axes:
+            own = [log_sizes[k] for k in axis]
+            if max(own) - min(own) > max(APART * max(map(abs, own)), UNMOVED):
+                ratios = ", ".join(f"{math.exp(log_sizes[k]):.4g}" for k in axis)
+                return (
+                    f"its dimensions {', '.join(map(str, axis))} are {ratios} times the base's, "
+                    "and in the models that the law was fitted to they grow as one; fit one more "
+                    "in which they do not"
+                )
+        if len(axes) < 2:
+            return ""
+        place = np.array(on_axes(axes, log_sizes))
+        design = np.array([on_axes(axes, point.log_sizes) for point in self.points], dtype=float)
+        left = place - np.linalg.pinv(design, rcond=0.05) @ (design @ place)
+        if np.linalg.norm(left) > APART * np.linalg.norm(place):
+            return (
+                "its dimensions have grown in one proportion alone in the models that the law was "
+                "fitted to, and it has another; fit one more in which they do not"
+            )
+        return ""
+
+
+def _exp(log: float) -> float:
+    """Infinite where it is more than a number holds."""
+    return math.exp(log) if log < 700 else math.inf

@@ -1,0 +1,336 @@
+"""Depths of which repeats in one stream alone do not decide: a name rule says what is expected."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flerm_fx.align.aligning import align
+from flerm_fx.align.doubts import doubts_of
+from flerm_fx.align.parameter_graph import capture_graph
+from flerm_fx.capture.tracing import capture
+
+Answers = dict[str, dict[str, float]]
+LIST = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+def answers(base: nn.Module, target: nn.Module, inputs: Any) -> Answers:
+    """Shares by target parameter, of which none is in doubt."""
+    one, other = (capture_graph(capture(model, inputs)) for model in (base, target))
+    matches = align(one, other)
+    assert doubts_of(matches) == ()
+    return {name: dict(match.base) for name, match in matches.items()}
+
+
+def by_name(base: nn.Module, target: nn.Module, used: Callable[[str], bool]) -> Answers:
+    """What names say of models with one level of lists: copy i of n overlaps with copy j of m."""
+    copies: tuple[defaultdict[str, list[str]], ...] = defaultdict(list), defaultdict(list)
+    for side, model in zip(copies, (base, target), strict=True):
+        for name, _ in model.named_parameters():
+            if used(name):
+                side[LIST.sub("#", name)].append(name)
+    found: Answers = {}
+    for pattern, theirs in copies[1].items():
+        ours = copies[0][pattern]
+        n, m = len(ours), len(theirs)
+        for j, name in enumerate(theirs):
+            parts = {i: min((i + 1) / n, (j + 1) / m) - max(i / n, j / m) for i in range(n)}
+            found[name] = {ours[i]: n * part for i, part in parts.items() if part > 1e-9}
+    return found
+
+
+def assert_by_name(
+    build: Callable[[int], nn.Module],
+    n: int,
+    m: int,
+    inputs: Any,
+    used: Callable[[str], bool] = lambda name: True,
+) -> None:
+    base, target = build(n), build(m)
+    found = answers(base, target, inputs)
+    expected = by_name(base, target, used)
+    assert {name: row for name, row in found.items() if row} == {
+        name: pytest.approx(row) for name, row in expected.items()
+    }
+
+
+class Block(nn.Module):
+    """Two streams in, two out; neither is a meeting point of all that goes on."""
+
+    def __init__(self, both: bool = True) -> None:
+        super().__init__()
+        self.u, self.w = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.v = nn.Linear(4, 4) if both else None
+
+    def forward(self, h: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+        a = torch.tanh(self.w(e))
+        return h + self.u(h) * a, e + self.v(a) if self.v is not None else e
+
+
+class Streams(nn.Module):
+    def __init__(self, depth: int, joined: bool, lacking: bool = False) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.blocks = nn.ModuleList(Block(not lacking or i < depth - 1) for i in range(depth))
+        self.joined = joined
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, e = self.first(x), self.second(x)
+        for block in self.blocks:
+            h, e = block(h, e)
+        return self.out(h + e if self.joined else h)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (3, 2)])
+def test_several_streams_between_blocks(n: int, m: int) -> None:
+    assert_by_name(lambda depth: Streams(depth, True), n, m, torch.randn(5, 4))
+
+
+@pytest.mark.parametrize("lacking", [False, True], ids=["unused", "absent"])
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (3, 2)])
+def test_a_last_block_lacks_what_nobody_reads(n: int, m: int, lacking: bool) -> None:
+    last = re.compile(rf"blocks\.({n - 1}|{m - 1})\.v")
+    base, target = (Streams(depth, False, lacking) for depth in (n, m))
+    found = answers(base, target, torch.randn(5, 4))
+    for name, row in found.items():
+        assert all(LIST.sub("#", b) == LIST.sub("#", name) for b in row)
+        assert row or last.match(name)
+    j = m - 1
+    assert found[f"blocks.{j}.u.weight"].keys() >= {f"blocks.{n - 1}.u.weight"}
+    assert sum(sum(row.values()) for row in found.values()) == pytest.approx(6 + 6 * n - 2)
+
+
+class Stage(nn.Module):
+    """A pre-norm block; the first of a stage widens by a shortcut from its norm."""
+
+    def __init__(self, inside: int, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(inside), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(inside, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.shortcut = nn.Linear(inside, width) if inside != width else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        q, k, v = self.qkv(y).chunk(3, -1)
+        x = x if self.shortcut is None else self.shortcut(y)
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+def staged(depths: tuple[int, ...]) -> nn.Module:
+    model = nn.Module()
+    model.embed = nn.Linear(3, 4)
+    widths = [4, 4, 8, 16]
+    model.stages = nn.ModuleList(
+        nn.ModuleList(
+            Stage(widths[i] if j == 0 else widths[i + 1], widths[i + 1]) for j in range(depth)
+        )
+        for i, depth in enumerate(depths)
+    )
+    model.head = nn.Linear(widths[len(depths)], 2)
+
+    def forward(x: Tensor) -> Tensor:
+        x = model.embed(x)
+        for stage in model.stages:
+            for block in stage:
+                x = block(x)
+        return model.head(x)
+
+    model.forward = forward
+    return model
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        ((1,), (2,)),
+        pytest.param(((1, 1), (1, 3)), marks=pytest.mark.slow),
+        pytest.param(((1, 2, 1), (3, 1, 2)), marks=pytest.mark.slow),
+        pytest.param(((3, 1), (1, 2)), marks=pytest.mark.slow),
+    ],
+)
+def test_stages_of_any_depths(counts: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    found = answers(*map(staged, counts), torch.randn(2, 5, 3))
+    for name, row in found.items():
+        place = re.match(r"stages\.(\d+)\.(\d+)\.(.*)", name)
+        if place is None or "shortcut" in name:
+            assert row == {name: 1.0}
+            continue
+        i, j, part = int(place[1]), int(place[2]), place[3]
+        n, m = counts[0][i], counts[1][i]
+        assert row == {
+            f"stages.{i}.{k}.{part}": pytest.approx(overlap)
+            for k in range(n)
+            if (overlap := n * (min((k + 1) / n, (j + 1) / m) - max(k / n, j / m))) > 1e-9
+        }
+
+
+class Ends(nn.Module):
+    """Embeddings in front of layers of two branches, with one that reads the input again."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(9, 4) for _ in range(3))
+        self.entrance, self.readout = self._layer(12, 4), self._layer(4, 2)
+        self.hidden = nn.ModuleList(self._layer(4, 4) for _ in range(depth))
+
+    @staticmethod
+    def _layer(inside: int, outside: int) -> nn.ModuleDict:
+        parts = {"plain": nn.Linear(inside, outside), "wave": nn.Linear(2 * inside, outside)}
+        return nn.ModuleDict(parts)
+
+    def forward(self, i: Tensor) -> Tensor:
+        x = torch.cat([table(i[:, k]) for k, table in enumerate(self.tables)], 1)
+        for layer in (self.entrance, *self.hidden, self.readout):
+            assert isinstance(layer, nn.ModuleDict)
+            x = layer["plain"](F.silu(x)) + layer["wave"](torch.cat([x.cos(), x.sin()], 1))
+        return x
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 3), (3, 2)])
+def test_ends_of_chains_keep_their_mass(n: int, m: int) -> None:
+    assert_by_name(Ends, n, m, torch.randint(9, (5, 3)))
+
+
+class Cells(nn.Module):
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList(nn.GRUCell(4, 4) for _ in range(depth))
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = [torch.zeros_like(x[:, 0]) for _ in self.cells]
+        for y in x.unbind(1):
+            for i, cell in enumerate(self.cells):
+                y = states[i] = cell(y, states[i])
+        return self.out(states[-1])
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_the_number_of_time_steps_says_nothing_of_depth(steps: int) -> None:
+    assert_by_name(Cells, 2, 4, torch.randn(3, steps, 4))
+
+
+class Towers(nn.Module):
+    """Two towers that exchange features at each level."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.left, self.right = (
+            nn.ModuleList(nn.Linear(4, 4) for _ in range(depth)) for _ in range(2)
+        )
+        self.mix = nn.ParameterList(nn.Parameter(torch.eye(2)) for _ in range(depth))
+        self.first, self.second, self.out = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        g, h = self.first(x), self.second(x)
+        for left, right, mix in zip(self.left, self.right, self.mix, strict=True):
+            g, h = left(g).relu(), right(h).relu()
+            g, h = mix[0, 0] * g + mix[0, 1] * h, mix[1, 0] * g + mix[1, 1] * h
+        return self.out(torch.cat([g, h], 1))
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (3, 2)])
+def test_towers_that_exchange_features(n: int, m: int) -> None:
+    assert_by_name(Towers, n, m, torch.randn(5, 4))
+
+
+class Woven(nn.Module):
+    """Random blocks: each stream adds a function of some of the streams as they were before.
+
+    Attributes:
+        reads: for each stream, those that its update reads.
+        out: the streams that the output reads.
+    """
+
+    def __init__(
+        self, depth: int, reads: tuple[tuple[int, ...], ...], out: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        self.reads, self.used = reads, out
+        self.inputs = nn.ModuleDict({f"in{k}": nn.Linear(4, 4) for k in range(len(reads))})
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({f"to{k}": nn.Linear(4 * len(r), 4) for k, r in enumerate(reads)})
+            for _ in range(depth)
+        )
+        self.out = nn.Linear(4 * len(out), 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        streams = [self.inputs[f"in{k}"](x) for k in range(len(self.reads))]
+        for block in self.blocks:
+            assert isinstance(block, nn.ModuleDict)
+            streams = [
+                s + torch.tanh(block[f"to{k}"](torch.cat([streams[i] for i in self.reads[k]], 1)))
+                for k, s in enumerate(streams)
+            ]
+        return self.out(torch.cat([streams[k] for k in self.used], 1))
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(st.data())
+def test_random_streams(data: st.DataObject) -> None:
+    number = data.draw(st.integers(2, 3))
+    some = st.lists(st.integers(0, number - 1), min_size=1, max_size=number, unique=True).map(
+        lambda found: tuple(sorted(found))
+    )
+    reads = tuple(data.draw(some) for _ in range(number))
+    out = data.draw(some)
+    n, m = data.draw(st.integers(2, 3)), data.draw(st.integers(2, 3))
+    models = [Woven(depth, reads, out) for depth in (n, m)]
+    found = answers(*models, torch.randn(3, 4))
+    given: defaultdict[str, float] = defaultdict(float)
+    for name, row in found.items():
+        for base, share in row.items():
+            assert LIST.sub("#", base) == LIST.sub("#", name)
+            given[base] += share
+    assert given == pytest.approx(dict.fromkeys(given, 1.0))
+    assert _in_order(found)
+
+
+def _in_order(found: Mapping[str, Mapping[str, float]]) -> bool:
+    """Whether deeper copies answer to deeper ones."""
+    last: defaultdict[str, int] = defaultdict(int)
+    for name, row in found.items():
+        for base in row:
+            place = LIST.search(base)
+            number = int(place[0]) if place else 0
+            if number < last[LIST.sub("#", name)]:
+                return False
+            last[LIST.sub("#", name)] = number
+    return True
+
+
+def test_renaming_changes_nothing_where_the_tree_stays() -> None:
+    class Renamed(nn.Module):
+        def __init__(self, model: Streams) -> None:
+            super().__init__()
+            self.entry_b, self.entry_a, self.exit = model.second, model.first, model.out
+            self.body = nn.ModuleList(
+                nn.ModuleDict({"x": b.u, "y": b.w, "z": b.v}) for b in model.blocks
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            h, e = self.entry_a(x), self.entry_b(x)
+            for b in self.body:
+                a = torch.tanh(b["y"](e))
+                h, e = h + b["x"](h) * a, e + b["z"](a)
+            return self.exit(h + e)
+
+    x = torch.randn(5, 4)
+    plain = answers(Streams(2, True), Streams(4, True), x)
+    renamed = answers(Streams(2, True), Renamed(Streams(4, True)), x)
+    words = {"first": "entry_a", "second": "entry_b", "out": "exit", "blocks": "body"}
+    words |= {"u": "x", "w": "y", "v": "z"}
+    expected = {
+        ".".join(words.get(part, part) for part in name.split(".")): row
+        for name, row in plain.items()
+    }
+    assert renamed == expected

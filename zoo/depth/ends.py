@@ -1,0 +1,144 @@
+"""Ends of chains beside layers of their kind, and recurrence unrolled in time."""
+
+import torch
+from torch import Tensor, nn
+
+from zoo.batches import features
+from zoo.depth.stack import Depths, Stack
+from zoo.depth.streams import WIDTH, linear
+
+
+class Plain(nn.Module):
+    """A multilayer perceptron, with a head and an entrance of the same operation."""
+
+    def __init__(self, depths: Depths) -> None:
+        super().__init__()
+        self.entrance, self.head = linear(into=4), linear(3)
+        self.layers = nn.ModuleList(linear() for _ in range(depths[0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.entrance(x).relu()
+        for layer in self.layers:
+            h = layer(h).relu()
+        return self.head(h)
+
+
+class Radiance(Plain):
+    """NeRF: one of the hidden layers reads the input again, behind layers and before others."""
+
+    def __init__(self, depths: Depths) -> None:
+        super().__init__(depths)
+        self.skip = linear(into=WIDTH + 4)
+        self.after = nn.ModuleList(linear() for _ in range(depths[1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.entrance(x).relu()
+        for layer in self.layers:
+            h = layer(h).relu()
+        h = self.skip(torch.cat([h, x], -1)).relu()
+        for layer in self.after:
+            h = layer(h).relu()
+        return self.head(h)
+
+
+class SplineLayer(nn.Module):
+    def __init__(self, out: int = WIDTH, into: int = WIDTH) -> None:
+        super().__init__()
+        self.base, self.spline = linear(out, into), linear(out, 3 * into)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bumps = torch.cat([torch.exp(-((x - c) ** 2)) for c in (-1.0, 0.0, 1.0)], -1)
+        return self.base(nn.functional.silu(x)) + self.spline(bumps)
+
+
+class Splines(nn.Module):
+    """KAN: every layer is a base branch beside one of basis functions, the ends too."""
+
+    def __init__(self, depths: Depths) -> None:
+        super().__init__()
+        self.first, self.last = SplineLayer(into=4), SplineLayer(3)
+        self.layers = nn.ModuleList(SplineLayer() for _ in range(depths[0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        for layer in self.layers:
+            h = layer(h)
+        return self.last(h)
+
+
+class Recommender(nn.Module):
+    """DLRM: embeddings stand beside a perceptron, and their products before another."""
+
+    def __init__(self, depths: Depths) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(WIDTH))
+        self.dense, self.meeting, self.head = linear(into=4), linear(into=WIDTH + 1), linear(3)
+        self.bottom = nn.ModuleList(linear() for _ in range(depths[0]))
+        self.top = nn.ModuleList(linear() for _ in range(depths[1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.dense(x).relu()
+        for layer in self.bottom:
+            h = layer(h).relu()
+        h = self.meeting(torch.cat([h, (h * self.table).sum(-1, keepdim=True)], -1)).relu()
+        for layer in self.top:
+            h = layer(h).relu()
+        return self.head(h)
+
+
+class Cells(nn.Module):
+    """A stack of recurrent cells, unrolled over the steps of the sample."""
+
+    kind: type[nn.Module] = nn.GRUCell
+
+    def __init__(self, depths: Depths) -> None:
+        super().__init__()
+        self.embed, self.head = linear(into=4), linear(3)
+        self.cells = nn.ModuleList(self.kind(WIDTH, WIDTH) for _ in range(depths[0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = [x.new_zeros(x.shape[0], WIDTH) for _ in self.cells]
+        memories = list(states)
+        h = states[0]
+        for step in range(x.shape[1]):
+            h = self.embed(x[:, step])
+            for i, cell in enumerate(self.cells):
+                if isinstance(cell, nn.LSTMCell):
+                    states[i], memories[i] = cell(h, (states[i], memories[i]))
+                else:
+                    states[i] = cell(h, states[i])
+                h = states[i]
+        return self.head(h)
+
+
+class LongCells(Cells):
+    """The same of LSTM cells."""
+
+    kind = nn.LSTMCell
+
+
+def _vector() -> Tensor:
+    return features(4)
+
+
+def _set() -> Tensor:
+    return features(5, 4)
+
+
+ONE = [((2,), (4,)), ((2,), (3,)), ((3,), (5,)), ((4,), (2,))]
+TWO = [((1, 1), (2, 3)), ((1, 2), (2, 3)), ((2, 1), (3, 4)), ((2, 3), (1, 2))]
+
+STACKS = [
+    Stack("mlp-depth", "ends of chains", Plain, _vector, ONE),
+    Stack("nerf", "ends of chains", Radiance, _vector, TWO),
+    Stack(
+        "kan",
+        "ends of chains",
+        Splines,
+        _vector,
+        [((2,), (3,)), ((2,), (4,)), ((3,), (5,))],
+    ),
+    Stack("dlrm", "ends of chains", Recommender, _vector, [((2, 2), (4, 3)), ((2, 3), (3, 6))]),
+    Stack("gru-cells", "unrolled recurrence", Cells, _set, ONE),
+    Stack("lstm-cells", "unrolled recurrence", LongCells, _set, ONE),
+]

@@ -1,0 +1,112 @@
+"""An architecture of several depths, and whether it is matched as its names tell."""
+
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from flerm_fx.align.aligning import align
+from flerm_fx.align.parameter_graph import capture_graph, parameters
+from flerm_fx.align.patterns import mapped_shares
+from flerm_fx.capture.tracing import capture
+from flerm_fx.errors import MatchError
+from flerm_fx.model.inputs import Inputs
+
+Depths = tuple[int, ...]
+Verdict = Literal["right", "in doubt", "refused", "wrong", "wrong, in doubt"]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A model of given depths, one for each stage.
+
+    Attributes:
+        name: unique among stacks.
+        kind: what makes it hard to match.
+        build: the model of some depths.
+        inputs: a batch that fits all of them.
+        pairs: depths of bases and targets.
+        rule: what answers to what, as a mapping by patterns, from target to base, for parameters
+            that do not answer to those of their own name with a star for each number. A key stands
+            for all whose names differ from it in numbers alone.
+    """
+
+    name: str
+    kind: str
+    build: Callable[[Depths], nn.Module]
+    inputs: Callable[[], Inputs]
+    pairs: Sequence[tuple[Depths, Depths]]
+    rule: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one pair of depths; the message names what is wrong or in doubt."""
+
+    stack: Stack
+    pair: tuple[Depths, Depths]
+    verdict: Verdict
+    message: str = ""
+
+
+def outcome(stack: Stack, pair: tuple[Depths, Depths]) -> Outcome:
+    """Align two depths of an architecture and compare with what names tell."""
+    graphs = []
+    for depths in pair:
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graphs.append(capture_graph(capture(stack.build(depths).train(), stack.inputs())))
+    base, target = graphs
+    used = [[n for n in parameters(g) if g.nodes[n]["op"]] for g in graphs]
+    expected = expected_shares(used[0], used[1], stack.rule or {})
+    try:
+        matches = align(base, target)
+    except MatchError as error:
+        return Outcome(stack, pair, "refused", str(error))
+    found = {n: dict(m.base) for n, m in matches.items() if n in used[1]}
+    wrong = {
+        name: (sorted(found[name]), sorted(expected[name]))
+        for name in used[1]
+        if not _same(found[name], expected[name])
+    }
+    doubts = [str(m.doubt) for m in matches.values() if m.doubt is not None]
+    if wrong:
+        some = "; ".join(f"{n}: {got} for {due}" for n, (got, due) in list(wrong.items())[:3])
+        silent: Verdict = "wrong, in doubt" if wrong.keys() <= _doubted(matches) else "wrong"
+        return Outcome(stack, pair, silent, f"{len(wrong)} of {len(found)}: {some}")
+    return Outcome(stack, pair, "in doubt" if doubts else "right", "; ".join(doubts[:2]))
+
+
+def expected_shares(
+    base: Sequence[str], target: Sequence[str], rule: Mapping[str, str]
+) -> dict[str, dict[str, float]]:
+    """Shares of base parameters by target parameter, as names tell.
+
+    >>> expected_shares(["h.0.w", "o.w"], ["h.0.w", "h.1.w", "o.w"], {})["h.1.w"]
+    {'h.0.w': 0.5}
+    """
+    by_names = {re.sub(r"(?<![^.])\d+(?![^.])", "*", name): None for name in target}
+    covered = [re.compile(_as_regex(key)) for key in rule]
+    mapping = {k: k for k in by_names if not any(r.match(k.replace("*", "0")) for r in covered)}
+    turned: dict[str, dict[str, float]] = {name: {} for name in target}
+    for other, row in mapped_shares(base, target, {**mapping, **rule}).items():
+        for name, share in row.items():
+            turned[name][other] = float(share)
+    return turned
+
+
+def _as_regex(pattern: str) -> str:
+    return re.sub(r"\\\{\w+\\\}|\\\*", r"\\d+", re.escape(pattern)) + r"(\.|$)"
+
+
+def _same(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    return one.keys() == other.keys() and all(abs(one[k] - other[k]) < 1e-6 for k in one)
+
+
+def _doubted(matches: Mapping[str, object]) -> set[str]:
+    return {name for name, match in matches.items() if getattr(match, "doubt", None) is not None}
