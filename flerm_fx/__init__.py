@@ -10,8 +10,10 @@ After Milsom, Anson, Aitchison, *Function-Space Learning Rates*, ICML 2025, arXi
 """
 
 from flerm_fx.assign.assignment import Assignment
-from flerm_fx.compiler import Check, CompiledModel, compile
+from flerm_fx.compiler import compile
+from flerm_fx.emit.checking import Check
 from flerm_fx.emit.clip import clip_grad_norm_
+from flerm_fx.emit.compiled import CompiledModel
 from flerm_fx.errors import (
     CaptureError,
     CaptureWarning,
@@ -31,8 +33,10 @@ from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.instrumenting import instrument
 from flerm_fx.probe.measure import measure
 from flerm_fx.profile.profile import BaseProfile
-from flerm_fx.training.matching import Matcher, match
-from flerm_fx.training.recording import Recorder, record
+from flerm_fx.training.matcher import Matcher
+from flerm_fx.training.matching import match
+from flerm_fx.training.recorder import Recorder
+from flerm_fx.training.recording import record
 from flerm_fx.training.seeds import record_seeds
 
 __version__ = "0.1.0"

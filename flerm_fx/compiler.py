@@ -2,48 +2,38 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import warnings
-import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, get_args
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from flerm_fx.align.aligning import Match, OnUnmatched
-from flerm_fx.align.doubts import Doubt, doubts_of
+from flerm_fx.align.aligning import OnUnmatched
 from flerm_fx.align.parameter_graph import capture_graph
 from flerm_fx.align.patterns import Mapped
-from flerm_fx.assign.assignment import Assignment
 from flerm_fx.assign.matches import held_as_matched, matched
 from flerm_fx.assign.multipliers import assigned
 from flerm_fx.assign.predictor import Predictor
 from flerm_fx.assign.way import Settling
-from flerm_fx.boundary.options import checked, choice, flag, instance, integer
+from flerm_fx.boundary.options import checked, choice, flag, instance
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.tracing import capture
-from flerm_fx.compat import pytree
-from flerm_fx.dump import Format, Level, dump
-from flerm_fx.emit.emitter import Emitter
+from flerm_fx.emit.checking import measurable_twin
+from flerm_fx.emit.compiled import CompiledModel
 from flerm_fx.emit.emitters import EMITTERS, Emit
 from flerm_fx.emit.first_steps import watch
-from flerm_fx.emit.graph import GraphEmitter
 from flerm_fx.emit.module import scales_of
-from flerm_fx.emit.overrides import Overrides, overrides
-from flerm_fx.emit.scaled import Held, ScaledModel
+from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.emit.undo import undone_on_failure
 from flerm_fx.errors import CaptureWarning, InputError, OptimizerError
 from flerm_fx.model.copying import copied, refuse_gradient_hooks
-from flerm_fx.model.distributed import is_sharded, unwrapped, whole
+from flerm_fx.model.distributed import is_sharded, unwrapped
 from flerm_fx.model.hooks import only
 from flerm_fx.model.inputs import (
     Inputs,
     OutputFn,
-    call_arguments,
     device_of,
     difference,
     last_bit,
@@ -51,51 +41,17 @@ from flerm_fx.model.inputs import (
     to_device,
 )
 from flerm_fx.model.untouched import untouched
-from flerm_fx.ops.scale import is_scale
-from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.profile.profile import LOAD, BaseProfile
 from flerm_fx.recipe.loss import Loss, LossFunction, resolve
-from flerm_fx.recipe.multiplier import group_settings, node_multiplier, node_scale
+from flerm_fx.recipe.multiplier import node_scale
 from flerm_fx.recipe.pool import Pool, probe_pool
 from flerm_fx.recipe.reflection import OptimizerLike
-from flerm_fx.start.precision import is_coarse, measurable, warn_of_rounding
-from flerm_fx.start.procedure import MODEL_LOSS, StartProcedure, batch_loss
-from flerm_fx.start.rounding import lost_in_rounding
-from flerm_fx.start.start import Moment, measure_settling, measure_start, start_of
+from flerm_fx.start.precision import is_coarse, warn_of_rounding
+from flerm_fx.start.procedure import MODEL_LOSS, StartProcedure
 
 if TYPE_CHECKING:
-    import networkx as nx
-
-CHECK_ERRORS = 4.0
-"""Standard errors that :meth:`CompiledModel.check` allows: with hundreds of parameters, 3 would
-fail a right one now and then, 4 does once in 16,000."""
-
-CHECK_SEED = 1_000_003
-"""Of the random cotangents, others than those that the multipliers were found with."""
-
-CHECK_RTOL = 1e-2
-"""Relative difference that :meth:`CompiledModel.check` allows beyond the standard errors: Muon's
-iteration in bfloat16 answers a scale with 0.4 %, an eps beside small gradients with 0.2 %."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One parameter's FSLR, measured again on the compiled model.
-
-    Attributes:
-        parameter: its name.
-        expected: the base FSLR that it was to meet.
-        measured: the FSLR of its unit update in the compiled model.
-        tolerance: the difference allowed for sampling errors and rounding.
-        passed: whether they agree; True for parameters that were not matched.
-    """
-
-    parameter: str
-    expected: float
-    measured: Estimate
-    tolerance: float
-    passed: bool
+    pass
 
 
 def compile(
@@ -226,7 +182,7 @@ def compile(
     if isinstance(model, ScaledModel) or scales_of(model):
         raise InputError("the model has scale nodes already; compile it as it was, or fold() it")
     refuse_gradient_hooks(model)
-    if donate and emit != "graph":
+    if donate and not EMITTERS[emit].takes_over:
         raise InputError("donate=True goes with emit='graph', which takes the parameters over")
     if model.training != base_profile.training:
         mode, base_mode = (
@@ -253,7 +209,7 @@ def compile(
     if law:
         twin, measured_on, obstacle = copied(model, on_meta=True), procedure, ""
     else:
-        twin, measured_on, obstacle = _measurable(lambda: copied(model), procedure)
+        twin, measured_on, obstacle = measurable_twin(lambda: copied(model), procedure)
     captured = capture(
         twin,
         to_device(measured_on.pool[0][0], device_of(model)),
@@ -306,420 +262,6 @@ def compile(
             copy_of = model if skeleton is twin else None
             watch(compiled, procedure.optimizers, copy_of)
         return compiled
-
-
-class CompiledModel(ScaledModel):
-    """A model with its multipliers, and how they were found; made by :func:`compile`.
-
-    Call it, train it and save it like the model it was made from. With ``emit="graph"`` its
-    parameters are the stored weights w = θ / s of the scale nodes: train them with one optimizer
-    group at the base's learning rate.
-
-    Attributes:
-        multipliers: learning-rate multiplier m_l of each trainable parameter.
-        matches: the base parameters that each answers to, with shares.
-        assignments: all that was found of each parameter, in execution order.
-        scales: factor s_l = m_l^(1/(1+p)) of each scale node, p the optimizer's degree; empty for
-            ``emit="param_groups"``.
-    """
-
-    matches: dict[str, Match]
-    assignments: tuple[Assignment, ...]
-    procedure: StartProcedure
-    _probe_inputs: Inputs
-    _settling: Settling
-    _base_profile: BaseProfile | None
-    _parameter_graph: nx.DiGraph | None
-    _model: Callable[[], nn.Module | None]
-
-    def __init__(
-        self,
-        model: nn.Module | None,
-        skeleton: nn.Module,
-        scales: Mapping[str, float],
-        matches: Mapping[str, Match],
-        assignments: tuple[Assignment, ...],
-        procedure: StartProcedure,
-        probe_inputs: Inputs,
-        *,
-        settling: Settling | None = None,
-        emitter: type[Emitter] = GraphEmitter,
-        base_profile: BaseProfile | None = None,
-        parameter_graph: nx.DiGraph | None = None,
-    ) -> None:
-        super().__init__(skeleton, scales, emitter)
-        # Not by setattr, which would refuse the name of a member of the model.
-        self.__dict__.update(
-            matches=dict(matches),
-            assignments=assignments,
-            procedure=procedure,
-            _probe_inputs=probe_inputs,
-            _settling=settling or {},
-            _base_profile=base_profile,
-            _parameter_graph=parameter_graph,
-            _model=_gone if model is None else weakref.ref(model),
-        )
-
-    @property
-    def base_profile(self) -> BaseProfile | None:
-        """The profile of the base that the multipliers are relative to."""
-        return self._base_profile
-
-    @property
-    def multipliers(self) -> dict[str, float]:
-        """Learning-rate multiplier of each trainable parameter, in execution order."""
-        return {a.parameter: a.multiplier for a in self.assignments}
-
-    @property
-    def doubts(self) -> tuple[Doubt, ...]:
-        """The matches that something speaks against, and what else was possible."""
-        return doubts_of(self.matches)
-
-    def rescale(
-        self, scales: Mapping[str, float], multipliers: Mapping[str, float] | None = None
-    ) -> None:
-        """Change the scales of the nodes, and the multipliers that they stand for."""
-        rule = self.procedure.optimizers.rule
-        meant = {name: node_multiplier(rule(name), s) for name, s in scales.items()}
-        super().rescale(scales, {**meant, **(multipliers or {})})
-
-    def hold(self, held: Held) -> None:
-        """Go back to what :meth:`held` returned."""
-        super().hold(held)
-        self.__dict__["assignments"] = tuple(
-            replace(row, multiplier=held.multipliers[row.parameter]) for row in self.assignments
-        )
-
-    @property
-    def graph_module(self) -> fx.GraphModule | None:
-        """The graph for the probe's shape of input in the present mode; None on the eager path.
-
-        Scale nodes carry ``meta["parameter"]``, ``"shape"``, ``"multiplier"``, ``"base"``,
-        ``"base_fslr"``, ``"fslr"`` and ``"after"``.
-        """
-        return self.graph_for(*call_arguments(to_device(self._probe_inputs, device_of(self))))
-
-    def annotate(self, graph_module: fx.GraphModule, multipliers: Mapping[str, float]) -> None:
-        """Write each parameter's assignment to its scale node."""
-        rows = {a.parameter: a for a in self.assignments}
-        for node in graph_module.graph.nodes:
-            if is_scale(node):
-                row = rows[node.meta["parameter"]]
-                node.meta.update(
-                    multiplier=multipliers[row.parameter],
-                    base=row.base,
-                    base_fslr=row.base_fslr,
-                    fslr=row.target,
-                    after=row.after,
-                )
-
-    def param_groups(
-        self, lr: float, weight_decay: float | None = None, *, optimizer: int = 0
-    ) -> list[dict[str, Any]]:
-        """Parameter groups that train the *original* model as the scale nodes train this one.
-
-        Parameters with equal multipliers share a group; each group has ``lr * m``, and weight
-        decay and eps changed so that the training is the same (see
-        :func:`flerm_fx.recipe.multiplier.group_settings`). Where the base's parameter groups had
-        rates, decays or other settings of their own, each parameter has those of its counterpart,
-        its rate in proportion to ``lr``. Nothing in the model changes.
-
-        Args:
-            lr: the base's learning rate, of its first parameter group.
-            weight_decay: in place of the base's, in the groups that have one if some have none;
-                None for the base's own.
-            optimizer: which of the base's optimizers the groups are for, where it had several.
-
-        Raises:
-            InputError: the original model is gone (donated or deleted), a learning rate that is
-                not above 0, or an optimizer that the base did not have.
-
-        Example::
-
-            >>> import flerm_fx, torch
-            >>> _ = torch.manual_seed(0)
-            >>> small, large = nn.Linear(4, 3), nn.Linear(4, 3)
-            >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
-            >>> adam = torch.optim.AdamW(small.parameters(), lr=1e-3)
-            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, x, y).profile)
-            >>> optimizer = torch.optim.AdamW(compiled.param_groups(lr=1e-3), lr=1e-3)
-            >>> sum(len(group["params"]) for group in optimizer.param_groups)
-            2
-        """
-        model = self._model()
-        if self.emitter.in_place:
-            raise InputError(
-                "the model that was compiled has scale nodes now: train it with base_groups(lr), "
-                "or compile it with emit='param_groups'"
-            )
-        if model is None:
-            raise InputError(
-                "the model that was compiled is gone (donated or deleted), so it has no "
-                "parameters to group; keep it, or train the compiled model itself"
-            )
-        return self._groups(model, self.multipliers, lr, weight_decay, optimizer)
-
-    def base_groups(
-        self, lr: float, weight_decay: float | None = None, *, optimizer: int = 0
-    ) -> list[dict[str, Any]]:
-        """Parameter groups that train *this* model, with its scale nodes, as the base was trained.
-
-        They are the base's own groups: rates in proportion to ``lr``, decays, and whatever else
-        the base's groups did not share. One group at ``lr`` does the same where the base had one.
-
-        Args:
-            lr: the base's learning rate, of its first parameter group.
-            weight_decay: as for :meth:`param_groups`.
-            optimizer: which of the base's optimizers the groups are for, where it had several.
-
-        Raises:
-            InputError: the model has no scale nodes, a learning rate that is not above 0, or an
-                optimizer that the base did not have.
-
-        Example::
-
-            >>> import flerm_fx, torch
-            >>> _ = torch.manual_seed(0)
-            >>> small, large = nn.Linear(4, 3), nn.Linear(4, 3)
-            >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
-            >>> groups = [{"params": [small.weight]}, {"params": [small.bias], "weight_decay": 0.0}]
-            >>> adam = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
-            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, x, y).profile)
-            >>> [group["weight_decay"] for group in compiled.base_groups(lr=1e-3)]
-            [0.1, 0.0]
-        """
-        if not self.emitter.has_nodes:
-            raise InputError(
-                "the model was compiled without scale nodes (emit='param_groups'), so the base's "
-                "groups would train it without multipliers: use param_groups(lr)"
-            )
-        return self._groups(self, {}, lr, weight_decay, optimizer)
-
-    def _groups(
-        self,
-        model: nn.Module,
-        multipliers: Mapping[str, float],
-        lr: float,
-        weight_decay: float | None,
-        optimizer: int,
-    ) -> list[dict[str, Any]]:
-        lr, weight_decay = checked("lr", lr), checked("weight_decay", weight_decay)
-        optimizer = integer("optimizer", optimizer, 0)
-        run = self.procedure.optimizers
-        if optimizer >= run.count:
-            raise InputError(
-                f"there is no optimizer {optimizer}: the base was trained by {run.count}, "
-                "counted from 0"
-            )
-        kinds = run.groups(optimizer)
-        rates = run.scaled_to(lr, kinds[0])
-        held = [
-            parameter
-            for name, parameter in model.named_parameters()
-            if name in self.multipliers and run.index(name) in kinds
-        ]
-        _check_moves(held, lr, run.learning_rates[kinds[0]])
-        differing = run.differing(optimizer)
-        some_decay = any(run.rules[kind].settings.get("weight_decay") for kind in kinds)
-        groups: dict[tuple[int, float], dict[str, Any]] = {}
-        for name, parameter in model.named_parameters():
-            kind, m = run.index(name), multipliers.get(name, 1.0)
-            if name not in self.multipliers or kind not in kinds:
-                continue
-            if (kind, m) not in groups:
-                rule = run.rules[kind]
-                own = rule.settings.get("weight_decay")
-                replaced = weight_decay if own or not some_decay else None
-                groups[kind, m] = {
-                    "params": [],
-                    **{key: rule.settings[key] for key in differing & rule.settings.keys()},
-                    **group_settings(rule, rates[kind], m, replaced),
-                }
-            groups[kind, m]["params"].append(parameter)
-        return list(groups.values())
-
-    def overrides(self, format: Overrides = "json") -> str:
-        """The multipliers as text, for a stack that does not import flerm_fx.
-
-        Each parameter's name is matched by one entry, and the entry gives its multiplier.
-
-        Args:
-            format: ``"json"``, from name to multiplier; ``"regex"``, JSON from regular expressions
-                that match whole names; ``"megatron"``, code of the ``config_overrides`` of
-                Megatron-LM, for rates alone, decay being its own affair; ``"param_groups"``, code
-                of a function from a model and the base's learning rate to parameter groups, with
-                decay and eps as in :meth:`param_groups`.
-
-        Raises:
-            InputError: another format, names that are not printable, or ``"param_groups"`` of a run
-                with several optimizers.
-
-        Example::
-
-            >>> import flerm_fx, json, torch
-            >>> small, large = nn.Linear(4, 3), nn.Linear(4, 3)
-            >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
-            >>> adam = torch.optim.AdamW(small.parameters(), lr=1e-3)
-            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, x, y).profile)
-            >>> json.loads(compiled.overrides()) == compiled.multipliers
-            True
-        """
-        choice("format", format, get_args(Overrides))
-        groups: list[dict[str, Any]] = []
-        if format == "param_groups":
-            if self.procedure.optimizers.count > 1:
-                raise InputError(
-                    "the base was trained by several optimizers, whose groups one function does "
-                    "not hold; use param_groups(lr, optimizer=...) or overrides('json')"
-                )
-            names = {id(parameter): name for name, parameter in self.named_parameters()}
-            for group in self._groups(self, self.multipliers, 1.0, None, 0):
-                groups.append({**group, "params": [names[id(p)] for p in group["params"]]})
-        return overrides(self.multipliers, groups, format)
-
-    def fold(self) -> nn.Module:
-        """A plain model of the original class with the scales multiplied into its weights."""
-        return self.plain()
-
-    def dump(
-        self,
-        format: Format = "table",
-        path: str | Path | None = None,
-        *,
-        level: Level = "parameter",
-        focus: str | None = None,
-    ) -> str:
-        """What was decided for each parameter, in execution order, as text.
-
-        Args:
-            format: ``"table"``, ``"json"``, ``"html"`` (a report to explore in a browser, with the
-                base and its trajectory beside the target), ``"code"`` (the graph's code,
-                annotated), a picture of the graph: ``"dot"`` (text), ``"svg"`` or ``"png"`` (drawn
-                by Graphviz), or ``"model-explorer"`` (a folder, which ``flerm-fx explore`` opens).
-            path: also write it there; a ``"png"`` and a folder go nowhere else.
-            level: what a picture shows, each ``"parameter"`` or each ``"op"``.
-            focus: a module path, such as ``"blocks.0"``, that a picture or code is confined to.
-        """
-        return dump(
-            self.assignments,
-            self.graph_module,
-            format,
-            path,
-            level=level,
-            focus=focus,
-            inputs=to_device(self._probe_inputs, device_of(self)),
-            profile=self._base_profile,
-            graph=self._parameter_graph,
-            doubts=self.doubts,
-        )
-
-    def check(self) -> tuple[Check, ...]:
-        r"""Measure the FSLRs again on the compiled model and compare them with the base's.
-
-        The start is repeated on a copy of what was emitted, with one optimizer group for a graph
-        and with the parameter groups otherwise, and with other random cotangents. It belongs
-        before training: afterwards the start is another. After a profile recorded with
-        ``settle``, the steps to the start are repeated with the multipliers of the way there. A
-        parameter that was resolved later is measured as late here, after steps with all its
-        multipliers. A parameter passes if
-
-        .. math:: |\mathrm{FSLR}_l - \mathrm{FSLR}_{base}| \le
-                  4 \sqrt{\sigma_l^2 + (m_l \sigma_{l,compile})^2}
-                  + (10^{-2} + 2 \epsilon)\,\mathrm{FSLR}_{base},
-
-        with the machine epsilon of the coarsest weights, which is :math:`2^{-7}` in bfloat16.
-
-        Raises:
-            InputError: a law predicted the multipliers, and nothing was measured to compare with.
-        """
-        if any(row.status == "predicted" for row in self.assignments):
-            raise InputError(
-                "the multipliers are predicted by a law, so nothing was measured that could be "
-                "measured again; law.check() says where the law holds, and compile(model, profile) "
-                "measures this model"
-            )
-        twin, procedure, _ = _measurable(self._trainable, self.procedure)
-        inputs = to_device(procedure.pool[0][0], device_of(twin))
-        adopted = None if is_coarse(self) and not is_coarse(twin) else self.adopted(twin)
-        captured = adopted or capture(twin, inputs, procedure.output_fn, original=self.skeleton)
-        multipliers: dict[str, float] | None = self.multipliers
-        if self.emitter.has_nodes and captured.graph_module is not None:
-            captured, multipliers = self.trained(captured), None
-        measured = {
-            after: measure_start(
-                captured, procedure.after(after), multipliers, draw_seed=CHECK_SEED
-            )
-            for after in {row.after for row in self.assignments if row.after or not self._settling}
-        }
-        if self._settling:
-            # Through scale nodes, what is on top of the last multipliers.
-            held = self.multipliers if multipliers is None else dict.fromkeys(multipliers, 1.0)
-
-            def follow(step: int, _: Moment) -> Mapping[str, float] | None:
-                taken = self._settling.get(step)
-                return taken and {name: m / held[name] for name, m in taken.items()}
-
-            found = measure_settling(captured, procedure, follow, draw_seed=CHECK_SEED, sized=False)
-            measured[0] = start_of(found, procedure)
-        # Through scale nodes the unit update of w already moves θ by m; in groups it does not.
-        factors = multipliers or dict.fromkeys(self.multipliers, 1.0)
-        # Stored weights, and effective ones made of them, are rounded once more each.
-        rounding = 2 * max(torch.finfo(p.dtype).eps for p in self.parameters())
-        return tuple(
-            _check(row, measured[row.after][row.parameter], factors[row.parameter], rounding)
-            for row in self.assignments
-        )
-
-    def _trainable(self) -> nn.Module:
-        """A plain copy, of which those parameters train that have a multiplier."""
-        twin = self.plain()
-        for name, parameter in twin.named_parameters():
-            parameter.requires_grad_(name in self.multipliers)
-        return twin
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        moved = pytree.tree_map_only(Tensor, fn, self._probe_inputs)
-        self.__dict__["_probe_inputs"] = moved
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A weak reference neither copies nor pickles; a copy has no original model.
-        return {**super().__getstate__(), "_model": _gone}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModel:
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        twin.__dict__ = copy.deepcopy(self.__getstate__(), memo)
-        return twin
-
-
-def _check(row: Assignment, unit: Estimate, factor: float, rounding: float) -> Check:
-    measured = replace(unit, value=unit.value * factor, stderr=unit.stderr * factor)
-    errors = math.hypot(measured.stderr, row.multiplier * row.target.stderr)
-    tolerance = CHECK_ERRORS * errors + (CHECK_RTOL + rounding) * row.base_fslr
-    passed = row.status != "matched" or abs(measured.value - row.base_fslr) <= tolerance
-    return Check(row.parameter, row.base_fslr, measured, tolerance, passed)
-
-
-def _check_moves(parameters: Sequence[nn.Parameter], lr: float, recorded: float) -> None:
-    """Whether steps at a learning rate move anything, where those at the recorded one do.
-
-    At that rate no step is larger than the largest weight, and steps are in proportion to rates.
-    """
-    last = min((torch.finfo(p.dtype).eps for p in parameters), default=0.0) / 4
-    if lr >= recorded * last:
-        return
-    weights = [whole(parameter.detach()) for parameter in parameters]
-    largest = max(float(weight.abs().max()) for weight in weights if weight.numel())
-    if all(lost_in_rounding(weight, largest / recorded, lr) for weight in weights):
-        raise InputError(
-            f"lr is {lr:g}, at which each step is lost in the rounding of the weights; the base "
-            f"was recorded at {recorded:g}: pass a rate near it"
-        )
-
-
-def _gone() -> None:
-    """What a dead weak reference returns."""
 
 
 def _procedure(
@@ -777,18 +319,6 @@ def _output(captured: Capture, model: nn.Module, inputs: Inputs) -> Tensor:
     """What the model returns, with the random draws that follow."""
     with torch.no_grad(), only(model, captured.hooks), untouched(model):
         return output_of(model, inputs, captured.output_fn)
-
-
-def _measurable(
-    copy: Callable[[], nn.Module], procedure: StartProcedure
-) -> tuple[nn.Module, StartProcedure, str]:
-    """A copy to measure on, the procedure for it, and why it is not in float32 if it should be."""
-    twin, pool, obstacle = measurable(
-        copy,
-        procedure.pool,
-        lambda model, batch: batch_loss(model, batch, procedure.loss, procedure.output_fn),
-    )
-    return twin, replace(procedure, pool=pool), obstacle
 
 
 def _check_unchanged(before: Tensor, after: Tensor, eps: float) -> None:

@@ -16,7 +16,9 @@ X, Y = features(8, 4), torch.arange(8) % 3
 OF_A_STEP = (
     "training/observer.py",
     "training/targets.py",
-    "training/matching.py",
+    "training/averages.py",
+    "training/course.py",
+    "training/matcher.py",
     "emit/scaled.py",
 )
 OF_COMPILING = ("emit/module.py", "emit/scaled.py", "emit/undo.py", "emit/first_steps.py")
@@ -149,7 +151,7 @@ def test_a_recorded_step() -> None:
         return state_of(model, optimizer, recorder)
 
     before = again()
-    files = ("training/recording.py",)
+    files = ("training/recorder.py",)
     number = lines(optimizer.step, files)
     assert number > len(dict(model.named_parameters()))  # each row of FSLRs is written in one
     for at in range(number):

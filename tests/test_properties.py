@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import flerm_fx
 from flerm_fx.align.parameter_graph import capture_graph
 from flerm_fx.capture.tracing import capture
-from flerm_fx.compiler import CompiledModel
+from flerm_fx.emit.compiled import CompiledModel
 from tests.cases import features, random_updates
 from tests.rounding import rounding, terms
 

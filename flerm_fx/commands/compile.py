@@ -14,8 +14,8 @@ import flerm_fx
 from flerm_fx.commands.factory import load_model
 from flerm_fx.commands.mapping import Mapping, parsed
 from flerm_fx.commands.match import OnUnmatched
-from flerm_fx.compiler import CompiledModel
 from flerm_fx.dump import check_dump
+from flerm_fx.emit.compiled import CompiledModel
 from flerm_fx.errors import FlermError, shown
 from flerm_fx.laws.law import ScalingLaw
 from flerm_fx.profile.profile import BaseProfile

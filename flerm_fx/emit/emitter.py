@@ -26,6 +26,9 @@ class Emitter(ABC):
     in_place: ClassVar[bool] = False
     """Whether the nodes are on the very model that was given."""
 
+    takes_over: ClassVar[bool] = False
+    """Whether it can train the parameters of the model in a structure of its own (``donate``)."""
+
     def __init__(self, skeleton: nn.Module, scales: Mapping[str, float]) -> None:
         self.skeleton = skeleton
 

@@ -20,6 +20,8 @@ from flerm_fx.ops.scale import scale
 class GraphEmitter(Emitter):
     r"""A copy that holds :math:`w_l = \theta_l / s_l`, and runs as its graph with scale nodes."""
 
+    takes_over = True
+
     def __init__(self, skeleton: nn.Module, scales: Mapping[str, float]) -> None:
         super().__init__(skeleton, scales)
         self._scales = dict(scales)

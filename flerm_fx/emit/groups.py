@@ -1,12 +1,19 @@
 """Multipliers in the parameter groups of an optimizer, and none in the model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from flerm_fx.boundary.options import checked, integer
 from flerm_fx.emit.emitter import Emitter
+from flerm_fx.errors import InputError
 from flerm_fx.model.copying import copied
+from flerm_fx.model.distributed import whole
+from flerm_fx.recipe.multiplier import group_settings
+from flerm_fx.recipe.optimizers import Optimizers
+from flerm_fx.start.rounding import lost_in_rounding
 
 
 class GroupsEmitter(Emitter):
@@ -34,3 +41,77 @@ class GroupsEmitter(Emitter):
     def to_effective(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor]:
         """Effective weights are what the model has."""
         return {}
+
+
+def parameter_groups(
+    run: Optimizers,
+    parameters: Mapping[str, nn.Parameter],
+    multipliers: Mapping[str, float],
+    lr: float,
+    weight_decay: float | None = None,
+    optimizer: int = 0,
+) -> list[dict[str, Any]]:
+    """Groups that train parameters as the base was trained, with multipliers in their settings.
+
+    Args:
+        run: the base's optimizers, which hold parameters by the target's names.
+        parameters: what trains, by name.
+        multipliers: of those that have another one than 1.
+        lr: the base's learning rate, of its first parameter group.
+        weight_decay: in place of the base's, in the groups that have one if some have none; None
+            for the base's own.
+        optimizer: which of the base's optimizers the groups are for.
+
+    Returns:
+        A group for each of the base's groups and each multiplier in it.
+
+    Raises:
+        InputError: a learning rate that is not above 0 or moves nothing, or an optimizer that the
+            base did not have.
+    """
+    lr, weight_decay = checked("lr", lr), checked("weight_decay", weight_decay)
+    optimizer = integer("optimizer", optimizer, 0)
+    if optimizer >= run.count:
+        raise InputError(
+            f"there is no optimizer {optimizer}: the base was trained by {run.count}, "
+            "counted from 0"
+        )
+    kinds = run.groups(optimizer)
+    rates = run.scaled_to(lr, kinds[0])
+    held = [p for name, p in parameters.items() if run.index(name) in kinds]
+    _check_moves(held, lr, run.learning_rates[kinds[0]])
+    differing = run.differing(optimizer)
+    some_decay = any(run.rules[kind].settings.get("weight_decay") for kind in kinds)
+    groups: dict[tuple[int, float], dict[str, Any]] = {}
+    for name, parameter in parameters.items():
+        kind, m = run.index(name), multipliers.get(name, 1.0)
+        if kind not in kinds:
+            continue
+        if (kind, m) not in groups:
+            rule = run.rules[kind]
+            own = rule.settings.get("weight_decay")
+            replaced = weight_decay if own or not some_decay else None
+            groups[kind, m] = {
+                "params": [],
+                **{key: rule.settings[key] for key in differing & rule.settings.keys()},
+                **group_settings(rule, rates[kind], m, replaced),
+            }
+        groups[kind, m]["params"].append(parameter)
+    return list(groups.values())
+
+
+def _check_moves(parameters: Sequence[nn.Parameter], lr: float, recorded: float) -> None:
+    """Whether steps at a learning rate move anything, where those at the recorded one do.
+
+    At that rate no step is larger than the largest weight, and steps are in proportion to rates.
+    """
+    last = min((torch.finfo(p.dtype).eps for p in parameters), default=0.0) / 4
+    if lr >= recorded * last:
+        return
+    weights = [whole(parameter.detach()) for parameter in parameters]
+    largest = max(float(weight.abs().max()) for weight in weights if weight.numel())
+    if all(lost_in_rounding(weight, largest / recorded, lr) for weight in weights):
+        raise InputError(
+            f"lr is {lr:g}, at which each step is lost in the rounding of the weights; the base "
+            f"was recorded at {recorded:g}: pass a rate near it"
+        )

@@ -17,7 +17,6 @@ from flerm_fx.emit.emitter import Emitter
 from flerm_fx.emit.graph import GraphEmitter
 from flerm_fx.emit.loading import as_stored, from_extra_state
 from flerm_fx.emit.lower import lowered, on_the_same_weights
-from flerm_fx.emit.module import ModuleEmitter
 from flerm_fx.emit.state import EXTRA, check_factors, vector
 from flerm_fx.errors import CaptureWarning
 from flerm_fx.model.hooks import keep_only
@@ -48,7 +47,6 @@ class ScaledModel(nn.Module):
             object may own, or the model itself. Its weights are divided by s.
         scales: s_l of each trainable parameter, by canonical name.
         emitter: the form in which the scales are put.
-        in_module: the same as :class:`flerm_fx.emit.module.ModuleEmitter` for ``emitter``.
 
     >>> model = ScaledModel(nn.Linear(2, 1, bias=False), {"weight": 4.0})
     >>> print(model.graph_for((torch.zeros(3, 2),), {}).code.strip().splitlines()[3].strip())
@@ -60,12 +58,10 @@ class ScaledModel(nn.Module):
         skeleton: nn.Module,
         scales: Mapping[str, float],
         emitter: type[Emitter] = GraphEmitter,
-        *,
-        in_module: bool = False,
     ) -> None:
         super().__init__()
         # Set before the skeleton's names are there, which may be the same.
-        self._emitter = (ModuleEmitter if in_module else emitter)(skeleton, scales)
+        self._emitter = emitter(skeleton, scales)
         self._graphs: dict[Any, Emitted] = {}
         self._given: tuple[tuple[bool, ...], Capture] | None = None
         self.register_state_dict_post_hook(_with_effective_weights)  # type: ignore[no-untyped-call]
@@ -88,11 +84,6 @@ class ScaledModel(nn.Module):
         """The form in which the scales are put, with the skeleton in this model's mode."""
         self._emitter.skeleton.training = self.training
         return self._emitter
-
-    @property
-    def in_module(self) -> bool:
-        """Whether the nodes are on the model that was given."""
-        return self.emitter.in_place
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns."""

@@ -11,8 +11,10 @@ from flerm_fx.integrations import begun, given, path_or_none
 from flerm_fx.profile.file import PathLike
 from flerm_fx.profile.profile import LOAD, BaseProfile
 from flerm_fx.recipe.pool import Pool
-from flerm_fx.training.matching import Matcher, match
-from flerm_fx.training.recording import Recorder, record
+from flerm_fx.training.matcher import Matcher
+from flerm_fx.training.matching import match
+from flerm_fx.training.recorder import Recorder
+from flerm_fx.training.recording import record
 
 Pick = Callable[[L.LightningModule], nn.Module]
 """Picks the module whose ``forward`` takes the probe inputs."""

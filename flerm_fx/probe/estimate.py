@@ -1,7 +1,7 @@
 """One measured function-space learning rate."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from typing import Any
 
 from flerm_fx.boundary.options import described, instance, integer, number
@@ -38,6 +38,15 @@ class Estimate:
     def relative_error(self) -> float:
         """``stderr / value``, and 0 for a value of 0."""
         return self.stderr / self.value if self.value else 0.0
+
+    def __mul__(self, factor: float) -> "Estimate":
+        """The FSLR of an update that is ``factor`` times as large, its error with it.
+
+        >>> Estimate(value=2.0, stderr=0.5, method="sampled", samples=4) * 3.0
+        Estimate(value=6.0, stderr=1.5, method='sampled', samples=4, note='')
+        """
+        size = abs(factor)
+        return replace(self, value=self.value * size, stderr=self.stderr * size)
 
 
 def rows(estimates: Mapping[str, Estimate]) -> dict[str, tuple[Any, ...]]:

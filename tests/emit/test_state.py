@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import flerm_fx
-from flerm_fx.emit.module import put_scales
+from flerm_fx.emit.module import ModuleEmitter, put_scales
 from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.emit.state import effective, packed, restored
 from tests.cases import features
@@ -53,7 +53,7 @@ OTHERS = {name: 1.3 * s for name, s in SCALES.items()}
 def forms(scales: dict[str, float], seed: int) -> Iterator[tuple[str, nn.Module]]:
     """A model with scales in each form, and without."""
     yield "graph", ScaledModel(Net(5, seed), scales)
-    yield "module", ScaledModel(Net(5, seed), scales, in_module=True)
+    yield "module", ScaledModel(Net(5, seed), scales, ModuleEmitter)
     own = Net(5, seed)
     put_scales(own, scales)
     yield "own module", own

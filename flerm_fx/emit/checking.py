@@ -1,0 +1,118 @@
+"""The check of a compiled model: its FSLRs, measured again, beside those that it was to meet."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from flerm_fx.assign.assignment import Assignment
+from flerm_fx.assign.way import Settling
+from flerm_fx.capture.tracing import capture
+from flerm_fx.emit.scaled import ScaledModel
+from flerm_fx.model.inputs import device_of, to_device
+from flerm_fx.probe.estimate import Estimate
+from flerm_fx.start.precision import is_coarse, measurable
+from flerm_fx.start.procedure import StartProcedure, batch_loss
+from flerm_fx.start.start import Moment, measure_settling, measure_start, start_of
+
+CHECK_ERRORS = 4.0
+"""Standard errors that :func:`checked_start` allows: with hundreds of parameters, 3 would
+fail a right one now and then, 4 does once in 16,000."""
+
+CHECK_SEED = 1_000_003
+"""Of the random cotangents, others than those that the multipliers were found with."""
+
+CHECK_RTOL = 1e-2
+"""Relative difference that :func:`checked_start` allows beyond the standard errors: Muon's
+iteration in bfloat16 answers a scale with 0.4 %, an eps beside small gradients with 0.2 %."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One parameter's FSLR, measured again on the compiled model.
+
+    Attributes:
+        parameter: its name.
+        expected: the base FSLR that it was to meet.
+        measured: the FSLR of its unit update in the compiled model.
+        tolerance: the difference allowed for sampling errors and rounding.
+        passed: whether they agree; True for parameters that were not matched.
+    """
+
+    parameter: str
+    expected: float
+    measured: Estimate
+    tolerance: float
+    passed: bool
+
+
+def checked_start(
+    model: ScaledModel,
+    trainable: Callable[[], nn.Module],
+    procedure: StartProcedure,
+    assignments: Sequence[Assignment],
+    settling: Settling,
+) -> tuple[Check, ...]:
+    """Repeat the start on a copy of what was emitted, and compare each FSLR with the base's.
+
+    Args:
+        model: the compiled model.
+        trainable: makes a plain copy of it, of which those parameters train that have multipliers.
+        procedure: by which the start is measured.
+        assignments: what was found of each parameter.
+        settling: the multipliers of the way to the start.
+
+    Returns:
+        A check for each assignment; see :meth:`flerm_fx.CompiledModel.check`.
+    """
+    twin, procedure, _ = measurable_twin(trainable, procedure)
+    inputs = to_device(procedure.pool[0][0], device_of(twin))
+    adopted = None if is_coarse(model) and not is_coarse(twin) else model.adopted(twin)
+    captured = adopted or capture(twin, inputs, procedure.output_fn, original=model.skeleton)
+    multipliers: dict[str, float] | None = model.multipliers
+    if model.emitter.has_nodes and captured.graph_module is not None:
+        captured, multipliers = model.trained(captured), None
+    measured = {
+        after: measure_start(captured, procedure.after(after), multipliers, draw_seed=CHECK_SEED)
+        for after in {row.after for row in assignments if row.after or not settling}
+    }
+    if settling:
+        # Through scale nodes, what is on top of the last multipliers.
+        held = model.multipliers if multipliers is None else dict.fromkeys(multipliers, 1.0)
+
+        def follow(step: int, _: Moment) -> Mapping[str, float] | None:
+            taken = settling.get(step)
+            return taken and {name: m / held[name] for name, m in taken.items()}
+
+        found = measure_settling(captured, procedure, follow, draw_seed=CHECK_SEED, sized=False)
+        measured[0] = start_of(found, procedure)
+    # Through scale nodes the unit update of w already moves θ by m; in groups it does not.
+    factors = multipliers or dict.fromkeys(model.multipliers, 1.0)
+    # Stored weights, and effective ones made of them, are rounded once more each.
+    rounding = 2 * max(torch.finfo(p.dtype).eps for p in model.parameters())
+    return tuple(
+        _check(row, measured[row.after][row.parameter], factors[row.parameter], rounding)
+        for row in assignments
+    )
+
+
+def measurable_twin(
+    copy: Callable[[], nn.Module], procedure: StartProcedure
+) -> tuple[nn.Module, StartProcedure, str]:
+    """A copy to measure on, the procedure for it, and why it is not in float32 if it should be."""
+    twin, pool, obstacle = measurable(
+        copy,
+        procedure.pool,
+        lambda model, batch: batch_loss(model, batch, procedure.loss, procedure.output_fn),
+    )
+    return twin, replace(procedure, pool=pool), obstacle
+
+
+def _check(row: Assignment, unit: Estimate, factor: float, rounding: float) -> Check:
+    measured = unit * factor
+    errors = math.hypot(measured.stderr, row.multiplier * row.target.stderr)
+    tolerance = CHECK_ERRORS * errors + (CHECK_RTOL + rounding) * row.base_fslr
+    passed = row.status != "matched" or abs(measured.value - row.base_fslr) <= tolerance
+    return Check(row.parameter, row.base_fslr, measured, tolerance, passed)

@@ -1,0 +1,261 @@
+"""A recording in progress: what was measured at the start, and what each measurement adds."""
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flerm_fx.boundary.options import number
+from flerm_fx.errors import InputError, OptimizerError, ProfileError
+from flerm_fx.probe.estimate import Estimate, rows
+from flerm_fx.profile.profile import BaseProfile
+from flerm_fx.profile.trajectory import Trajectory
+from flerm_fx.recipe.optimizers import listed
+from flerm_fx.recipe.schedule import Schedule
+from flerm_fx.start.procedure import MODEL_LOSS, StartProcedure
+from flerm_fx.start.start import Moment
+from flerm_fx.training.logs import FSLR, Log, logging
+from flerm_fx.training.observer import Attached, Observed, UpdateObserver
+from flerm_fx.training.running import RunningProber
+from flerm_fx.training.states import State, a_rate, a_step, items
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+FAR = 2.0
+"""How many times the rate of the settled start a run's may be without a warning."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What is measured of a base before its run is followed.
+
+    Attributes:
+        graph: its parameter graph.
+        shapes: of its trainable parameters, in execution order.
+        start: their FSLRs at the start.
+        late: their FSLRs ``resolve_after`` steps later; empty where no FSLR is 0 at the start.
+        settling: the moments on the way to the start; empty where it is the first step.
+        resolve_after: as it was asked for.
+    """
+
+    graph: "nx.DiGraph"
+    shapes: Mapping[str, tuple[int, ...]]
+    start: Mapping[str, Estimate]
+    late: Mapping[str, Estimate]
+    settling: Mapping[int, Moment]
+    resolve_after: int
+
+
+class Recorder(Attached):
+    """A recording in progress; see :func:`flerm_fx.record`.
+
+    Leaving the ``with`` block, or :meth:`close`, takes the hooks off the optimizer; the profile
+    stays.
+
+    Args:
+        model: the base, which trains.
+        optimizer: its optimizer, or a list of them.
+        procedure: by which the start was measured.
+        beginning: what was measured.
+        prober: measures the run's own updates.
+        schedule: the steps to measure at.
+        log: as for :func:`flerm_fx.record`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        procedure: StartProcedure,
+        beginning: Beginning,
+        prober: RunningProber,
+        schedule: Schedule,
+        log: Log | None,
+    ) -> None:
+        optimizers, run = listed(optimizer), procedure.optimizers
+        self.model = model
+        self.optimizer = optimizer
+        self.resolve_after = beginning.resolve_after
+        self.procedure = procedure
+        self._graph = beginning.graph
+        self._shapes = dict(beginning.shapes)
+        self._start = dict(beginning.start)
+        self._late = dict(beginning.late)
+        self._settling = dict(beginning.settling)
+        self._training = model.training
+        self._prober = prober
+        self._log = log
+        self._steps: list[int] = []
+        self._rates: list[float] = []
+        self._fslrs: dict[str, list[Estimate]] = {name: [] for name in self._shapes}
+        self._warned: set[str] = set()
+        self._settled_at = {
+            id(p): run.rate(name) for name, p in model.named_parameters() if p.requires_grad
+        }
+        self._observer = UpdateObserver(
+            model, optimizers, run, schedule.due, self._observed, self._saved
+        )
+        super().__init__(optimizers, self._before, self._observer.after)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps seen so far; those that a gradient scaler skipped are none."""
+        return self._observer.step
+
+    @property
+    def profile(self) -> BaseProfile:
+        """What has been recorded so far."""
+        loss = self.procedure.loss
+        run = self.procedure.optimizers
+        several = len(run.rules) > 1
+        moments = self._settling.values()
+        points = {step: m.fslrs for step, m in self._settling.items() if m.fslrs}
+        return BaseProfile(
+            parameters=tuple(self._shapes),
+            shapes=dict(self._shapes),
+            start=dict(self._start),
+            late=dict(self._late),
+            settling=Trajectory(
+                steps=tuple(points),
+                learning_rates=run.learning_rates[:1] * len(points),
+                fslrs={n: tuple(fslrs[n] for fslrs in points.values()) for n in self._shapes},
+            )
+            if points
+            else Trajectory(),
+            output_rms=tuple(moment.output_rms for moment in moments),
+            update_sizes=dict(self._settling[0].update_sizes) if moments else {},
+            trajectory=Trajectory(
+                steps=tuple(self._steps),
+                learning_rates=tuple(self._rates),
+                fslrs={name: tuple(estimates) for name, estimates in self._fslrs.items()},
+            ),
+            graph=self._graph,
+            optimizer=run.rules[0],
+            learning_rate=run.learning_rates[0],
+            others=tuple(zip(run.rules[1:], run.learning_rates[1:], strict=True)),
+            held={name: run.index(name) for name in self._shapes} if several else {},
+            belongs=run.belongs if several else (),
+            settle=self.procedure.settle,
+            warmup=self.procedure.warmup,
+            resolve_after=self.resolve_after,
+            loss=MODEL_LOSS if loss is None else loss.name,
+            method=self.procedure.method,
+            rtol=self.procedure.rtol,
+            seed=self.procedure.seed,
+            pool=self.procedure.pool,
+            training=self._training,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been recorded and seen so far, in plain numbers, for a checkpoint.
+
+        Save it with the model's and the optimizer's; see :meth:`load_state_dict`.
+        """
+        measured = len(self._steps)
+        return {
+            "step": self._observer.step,
+            "waiting": self._observer.waiting,
+            "learning_rates": list(self.procedure.optimizers.learning_rates),
+            "start": rows(self._start),
+            "late": rows(self._late),
+            "settling": {
+                step: (rows(found.fslrs), found.output_rms, dict(found.update_sizes))
+                for step, found in self._settling.items()
+            },
+            "steps": list(self._steps),
+            "rates": list(self._rates),
+            "fslrs": [rows({n: es[i] for n, es in self._fslrs.items()}) for i in range(measured)],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with a recording: the profile becomes that of one run, as if never interrupted.
+
+        Attach a recorder as in the first run, then load the states of model, optimizer and
+        recorder.
+
+        Raises:
+            InputError: the state is of other parameters or of another version, or has a number that
+                is none of a recording; the recorder is as it was.
+        """
+        given = State("recorder", state, self.state_dict(), self._shapes)
+
+        def moment(what: str, value: Any) -> Moment:
+            fslrs, output_rms, sizes = items(what, value, 3)
+            return Moment(
+                given.estimates(what, fslrs) if fslrs else {},
+                number(what, output_rms, least=0),
+                {n: number(what, size, least=0) for n, size in given.of_all(what, sizes).items()}
+                if sizes
+                else {},
+            )
+
+        step, waiting = given.step(), given.waiting()
+        twin = copy.copy(self)
+        twin._start = given.part("start", given.estimates)
+        twin._late = given.part("late", given.estimates) if state["late"] else {}
+        settling = given.by("settling", moment)
+        twin._settling = {a_step("a step of settling", at): found for at, found in settling.items()}
+        twin._steps = given.each("steps", a_step)
+        twin._rates = given.each("rates", a_rate)
+        measured = given.each("fslrs", given.estimates)
+        twin._fslrs = {name: [found[name] for found in measured] for name in self._shapes}
+        rates = given.each("learning_rates", lambda what, rate: number(what, rate, least=0))
+        try:
+            twin.procedure = self.procedure.at_rates(rates)
+            _ = twin.profile  # which raises where its parts do not agree
+        except (OptimizerError, ProfileError) as error:
+            raise InputError(f"the recorder's state is of another recording: {error}") from error
+        vars(self).update(vars(twin))
+        self._observer.step, self._observer.waiting = step, waiting
+
+    def _before(self, optimizer: Optimizer) -> None:
+        self._observer.before(optimizer)
+        if self._observer.resting:
+            self._warn(
+                "resting",
+                f"the learning rate is 0 at step {self.step}, so unit updates are not defined; "
+                "recording at the next step with a rate above 0",
+            )
+        for group in optimizer.param_groups:
+            rate, settled = group["lr"], self._settled_at.get(id(next(iter(group["params"]), None)))
+            on_host = not isinstance(rate, Tensor) or rate.device.type == "cpu"
+            if settled and on_host and float(rate) > FAR * settled:
+                self._warn(
+                    "far",
+                    f"the learning rate is {float(rate):g} at step {self.step}, and the start was "
+                    f"settled at {settled:g}; multipliers of a start at another rate than the "
+                    "run's are off: record with lr=… set to its largest",
+                )
+
+    def _warn(self, what: str, message: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            warnings.warn(message, stacklevel=3)
+
+    def _saved(self) -> Callable[[], None]:
+        """What undoes :meth:`_observed`."""
+        measured = len(self._steps)
+
+        def undo() -> None:
+            recorded: list[list[Any]] = [self._steps, self._rates, *self._fslrs.values()]
+            for rows_so_far in recorded:
+                del rows_so_far[measured:]
+
+        return undo
+
+    def _observed(self, observed: Observed) -> Callable[[], None]:
+        found = self._prober.estimate(observed)
+        self._steps.append(observed.step)
+        held = self.procedure.optimizers.held
+        first = [r for name, r in observed.rates.items() if r > 0 and not held.get(name)]
+        self._rates.append(next(iter(first), None) or next(r for r in observed.rates.values() if r))
+        frozen = Estimate(0.0, 0.0, "exact", 0, "not trained at this step")
+        for name in self._shapes:
+            self._fslrs[name].append(found.get(name, frozen))
+        numbers = {FSLR + name: estimate.value for name, estimate in found.items()}
+        return logging(self._log, numbers, observed.step)
