@@ -16,9 +16,16 @@ TOLERANCE = 1e-6
 
 
 class Place(NamedTuple):
-    """Where a parameter is in a list: how deep that is, the list, its item, and what follows."""
+    """Where a parameter is in a list.
 
-    depth: int
+    Attributes:
+        inner: how many lists there are within the item around it, which no wrapping changes.
+        list: what the list is called.
+        item: the number of the item.
+        rest: what the parameter is called in the item.
+    """
+
+    inner: int
     list: Words
     item: int
     rest: Words
@@ -46,7 +53,7 @@ def torn(laid: Shares) -> frozenset[str]:
     found: set[str] = set()
     for siblings in _siblings(answers):
         rows = {
-            place.rest: _items(answers[name], place.depth, everywhere)
+            place.rest: _items(answers[name], place.inner, everywhere)
             for name, place in siblings.items()
         }
         kept = [row for row in rows.values() if row]
@@ -65,7 +72,10 @@ def _places(name: str) -> list[Place]:
     """A parameter's place in each list that it is in."""
     words = tuple(name.split("."))
     numbers = [i for i, word in enumerate(words) if word.isdigit()]
-    return [Place(d, words[:i], int(words[i]), words[i + 1 :]) for d, i in enumerate(numbers)]
+    return [
+        Place(inner, words[:i], int(words[i]), words[i + 1 :])
+        for inner, i in enumerate(reversed(numbers))
+    ]
 
 
 def _in_all_items(names: Iterable[str]) -> dict[Words, set[Words]]:
@@ -92,9 +102,9 @@ def _siblings(names: Iterable[str]) -> list[dict[str, Place]]:
 
 
 def _items(
-    answer: Mapping[str, float], depth: int, everywhere: Mapping[Words, set[Words]]
+    answer: Mapping[str, float], inner: int, everywhere: Mapping[Words, set[Words]]
 ) -> dict[tuple[Words, int], float]:
-    """The part of a parameter's mass that comes from each item of the lists at a depth.
+    """The part of a parameter's mass that comes from each item of lists as far out.
 
     Empty where some of it is from outside of them, or from what not all of their items have.
     """
@@ -102,9 +112,9 @@ def _items(
     whole = sum(answer.values())
     for name, share in answer.items():
         places = _places(name)
-        if depth >= len(places) or places[depth].rest not in everywhere[places[depth].list]:
+        if inner >= len(places) or places[inner].rest not in everywhere[places[inner].list]:
             return {}
-        parts[places[depth].list, places[depth].item] += share / whole
+        parts[places[inner].list, places[inner].item] += share / whole
     return parts
 
 

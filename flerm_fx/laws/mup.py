@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flerm_fx.ops.table import facts
+
 if TYPE_CHECKING:
     import networkx as nx
 
@@ -39,9 +41,10 @@ def mup_exponent(
     exponents = _EXPONENTS[family]
     if node["rank"] == 1:
         return exponents["vector"]
-    if node["rank"] != 2 or node["op"] not in ("aten.linear", "aten.embedding"):
+    known = facts(node["op"])
+    if node["rank"] != 2 or not known.layout or known.linear[-1:] != (node["slot"],):
         return None
     if moved == (0, 1):
         return exponents["hidden"]
-    grows_out = moved == ((1,) if node["op"] == "aten.embedding" else (0,))
+    grows_out = moved == ((1,) if known.layout == "in out" else (0,))
     return exponents["input" if grows_out else "output"]
