@@ -90,12 +90,18 @@ class Families:
         graph: a parameter graph.
         numbered: whether ``stage1`` and ``stage2`` are items of a list, as ``stage.1`` is.
         ends: whether items at an end of the data flow are told from others.
+        wrapped: whether an item that all names are in is a wrapper, and no item of a list.
     """
 
-    def __init__(self, graph: nx.DiGraph, *, numbered: bool, ends: bool = True) -> None:
+    def __init__(
+        self, graph: nx.DiGraph, *, numbered: bool, ends: bool = True, wrapped: bool = False
+    ) -> None:
         self.graph = graph
         self.names = [name for name in parameters(graph) if graph.nodes[name]["op"]]
         self.parts = {name: _parts(name, numbered) for name in self.names}
+        while wrapped and len({p[0] for p in self.parts.values() if len(p) > 1}) == 1:
+            self.parts = {name: p[1:] for name, p in self.parts.items()}
+            wrapped = in_items(".".join(p).lstrip(ITEM) for p in self.parts.values())
         self.lists: dict[Path, dict[Path, None]] = defaultdict(dict)
         self.kinds = self._kinds(ends)
 
@@ -290,6 +296,15 @@ def _unwrapped(families: list[Family]) -> list[Path]:
     ):
         words = [w[1:] for w in words]
     return words
+
+
+def in_items(names: Iterable[str]) -> bool:
+    """Whether all names are in items of one list, which may be a wrapper of the whole model.
+
+    >>> in_items(["0.embed.weight", "0.head.weight"]), in_items(["embed.weight"])
+    (True, False)
+    """
+    return all(name.partition(".")[0].isdigit() for name in names)
 
 
 def _parts(name: str, numbered: bool) -> Path:

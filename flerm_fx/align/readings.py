@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from flerm_fx.align.doubts import Doubt
 from flerm_fx.align.evidence import Evidence, matched
-from flerm_fx.align.families import Families, shares_by_families
+from flerm_fx.align.families import Families, in_items, shares_by_families
 from flerm_fx.align.isomorphism import isomorphism
 from flerm_fx.align.mass import Shares, shares
 from flerm_fx.align.overlay import Link, links
+from flerm_fx.align.parameter_graph import parameters
 from flerm_fx.align.repeats import Folded, WeightPath, fold_alike
 
 if TYPE_CHECKING:
@@ -111,8 +112,14 @@ def _by_flow(b: nx.DiGraph, t: nx.DiGraph, kinds: bool, bare: bool, fold: bool) 
 
 
 def _by_tree(b: nx.DiGraph, t: nx.DiGraph, evidence: Evidence, ends: bool) -> Iterator[Reading]:
+    # What one side alone has around all of it is a wrapper; on both it may be a list of blocks.
+    around = [in_items(name for name in parameters(pg) if pg.nodes[name]["op"]) for pg in (b, t)]
+    wrapped = [own and not other for own, other in (around, reversed(around))]
     for numbered in (False, True):
-        one, other = (Families(pg, numbered=numbered, ends=ends) for pg in (b, t))
+        one, other = (
+            Families(pg, numbered=numbered, ends=ends, wrapped=own)
+            for pg, own in zip((b, t), wrapped, strict=True)
+        )
         yield Reading(shares_by_families(one, other, evidence.flow), by_tree=True)
 
 
