@@ -146,8 +146,15 @@ def assert_conserved(compiled: CompiledModel, profile: flerm_fx.BaseProfile) -> 
     assert all(abs(mass - 1) < 1e-6 for mass in given_away.values())
 
 
+FLAT = pytest.mark.xfail(
+    reason="a known limit (docs/limits.md): some deeper networks are matched otherwise when their "
+    "names have no tree, by the data flow alone",
+    strict=False,
+)
+
+
 @pytest.mark.parametrize(
-    "examples", [3, pytest.param(40, marks=pytest.mark.slow)], ids=["few", "many"]
+    "examples", [3, pytest.param(40, marks=[pytest.mark.slow, FLAT])], ids=["few", "many"]
 )
 def test_random_networks(examples: int) -> None:
     @settings(
