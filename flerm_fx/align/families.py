@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -99,9 +99,8 @@ class Families:
         self.graph = graph
         self.names = [name for name in parameters(graph) if graph.nodes[name]["op"]]
         self.parts = {name: _parts(name, numbered) for name in self.names}
-        while wrapped and len({p[0] for p in self.parts.values() if len(p) > 1}) == 1:
-            self.parts = {name: p[1:] for name, p in self.parts.items()}
-            wrapped = in_items(".".join(p).lstrip(ITEM) for p in self.parts.values())
+        while wrapped and _share_an_item(self.parts.values()):
+            self.parts = {name: parts[1:] for name, parts in self.parts.items()}
         self.lists: dict[Path, dict[Path, None]] = defaultdict(dict)
         self.kinds = self._kinds(ends)
 
@@ -305,6 +304,12 @@ def in_items(names: Iterable[str]) -> bool:
     (True, False)
     """
     return all(name.partition(".")[0].isdigit() for name in names)
+
+
+def _share_an_item(names: Collection[Path]) -> bool:
+    """Whether all names, in parts, go on within one and the same item."""
+    first = {parts[0] for parts in names if len(parts) > 1 and parts[0].startswith(ITEM)}
+    return len(first) == 1 and all(len(parts) > 1 and parts[0] in first for parts in names)
 
 
 def _parts(name: str, numbered: bool) -> Path:

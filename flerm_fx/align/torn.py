@@ -79,15 +79,12 @@ def _places(name: str) -> list[Place]:
 
 
 def _in_all_items(names: Iterable[str]) -> dict[Words, set[Words]]:
-    """What every item of a list has, for each list of several items."""
+    """What every item of a list has, for each list."""
     rests: dict[Words, dict[int, set[Words]]] = defaultdict(lambda: defaultdict(set))
     for name in names:
         for place in _places(name):
             rests[place.list][place.item].add(place.rest)
-    return {
-        of: set.intersection(*items.values()) if len(items) > 1 else set(*items.values())
-        for of, items in rests.items()
-    }
+    return {of: set.intersection(*items.values()) for of, items in rests.items()}
 
 
 def _siblings(names: Iterable[str]) -> list[dict[str, Place]]:
