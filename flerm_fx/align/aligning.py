@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Literal, get_args
 
 from flerm_fx.align.doubts import Doubt
-from flerm_fx.align.mass import Shares
+from flerm_fx.align.mass import Shares, by_target
 from flerm_fx.align.names import shares_by_names
 from flerm_fx.align.parameter_graph import as_chain, parameters
 from flerm_fx.align.patterns import Mapped, mapped_shares
@@ -160,11 +160,7 @@ def _given(
         return {}
     names = parameters(target)
     laid = mapped_shares(parameters(base), names, mapping, unused=set(names) - _used(target))
-    given: dict[str, dict[str, Fraction]] = defaultdict(dict)
-    for name, row in laid.items():
-        for other, share in row.items():
-            given[other][name] = share
-    return dict(given)
+    return dict(by_target(laid))
 
 
 def _by_names_and_structure(

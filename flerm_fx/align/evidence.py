@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from flerm_fx.align.doubts import Doubt
 from flerm_fx.align.isomorphism import neighbourhoods
-from flerm_fx.align.mass import Shares
+from flerm_fx.align.mass import Shares, by_target
 from flerm_fx.align.parameter_graph import on_data, parameters, sites
 from flerm_fx.align.torn import torn
 
@@ -131,8 +131,8 @@ class Evidence:
             others: others that the evidence speaks for as well.
             by_tree: whether it follows from the module tree, so that the data flow may differ.
         """
-        answers = _answers(laid)
-        alternatives = [_answers(other) for other in others]
+        answers = by_target(laid)
+        alternatives = [by_target(other) for other in others]
         found: dict[str, Doubt] = {}
         apart = torn(laid)
         by_place: dict[Hashable, list[str]] = defaultdict(list)
@@ -246,12 +246,3 @@ def _stem(place: Hashable) -> Hashable:
     assert isinstance(place, tuple)
     words, rank = place
     return tuple(stem for word in words if word != "#" and (stem := _NUMBER.sub("", word))), rank
-
-
-def _answers(laid: Shares) -> Mapping[str, dict[str, float]]:
-    """Shares by target parameter."""
-    found: dict[str, dict[str, float]] = defaultdict(dict)
-    for b, row in laid.items():
-        for t, share in row.items():
-            found[t][b] = float(share)
-    return found

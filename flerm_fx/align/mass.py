@@ -165,3 +165,16 @@ def overlaps(
         for copy, part in parts.items():
             for giver, taker, share in overlaps(from_copy, taken[copy], inner):
                 yield giver, taker, share * part / whole
+
+
+def by_target(laid: Shares) -> Shares:
+    """The same shares, of each target parameter by base parameter.
+
+    >>> by_target({"b": {"t": Fraction(1, 2), "u": Fraction(1, 2)}})["u"]
+    {'b': Fraction(1, 2)}
+    """
+    found: Shares = defaultdict(dict)
+    for base, row in laid.items():
+        for target, share in row.items():
+            found[target][base] = share
+    return found

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from typing import NamedTuple
 
-from flerm_fx.align.mass import Shares
+from flerm_fx.align.mass import Shares, by_target
 
 Words = tuple[str, ...]
 
@@ -40,15 +41,12 @@ def torn(laid: Shares) -> frozenset[str]:
     next one has counted blocks from somewhere within them. The siblings that most agree with are
     right.
 
-    >>> straight = {f"b.{i}.{p}": {f"h.{i}.{p}": 1.0} for i in (0, 1) for p in "xz"}
-    >>> crossed = {f"b.{i}.y": {f"h.{1 - i}.y": 1.0} for i in (0, 1)}
+    >>> straight = {f"b.{i}.{p}": {f"h.{i}.{p}": Fraction(1)} for i in (0, 1) for p in "xz"}
+    >>> crossed = {f"b.{i}.y": {f"h.{1 - i}.y": Fraction(1)} for i in (0, 1)}
     >>> sorted(torn({**straight, **crossed}))
     ['h.0.y', 'h.1.y']
     """
-    answers: dict[str, dict[str, float]] = defaultdict(dict)
-    for base, row in laid.items():
-        for target, share in row.items():
-            answers[target][base] = float(share)
+    answers = by_target(laid)
     everywhere = _in_all_items(laid)
     found: set[str] = set()
     for siblings in _siblings(answers):
@@ -99,7 +97,7 @@ def _siblings(names: Iterable[str]) -> list[dict[str, Place]]:
 
 
 def _items(
-    answer: Mapping[str, float], inner: int, everywhere: Mapping[Words, set[Words]]
+    answer: Mapping[str, Fraction], inner: int, everywhere: Mapping[Words, set[Words]]
 ) -> dict[tuple[Words, int], float]:
     """The part of a parameter's mass that comes from each item of lists as far out.
 
@@ -111,7 +109,7 @@ def _items(
         places = _places(name)
         if inner >= len(places) or places[inner].rest not in everywhere[places[inner].list]:
             return {}
-        parts[places[inner].list, places[inner].item] += share / whole
+        parts[places[inner].list, places[inner].item] += float(share / whole)
     return parts
 
 
