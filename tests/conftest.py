@@ -10,6 +10,13 @@ import torch
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Let what a test draws without a seed of its own not depend on the tests before it."""
+    torch.manual_seed(0)
+
+
 NO_SKIPS = bool(os.environ.get("FLERM_NO_SKIPS"))
 """Whether a test that is skipped has failed: where all is installed, only a GPU may be missing."""
 

@@ -129,6 +129,7 @@ def test_a_settled_target_is_measured_where_its_first_guess_leads() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the model's outputs begin far larger")
+@pytest.mark.filterwarnings("ignore:multipliers (of|are) :UserWarning")  # this large, they are odd
 def test_a_target_with_larger_outputs_takes_larger_steps_on_its_way() -> None:
     def mlp(gain: float) -> nn.Module:
         torch.manual_seed(0)
