@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flerm_fx.align.aligning import OnUnmatched
 from flerm_fx.align.parameter_graph import capture_graph
 from flerm_fx.align.patterns import Mapped
-from flerm_fx.assign.matches import held_as_matched, matched
+from flerm_fx.assign.matches import find_matches, held_as_matched
 from flerm_fx.assign.multipliers import assigned
 from flerm_fx.assign.predictor import Predictor
 from flerm_fx.assign.way import Settling
@@ -95,7 +95,7 @@ def compile(
 
     Where an FSLR at the start is *exactly* zero on either side (LoRA's A while B is 0), both sides
     are compared ``resolve_after`` steps later, if the profile was recorded so. The target takes
-    these steps under the multipliers found so far, so that B walks on it as on the base. On the
+    these steps under the multipliers so far, so that B walks on it as on the base. On the
     base itself that is exact: its multipliers are 1, and its steps the same. Elsewhere the late
     parameters' own multipliers move these steps too, at second order in the learning rate, so the
     late start is measured again under them until none moves by more than 1 %, at most 8 times.
@@ -223,7 +223,7 @@ def compile(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CaptureWarning)  # as above
             emitted = capture(twin, probe_inputs, output_fn, original=model)
-    matches = matched(base_profile, captured, mapping, on_unmatched, strict=strict)
+    matches = find_matches(base_profile, captured, mapping, on_unmatched, strict=strict)
     held = held_as_matched(base_profile, captured, matches)
     procedure, measured_on = procedure.held_as(held), measured_on.held_as(held)
     if obstacle:

@@ -116,7 +116,7 @@ def align(
     choice("on_unmatched", on_unmatched, get_args(OnUnmatched))
     used = _used(target)
     given = _given(base, target, mapping)
-    found: dict[str, dict[str, Fraction]] = defaultdict(dict, given)
+    shares: dict[str, dict[str, Fraction]] = defaultdict(dict, given)
     by_hand = given.keys() >= used
     doubts: Mapping[str, Doubt] = {}
     if not by_hand:
@@ -124,12 +124,12 @@ def align(
         for laid in readings:
             for name, targets in laid.items():
                 for other, share in targets.items():
-                    found[other][name] = share
+                    shares[other][name] = share
     place = {name: index for index, name in enumerate(parameters(base))}
     matches = {
         name: Match(
             name,
-            tuple((b, float(found[name][b])) for b in sorted(found[name], key=place.__getitem__)),
+            tuple((b, float(shares[name][b])) for b in sorted(shares[name], key=place.__getitem__)),
             doubts.get(name),
         )
         for name in parameters(target)
@@ -259,9 +259,9 @@ class _Nearest:
         nearest = heapq.nsmallest(
             number,
             (
-                (_differences(signature, other), abs(place - position), place, found)
+                (_differences(signature, other), abs(place - position), place, other_name)
                 for other, group in self.groups.items()
-                for place, found in nearby(group)
+                for place, other_name in nearby(group)
             ),
         )
         return ", ".join(repr(other) for *_, other in nearest) or "none"

@@ -142,16 +142,16 @@ def dominators(order: Iterable[str], before: Mapping[str, Sequence[str]]) -> dic
         order: nodes, each behind those before it.
         before: the nodes right before each.
     """
-    found: dict[str, str] = {}
+    above: dict[str, str] = {}
     depth = {"": 0}
     for v in order:
         through = before[v][0] if before[v] else ""
         for other in before[v][1:]:
             while through != other:
                 if depth[through] >= depth[other]:
-                    through = found[through]
+                    through = above[through]
                 else:
-                    other = found[other]
-        found[v] = through
+                    other = above[other]
+        above[v] = through
         depth[v] = depth[through] + 1
-    return found
+    return above

@@ -51,18 +51,18 @@ def doubts_of(matches: Mapping[str, Doubtful]) -> tuple[Doubt, ...]:
     return tuple(match.doubt for match in matches.values() if match.doubt is not None)
 
 
-def described(doubts: Iterable[Doubt], limit: int = 10) -> str:
+def paragraph(doubts: Iterable[Doubt], limit: int = 10) -> str:
     """A paragraph about doubtful matches that says what to do."""
-    found = list(doubts)
-    lines = [f"  {doubt}" for doubt in found[:limit]]
-    if len(found) > limit:
-        lines.append(f"  … and {len(found) - limit} more")
-    number = "1 match is" if len(found) == 1 else f"{len(found)} matches are"
+    every = list(doubts)
+    lines = [f"  {doubt}" for doubt in every[:limit]]
+    if len(every) > limit:
+        lines.append(f"  … and {len(every) - limit} more")
+    number = "1 match is" if len(every) == 1 else f"{len(every)} matches are"
     return "\n".join(
         [
             f"{number} in doubt:",
             *lines,
-            f"Settle it with mapping={{{found[0].target!r}: 'base name', ...}}, from target to "
+            f"Settle it with mapping={{{every[0].target!r}: 'base name', ...}}, from target to "
             "base names; `flerm-fx match` shows the whole matching",
         ]
     )

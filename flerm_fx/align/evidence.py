@@ -111,7 +111,7 @@ class Evidence:
 
     def is_whole(self, laid: Shares) -> bool:
         """Whether all parameters of both sides are matched."""
-        return matched(laid) == self.number
+        return count_matched(laid) == self.number
 
     def is_clean(self, laid: Shares) -> bool:
         """Whether all are matched, and nothing speaks against any of the pairs."""
@@ -133,7 +133,7 @@ class Evidence:
         """
         answers = by_target(laid)
         alternatives = [by_target(other) for other in others]
-        found: dict[str, Doubt] = {}
+        doubts: dict[str, Doubt] = {}
         apart = torn(laid)
         by_place: dict[Hashable, list[str]] = defaultdict(list)
         for name, place in self.places[0].items():
@@ -148,15 +148,15 @@ class Evidence:
                 reason = "the data flow around the two differs"
             if reason:
                 like = tuple(n for n in by_place[self.places[1][t]] if n not in names)
-                found[t] = Doubt(t, names, reason, like)
+                doubts[t] = Doubt(t, names, reason, like)
                 continue
             for other in alternatives:
                 if other.get(t, base) != base:
                     instead = tuple(other[t])
                     reason = "structure allows several matchings"
-                    found[t] = Doubt(t, names, reason, instead)
+                    doubts[t] = Doubt(t, names, reason, instead)
                     break
-        return found
+        return doubts
 
     def _against(self, b: str, t: str) -> str:
         """What speaks against a pair; empty if nothing does."""
@@ -184,11 +184,11 @@ class Evidence:
     @cached_property
     def _numbers(self) -> tuple[dict[Hashable, set[Hashable]], dict[Hashable, set[Hashable]]]:
         """Places of each side by what is left of them without any numbers."""
-        found: tuple[dict[Hashable, set[Hashable]], ...] = defaultdict(set), defaultdict(set)
+        by_stem: tuple[dict[Hashable, set[Hashable]], ...] = defaultdict(set), defaultdict(set)
         for side, places in enumerate(self._known):
             for place in places:
-                found[side][_stem(place)].add(place)
-        return found[0], found[1]
+                by_stem[side][_stem(place)].add(place)
+        return by_stem[0], by_stem[1]
 
     def _is_tied(self, b: str, t: str) -> bool:
         """Whether one of two has several uses, of which the other may have one."""
@@ -216,14 +216,14 @@ class Evidence:
 
 def _neighbours(pg: nx.DiGraph, name: str) -> set[Hashable]:
     """The operations before and behind those that read a parameter, however often."""
-    found: set[Hashable] = set()
+    neighbours: set[Hashable] = set()
     for site in sites(pg, name):
-        found |= {("reads", pg.nodes[u]["op"]) for u in pg.pred[site] if on_data(pg, u)}
-        found |= {("is read by", pg.nodes[v]["op"]) for v in pg.adj[site]}
-    return found
+        neighbours |= {("reads", pg.nodes[u]["op"]) for u in pg.pred[site] if on_data(pg, u)}
+        neighbours |= {("is read by", pg.nodes[v]["op"]) for v in pg.adj[site]}
+    return neighbours
 
 
-def matched(laid: Shares) -> int:
+def count_matched(laid: Shares) -> int:
     """Number of parameters, of both sides, that have a counterpart."""
     return len(laid) + len({t for row in laid.values() for t in row})
 

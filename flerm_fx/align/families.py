@@ -105,7 +105,7 @@ class Families:
         self.kinds = self._kinds(ends)
 
     @cached_property
-    def found(self) -> list[Family]:
+    def all(self) -> list[Family]:
         """All families, in the order of their first parameters' execution."""
         grouped: dict[Hashable, list[str]] = defaultdict(list)
         for name in self.names:
@@ -162,12 +162,12 @@ class Families:
 
     def common(self) -> set[Hashable]:
         """Kinds, whatever their words, of which a list has several or one that is at no end."""
-        found: set[Hashable] = set()
+        kinds: set[Hashable] = set()
         for items in self.lists.values():
             row = [self.kinds[item].bare for item in items]
-            found |= {kind for at, kind in enumerate(row) if kind in row[:at]}
-            found |= set(row[1:-1])
-        return found
+            kinds |= {kind for at, kind in enumerate(row) if kind in row[:at]}
+            kinds |= set(row[1:-1])
+        return kinds
 
     def join_ends(self, common: set[Hashable]) -> None:
         """Give items at the ends of lists the kind of those that hold mostly the same.
@@ -245,28 +245,28 @@ def shares_by_families(base: Families, target: Families, flow: Flow) -> Shares:
     common = base.common() | target.common()
     for families in (base, target):
         families.join_ends(common)
-    found: Shares = defaultdict(dict)
+    shares: Shares = defaultdict(dict)
     for one, other in _pairs(base, target, flow):
         levels: set[Level] = {k for m in (*one.members, *other.members) for k in m.copies}
         for name, answer, share in overlaps(one.members, other.members, sorted(levels, key=str)):
-            found[name][answer] = share
-    return found
+            shares[name][answer] = share
+    return shares
 
 
 def _pairs(base: Families, target: Families, flow: Flow) -> list[tuple[Family, Family]]:
     """Families that answer to one another, those with most in common first."""
     scored = []
-    base_words, target_words = [_unwrapped(f.found) for f in (base, target)]
+    base_words, target_words = [_unwrapped(f.all) for f in (base, target)]
     own = _by_own(base), _by_own(target)
     for signature in own[0].keys() & own[1].keys():
         for i in own[0][signature]:
             for j in own[1][signature]:
-                one, other = base.found[i], target.found[j]
+                one, other = base.all[i], target.all[j]
                 around = flow.of_families(
                     [m.name for m in one.members], [m.name for m in other.members]
                 )
                 named = base_words[i] == target_words[j]
-                near = 1 - abs(i / len(base.found) - j / len(target.found))
+                near = 1 - abs(i / len(base.all) - j / len(target.all))
                 scored.append((around + named / 2 + near / 16, i, j))
     taken: tuple[set[int], set[int]] = set(), set()
     pairs = []
@@ -274,17 +274,17 @@ def _pairs(base: Families, target: Families, flow: Flow) -> list[tuple[Family, F
         if i not in taken[0] and j not in taken[1]:
             taken[0].add(i)
             taken[1].add(j)
-            pairs.append((base.found[i], target.found[j]))
+            pairs.append((base.all[i], target.all[j]))
     return pairs
 
 
 def _by_own(families: Families) -> Mapping[Hashable, list[int]]:
     """Families by what their first parameter is by itself."""
-    found: dict[Hashable, list[int]] = defaultdict(list)
-    for index, family in enumerate(families.found):
+    by_own: dict[Hashable, list[int]] = defaultdict(list)
+    for index, family in enumerate(families.all):
         a = families.graph.nodes[family.members[0].name]
-        found[a["rank"], a["op"], a["slot"].partition("[")[0]].append(index)
-    return found
+        by_own[a["rank"], a["op"], a["slot"].partition("[")[0]].append(index)
+    return by_own
 
 
 def _unwrapped(families: list[Family]) -> list[Path]:

@@ -149,8 +149,8 @@ def _paired(
                 (target.adj[t], base.adj[b]),
             ):
                 choices = _groups(around_b, base_colour)
-                for key, found in _groups(around_t, target_colour).items():
-                    unpaired = [v for v in found if v not in pairs]
+                for key, group in _groups(around_t, target_colour).items():
+                    unpaired = [v for v in group if v not in pairs]
                     free = [v for v in choices[key] if v not in taken]
                     for t_next, b_next in zip(unpaired, free, strict=False):
                         pair(t_next, b_next)

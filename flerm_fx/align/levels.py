@@ -70,7 +70,7 @@ class Levels:
             outer, at, branch = levels[-1]
             context = self._around(outer[at], branch)
             inner = self.of.items[branch]
-            found = next(
+            around = next(
                 (
                     (inner, k, hole)
                     for k, item in enumerate(inner)
@@ -80,10 +80,10 @@ class Levels:
                 ),
                 None,
             )
-            if found is None:
+            if around is None:
                 break
-            left, right = map(min, (left, right), extent(levels[-1], found))
-            levels.append(found)
+            left, right = map(min, (left, right), extent(levels[-1], around))
+            levels.append(around)
         while len(levels) > 1 and not (self._bears(levels[1]) and self._fits(levels, left, right)):
             levels.pop()
         return levels, (left, right)

@@ -84,7 +84,7 @@ def _levels(
     depth: dict[object, int] = {}
     both: Counter[tuple[object, object]] = Counter()
     for link in links:
-        found = []
+        runs = []
         for which, (folded, node) in enumerate(((base, link.base), (target, link.target))):
             cut = link.counted[which] if link.counted is not None else None
             inside = {
@@ -92,10 +92,10 @@ def _levels(
                 for _, address in folded.places[node]
                 for at, (run, _, _) in enumerate(address[:cut])
             }
-            found.append(inside)
+            runs.append(inside)
             size[which].update(inside.keys())
             depth.update(inside)
-        both.update((r, s) for r in found[0] for s in found[1])
+        both.update((r, s) for r in runs[0] for s in runs[1])
     closeness = {
         (r, s): (number / (size[0][r] + size[1][s] - number), -abs(depth[r] - depth[s]))
         for (r, s), number in both.items()
@@ -173,8 +173,8 @@ def by_target(laid: Shares) -> Shares:
     >>> by_target({"b": {"t": Fraction(1, 2), "u": Fraction(1, 2)}})["u"]
     {'b': Fraction(1, 2)}
     """
-    found: Shares = defaultdict(dict)
+    turned: Shares = defaultdict(dict)
     for base, row in laid.items():
         for target, share in row.items():
-            found[target][base] = share
-    return found
+            turned[target][base] = share
+    return turned

@@ -34,7 +34,7 @@ def shares_by_names(base: nx.DiGraph, target: nx.DiGraph) -> Shares:
     >>> {name: dict(row) for name, row in shares_by_names(stack(1), stack(2)).items()}
     {'h.0.fc.weight': {'h.0.fc.weight': Fraction(1, 2), 'h.1.fc.weight': Fraction(1, 2)}}
     """
-    found: Shares = defaultdict(dict)
+    shares: Shares = defaultdict(dict)
     givers, takers = _copies(base), _copies(target)
     for pattern in givers.keys() & takers.keys():
         ours, theirs = givers[pattern], takers[pattern]
@@ -43,8 +43,8 @@ def shares_by_names(base: nx.DiGraph, target: nx.DiGraph) -> Shares:
             continue
         members = numbered(ours, levels), numbered(theirs, levels)
         for name, other, share in overlaps(*members, range(levels)):
-            found[name][other] = share
-    return found
+            shares[name][other] = share
+    return shares
 
 
 def _copies(pg: nx.DiGraph) -> dict[Pattern, dict[Numbers, str]]:
@@ -56,13 +56,13 @@ def _copies(pg: nx.DiGraph) -> dict[Pattern, dict[Numbers, str]]:
         len({p[around] for p in parts.values()}) == 1
     ):
         around += 1
-    found: dict[Pattern, dict[Numbers, str]] = defaultdict(dict)
+    copies: dict[Pattern, dict[Numbers, str]] = defaultdict(dict)
     for name in names:
         own = parts[name][around:]
         words = ("#" if part.isdigit() else part for part in own)
         pattern: Pattern = (*words, int(pg.nodes[name]["rank"]))
-        found[pattern][tuple(int(part) for part in own if part.isdigit())] = name
-    return found
+        copies[pattern][tuple(int(part) for part in own if part.isdigit())] = name
+    return copies
 
 
 def numbered(copies: dict[Numbers, str], levels: int) -> list[Member]:

@@ -59,14 +59,14 @@ def links(base: Folded, target: Folded) -> list[Link]:
 
     O(T²) time for two chains of T junctions, counted after repeats are folded.
     """
-    return _Linking(base, target).found
+    return _Linking(base, target).links
 
 
 class _Linking:
     def __init__(self, base: Folded, target: Folded) -> None:
         self.base = base
         self.target = target
-        self.found: list[Link] = []
+        self.links: list[Link] = []
         self.scores: dict[tuple[str, int, int], float] = {}
         self.sizes: dict[int, int] = {}
         self.loose: tuple[list[_Loose], list[_Loose]] = [], []
@@ -216,7 +216,7 @@ class _Linking:
 
     def _link(self, a: Item, b: Item, counted: Depths | None, depths: Depths) -> None:
         """Link two junctions and what hangs from them."""
-        self.found.append(Link(a.node, b.node, tuple(self._weights(a, b)), counted))
+        self.links.append(Link(a.node, b.node, tuple(self._weights(a, b)), counted))
         inside = self.base.depth_in_common([a.node]), self.target.depth_in_common([b.node])
         for _, one, other in self._branches(a, b):
             parallel = _shallower(counted, inside if len(one) != len(other) else None)

@@ -105,8 +105,10 @@ def _in_reach(captured: Capture) -> list[tuple[str, str]]:
     registered at.
     """
     kinds = {path: type(module).__name__ for path, module in captured.model.named_modules()}
-    found = [(name, kind) for name, kind in captured.modules.items() if name in captured.parameters]
-    position = {name: place for place, (name, _) in enumerate(found)}
+    entered = [
+        (name, kind) for name, kind in captured.modules.items() if name in captured.parameters
+    ]
+    position = {name: place for place, (name, _) in enumerate(entered)}
     last = -1
     placed: list[tuple[int, str, str]] = []
     for name, _ in captured.model.named_parameters():

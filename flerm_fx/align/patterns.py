@@ -64,12 +64,12 @@ def mapped_shares(
         if callable(mapping)
         else _of_entries(*sides, mapping, set(unused))
     )
-    found: Shares = defaultdict(lambda: defaultdict(Fraction))
+    weights: Shares = defaultdict(lambda: defaultdict(Fraction))
     for name, other, part in claims:
-        found[other][name] += part
+        weights[other][name] += part
     return {
         other: {name: part / sum(row.values()) for name, part in row.items()}
-        for other, row in found.items()
+        for other, row in weights.items()
     }
 
 
@@ -89,7 +89,7 @@ class _Names:
         if before not in self._numbers:
             cut = len(before)
             following = (re.match(r"\d+", n[cut:]) for n in self.all if n.startswith(before))
-            self._numbers[before] = sorted({int(match[0]) for match in following if match})
+            self._numbers[before] = sorted({int(hit[0]) for hit in following if hit})
         return self._numbers[before]
 
     def nearest(self, text: str) -> str:
@@ -179,16 +179,16 @@ class _KeyPattern:
         if self.text in target.all:
             return [] if self.text in without else [_Place(self.text, {}, (), "")]
         pattern = re.compile(self._regex() + r"(\..+)?", re.DOTALL)
-        found = []
+        matching = []
         for name in target.all:
-            match = None if name in without else pattern.fullmatch(name)
-            if match:
-                named = {i: (int(text), match.start(i)) for i, text in match.groupdict().items()}
-                places = {match.start(i) for i in named}
-                *numbers, rest = ((match[g], match.start(g)) for g in range(1, pattern.groups + 1))
+            hit = None if name in without else pattern.fullmatch(name)
+            if hit:
+                named = {i: (int(text), hit.start(i)) for i, text in hit.groupdict().items()}
+                places = {hit.start(i) for i in named}
+                *numbers, rest = ((hit[g], hit.start(g)) for g in range(1, pattern.groups + 1))
                 stars = tuple(int(text) for text, start in numbers if start not in places)
-                found.append(_Place(name, named, stars, rest[0] or ""))
-        return found
+                matching.append(_Place(name, named, stars, rest[0] or ""))
+        return matching
 
     def _regex(self) -> str:
         parts, known = [], set[str]()
@@ -222,7 +222,7 @@ class _AnswerPattern:
         self, base: _Names, target: _Names, places: Iterable[_Place]
     ) -> list[tuple[str, list[_Place]]]:
         """Base names, with stars that are left, and the places that answer to each."""
-        found: dict[str, list[_Place]] = defaultdict(list)
+        answering: dict[str, list[_Place]] = defaultdict(list)
         for place in places:
             text = ""
             for piece in self.pieces:
@@ -230,8 +230,8 @@ class _AnswerPattern:
                     text += str(self._number(piece[1:-1], text, base, target, place))
                 else:
                     text += piece
-            found[text + place.rest].append(place)
-        return list(found.items())
+            answering[text + place.rest].append(place)
+        return list(answering.items())
 
     def _number(
         self, formula: str, before: str, base: _Names, target: _Names, place: _Place
@@ -272,8 +272,8 @@ def _laid(base: _Names, pattern: str, places: Sequence[_Place]) -> list[Claim]:
     if "*" not in pattern:
         return [(p.name, pattern, Fraction(1)) for p in places if pattern in base.all]
     regex = re.compile(r"(\d+)".join(map(re.escape, pattern.split("*"))))
-    matches = [match for match in map(regex.fullmatch, base.all) if match]
-    givers = {tuple(map(int, match.groups())): match[0] for match in matches}
+    hits = [hit for hit in map(regex.fullmatch, base.all) if hit]
+    givers = {tuple(map(int, hit.groups())): hit[0] for hit in hits}
     takers = {place.stars: place.name for place in places}
     levels = range(regex.groups)
     laid = overlaps(numbered(givers, len(levels)), numbered(takers, len(levels)), levels)

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from flerm_fx.align.doubts import Doubt
-from flerm_fx.align.evidence import Evidence, matched
+from flerm_fx.align.evidence import Evidence, count_matched
 from flerm_fx.align.families import Families, in_items, shares_by_families
 from flerm_fx.align.isomorphism import isomorphism
 from flerm_fx.align.mass import Shares, shares
@@ -85,7 +85,7 @@ def by_structure(b: nx.DiGraph, t: nx.DiGraph) -> tuple[Shares, dict[str, Doubt]
         flow += (_by_flow(b, t, False, *way) for way in _WAYS)
 
     def score(reading: Reading) -> tuple[float, float]:
-        return matched(reading.shares), evidence.score(reading.shares, reading.in_time)
+        return count_matched(reading.shares), evidence.score(reading.shares, reading.in_time)
 
     every = [*tree, *flow]
     scores = [score(reading) for reading in every]
@@ -101,7 +101,7 @@ def by_structure(b: nx.DiGraph, t: nx.DiGraph) -> tuple[Shares, dict[str, Doubt]
 
 def _fewest_over(reading: Reading) -> tuple[int, bool, bool]:
     """How good a reading by the data flow is where the module tree has no say."""
-    return matched(reading.shares), reading.exact, not reading.exact and not reading.folded
+    return count_matched(reading.shares), reading.exact, not reading.exact and not reading.folded
 
 
 def _by_flow(b: nx.DiGraph, t: nx.DiGraph, kinds: bool, bare: bool, fold: bool) -> Reading:
@@ -136,7 +136,7 @@ def _in_time(base: Folded, target: Folded, linked: Sequence[Link]) -> frozenset[
                     for path, name in folded.weights(place).items()
                 )
     again = {(which, name) for (which, _, _, name), number in uses.items() if number > 1}
-    found: set[str] = set()
+    in_time: set[str] = set()
     for link in linked:
         for path in link.weights:
             names = [
@@ -144,5 +144,5 @@ def _in_time(base: Folded, target: Folded, linked: Sequence[Link]) -> frozenset[
                 for folded, own in zip(sides, (link.base, link.target), strict=True)
             ]
             if any((which, name) in again for which in (0, 1) for name in names[which]):
-                found |= names[0]
-    return frozenset(found)
+                in_time |= names[0]
+    return frozenset(in_time)

@@ -75,7 +75,7 @@ def fold_alike(
     return first, second
 
 
-# For each cycle of labels, as its least rotation: the best reasons found for where a block starts,
+# For each cycle of labels, as its least rotation: the best reasons for where a block starts,
 # and the rotation that starts there.
 _Starts = dict[tuple[int, ...], tuple[tuple[float, ...], tuple[int, ...]]]
 
@@ -164,11 +164,11 @@ class Folded(Chains):
         bare = self.bare or not any(item.forked for item in items)
         period = 1
         while 2 * period <= len(items):
-            found = self._find(items, period, bare)
-            if found is None:
+            repeat = self._find(items, period, bare)
+            if repeat is None:
                 period += 1
                 continue
-            start, copies = found
+            start, copies = repeat
             end = start + copies * period
             run = object()
             twins = [items[position:end:period] for position in range(start, start + period)]
@@ -229,7 +229,7 @@ class Folded(Chains):
     @cached_property
     def places(self) -> dict[str, list[tuple[str, Address]]]:
         """For each junction that was kept, the junctions that it stands for, with their places."""
-        found: dict[str, list[tuple[str, Address]]] = {}
+        stood_for: dict[str, list[tuple[str, Address]]] = {}
         pending: list[tuple[Sequence[Item], Sequence[Item], Address]] = [
             (self.items[head], self.items[head], ()) for head in self.roots
         ]
@@ -239,7 +239,7 @@ class Folded(Chains):
             while position < len(items):
                 item, twin = items[position], kept[position]
                 if not item.copies:
-                    found.setdefault(twin.node, []).append((item.node, where))
+                    stood_for.setdefault(twin.node, []).append((item.node, where))
                     for mine, theirs in zip(self._own(item), self._own(twin), strict=True):
                         pending.append((self.items[mine], self.items[theirs], where))
                     position += 1
@@ -258,9 +258,9 @@ class Folded(Chains):
                     copy = [each.copies[index] for each in items[position:end]]
                     pending.append((copy, first, (*where, (run, index, number))))
                 position = end
-        for places in found.values():
+        for places in stood_for.values():
             places.sort(key=lambda place: self.order[place[0]])
-        return found
+        return stood_for
 
     def depth_in_common(self, kept: Iterable[str]) -> int:
         """How many runs hold all of some kept junctions."""
@@ -273,7 +273,7 @@ class Folded(Chains):
 
     def weights(self, node: str) -> dict[WeightPath, str]:
         """The parameters that a junction on data reads, by how they arrive."""
-        found: dict[WeightPath, str] = {}
+        by_path: dict[WeightPath, str] = {}
         pending: list[tuple[WeightPath, str]] = [
             ((slot,), u) for u, slot in self.slots(node).items() if u not in self.data
         ]
@@ -282,8 +282,8 @@ class Folded(Chains):
             if self.pg.nodes[u].get("junction"):
                 pending += [((*path, self.op(u), s), w) for w, s in self.slots(u).items()]
             else:
-                found[path] = u
-        return found
+                by_path[path] = u
+        return by_path
 
     def equal_branches(self, node: str) -> list[tuple[str, tuple[str, ...]]]:
         """A junction's branches, those of one label and argument together, with that argument."""

@@ -35,10 +35,10 @@ def roles(graph: nx.DiGraph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
     flow = graph if graph.graph.get("complete", True) else as_chain(graph)
     folded, _ = fold_alike(flow, flow, kinds=True, bare=False)
     first: dict[tuple[object, ...], str] = {}
-    found: dict[str, str] = {}
+    role_of: dict[str, str] = {}
     for kept, places in folded.places.items():
         for node, _ in places:
             for path, name in folded.weights(node).items():
                 role = first.setdefault((kept, path, shapes[name]), name)
-                found.setdefault(name, role)
-    return {name: found.get(name, name) for name in parameters(graph)}
+                role_of.setdefault(name, role)
+    return {name: role_of.get(name, name) for name in parameters(graph)}

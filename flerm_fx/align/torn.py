@@ -48,7 +48,7 @@ def torn(laid: Shares) -> frozenset[str]:
     """
     answers = by_target(laid)
     everywhere = _in_all_items(laid)
-    found: set[str] = set()
+    apart: set[str] = set()
     for siblings in _siblings(answers):
         rows = {
             place.rest: _items(answers[name], place.inner, everywhere)
@@ -58,12 +58,12 @@ def torn(laid: Shares) -> frozenset[str]:
         if not kept:
             continue
         usual = max(kept, key=lambda row: sum(_same(row, other) for other in kept))
-        found |= {
+        apart |= {
             name
             for name, place in siblings.items()
             if rows[place.rest] and not _same(rows[place.rest], usual)
         }
-    return frozenset(found)
+    return frozenset(apart)
 
 
 def _places(name: str) -> list[Place]:
@@ -88,12 +88,12 @@ def _in_all_items(names: Iterable[str]) -> dict[Words, set[Words]]:
 def _siblings(names: Iterable[str]) -> list[dict[str, Place]]:
     """The parameters of each item that all items of its list have."""
     everywhere = _in_all_items(names)
-    found: dict[tuple[Words, int], dict[str, Place]] = defaultdict(dict)
+    by_item: dict[tuple[Words, int], dict[str, Place]] = defaultdict(dict)
     for name in names:
         for place in _places(name):
             if place.rest in everywhere[place.list]:
-                found[place.list, place.item][name] = place
-    return [siblings for siblings in found.values() if len(siblings) > 1]
+                by_item[place.list, place.item][name] = place
+    return [siblings for siblings in by_item.values() if len(siblings) > 1]
 
 
 def _items(

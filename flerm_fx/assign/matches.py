@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 from flerm_fx.align.aligning import Match, OnUnmatched, align, unanswered
-from flerm_fx.align.doubts import described, doubts_of
+from flerm_fx.align.doubts import doubts_of, paragraph
 from flerm_fx.align.parameter_graph import capture_graph
 from flerm_fx.align.patterns import Mapped
 from flerm_fx.capture.captured import Capture
@@ -16,7 +16,7 @@ Shares = Sequence[tuple[str, float]]
 """Base parameters, each with the share of its mass."""
 
 
-def matched(
+def find_matches(
     profile: BaseProfile,
     captured: Capture,
     mapping: Mapped | None,
@@ -37,9 +37,9 @@ def matched(
     matches = align(profile.graph, graph, mapping, on_unmatched)
     doubts = doubts_of(matches)
     if doubts and strict:
-        raise MatchError(f"strict=True refuses what is not certain: {described(doubts)}")
+        raise MatchError(f"strict=True refuses what is not certain: {paragraph(doubts)}")
     if doubts:
-        warnings.warn(described(doubts), MatchWarning, stacklevel=3)
+        warnings.warn(paragraph(doubts), MatchWarning, stacklevel=3)
     left_base = unanswered(profile.graph, matches.values())
     left = [name for name, match in matches.items() if not match.base and graph.nodes[name]["op"]]
     if on_unmatched == "unit" and (left or left_base):

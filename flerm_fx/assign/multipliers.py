@@ -30,7 +30,7 @@ NOISE = 2.0
 
 ROUNDING = 8.0
 """An FSLR below this many machine epsilons of the model's largest is rounding: an attention key's
-bias, which softmax does not see, was found at 0.02 to 0.4 epsilons in float32."""
+bias, which softmax does not see, was measured at 0.02 to 0.4 epsilons in float32."""
 
 MEASUREMENTS = 8
 """How often a start that multipliers move is measured at most. A parameter behind one zero takes 2
@@ -80,7 +80,7 @@ def assigned(
         procedure: how to measure the target's start.
 
     Returns:
-        What was found of each parameter, and the multipliers of each measured step before the
+        The assignment of each parameter, and the multipliers of each measured step before the
         start.
 
     Warns:
@@ -96,8 +96,8 @@ def assigned(
     of_role: dict[str, object] = {}
     if procedure.settle:
         shapes = {name: tuple(p.shape) for name, p in captured.parameters.items()}
-        run, found = procedure.optimizers, roles(capture_graph(captured), shapes)
-        of_role = {name: (role, run.index(name)) for name, role in found.items()}
+        run, own_roles = procedure.optimizers, roles(capture_graph(captured), shapes)
+        of_role = {name: (role, run.index(name)) for name, role in own_roles.items()}
         way = Way(profile, matches, procedure)
         moments = measure_settling(captured, procedure, way.follow, prober=prober)
         start = start_of(moments, procedure)
@@ -222,14 +222,16 @@ def _settled(
     moving: list[str] = []
     for _ in range(MEASUREMENTS):
         rows = measured(at)
-        found = _multipliers(rows)
-        moving = [n for n, m in found.items() if not math.isclose(m, at[n], rel_tol=tolerance)]
+        given_back = _multipliers(rows)
+        moving = [n for n, m in given_back.items() if not math.isclose(m, at[n], rel_tol=tolerance)]
         if not moving:
             return rows
-        following = found
+        following = given_back
         if secant:
-            following = {n: _fixed_point(before[n], given[n], at[n], found[n]) for n in found}
-        before, given, at = at, found, following
+            following = {
+                n: _fixed_point(before[n], given[n], at[n], given_back[n]) for n in given_back
+            }
+        before, given, at = at, given_back, following
     warnings.warn(
         f"the {name} did not settle: after {MEASUREMENTS} measurements the multipliers of "
         f"{', '.join(map(repr, moving))} still move by more than {tolerance:.1%}, since {why}. "
@@ -243,7 +245,7 @@ def _fixed_point(x: float, y: float, other_x: float, other_y: float) -> float:
     """Where a power law through two points, of a degree from -1 to 0, is the identity.
 
     A step is in proportion to a gradient far below ``eps``, and does not see the size of one far
-    above it: the multiplier found falls with the one that it is measured at, or stays.
+    above it: the multiplier that follows falls with the one that it is measured at, or stays.
 
     >>> round(_fixed_point(1.0, 16.0, 16.0, 1.0), 6)
     4.0
@@ -279,7 +281,9 @@ def _assign(
     measured = set(captured.modules)
     if captured.probe_module is not None:
         read = parameter_nodes(captured.probe_module.graph)
-        measured = {name for name, found in read.items() if any(node.users for node in found)}
+        measured = {
+            name for name, own_nodes in read.items() if any(node.users for node in own_nodes)
+        }
     sides = {0: (base_start, start)}
     if profile.late:
         sides[profile.resolve_after] = (profile.late, late)

@@ -53,7 +53,7 @@ def pooled(
     guess.
 
     Args:
-        rows: as found, each by itself.
+        rows: each parameter by itself.
         roles: of each parameter; those of one role are pooled.
         guess: the first multipliers.
     """
@@ -61,11 +61,11 @@ def pooled(
     for row in rows:
         if row.status in ("matched", "unresolved") and not row.after and row.base:
             by_role[roles[row.parameter]].append(row)
-    found: dict[str, Assignment] = {}
+    pooled_rows: dict[str, Assignment] = {}
     for members in by_role.values():
         of_role = _of_role if any(row.status == "matched" for row in members) else _guessed
-        found.update({row.parameter: row for row in of_role(members, guess)})
-    return tuple(found.get(row.parameter, row) for row in rows)
+        pooled_rows.update({row.parameter: row for row in of_role(members, guess)})
+    return tuple(pooled_rows.get(row.parameter, row) for row in rows)
 
 
 def _guessed(members: Sequence[Assignment], guess: Mapping[str, float]) -> list[Assignment]:
@@ -86,12 +86,12 @@ def _of_role(members: Sequence[Assignment], guess: Mapping[str, float]) -> list[
     )
     uncertain = fmean(row.error for row in members if row.status == "matched") ** 2
     whole *= math.exp(uncertain / (uncertain + TRUST**2) * (guessed - math.log(whole)))
-    found = []
+    pooled_rows = []
     for share, difference, row in zip(shares, own, members, strict=True):
         m = share * whole * math.exp(kept * difference)
         met = m * row.target.value
-        found.append(replace(row, status="matched", multiplier=m, base_fslr=met))
-    return found
+        pooled_rows.append(replace(row, status="matched", multiplier=m, base_fslr=met))
+    return pooled_rows
 
 
 def _kept(own: Sequence[float], members: Sequence[Assignment]) -> float:

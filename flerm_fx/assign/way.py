@@ -39,11 +39,11 @@ def first_guess(
         sizes: of the target's first unit updates.
     """
     run = profile.optimizers
-    found = {}
+    guess = {}
     for name, size in sizes.items():
         to_meet = wanted(run, matches[name].base, profile.update_sizes)
-        found[name] = to_meet / size if to_meet and size else 1.0
-    return found
+        guess[name] = to_meet / size if to_meet and size else 1.0
+    return guess
 
 
 class Way:
@@ -93,16 +93,16 @@ class Way:
         """The multipliers that the guess leads to expect."""
         return {name: self.length * m for name, m in self.guess.items()}
 
-    def follow(self, step: int, found: Moment) -> Mapping[str, float] | None:
+    def follow(self, step: int, moment: Moment) -> Mapping[str, float] | None:
         """The multipliers from a settling step on; None where it is the last one."""
         of_base = step_of_round(step, self._settle)
-        self._sizes[of_base] = found.output_rms
+        self._sizes[of_base] = moment.output_rms
         way = self._ways[step] = self._profile.way_from(self._sizes, of_base)
         is_last = of_base == self._settle
         if is_last and (step >= ROUNDS * self._settle or self.left <= LARGE):
             return None
         if step == 0:
-            self.guess = first_guess(self._profile, self._matches, found.update_sizes)
+            self.guess = first_guess(self._profile, self._matches, moment.update_sizes)
         self.settling[step] = {name: way * m for name, m in self.guess.items()}
         return self.settling[step]
 

@@ -116,31 +116,31 @@ _OUTPUTS = (1, 2)  # descriptors of the standard output and error
 def _place(path: Path) -> tuple[Path, os.stat_result | None]:
     """Where a file is to be renamed to, behind links, and what is there."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except FileNotFoundError:
         return Path(os.path.realpath(path)), None
     except ValueError as error:  # a null byte, or a character that no path has
         raise OSError(errno.EINVAL, str(error)) from error
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not stat.S_ISREG(found.st_mode):
-        what = kind_of(found.st_mode)
+    if not stat.S_ISREG(status.st_mode):
+        what = kind_of(status.st_mode)
         raise OSError(errno.EINVAL, f"it is {what}, and nothing but a regular file is replaced")
-    if any(_is_open_as(descriptor, found) for descriptor in _OUTPUTS):
+    if any(_is_open_as(descriptor, status) for descriptor in _OUTPUTS):
         raise OSError(errno.EINVAL, "it is what this program's own output goes to")
-    if found.st_nlink > 1:
+    if status.st_nlink > 1:
         raise OSError(
             errno.EINVAL,
-            f"it is one of {found.st_nlink} hard links to a file, and the others would keep what "
+            f"it is one of {status.st_nlink} hard links to a file, and the others would keep what "
             "is in it now; remove this one first, if that is meant",
         )
     os.close(os.open(path, os.O_WRONLY))  # what may not be written may not be replaced
-    return Path(os.path.realpath(path)), found
+    return Path(os.path.realpath(path)), status
 
 
-def _is_open_as(descriptor: int, found: os.stat_result) -> bool:
+def _is_open_as(descriptor: int, status: os.stat_result) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), found)
+        return os.path.samestat(os.fstat(descriptor), status)
     except OSError:  # closed
         return False
 

@@ -42,9 +42,9 @@ def checked(name: str, value: Any) -> Any:
 
 def integer(name: str, value: Any, least: int) -> int:
     """A whole number of at least ``least``."""
-    found = _plain(value)
+    plain = _plain(value)
     try:
-        whole = None if isinstance(found, bool) else operator.index(found)
+        whole = None if isinstance(plain, bool) else operator.index(plain)
     except TypeError:
         whole = None
     if whole is None or whole < least:
@@ -68,11 +68,11 @@ def number(
     >>> number("ema", 0.9, least=0, below=1)
     0.9
     """
-    found = _plain(value)
+    plain = _plain(value)
     real = math.nan
-    if not isinstance(found, bool) and isinstance(found, numbers.Real):
+    if not isinstance(plain, bool) and isinstance(plain, numbers.Real):
         try:
-            real = float(found)
+            real = float(plain)
         except OverflowError:  # an integer beyond the floating numbers
             real = math.inf
     if (
@@ -98,10 +98,10 @@ def choice(name: str, value: Any, choices: Collection[str]) -> Any:
 
 def flag(name: str, value: Any) -> bool:
     """True or False, and nothing that merely counts as one of them."""
-    found = _plain(value)
-    if not isinstance(found, bool):
+    plain = _plain(value)
+    if not isinstance(plain, bool):
         raise InputError(f"{name} must be True or False, got {described(value)}")
-    return found
+    return plain
 
 
 def instance(name: str, value: Any, kind: type[T], called: str, hint: str = "") -> T:

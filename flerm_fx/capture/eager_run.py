@@ -69,9 +69,9 @@ def run_eagerly(
                 return [output]
             row = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
             leaves = [p for p in weights.values() if p.requires_grad]
-            found = torch.autograd.grad(output, leaves, row.to(output), allow_unused=True)
+            gradients = torch.autograd.grad(output, leaves, row.to(output), allow_unused=True)
         zero = output.new_zeros(())  # the gradient of what is not used
-        return [output.detach(), *(zero if g is None else g for g in found)]
+        return [output.detach(), *(zero if g is None else g for g in gradients)]
 
     kept = that_change(model, output_and_gradients) if hooks_of(model) else frozenset()
     entries: dict[str, str] = {}
@@ -165,7 +165,7 @@ def taken_name(model: nn.Module) -> str:
 
 def _backward_pass(output: Tensor) -> tuple[list[type], list[Tensor]]:
     """The backward passes that are written in Python, on the way from an output to its leaves."""
-    found: list[type] = []
+    kinds: list[type] = []
     leaves: list[Tensor] = []
     pending: list[Any] = [output.grad_fn]
     seen = set(pending)
@@ -174,11 +174,11 @@ def _backward_pass(output: Tensor) -> tuple[list[type], list[Tensor]]:
         if node is None:
             continue
         if BackwardCFunction in type(node).__mro__ and not is_of_torch(type(node)):
-            found.append(type(node))
+            kinds.append(type(node))
         leaf = getattr(node, "variable", None)
         if leaf is not None:
             leaves.append(leaf)
         fresh = {following for following, _ in node.next_functions} - seen
         seen |= fresh
         pending += fresh
-    return found, leaves
+    return kinds, leaves

@@ -64,13 +64,13 @@ def _twin(target: Any) -> Callable[..., Any] | None:
 
 def _aliases(target: fx.Node, until: fx.Node, order: dict[fx.Node, int]) -> set[fx.Node]:
     """Nodes before ``until`` that may share memory with ``target``."""
-    found: set[fx.Node] = set()
+    aliases: set[fx.Node] = set()
     waiting = [target]
     while waiting:
         node = waiting.pop()
-        if node in found:
+        if node in aliases:
             continue
-        found.add(node)
+        aliases.add(node)
         neighbours: Iterable[fx.Node] = [
             user
             for user in node.users
@@ -78,5 +78,5 @@ def _aliases(target: fx.Node, until: fx.Node, order: dict[fx.Node, int]) -> set[
         ]
         if node.op == "call_function" and may_alias(node) and not is_mutation(node):
             neighbours = [*neighbours, *node.all_input_nodes[:1]]
-        waiting.extend(n for n in neighbours if n not in found)
-    return found
+        waiting.extend(n for n in neighbours if n not in aliases)
+    return aliases

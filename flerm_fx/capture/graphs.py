@@ -136,8 +136,8 @@ def check_same(
     """The graph must give what the model gives, with the same random draws."""
     _, probe, in_spec, _ = exported
     with torch.no_grad(), untouched(probe):
-        found = probe(*tree_flatten_spec((args, kwargs), in_spec))
-    apart = difference(found, expected)
+        output = probe(*tree_flatten_spec((args, kwargs), in_spec))
+    apart = difference(output, expected)
     if apart > max(1e-3, 16 * last_bit(model, expected)):
         raise NoGraphError(
             f"the graph gives other outputs than the model, by {apart:.1e}, so the forward pass "

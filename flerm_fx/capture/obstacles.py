@@ -52,17 +52,17 @@ def where_defined(thing: Any) -> str:
 
 def where_drawn(run: Callable[[], Any]) -> str:
     """`` (file:line: code)`` where a run first draws from a generator outside of torch."""
-    found: list[str] = []
+    lines: list[str] = []
     last: tuple[str, int] | None = None
     state = rng_state()
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         # An event comes before its line runs: what was drawn since the last one, that line drew.
         nonlocal last
-        if found or not _is_users(frame.f_code.co_filename):
+        if lines or not _is_users(frame.f_code.co_filename):
             return None
         if last is not None and state.foreign(rng_state()):
-            found.append(_line(*last))
+            lines.append(_line(*last))
         last = frame.f_code.co_filename, frame.f_lineno
         return trace
 
@@ -73,16 +73,16 @@ def where_drawn(run: Callable[[], Any]) -> str:
             run()
         finally:
             sys.settrace(before)
-            if not found and last is not None and state.foreign(rng_state()):
-                found.append(_line(*last))
-    return found[0] if found else ""
+            if not lines and last is not None and state.foreign(rng_state()):
+                lines.append(_line(*last))
+    return lines[0] if lines else ""
 
 
 def where_replaced(run: Callable[[], Any], buffer: str) -> str:
     """`` (file:line: code)`` where a run puts something in the place of a buffer."""
     setters = (nn.Module.__setattr__.__code__, nn.Module.register_buffer.__code__)
     *_, own = buffer.split(".")
-    found: list[str] = []
+    lines: list[str] = []
 
     def profile(frame: FrameType, event: str, called: Any) -> None:
         if event != "call" or frame.f_code not in setters or frame.f_locals.get("name") != own:
@@ -91,7 +91,7 @@ def where_replaced(run: Callable[[], Any], buffer: str) -> str:
         while at is not None and not _is_users(at.f_code.co_filename):
             at = at.f_back
         if at is not None:
-            found.append(_line(at.f_code.co_filename, at.f_lineno))
+            lines.append(_line(at.f_code.co_filename, at.f_lineno))
 
     before = sys.getprofile()
     with preserved_rng(), contextlib.suppress(Exception):  # as above
@@ -100,7 +100,7 @@ def where_replaced(run: Callable[[], Any], buffer: str) -> str:
             run()
         finally:
             sys.setprofile(before)
-    return found[0] if found else ""
+    return lines[0] if lines else ""
 
 
 def where_written(graph: fx.Graph) -> str:

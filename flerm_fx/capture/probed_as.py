@@ -21,10 +21,10 @@ def size(tensor: Tensor, dimension: int) -> int:
     return tensor.size(dimension)
 
 
-def copied(destination: Tensor, source: Tensor) -> Tensor:
+def written_over(destination: Tensor, source: Tensor) -> Tensor:
     """What ``destination.copy_(source)`` leaves there; the ATen operation has no derivative.
 
-    >>> copied(torch.zeros(2, 2), torch.tensor([1.0, 2.0]))
+    >>> written_over(torch.zeros(2, 2), torch.tensor([1.0, 2.0]))
     tensor([[1., 2.],
             [1., 2.]])
     """
@@ -154,7 +154,7 @@ def _by_parts(
 
 PROBED_AS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.sym_size.int: size,
-    torch.ops.aten.copy.default: copied,
+    torch.ops.aten.copy.default: written_over,
     torch.ops.aten.slice_scatter.default: slice_scatter,
     torch.ops.aten.select_scatter.default: select_scatter,
     torch.ops.aten.scaled_dot_product_attention.default: attention,

@@ -31,9 +31,9 @@ def diff(
 
     Example: flerm-fx diff monday.safetensors tuesday.safetensors
     """
-    found = differences(BaseProfile.load(one), BaseProfile.load(other))
-    print(json_text(found) if as_json else _as_table(found))
-    if any(found.values()):
+    differing = differences(BaseProfile.load(one), BaseProfile.load(other))
+    print(json_text(differing) if as_json else _as_table(differing))
+    if any(differing.values()):
         raise typer.Exit(3)
 
 
@@ -70,15 +70,17 @@ def _agree(one: BaseProfile, other: BaseProfile, name: str) -> bool:
     return abs(a.value - b.value) <= allowed
 
 
-def _as_table(found: dict[str, Any]) -> str:
-    if not any(found.values()):
+def _as_table(differing: dict[str, Any]) -> str:
+    if not any(differing.values()):
         return "no difference"
-    lines = [f"{key}: {one} | {other}" for key, (one, other) in found["settings"].items()]
-    lines += [f"only in the first: {name}" for name in found["only_in_the_first"]]
-    lines += [f"only in the second: {name}" for name in found["only_in_the_second"]]
-    lines += [f"shape of {name}: {one} | {other}" for name, (one, other) in found["shapes"].items()]
+    lines = [f"{key}: {one} | {other}" for key, (one, other) in differing["settings"].items()]
+    lines += [f"only in the first: {name}" for name in differing["only_in_the_first"]]
+    lines += [f"only in the second: {name}" for name in differing["only_in_the_second"]]
+    lines += [
+        f"shape of {name}: {one} | {other}" for name, (one, other) in differing["shapes"].items()
+    ]
     rows = []
-    for name, (one, other) in found["fslrs"].items():
+    for name, (one, other) in differing["fslrs"].items():
         ratio = f"{other['fslr'] / one['fslr']:.4g}" if one["fslr"] else "-"
         cells = (format_estimate(e["fslr"], e["stderr"]) for e in (one, other))
         rows.append([name, *cells, ratio])

@@ -23,8 +23,8 @@ def load_model(name: str) -> nn.Module:
     Identity()
     """
     try:
-        found = _named(name)
-        model = found if isinstance(found, nn.Module) else found()
+        named = _named(name)
+        model = named if isinstance(named, nn.Module) else named()
     except InputError:
         raise
     except Exception as error:  # whatever importing and building the user's code may raise
@@ -49,7 +49,7 @@ def load_factory(name: str) -> Callable[..., nn.Module]:
     Identity()
     """
     try:
-        found = _named(name)
+        named = _named(name)
     except InputError:
         raise
     except Exception as error:  # whatever importing the user's code may raise
@@ -57,12 +57,12 @@ def load_factory(name: str) -> Callable[..., nn.Module]:
             f"--model {name!r} cannot be imported: {type(error).__name__}: {shown(error)}; "
             "expected package.module:factory, a function that makes a model of a size"
         ) from error
-    if isinstance(found, nn.Module) or not callable(found):
+    if isinstance(named, nn.Module) or not callable(named):
         raise InputError(
-            f"--model {name!r} is a {type(found).__name__}; expected a function that makes a model "
+            f"--model {name!r} is a {type(named).__name__}; expected a function that makes a model "
             "of a size, such as make(width=64)"
         )
-    made: Callable[..., nn.Module] = found
+    made: Callable[..., nn.Module] = named
     return made
 
 
@@ -74,7 +74,7 @@ def _named(name: str) -> Any:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    found = importlib.import_module(path)
+    value = importlib.import_module(path)
     for part in attribute.split("."):
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value

@@ -90,9 +90,9 @@ def _size(text: str) -> tuple[str, list[Any]]:
     """
     name, equals, values = text.partition("=")
     try:
-        found = [ast.literal_eval(value) for value in values.split(",")]
+        listed = [ast.literal_eval(value) for value in values.split(",")]
     except (ValueError, SyntaxError):
-        found = []
-    if not (equals and name.isidentifier() and found):
+        listed = []
+    if not (equals and name.isidentifier() and listed):
         raise InputError(f"--sizes is {text!r}; expected an argument's values, width=64,128,256")
-    return name, found
+    return name, listed

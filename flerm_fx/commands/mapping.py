@@ -27,7 +27,7 @@ def parsed(entries: list[str] | None) -> dict[str, list[str]] | None:
     """
     if not entries:
         return None
-    found: dict[str, list[str]] = {}
+    mapping: dict[str, list[str]] = {}
     for entry in entries:
         target, sign, base = (part.strip() for part in entry.partition("="))
         if not (target and sign and base):
@@ -35,5 +35,5 @@ def parsed(entries: list[str] | None) -> dict[str, list[str]] | None:
                 f"--mapping is {entry!r}; expected target=base, such as "
                 "'blocks.*.attn=layers.*.attention'"
             )
-        found.setdefault(target, []).append(base)
-    return found
+        mapping.setdefault(target, []).append(base)
+    return mapping

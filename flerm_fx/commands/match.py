@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flerm_fx.align.aligning import Match, align, unanswered
-from flerm_fx.align.doubts import described, doubts_of
+from flerm_fx.align.doubts import doubts_of, paragraph
 from flerm_fx.align.parameter_graph import capture_graph
 from flerm_fx.boundary.text import json_text
 from flerm_fx.capture.captured import Capture
@@ -106,7 +106,7 @@ def _as_table(
         f"{len(left)} have no counterpart{': ' + ', '.join(map(shown, left)) if left else ''}."
     )
     if doubts := doubts_of(matches):
-        lines.append(described(doubts, limit=len(doubts)))
+        lines.append(paragraph(doubts, limit=len(doubts)))
     return "\n".join(lines)
 
 

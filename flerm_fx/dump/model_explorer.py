@@ -124,14 +124,14 @@ def _flat(graph_module: GraphModule, inputs: Inputs) -> tuple[GraphModule, tuple
 def _nodes(program: ExportedProgram) -> dict[str, list[str]]:
     """Each parameter's nodes, it and its scale, which is put into the module that reads it."""
     parameters = program.graph_signature.inputs_to_parameters
-    found: dict[str, list[str]] = {}
+    nodes: dict[str, list[str]] = {}
     for node in program.graph.nodes:
         if node.name in parameters:
             scales = [user for user in node.users if facts(user.target).multiplies]
             for scaled in scales:
                 _move(scaled)
-            found[parameters[node.name]] = [node.name, *(scaled.name for scaled in scales)]
-    return found
+            nodes[parameters[node.name]] = [node.name, *(scaled.name for scaled in scales)]
+    return nodes
 
 
 def _move(scaled: Node) -> None:

@@ -118,11 +118,11 @@ def trajectory(profile: BaseProfile, per_rate: bool) -> Values:
 
     Those of parameter groups with rates of their own keep the proportion that they began with.
     """
-    found = profile.trajectory
-    values = np.array([[e.value for e in found.fslrs[name]] for name in profile.parameters])
+    measured = profile.trajectory
+    values = np.array([[e.value for e in measured.fslrs[name]] for name in profile.parameters])
     run = profile.optimizers
     own = np.array([[run.rate(name) / run.learning_rates[0]] for name in profile.parameters])
-    return values if per_rate else values * own * np.array(found.learning_rates)
+    return values if per_rate else values * own * np.array(measured.learning_rates)
 
 
 def kind(name: str) -> str:
@@ -189,11 +189,11 @@ def _spread(rows: Values) -> tuple[Values, Values, Values]:
     above = np.where(rows > 0, rows, np.nan)
     columns: list[Sequence[float]] = []
     for column in above.T:
-        found = column[~np.isnan(column)]
-        if not found.size:
+        positive = column[~np.isnan(column)]
+        if not positive.size:
             columns.append((math.nan,) * 3)
         else:
-            columns.append((float(np.exp(np.log(found).mean())), found.min(), found.max()))
+            columns.append((float(np.exp(np.log(positive).mean())), positive.min(), positive.max()))
     mean, low, high = np.array(columns).T
     return mean, low, high
 

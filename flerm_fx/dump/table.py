@@ -42,7 +42,7 @@ def to_table(assignments: Sequence[Assignment]) -> str:
 
 
 def summary(assignments: Sequence[Assignment]) -> str:
-    """Counts by status, the range of the multipliers found, and what the shorthands mean."""
+    """Counts by status, the range of the multipliers, and what the shorthands mean."""
     count = len(assignments)
     text = f"{count} parameter{'' if count == 1 else 's'}"
     if not assignments:

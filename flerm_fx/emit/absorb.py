@@ -70,7 +70,7 @@ def behind(value: fx.Node, mutated: Set[fx.Node]) -> fx.Node | None:
 
 
 def take_behind(node: fx.Node, factor: float) -> None:
-    """Multiply what an operation found by :func:`behind` computes."""
+    """Multiply what an operation computes; :func:`behind` finds it."""
     if _is_number(node):
         _take_number(node, factor)
     for operand in _operands(node):
@@ -98,7 +98,7 @@ def ahead(value: fx.Node, mutated: Set[fx.Node]) -> fx.Node | None:
 
 
 def take_ahead(reader: fx.Node, value: fx.Node, factor: float) -> None:
-    """Multiply what an operation found by :func:`ahead` reads of ``value``, by a positive number.
+    """Multiply what an operation reads of ``value`` by a positive number; :func:`ahead` finds it.
 
     A bias that is added on the way is divided by it.
     """

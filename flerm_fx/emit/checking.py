@@ -22,7 +22,7 @@ CHECK_ERRORS = 4.0
 fail a right one now and then, 4 does once in 16,000."""
 
 CHECK_SEED = 1_000_003
-"""Of the random cotangents, others than those that the multipliers were found with."""
+"""Of the random cotangents, others than those that the multipliers were measured with."""
 
 CHECK_RTOL = 1e-2
 """Relative difference that :func:`checked_start` allows beyond the standard errors: Muon's
@@ -61,7 +61,7 @@ def checked_start(
         model: the compiled model.
         trainable: makes a plain copy of it, of which those parameters train that have multipliers.
         procedure: by which the start is measured.
-        assignments: what was found of each parameter.
+        assignments: of each parameter, as compiled.
         settling: the multipliers of the way to the start.
 
     Returns:
@@ -86,8 +86,8 @@ def checked_start(
             taken = settling.get(step)
             return taken and {name: m / held[name] for name, m in taken.items()}
 
-        found = measure_settling(captured, procedure, follow, draw_seed=CHECK_SEED, sized=False)
-        measured[0] = start_of(found, procedure)
+        moments = measure_settling(captured, procedure, follow, draw_seed=CHECK_SEED, sized=False)
+        measured[0] = start_of(moments, procedure)
     # Through scale nodes the unit update of w already moves θ by m; in groups it does not.
     factors = multipliers or dict.fromkeys(model.multipliers, 1.0)
     # Stored weights, and effective ones made of them, are rounded once more each.

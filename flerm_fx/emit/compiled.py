@@ -1,4 +1,4 @@
-"""A compiled model: its multipliers, how they were found, and what can be asked of it."""
+"""A compiled model: its multipliers, how they came about, and what can be asked of it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class CompiledModel(ScaledModel):
-    """A model with its multipliers, and how they were found; made by :func:`flerm_fx.compile`.
+    """A model with its multipliers, and how they came about; made by :func:`flerm_fx.compile`.
 
     Call it, train it and save it like the model it was made from. With ``emit="graph"`` its
     parameters are the stored weights w = θ / s of the scale nodes: train them with one optimizer
@@ -45,7 +45,7 @@ class CompiledModel(ScaledModel):
     Attributes:
         multipliers: learning-rate multiplier m_l of each trainable parameter.
         matches: the base parameters that each answers to, with shares.
-        assignments: all that was found of each parameter, in execution order.
+        assignments: all that is known of each parameter, in execution order.
         scales: factor s_l = m_l^(1/(1+p)) of each scale node, p the optimizer's degree; empty for
             ``emit="param_groups"``.
     """

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flerm_fx.compat import own_buffers, own_parameters
 from flerm_fx.emit.emitted import Emitted
 from flerm_fx.emit.emitter import Emitter
-from flerm_fx.emit.state import effective, packed
+from flerm_fx.emit.state import effective, packed_units
 from flerm_fx.errors import FlermError
 from flerm_fx.model.copying import copied
 from flerm_fx.model.substitution import called_with
@@ -48,9 +48,9 @@ class GraphEmitter(Emitter):
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], emitted: Callable[[], Emitted]
     ) -> Any:
         """What the graph returns, or the skeleton with scaled weights where there is no graph."""
-        found = emitted()
-        if found.graph_module is not None:
-            return found.to_run()(*args, **kwargs)
+        current = emitted()
+        if current.graph_module is not None:
+            return current.to_run()(*args, **kwargs)
         parameters = dict(self.skeleton.named_parameters())
         scaled = {name: scale(parameters[name], s) for name, s in self._scales.items()}
         return called_with(self.skeleton, scaled, args, dict(kwargs))
@@ -75,7 +75,7 @@ class GraphEmitter(Emitter):
                 # Memory of its own for each of tied names, which safetensors asks for.
                 state_dict[prefix + alias] = effective(stored, self._scales[name])
                 if name == alias:
-                    units[name] = packed(stored, self._scales[name])
+                    units[name] = packed_units(stored, self._scales[name])
         return units
 
 

@@ -12,7 +12,7 @@ from flerm_fx.emit.state import (
     check_factors,
     effective,
     packed_size,
-    read,
+    read_vector,
     restored,
     scale_in,
 )
@@ -22,13 +22,13 @@ _HOW = "load it into a model compiled in the same way, or load fold().state_dict
 
 
 @dataclass
-class Found:
+class Saved:
     """What a state dict says beside its weights.
 
     Attributes:
         scales: by canonical name.
         multipliers: by canonical name.
-        units: see :func:`flerm_fx.emit.state.packed`.
+        units: see :func:`flerm_fx.emit.state.packed_units`.
         stored: the parameters whose weights in it are stored ones; others are effective.
     """
 
@@ -44,7 +44,7 @@ def as_stored(
     parameters: Mapping[str, Tensor],
     scales: Mapping[str, float],
     multiplied: Collection[str] = (),
-) -> Found:
+) -> Saved:
     """Make of the weights in a state dict stored ones, under plain names.
 
     Weights that it has no scales for are effective, as a plain model's are. A parameter that it
@@ -58,7 +58,7 @@ def as_stored(
         multiplied: the parameters that have multipliers.
 
     Returns:
-        The scales of the model once these weights are in it, and the multipliers that were found.
+        The scales of the model once these weights are in it, and the multipliers that it has.
 
     Raises:
         InputError: scales or multipliers that are no finite numbers above 0, or that are of other
@@ -69,30 +69,30 @@ def as_stored(
         canonical.setdefault(id(parameters[name]), name)
     uses = Counter(map(id, parameters.values()))
     sizes = {name: packed_size(parameters[name]) for name in sorted(scales)}
-    found = from_extra_state(state_dict.get(prefix + EXTRA), prefix, scales, multiplied, sizes)
-    _from_parametrizations(found, state_dict, prefix, parameters, canonical)
+    saved = from_extra_state(state_dict.get(prefix + EXTRA), prefix, scales, multiplied, sizes)
+    _from_parametrizations(saved, state_dict, prefix, parameters, canonical)
     following = dict(scales)
     tied: dict[str, nn.Parameter] = {}
     for alias, parameter in parameters.items():
         key, name = prefix + alias, canonical[id(parameter)]
         if key not in state_dict:
             continue
-        theirs, ours = found.scales.get(name), scales.get(name)
+        theirs, ours = saved.scales.get(name), scales.get(name)
         weight = state_dict[key]
         if ours is None:
-            if theirs is not None and name in found.stored:
+            if theirs is not None and name in saved.stored:
                 state_dict[key] = effective(weight, theirs)
         elif theirs is None:
             state_dict[key] = restored(weight, ours)
         elif weight.shape == parameter.shape:
             following[name] = theirs
-            if name not in found.stored:
-                state_dict[key] = restored(weight, theirs, found.units.get(name))
+            if name not in saved.stored:
+                state_dict[key] = restored(weight, theirs, saved.units.get(name))
         if ours is not None and uses[id(parameter)] > 1 and weight.shape == parameter.shape:
             # One object, so that load_state_dict(..., assign=True) leaves them tied.
             one = nn.Parameter(state_dict[key], parameter.requires_grad)
             state_dict[key] = tied.setdefault(name, one)
-    return Found(following, found.multipliers)
+    return Saved(following, saved.multipliers)
 
 
 def from_extra_state(
@@ -101,7 +101,7 @@ def from_extra_state(
     scales: Collection[str],
     multiplied: Collection[str],
     sizes: Mapping[str, int],
-) -> Found:
+) -> Saved:
     """The extra state of a compiled model, as it is saved, or was by version 0.1.0.
 
     Args:
@@ -115,13 +115,13 @@ def from_extra_state(
         InputError: as for :func:`as_stored`.
     """
     if state is None:
-        return Found()
+        return Saved()
     if isinstance(state, Tensor):
-        (factors, multipliers), units = read(state, 2, prefix + EXTRA)
-        found = Found()
+        (factors, multipliers), units = read_vector(state, 2, prefix + EXTRA)
+        saved = Saved()
         for kind, numbers, names, into in (
-            ("scales", factors, scales, found.scales),
-            ("multipliers", multipliers, multiplied, found.multipliers),
+            ("scales", factors, scales, saved.scales),
+            ("multipliers", multipliers, multiplied, saved.multipliers),
         ):
             if names and numbers and len(names) != len(numbers):
                 raise InputError(
@@ -129,8 +129,8 @@ def from_extra_state(
                     f"{len(names)}; {_HOW}"
                 )
             into.update(zip(sorted(names), numbers, strict=False))
-        if found.scales and len(units) == sum(sizes.values()):
-            found.units.update(zip(sizes, units.split(list(sizes.values())), strict=True))  # type: ignore[no-untyped-call]
+        if saved.scales and len(units) == sum(sizes.values()):
+            saved.units.update(zip(sizes, units.split(list(sizes.values())), strict=True))  # type: ignore[no-untyped-call]
     else:
         theirs = dict(state["scales"])
         if theirs and scales and theirs.keys() != set(scales):
@@ -139,14 +139,14 @@ def from_extra_state(
                 f"the state dict's scales and the model's differ in {', '.join(map(repr, odd))}; "
                 f"{_HOW}"
             )
-        found = Found(theirs, dict(state.get("multipliers", {})), stored=set(theirs))
-    check_factors("scale", found.scales)
-    check_factors("multiplier", found.multipliers)
-    return found
+        saved = Saved(theirs, dict(state.get("multipliers", {})), stored=set(theirs))
+    check_factors("scale", saved.scales)
+    check_factors("multiplier", saved.multipliers)
+    return saved
 
 
 def _from_parametrizations(
-    found: Found,
+    saved: Saved,
     state_dict: dict[str, Any],
     prefix: str,
     parameters: Mapping[str, Tensor],
@@ -159,7 +159,7 @@ def _from_parametrizations(
         if path + name not in parameters:
             continue
         own = canonical[id(parameters[path + name])]
-        found.scales[own], found.units[own] = scale_in(state_dict.pop(key), key, path + name)
+        saved.scales[own], saved.units[own] = scale_in(state_dict.pop(key), key, path + name)
         if held + ".original" in state_dict:
             state_dict[prefix + path + name] = state_dict.pop(held + ".original")
-            found.stored.add(own)
+            saved.stored.add(own)

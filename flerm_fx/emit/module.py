@@ -11,7 +11,15 @@ from flerm_fx.capture.captured import Capture
 from flerm_fx.compat import own_modules, own_parameters, state_dict_hooks
 from flerm_fx.emit.emitter import Emitter
 from flerm_fx.emit.loading import as_stored
-from flerm_fx.emit.state import EXTRA, effective, packed, read, restored, scale_in, vector
+from flerm_fx.emit.state import (
+    EXTRA,
+    effective,
+    packed_units,
+    read_vector,
+    restored,
+    scale_in,
+    vector,
+)
 from flerm_fx.model.copying import copied
 from flerm_fx.model.distributed import is_sharded_tensor
 from flerm_fx.ops.scale import scale
@@ -134,7 +142,7 @@ def to_effective(
         stored = state_dict.get(held + "original")
         if stored is not None and not is_sharded_tensor(stored):
             state_dict[prefix + name] = effective(state_dict.pop(held + "original"), put.s)
-            state_dict[f"{held}0.{EXTRA}"] = vector([[put.s]], [packed(stored, put.s)])
+            state_dict[f"{held}0.{EXTRA}"] = vector([[put.s]], [packed_units(stored, put.s)])
 
 
 def to_stored(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -167,8 +175,8 @@ def spread(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -
     plain = plain_names(model)
     named = model.named_parameters(remove_duplicate=False)
     parameters = {plain.get(name, name): parameter for name, parameter in named}
-    found = as_stored(state_dict, prefix, parameters, scales_of(model))
-    put_in_place(model, state_dict, prefix, found.scales)
+    saved = as_stored(state_dict, prefix, parameters, scales_of(model))
+    put_in_place(model, state_dict, prefix, saved.scales)
     state_dict.pop(prefix + EXTRA, None)
     if extra is not None and has_its_own:
         state_dict[prefix + EXTRA] = extra
@@ -223,10 +231,10 @@ def state_names(model: nn.Module) -> dict[str, str]:
 
 def _places(model: nn.Module) -> list[tuple[str, str]]:
     """Module path and name of each parameter that has a scale, the outermost last."""
-    found = []
+    places = []
     for path, module in model.named_modules(remove_duplicate=False):
-        found += [(path, name) for name in _own_scales(module)]
-    return found
+        places += [(path, name) for name in _own_scales(module)]
+    return places
 
 
 def _scales(model: nn.Module) -> dict[str, list[Scale]]:
@@ -298,7 +306,7 @@ class ModuleEmitter(Emitter):
         to_effective(self.skeleton, state_dict, prefix)
         for place, name in state_names(self.skeleton).items():
             if prefix + name in state_dict:
-                (_, *_), left = read(state_dict.pop(prefix + place), 1, place)
+                (_, *_), left = read_vector(state_dict.pop(prefix + place), 1, place)
                 units.setdefault(name, left)
         return units
 

@@ -51,8 +51,8 @@ def patterns(multipliers: Mapping[str, float]) -> dict[str, float]:
     for name, m in multipliers.items():
         numbers = list(_NUMBER.finditer(name))
         if len(numbers) == 1:
-            found = numbers[0]
-            alike[name[: found.start()], name[found.end() :], m].append(found.group())
+            digits = numbers[0]
+            alike[name[: digits.start()], name[digits.end() :], m].append(digits.group())
         else:
             alike[name, "", m].append("")
     return {

@@ -57,13 +57,13 @@ def mutated(graph: fx.Graph) -> set[fx.Node]:
     """
     writers = [node for node in graph.nodes if is_mutation(node)]
     pending = [node for writer in writers for node in (writer, *writer.all_input_nodes)]
-    found: set[fx.Node] = set()
+    nodes: set[fx.Node] = set()
     while pending:
         node = pending.pop()
-        if node in found:
+        if node in nodes:
             continue
-        found.add(node)
+        nodes.add(node)
         if may_alias(node):
             pending += node.all_input_nodes
         pending += [user for user in node.users if may_alias(user)]
-    return found
+    return nodes

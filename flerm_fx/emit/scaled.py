@@ -215,21 +215,21 @@ class ScaledModel(nn.Module):
         Raises:
             InputError: they are of other parameters, or no finite numbers above 0.
         """
-        found = from_extra_state(state, "", self.scales, self.multipliers, {})
-        scales = {name: found.scales.get(name, s) for name, s in self.scales.items()}
-        if scales != self.scales or found.multipliers != self.multipliers:
-            self.rescale(scales, found.multipliers)
+        saved = from_extra_state(state, "", self.scales, self.multipliers, {})
+        scales = {name: saved.scales.get(name, s) for name, s in self.scales.items()}
+        if scales != self.scales or saved.multipliers != self.multipliers:
+            self.rescale(scales, saved.multipliers)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         parameters = dict(self.named_parameters(remove_duplicate=False))
-        found = as_stored(state_dict, prefix, parameters, self.scales, self.multipliers)
+        saved = as_stored(state_dict, prefix, parameters, self.scales, self.multipliers)
         state_dict[prefix + EXTRA] = {
-            "scales": found.scales,
-            "multipliers": {**self.multipliers, **found.multipliers},
+            "scales": saved.scales,
+            "multipliers": {**self.multipliers, **saved.multipliers},
         }
-        self.emitter.to_places(state_dict, prefix, found.scales)
+        self.emitter.to_places(state_dict, prefix, saved.scales)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _signature(

@@ -35,14 +35,14 @@ def effective(stored: Tensor, s: float) -> Tensor:
 
 
 def restored(weight: Tensor, s: float, units: Tensor | None = None) -> Tensor:
-    """The stored weight of an effective one; with the ``units`` of :func:`packed`, bit for bit.
+    """The stored weight of an effective one; with units of :func:`packed_units`, bit for bit.
 
     That is but for effective weights below the smallest ordinary number of their type, 1e-38 in
     float32 and 6e-5 in float16.
 
     >>> stored = torch.randn(1000)
     >>> weight = effective(stored, 0.3)
-    >>> torch.equal(restored(weight, 0.3, packed(stored, 0.3)), stored)
+    >>> torch.equal(restored(weight, 0.3, packed_units(stored, 0.3)), stored)
     True
     """
     divided = _times(weight, 1 / s)  # devices differ in how they divide by a number
@@ -57,7 +57,7 @@ def restored(weight: Tensor, s: float, units: Tensor | None = None) -> Tensor:
     return torch.view_as_complex(whole) if weight.is_complex() else whole
 
 
-def packed(stored: Tensor, s: float) -> Tensor:
+def packed_units(stored: Tensor, s: float) -> Tensor:
     """How many units in the last place the stored weight is from what division gives."""
     held = _real(stored.detach())
     divided = _real(_times(effective(stored.detach(), s), 1 / s))
@@ -85,13 +85,13 @@ def vector(numbers: Sequence[Sequence[float]], units: Sequence[Tensor] = ()) -> 
     return torch.cat([torch.tensor(head, dtype=torch.float64), *units])
 
 
-def read(state: Tensor, lists: int, name: str) -> tuple[list[list[float]], Tensor]:
+def read_vector(state: Tensor, lists: int, name: str) -> tuple[list[list[float]], Tensor]:
     """The lists of :func:`vector`, and all units, of which there are none if they were rounded.
 
     Raises:
         InputError: the tensor is none that :func:`vector` has made.
 
-    >>> read(2 * vector([[0.5, 0.25], []]), 2, "_extra_state")[0]
+    >>> read_vector(2 * vector([[0.5, 0.25], []]), 2, "_extra_state")[0]
     [[0.5, 0.25], []]
     """
     flat = state.detach().cpu().double().reshape(-1)
@@ -120,7 +120,7 @@ def scale_in(state: Tensor, name: str, parameter: str) -> tuple[float, Tensor | 
     if state.ndim == 0:
         s, units = float(state), None
     else:
-        ((s, *_), *_), units = read(state, 1, name)
+        ((s, *_), *_), units = read_vector(state, 1, name)
     check_factors("scale", {parameter: s})
     return s, units
 

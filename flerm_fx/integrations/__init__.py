@@ -17,18 +17,18 @@ _OF_THE_RUN = frozenset({"model", "optimizer", "inputs", "base_profile"})
 _CHOICES = {"method": METHODS, "on_unmatched": get_args(OnUnmatched)}
 
 
-def begun(found: Any, kind: type[T]) -> T:
+def begun(attached: Any, kind: type[T]) -> T:
     """What a callback attached when training began.
 
     Raises:
         InputError: it has not begun.
     """
-    if not isinstance(found, kind):
+    if not isinstance(attached, kind):
         raise InputError("training has not begun, so there is nothing yet to read")
-    return found
+    return attached
 
 
-def given(call: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def checked_options(call: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a callback passes on, checked when it is made and not when training begins.
 
     Args:
@@ -39,9 +39,9 @@ def given(call: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any
         InputError: one that the call does not have, or that makes no sense.
 
     >>> from flerm_fx import record
-    >>> given(record, {"every": 10})
+    >>> checked_options(record, {"every": 10})
     {'every': 10}
-    >>> given(record, {"evry": 10})
+    >>> checked_options(record, {"evry": 10})
     Traceback (most recent call last):
     flerm_fx.errors.InputError: flerm_fx.record has no option 'evry'; it has at, every, ...
     """
@@ -54,14 +54,14 @@ def given(call: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any
         raise InputError(
             f"flerm_fx.{call.__name__} has no option {name!r}; it has {', '.join(sorted(known))}"
         )
-    found = {}
+    checked_options = {}
     for name, value in options.items():
         if name in _CHOICES:
             value = choice(name, value, _CHOICES[name])
         elif name in OPTIONS and value is not known[name]:
             value = checked(name, value)
-        found[name] = value
-    return found
+        checked_options[name] = value
+    return checked_options
 
 
 def path_or_none(path: Any) -> PathLike | None:

@@ -7,7 +7,7 @@ import lightning as L
 from torch import nn
 
 from flerm_fx.boundary.options import function, instance
-from flerm_fx.integrations import begun, given, path_or_none
+from flerm_fx.integrations import begun, checked_options, path_or_none
 from flerm_fx.profile.file import PathLike
 from flerm_fx.profile.profile import LOAD, BaseProfile
 from flerm_fx.recipe.pool import Pool
@@ -24,7 +24,7 @@ class _Attached(L.Callback):
     """Something on hooks of the run's optimizers, whose state is part of its checkpoints."""
 
     def __init__(self, module: Pick | None) -> None:
-        self.found: Any = None
+        self.attached: Any = None
         if module is not None:
             function("module", module, "from the LightningModule to the module that is measured")
         self._module = module
@@ -37,25 +37,25 @@ class _Attached(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Attach, and go on where a checkpoint left."""
         model = pl_module if self._module is None else self._module(pl_module)
-        self.found = self.attach(model, list(trainer.optimizers))
+        self.attached = self.attach(model, list(trainer.optimizers))
         if self._state is not None:
-            self.found.load_state_dict(self._state)
+            self.attached.load_state_dict(self._state)
             self._state = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the hooks off."""
-        self.found.close()
+        self.attached.close()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Take the hooks off."""
-        if self.found is not None:
-            self.found.close()
+        if self.attached is not None:
+            self.attached.close()
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {} if self.found is None else self.found.state_dict()
+        return {} if self.attached is None else self.attached.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From a checkpoint, before training begins."""
@@ -88,12 +88,12 @@ class RecordCallback(_Attached):
         super().__init__(module)
         self._pool = inputs, targets
         self._path = path_or_none(path)
-        self._options = given(record, options)
+        self._options = checked_options(record, options)
 
     @property
     def recorder(self) -> Recorder:
         """The recorder of the run."""
-        return begun(self.found, Recorder)
+        return begun(self.attached, Recorder)
 
     def attach(self, model: nn.Module, optimizers: list[Any]) -> Recorder:
         """Record."""
@@ -130,12 +130,12 @@ class MatchCallback(_Attached):
         super().__init__(module)
         self._profile = instance("base_profile", base_profile, BaseProfile, "a BaseProfile", LOAD)
         self._inputs = inputs
-        self._options = given(match, options)
+        self._options = checked_options(match, options)
 
     @property
     def matcher(self) -> Matcher:
         """The matcher of the run."""
-        return begun(self.found, Matcher)
+        return begun(self.attached, Matcher)
 
     def attach(self, model: nn.Module, optimizers: list[Any]) -> Matcher:
         """Match."""

@@ -11,7 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from flerm_fx.boundary.options import instance
 from flerm_fx.errors import InputError
-from flerm_fx.integrations import begun, given, path_or_none
+from flerm_fx.integrations import begun, checked_options, path_or_none
 from flerm_fx.profile.file import PathLike
 from flerm_fx.profile.profile import LOAD, BaseProfile
 from flerm_fx.recipe.pool import Pool
@@ -25,7 +25,7 @@ class _Attached(TrainerCallback):
     """Something on hooks of the trainer's optimizer, whose state is part of its checkpoints."""
 
     file: str
-    found: Any = None
+    attached: Any = None
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> Any:
         """What to attach when training begins."""
@@ -39,17 +39,17 @@ class _Attached(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Attach, and go on where a checkpoint left."""
-        self.found = self.attach(kwargs["model"], kwargs["optimizer"])
+        self.attached = self.attach(kwargs["model"], kwargs["optimizer"])
         if state.global_step:
             path = self._folder(args, state) / self.file
             if not path.is_file():
-                self.found.close()
+                self.attached.close()
                 raise InputError(
                     f"{path}: no such file, although training resumes at step {state.global_step}; "
                     "the checkpoint was saved without this callback: begin a new run, or copy the "
                     "file there"
                 )
-            self.found.load_state_dict(torch.load(path, weights_only=True))
+            self.attached.load_state_dict(torch.load(path, weights_only=True))
 
     def on_save(
         self,
@@ -62,7 +62,7 @@ class _Attached(TrainerCallback):
         if state.is_world_process_zero:
             folder = self._folder(args, state)
             temporary = folder / f".{self.file}.tmp"
-            torch.save(self.found.state_dict(), temporary)
+            torch.save(self.attached.state_dict(), temporary)
             temporary.replace(folder / self.file)
 
     def on_train_end(
@@ -73,7 +73,7 @@ class _Attached(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Take the hooks off."""
-        self.found.close()
+        self.attached.close()
 
     def _folder(self, args: TrainingArguments, state: TrainerState) -> Path:
         name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
@@ -110,12 +110,12 @@ class RecordCallback(_Attached):
     def __init__(self, inputs: Pool, *, path: PathLike | None = None, **options: Any) -> None:
         self._inputs = inputs
         self._path = path_or_none(path)
-        self._options = given(record, options)
+        self._options = checked_options(record, options)
 
     @property
     def recorder(self) -> Recorder:
         """The recorder of the run."""
-        return begun(self.found, Recorder)
+        return begun(self.attached, Recorder)
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> Recorder:
         """Record."""
@@ -159,12 +159,12 @@ class MatchCallback(_Attached):
     ) -> None:
         self._profile = instance("base_profile", base_profile, BaseProfile, "a BaseProfile", LOAD)
         self._inputs = inputs
-        self._options = given(match, options)
+        self._options = checked_options(match, options)
 
     @property
     def matcher(self) -> Matcher:
         """The matcher of the run."""
-        return begun(self.found, Matcher)
+        return begun(self.attached, Matcher)
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> Matcher:
         """Match."""

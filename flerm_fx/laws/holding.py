@@ -34,7 +34,7 @@ class Finding:
     Attributes:
         role: the role's name; empty for the law as a whole.
         kind: in a word or two, such as ``"curvature"``.
-        text: what was found, in numbers, and what to do.
+        text: what the figures are, and what to do.
     """
 
     role: str
@@ -87,7 +87,7 @@ def findings(
     role: Role, points: Sequence[Point], line: Line, tested: HeldOut | None
 ) -> tuple[Finding, ...]:
     """What speaks against the law of one role."""
-    found = [
+    texts = [
         *_moves_without_size(points, line),
         *_too_few(points, line),
         *_unsupported(line),
@@ -95,7 +95,7 @@ def findings(
         *_disagreeing(points),
         *_missed(tested),
     ]
-    return tuple(Finding(role.name, kind, text) for kind, text in found)
+    return tuple(Finding(role.name, kind, text) for kind, text in texts)
 
 
 _Found = Iterator[tuple[str, str]]

@@ -90,8 +90,8 @@ class ScalingLaw(Predictor):
         """
         models = list(compiled_models)
         profile = _one_profile(models)
-        found = points(models, profile)
-        _check_points(found)
+        by_role = points(models, profile)
+        _check_points(by_role)
         of_base = base_roles(profile)
         seen = {
             of_base[leader(profile.optimizers, row.base)].name
@@ -100,7 +100,9 @@ class ScalingLaw(Predictor):
             if row.base
         }
         law = cls(
-            profile, {role: tuple(of) for role, of in found.items()}, frozenset(seen - found.keys())
+            profile,
+            {role: tuple(of) for role, of in by_role.items()},
+            frozenset(seen - by_role.keys()),
         )
         law._check_moved()
         return law
@@ -119,25 +121,25 @@ class ScalingLaw(Predictor):
     @cached_property
     def roles(self) -> dict[str, RoleLaw]:
         """The law of each role that was matched, by the role's name, in execution order."""
-        found = {}
+        laws = {}
         for name in self.profile.parameters:
             if name in self.points:
-                found[name] = RoleLaw.fit(self._of_base[name], self.points[name])
-        return found
+                laws[name] = RoleLaw.fit(self._of_base[name], self.points[name])
+        return laws
 
     def check(self) -> tuple[Finding, ...]:
         """Where the law does not hold, or is not known to; nothing, if it does everywhere.
 
         Such roles are predicted all the same, with a warning that counts them.
         """
-        found = [finding for of_role in self.roles.values() for finding in of_role.findings]
+        all_findings = [finding for of_role in self.roles.values() for finding in of_role.findings]
         if not any("mean of" in self.profile.start[n].note for n in self.profile.parameters):
             text = (
                 "the base is one recording, and other initial weights move its FSLRs by 0.4, "
                 "which no interval here knows of; record several (flerm_fx.record_seeds)"
             )
-            found.append(Finding("", "one base", text))
-        return tuple(found)
+            all_findings.append(Finding("", "one base", text))
+        return tuple(all_findings)
 
     @property
     def held_out_error(self) -> float | None:
@@ -252,9 +254,9 @@ class ScalingLaw(Predictor):
                 f"it has shape {shape}, and its counterpart {self.profile.shapes[first]}"
             )
         ratios = [math.exp(x) for x in log_sizes(shape, of_base)]
-        found = self.predict(role, ratios, share)
-        value = to_meet / found.multiplier
-        target = Estimate(value, value * min(found.error, 1e3), "predicted", 0)
+        predicted = self.predict(role, ratios, share)
+        value = to_meet / predicted.multiplier
+        target = Estimate(value, value * min(predicted.error, 1e3), "predicted", 0)
         return Assignment(
             name,
             node,
@@ -263,10 +265,10 @@ class ScalingLaw(Predictor):
             match.base,
             to_meet,
             target,
-            found.multiplier,
+            predicted.multiplier,
             "predicted",
-            error=found.error,
-            interval=(found.low, found.high),
+            error=predicted.error,
+            interval=(predicted.low, predicted.high),
         )
 
     def _unknown(self, role: str, name: str) -> str:
@@ -324,10 +326,10 @@ def _one_profile(models: Sequence[Compiled]) -> BaseProfile:
     return first
 
 
-def _check_points(found: Mapping[str, Sequence[Point]]) -> None:
-    if not found:
+def _check_points(by_role: Mapping[str, Sequence[Point]]) -> None:
+    if not by_role:
         raise LawError("no parameter of the models was matched, so there is nothing to fit")
-    for role, of in found.items():
+    for role, of in by_role.items():
         for point in of:
             numbers = (*point.log_sizes, point.log_multiplier, point.error, point.noise)
             if not all(map(math.isfinite, numbers)):

@@ -20,7 +20,7 @@ class Compiled(Protocol):
 
     @property
     def assignments(self) -> tuple[Assignment, ...]:
-        """What was found of each parameter."""
+        """The assignment of each parameter."""
 
     @property
     def base_profile(self) -> BaseProfile | None:
@@ -73,13 +73,13 @@ def base_roles(profile: BaseProfile) -> dict[str, Role]:
     by_role: dict[Any, list[str]] = defaultdict(list)
     for name, first in roles(profile.graph, profile.shapes).items():
         by_role[first, run.index(name)].append(name)
-    found = {}
+    role_of = {}
     for names in by_role.values():
         errors = [_relative_error(profile, name) for name in names]
         error = math.sqrt(sum(e**2 for e in errors)) / len(errors)
         role = Role(names[0], tuple(profile.shapes[names[0]]), error)
-        found.update(dict.fromkeys(names, role))
-    return found
+        role_of.update(dict.fromkeys(names, role))
+    return role_of
 
 
 def log_sizes(shape: Iterable[int], base: Iterable[int]) -> tuple[float, ...]:
@@ -95,7 +95,7 @@ def points(models: Iterable[Compiled], profile: BaseProfile) -> dict[str, list[P
     """The points of each role that was matched in some model, by the role's name."""
     of_base = base_roles(profile)
     run = profile.optimizers
-    found: dict[str, list[Point]] = defaultdict(list)
+    by_role: dict[str, list[Point]] = defaultdict(list)
     for model, compiled in enumerate(models):
         size = sum(math.prod(row.shape) for row in compiled.assignments)
         alike: dict[tuple[str, tuple[int, ...]], list[Assignment]] = defaultdict(list)
@@ -104,8 +104,8 @@ def points(models: Iterable[Compiled], profile: BaseProfile) -> dict[str, list[P
                 alike[of_base[leader(run, row.base)].name, row.shape].append(row)
         for (role, shape), rows in alike.items():
             ratios = log_sizes(shape, of_base[role].shape)
-            found[role].append(_point(model, size, ratios, rows, profile))
-    return dict(found)
+            by_role[role].append(_point(model, size, ratios, rows, profile))
+    return dict(by_role)
 
 
 def _point(

@@ -77,17 +77,17 @@ def axes_of(moved: Sequence[Sequence[float]]) -> tuple[tuple[int, ...], ...]:
     if not x.size:
         return ()
     largest = float(np.abs(x).max())
-    found: list[list[int]] = []
+    axes: list[list[int]] = []
     for k in range(x.shape[1]):
         if not x[:, k].any():
             continue
-        for axis in found:
+        for axis in axes:
             if np.abs(x[:, k] - x[:, axis[0]]).max() <= TOGETHER * largest:
                 axis.append(k)
                 break
         else:
-            found.append([k])
-    return tuple(map(tuple, found))
+            axes.append([k])
+    return tuple(map(tuple, axes))
 
 
 def on_axes(axes: Sequence[Sequence[int]], sizes: Sequence[float]) -> tuple[float, ...]:

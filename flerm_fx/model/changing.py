@@ -33,10 +33,10 @@ def that_change(model: nn.Module, run: Callable[[], Sequence[Tensor]]) -> frozen
             break
         with untouched(model), only(model, kept):
             try:
-                found = run()
+                values = run()
             except Exception:  # without a hook that it needs, a model may fail in any way
                 continue
-        if _same(found, reference):
+        if _same(values, reference):
             return frozenset(kept)
     return every
 
@@ -67,11 +67,11 @@ def _marks(module: nn.Module, given: Any) -> list[tuple[Any, ...]]:
     return [(id(t), version_of(t), t.grad_fn is None, len(gradient_hooks(t))) for t in tensors]
 
 
-def _same(found: Sequence[Tensor], reference: Sequence[Tensor]) -> bool:
+def _same(values: Sequence[Tensor], reference: Sequence[Tensor]) -> bool:
     """Whether results differ by no more than the order of sums, which accelerators may change."""
-    if len(found) != len(reference):
+    if len(values) != len(reference):
         return False
-    for value, expected in zip(found, reference, strict=True):
+    for value, expected in zip(values, reference, strict=True):
         if value.shape != expected.shape:
             return False
         if value.is_floating_point() or value.is_complex():

@@ -90,8 +90,8 @@ def refuse_gradient_hooks(model: nn.Module) -> None:
         for name, parameter in model.named_parameters():
             for hook in gradient_hooks(parameter).values():
                 given = torch.randn_like(parameter)
-                found = hook(given.clone())
-                if found is not None and not torch.equal(found, given):
+                changed = hook(given.clone())
+                if changed is not None and not torch.equal(changed, given):
                     raise InputError(
                         f"parameter {name!r} has a hook that changes its gradient "
                         f"({getattr(hook, '__qualname__', type(hook).__name__)}), and measured "

@@ -1,7 +1,7 @@
 """Models that several processes train together: DDP, and FSDP2's ``fully_shard``.
 
 Parameters are named, measured and given multipliers as if one process had the whole model. Each
-rank measures its share of the probe batch, and what all of them found is put together.
+rank measures its share of the probe batch, and the shares of all ranks are put together.
 """
 
 import contextlib

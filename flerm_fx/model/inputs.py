@@ -177,8 +177,8 @@ def own_loss(output: Any) -> Tensor | None:
 
 def _member(output: Any, name: str) -> Any:
     """What an output has as an attribute or under a key."""
-    found = getattr(output, name, None)
-    return output.get(name) if found is None and isinstance(output, Mapping) else found
+    attribute = getattr(output, name, None)
+    return output.get(name) if attribute is None and isinstance(output, Mapping) else attribute
 
 
 def output_of(model: nn.Module, inputs: Inputs, output_fn: OutputFn | None = None) -> Tensor:
@@ -209,7 +209,7 @@ def device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
-def difference(found: Tensor, expected: Tensor) -> float:
+def difference(output: Tensor, expected: Tensor) -> float:
     """Largest difference of two outputs that are to be one, relative to the largest that differs.
 
     An entry that is the same in both, as one is that a mask makes -1e9 or infinite, has no say in
@@ -218,11 +218,11 @@ def difference(found: Tensor, expected: Tensor) -> float:
     >>> difference(torch.tensor([2.0, -torch.inf]), torch.tensor([4.0, -torch.inf]))
     0.5
     """
-    differs = found != expected
+    differs = output != expected
     if not differs.any():
         return 0.0
     largest = expected.abs().where(differs, 0).max().clamp_min(torch.finfo(expected.dtype).tiny)
-    return float((found - expected).abs().where(differs, 0).max() / largest)
+    return float((output - expected).abs().where(differs, 0).max() / largest)
 
 
 def last_bit(model: nn.Module, output: Tensor) -> float:

@@ -147,7 +147,7 @@ def _where() -> str:
     return f"{code.co_qualname} ({code.co_filename}:{frame.f_lineno})"
 
 
-def _list(found: Mapping[str, str]) -> str:
-    names = ", ".join(map(repr, list(found)[:8])) + (", …" if len(found) > 8 else "")
-    where = next(iter(found.values()))
+def _list(readers: Mapping[str, str]) -> str:
+    names = ", ".join(map(repr, list(readers)[:8])) + (", …" if len(readers) > 8 else "")
+    where = next(iter(readers.values()))
     return f"{names} (in {where})"

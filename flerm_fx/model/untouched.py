@@ -152,10 +152,10 @@ class _State:
         self._restores.append(restore)
 
     def _object(self, value: Any, package: str) -> list[Any]:
-        found = []
+        members = []
         if hasattr(value, "__dict__") and not isinstance(value, type | types.ModuleType):
             self._mapping(vars(value))
-            found = list(vars(value).values())
+            members = list(vars(value).values())
         slots = [s for kind in type(value).__mro__ for s in _slots(kind) if hasattr(value, s)]
         before = {slot: getattr(value, slot) for slot in slots}
 
@@ -165,18 +165,18 @@ class _State:
 
         if before:
             self._restores.append(restore)
-        return [(v, package, False) for v in (*found, *before.values())]
+        return [(v, package, False) for v in (*members, *before.values())]
 
     def _function(self, function: types.FunctionType) -> list[Any]:
         package = _package(function)
-        found: list[Any] = [*(function.__defaults__ or ()), function.__kwdefaults__]
+        values: list[Any] = [*(function.__defaults__ or ()), function.__kwdefaults__]
         for cell in function.__closure__ or ():
             try:
                 held = cell.cell_contents
             except ValueError:  # not assigned yet
                 continue
             self._restores.append(_cell(cell, held))
-            found.append(held)
+            values.append(held)
         everywhere = function.__globals__
         for name in _global_names(function.__code__):
             held = everywhere.get(name)
@@ -184,9 +184,9 @@ class _State:
                 continue  # another module's, with all that it does
             if name in everywhere and not isinstance(held, type | types.ModuleType):
                 self._restores.append(_global(everywhere, name, held))
-                found.append(held)
+                values.append(held)
         self._mapping(vars(function))
-        return [(v, package, False) for v in (*found, *vars(function).values())]
+        return [(v, package, False) for v in (*values, *vars(function).values())]
 
     def _tensor(self, tensor: Tensor, own: bool) -> None:
         plain = tensor.layout is torch.strided and not tensor.is_meta

@@ -72,10 +72,10 @@ def position_of(op: Any, name: str) -> int:
     return next(index for index, known in enumerate(schema.arguments) if known.name == name)
 
 
-def given(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> Any:
+def argument_of_call(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> Any:
     """An argument of a call of an ATen operation, by its name in the schema.
 
-    >>> given(torch.ops.aten.add.Tensor, (1, 2), {}, "alpha")
+    >>> argument_of_call(torch.ops.aten.add.Tensor, (1, 2), {}, "alpha")
     1
     """
     schema = schema_of(op)
@@ -87,4 +87,4 @@ def given(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], name: str) ->
 
 def argument(node: fx.Node, name: str) -> Any:
     """An argument of an ATen operation, by its name in the schema."""
-    return given(node.target, node.args, node.kwargs, name)
+    return argument_of_call(node.target, node.args, node.kwargs, name)

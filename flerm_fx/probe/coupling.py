@@ -94,7 +94,7 @@ def disagreement(
     """
     examples, coordinates = output_size(captured, parameters, inputs)
     (rows,) = Cotangents(examples, coordinates, 1).sets(torch.Generator().manual_seed(0))
-    found = projections(captured, tapped, parameters, updates, inputs, rows)[:, 0]
+    products = projections(captured, tapped, parameters, updates, inputs, rows)[:, 0]
     module = captured.probe_module
     assert module is not None
     fixed = {**cloned_buffers(module), **{n: p.detach() for n, p in parameters.items()}}
@@ -110,9 +110,11 @@ def disagreement(
             tangent = jvp(moved, tuple(fixed[name] for name in updates), {}, positions)
         except RuntimeError:  # an operation without a forward derivative: nothing to compare with
             return ""
-    expected = (rows[:, 0].to(tangent) * tangent.reshape(examples, coordinates)).sum(-1).to(found)
-    size = found.abs().sum(-1).max().clamp_min(torch.finfo(found.dtype).tiny)
-    apart = float((found.sum(-1) - expected).abs().max() / size)
+    expected = (
+        (rows[:, 0].to(tangent) * tangent.reshape(examples, coordinates)).sum(-1).to(products)
+    )
+    size = products.abs().sum(-1).max().clamp_min(torch.finfo(products.dtype).tiny)
+    apart = float((products.sum(-1) - expected).abs().max() / size)
     if not apart <= _tolerance(tangent, *fixed.values()):
         return f"derivatives of single examples differ from the batch's (by {apart:.1e})"
     return ""

@@ -58,7 +58,7 @@ def jvp(
         for position, primal in zip(positions, primals, strict=True)
     )
     if is_opaque(op):
-        return difference(local, primals, directions)
+        return central_difference(local, primals, directions)
     _load_forward_mode()
     state = rng_state() if is_random(op) else None
     try:
@@ -68,10 +68,10 @@ def jvp(
             set_rng_state(state)
         with contextlib.suppress(NotImplementedError):
             return _jvp_by_two_vjps(local, primals, directions)
-    return difference(local, primals, directions)
+    return central_difference(local, primals, directions)
 
 
-def difference(
+def central_difference(
     function: Callable[..., Any], primals: tuple[Tensor, ...], directions: tuple[Tensor, ...]
 ) -> Any:
     r"""The tangent of a function that is only known by its values, by central differences.
@@ -83,7 +83,7 @@ def difference(
     rounding alone.
 
     >>> two = torch.tensor([2.0], dtype=torch.float64)
-    >>> difference(torch.square, (two,), (torch.ones_like(two),))
+    >>> central_difference(torch.square, (two,), (torch.ones_like(two),))
     tensor([4.0000], dtype=torch.float64)
     """
     size = max(float(d.abs().max()) for d in directions)

@@ -10,7 +10,7 @@ from flerm_fx.errors import InputError
 
 @dataclass(frozen=True)
 class Estimate:
-    r"""An FSLR, with how it was found and how far it may be off.
+    r"""An FSLR, with how it was measured and how far it may be off.
 
     .. math:: \mathrm{FSLR}_l = \sqrt{\tfrac{1}{NK} \sum_n \lVert J_{n,l} u_l \rVert^2}
 
@@ -64,7 +64,7 @@ def estimates(rows: Mapping[str, Sequence[Any]], where: str = "the rows") -> dic
     Raises:
         InputError: a row is of another form, or has numbers that are none of an FSLR.
     """
-    found = {}
+    by_name = {}
     for name, row in rows.items():
         what = f"the FSLR of {name!r} in {where}"
         if not isinstance(row, list | tuple) or len(row) != len(fields(Estimate)):
@@ -72,11 +72,11 @@ def estimates(rows: Mapping[str, Sequence[Any]], where: str = "the rows") -> dic
                 f"{what} must be (value, stderr, method, samples, note), got {described(row)}"
             )
         value, stderr, method, samples, note = row
-        found[name] = Estimate(
+        by_name[name] = Estimate(
             number(what, value, least=0),
             number(f"the standard error of {what}", stderr, least=0),
             instance(f"the method of {what}", method, str, "text"),
             integer(f"the number of samples of {what}", samples, 0),
             instance(f"the note on {what}", note, str, "text"),
         )
-    return found
+    return by_name

@@ -54,10 +54,10 @@ def exact(
                 for name, update in updates.items()
             }
         linear = Linearization(captured.probe_module, parameters, updates, captured.flat(inputs))
-        found = dict.fromkeys(updates, 0.0)
+        fslrs = dict.fromkeys(updates, 0.0)
         for names in linear.groups(max(1, memory // max(linear.largest, 1))):
-            found.update(zip(names, linear.mean_squares(names).sqrt().tolist(), strict=True))
-        return found
+            fslrs.update(zip(names, linear.mean_squares(names).sqrt().tolist(), strict=True))
+        return fslrs
 
 
 def _rms(tangent: Tensor) -> float:

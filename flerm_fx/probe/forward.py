@@ -10,14 +10,14 @@ from flerm_fx.capture.probed_as import CONSTANT
 from flerm_fx.compat import pytree
 from flerm_fx.model.inputs import is_differentiable
 from flerm_fx.model.randomness import rng_state
-from flerm_fx.ops.operation import argument_name, given, is_random
+from flerm_fx.ops.operation import argument_name, argument_of_call, is_random
 from flerm_fx.ops.table import facts
 from flerm_fx.probe.by_element import Combination, Factor, diagonal
 from flerm_fx.probe.frontier import data_nodes
 from flerm_fx.probe.linear_maps import linear_map
 from flerm_fx.probe.rules import Operation, argument_at
 from flerm_fx.probe.stacks import LinearMap
-from flerm_fx.probe.steps import Leaf, Step
+from flerm_fx.probe.steps import Leaf, TangentStep
 
 NOTHING = Operation(lambda: None, (), {}, {})
 """Where no parameter enters, no argument need be kept."""
@@ -34,7 +34,7 @@ class Forward:
     ) -> None:
         self.module = graph_module
         self.updates = updates
-        self.steps: list[Step] = []
+        self.steps: list[TangentStep] = []
         self._state = {
             **dict(graph_module.named_parameters(remove_duplicate=False)),
             **cloned_buffers(graph_module),
@@ -122,7 +122,7 @@ class Forward:
                 sources = {p: self._materialized(leaf, flat[p]) for p, leaf in sources.items()}
                 through = linear_map(target, args, kwargs, value, tuple(sources), state)
             matrix = matrix_of(target, args, kwargs, sources)
-            self.steps.append(Step(node, sources, through, operation, blanks, matrix))
+            self.steps.append(TangentStep(node, sources, through, operation, blanks, matrix))
             self._stepped |= {(node, i) for i, b in enumerate(blanks) if b is not None}
 
     def _arriving(
@@ -153,15 +153,15 @@ class Forward:
         sources: Mapping[int, Leaf],
     ) -> dict[Leaf, Factor] | None:
         """The factors of an operation by element, of the stacks that steps leave."""
-        found: dict[Leaf, Factor] = {}
+        factors: dict[Leaf, Factor] = {}
         for position, leaf in sources.items():
             factor = diagonal(target, argument_at(args, position), value, args, kwargs)
             if factor is None:
                 return None
             root, before = self._factors.get(leaf, (leaf, 1.0))
             total = factor * before
-            found[root] = found[root] + total if root in found else total
-        return found or None
+            factors[root] = factors[root] + total if root in factors else total
+        return factors or None
 
     def _materialized(self, leaf: Leaf, value: Tensor) -> Leaf:
         """Where a step leaves a value's tangents, if need be a step of its own."""
@@ -172,7 +172,9 @@ class Forward:
             return root
         del self._factors[leaf]
         blank = value.new_zeros(()).expand_as(value)
-        self.steps.append(Step(leaf[0], {0: root}, Combination({0: factor}), NOTHING, [blank]))
+        self.steps.append(
+            TangentStep(leaf[0], {0: root}, Combination({0: factor}), NOTHING, [blank])
+        )
         self._stepped.add(leaf)
         return leaf
 
@@ -194,10 +196,10 @@ def matrix_of(
     ((position, _),) = sources.items()
     if argument_name(op, argument_at(args, position)) != known.linear[0]:
         return None
-    right: Tensor = given(op, args, kwargs, known.linear[1])
+    right: Tensor = argument_of_call(op, args, kwargs, known.linear[1])
     if known.layout == "out in":
         return right
     if right.dim() != 2:
         return None
-    alpha = given(op, args, kwargs, "alpha") if known.bias else 1
+    alpha = argument_of_call(op, args, kwargs, "alpha") if known.bias else 1
     return right.mT if alpha == 1 else right.mT * alpha

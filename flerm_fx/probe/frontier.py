@@ -56,11 +56,11 @@ def probe(value: Any, tangent: Any, epsilon: Tensor, index: int) -> Any:
 
 def data_nodes(graph: fx.Graph) -> set[fx.Node]:
     """Nodes that depend on the graph's inputs, the batch size included."""
-    found: set[fx.Node] = set()
+    nodes: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" or any(n in found for n in node.all_input_nodes):
-            found.add(node)
-    return found
+        if node.op == "placeholder" or any(n in nodes for n in node.all_input_nodes):
+            nodes.add(node)
+    return nodes
 
 
 def unit_update_name(parameter: str) -> str:
@@ -188,12 +188,12 @@ def _entering(
     node: fx.Node, tangents: Mapping[fx.Node, Mapping[str, fx.Node]]
 ) -> Entering[fx.Node]:
     """The tangents of a node's arguments, by parameter and position among the flattened ones."""
-    found: dict[str, dict[int, fx.Node]] = {}
+    entering: dict[str, dict[int, fx.Node]] = {}
     for position, leaf in enumerate(pytree.tree_leaves((node.args, dict(node.kwargs)))):
         if isinstance(leaf, fx.Node):
             for name, tangent in tangents.get(leaf, {}).items():
-                found.setdefault(name, {})[position] = tangent
-    return found
+                entering.setdefault(name, {})[position] = tangent
+    return entering
 
 
 def _tangent_node(node: fx.Node, name: str, updates: Mapping[int, fx.Node]) -> fx.Node:

@@ -114,7 +114,7 @@ def attention_map(
     kept = weights if dropout_mask is None else weights * dropout_mask
 
     def one(row: Mapping[int, Tensor]) -> Tensor:
-        found: Tensor | None = None
+        tangent: Tensor | None = None
         scores: Tensor | None = None
         if 0 in row:
             scores = row[0] @ keys.mT
@@ -128,12 +128,12 @@ def attention_map(
         if scores is not None:
             scores = scores.expand(weights.shape)
             moved = softmax_backward(scores, weights, -1)
-            found = (moved if dropout_mask is None else moved * dropout_mask) @ values
+            tangent = (moved if dropout_mask is None else moved * dropout_mask) @ values
         if 2 in row:
             by_value = kept @ repeated(row[2])
-            found = by_value if found is None else found.add_(by_value)
-        assert found is not None
-        return found
+            tangent = by_value if tangent is None else tangent.add_(by_value)
+        assert tangent is not None
+        return tangent
 
     def moved(stacks: Stacks) -> list[Tensor | None]:
         one_by_one = by_rows(

@@ -15,7 +15,7 @@ from flerm_fx.capture.probed_as import attention
 from flerm_fx.compat import pytree
 from flerm_fx.model.inputs import is_differentiable
 from flerm_fx.model.randomness import RandomState, set_rng_state
-from flerm_fx.ops.operation import argument_name, given, is_opaque, operation_name
+from flerm_fx.ops.operation import argument_name, argument_of_call, is_opaque, operation_name
 from flerm_fx.ops.table import facts
 from flerm_fx.probe.by_element import is_pointwise, pointwise
 from flerm_fx.probe.derivative import jvp
@@ -71,10 +71,10 @@ def linear_map(
         return lambda stacks: [stacks.get(place)]
     maps = {}
     for position in varying:
-        found = _of_one(op, args, kwargs, value, position)
-        if found is None:
+        one = _of_one(op, args, kwargs, value, position)
+        if one is None:
             return _generic(op, args, kwargs, state)
-        maps[position] = found
+        maps[position] = one
     return _summed(maps)
 
 
@@ -98,7 +98,7 @@ def _of_one(
     if known.kind == "convolution":
         return _convolution(op, index, *args, **kwargs)
     if known.kind == "dropout":
-        return None if given(op, args, kwargs, "train") and args[1] else _itself
+        return None if argument_of_call(op, args, kwargs, "train") and args[1] else _itself
     if known.kind in ("view", "cast", "linear") and index == 0:
         return _itself if known.same else _by_itself(op, args, kwargs, position)
     if known.multiplies:
@@ -112,10 +112,10 @@ def _summed(maps: Mapping[int, OneStack]) -> LinearMap:
     """Tangents by different arguments add up."""
 
     def total(stacks: Stacks) -> Sequence[Tensor | None]:
-        found = [maps[position](stack) for position, stack in stacks.items()]
-        if isinstance(found[0], Tensor):
-            return [sum(found[1:], found[0])]
-        return list(found[0])  # several outputs: an operation with one argument
+        tangents = [maps[position](stack) for position, stack in stacks.items()]
+        if isinstance(tangents[0], Tensor):
+            return [sum(tangents[1:], tangents[0])]
+        return list(tangents[0])  # several outputs: an operation with one argument
 
     return total
 
@@ -137,8 +137,8 @@ def _generic(
         def one(*tangents: Tensor) -> list[Tensor]:
             if state is not None:
                 set_rng_state(state)
-            found = jvp(op, args, kwargs, dict(zip(positions, tangents, strict=True)))
-            return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
+            tangent = jvp(op, args, kwargs, dict(zip(positions, tangents, strict=True)))
+            return [leaf for leaf in pytree.tree_leaves(tangent) if isinstance(leaf, Tensor)]
 
         given = tuple(stacks.values())
         results = None
@@ -191,13 +191,13 @@ def _product(
     known = facts(op)
     if not known.layout:
         return _by_itself(op, args, kwargs, position)
-    left, right = (given(op, args, kwargs, factor) for factor in known.linear)
+    left, right = (argument_of_call(op, args, kwargs, factor) for factor in known.linear)
     is_left = name == known.linear[0]
     if known.layout == "out in":
         return (lambda stack: torch.nn.functional.linear(stack, right)) if is_left else None
     if min(left.dim(), right.dim()) < 2:
         return None
-    alpha = given(op, args, kwargs, "alpha") if known.bias else 1
+    alpha = argument_of_call(op, args, kwargs, "alpha") if known.bias else 1
     if not is_left:
         return by_rows(lambda row: left @ (row * alpha if alpha != 1 else row), left)
     scaled = right * alpha if alpha != 1 else right

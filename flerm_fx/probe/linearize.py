@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from flerm_fx.probe.forward import Forward
-from flerm_fx.probe.steps import Leaf, Step, alive, is_apart, moved, own
+from flerm_fx.probe.steps import Leaf, TangentStep, alive, is_apart, moved, own
 
 
 class Linearization:
@@ -89,7 +89,7 @@ class Linearization:
             for start in range(0, len(names), at_once):
                 yield tuple(names[start : start + at_once])
 
-    def _pushed(self, names: Sequence[str], steps: Sequence[Step], end: Leaf) -> Tensor:
+    def _pushed(self, names: Sequence[str], steps: Sequence[TangentStep], end: Leaf) -> Tensor:
         rows = {name: row for row, name in enumerate(names)}
         stacks: dict[Leaf, Tensor] = {}
         fresh: set[Leaf] = set()  # in memory that is no other stack's
@@ -116,7 +116,7 @@ class Linearization:
         return stacks[end]
 
 
-def _isometric(steps: Sequence[Step], output: Leaf) -> Tensor | None:
+def _isometric(steps: Sequence[TangentStep], output: Leaf) -> Tensor | None:
     """R of the matrix that the graph ends in, where that is the smaller one."""
     if not steps or steps[-1].node is not output[0] or steps[-1].matrix is None:
         return None

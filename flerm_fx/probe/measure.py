@@ -104,7 +104,7 @@ def measure(
             raise InputError(f"updates name the tied parameter {name!r} twice; pass it once")
         canonical[captured.aliases[name]] = update
     with untouched(model):
-        found = Prober(captured).estimate(
+        estimates = Prober(captured).estimate(
             dict(captured.parameters),
             canonical,
             batch,
@@ -113,4 +113,4 @@ def measure(
             samples=samples,
             generator=generator,
         )
-    return {name: found[captured.aliases[name]] for name in updates}
+    return {name: estimates[captured.aliases[name]] for name in updates}

@@ -99,7 +99,7 @@ class Prober:
             return {}
         if method in ("full_cov", "iid", "kronecker"):
             passes = samples or PASSES
-            found = {
+            estimates = {
                 name: Estimate(value, error, method, passes)
                 for name, (value, error) in paper(
                     self.captured,
@@ -112,18 +112,18 @@ class Prober:
                 ).items()
             }
         elif method == "exact":
-            found = self._exact(parameters, ordered, inputs)
+            estimates = self._exact(parameters, ordered, inputs)
         elif method == "sampled":
-            found = self._sampled(parameters, ordered, inputs, rtol, samples, generator)
+            estimates = self._sampled(parameters, ordered, inputs, rtol, samples, generator)
         else:
-            found = self._auto(parameters, ordered, inputs, rtol, generator)
-        for name, estimate in found.items():
+            estimates = self._auto(parameters, ordered, inputs, rtol, generator)
+        for name, estimate in estimates.items():
             if not (math.isfinite(estimate.value) and math.isfinite(estimate.stderr)):
                 raise EstimateError(
                     f"the FSLR of parameter {name!r} is {estimate.value}; expected a finite "
                     "number: the model's outputs or their derivatives overflow on the probe inputs"
                 )
-        return self.ranks.agreed(found)  # type: ignore[no-any-return]
+        return self.ranks.agreed(estimates)  # type: ignore[no-any-return]
 
     def _exact(
         self,
@@ -169,8 +169,8 @@ class Prober:
                 return self._exact(parameters, updates, inputs)
             every = 2 * (_draws(taken) + more) >= coordinates
             extra = replace(chosen.cotangents, draws=coordinates if every else more)
-            found = self._draw(parameters, updates, inputs, extra, generator)
-            taken = [found] if every else [*taken, found]
+            further = self._draw(parameters, updates, inputs, extra, generator)
+            taken = [further] if every else [*taken, further]
         return self._estimates(taken)
 
     def _sampled(
@@ -199,7 +199,7 @@ class Prober:
         generator: torch.Generator,
     ) -> Samples:
         share = self._share(parameters, updates, inputs)
-        found = sampled(
+        samples = sampled(
             self.captured,
             self._graph(tuple(updates)),
             parameters,
@@ -210,7 +210,11 @@ class Prober:
             coupled=bool(self._coupling),
             rows=slice(None) if share is None else self.ranks.rows(cotangents.examples),
         )
-        return found if share is None else replace(found, squares=self.ranks.joined(found.squares))
+        return (
+            samples
+            if share is None
+            else replace(samples, squares=self.ranks.joined(samples.squares))
+        )
 
     def _share(
         self, parameters: Mapping[str, Tensor], updates: Mapping[str, Tensor], inputs: Inputs

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from flerm_fx.compat import pytree
-from flerm_fx.ops.operation import argument_name, given, position_of
+from flerm_fx.ops.operation import argument_name, argument_of_call, position_of
 from flerm_fx.ops.table import facts
 from flerm_fx.probe.derivative import jvp
 from flerm_fx.probe.frontier import Entering
@@ -122,7 +122,7 @@ def coefficient(
     """
     written = facts(op).terms[name]
     factor = written.lstrip("-")
-    number: float = given(op, args, kwargs, factor) if factor else 1
+    number: float = argument_of_call(op, args, kwargs, factor) if factor else 1
     return -number if written.startswith("-") else number
 
 

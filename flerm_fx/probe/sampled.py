@@ -80,10 +80,10 @@ def sampled(
     """
     columns = []
     for drawn in cotangents.sets(generator):
-        found = projections(
+        products = projections(
             captured, tapped, parameters, updates, inputs, drawn[rows], coupled=coupled
         )
-        columns.append(found.square().sum(1))
+        columns.append(products.square().sum(1))
     return Samples(tuple(updates), sum(columns[1:], columns[0]) / cotangents.draws, cotangents)
 
 
@@ -155,7 +155,7 @@ def _eager(
         leaves = {name: parameters[name].clone().requires_grad_() for name in updates}
         with torch.enable_grad():
             output = captured.apply({**parameters, **leaves}, batch)
-        found = torch.zeros(
+        of_example = torch.zeros(
             len(rows), len(updates), device=output.device, dtype=_probe_dtype(output)
         )
         for i, row in enumerate(rows):
@@ -176,6 +176,6 @@ def _eager(
             for column, (name, gradient) in enumerate(zip(leaves, gradients, strict=True)):
                 if gradient is not None:
                     products = as_real(gradient) * as_real(updates[name].to(gradient))
-                    found[i, column] = products.sum()
-        examples.append(found)
+                    of_example[i, column] = products.sum()
+        examples.append(of_example)
     return torch.stack(examples)

@@ -16,7 +16,7 @@ Leaf = tuple[fx.Node, int]
 
 
 @dataclass
-class Step:
+class TangentStep:
     """What an operation does with tangents.
 
     Attributes:
@@ -40,10 +40,10 @@ class Step:
     alone: set[int] = field(default_factory=set)
 
 
-def alive(steps: Sequence[Step], output: Leaf) -> list[Step]:
+def alive(steps: Sequence[TangentStep], output: Leaf) -> list[TangentStep]:
     """The steps that the output depends on; each learns what it is the last, or only, to read."""
     needed = {output[0]}
-    kept: list[Step] = []
+    kept: list[TangentStep] = []
     readers = Counter([output])
     for step in reversed(steps):
         if step.node in needed:
@@ -59,7 +59,7 @@ def alive(steps: Sequence[Step], output: Leaf) -> list[Step]:
 
 
 def moved(
-    step: Step, arrived: Mapping[int, Tensor], fresh: Collection[Leaf]
+    step: TangentStep, arrived: Mapping[int, Tensor], fresh: Collection[Leaf]
 ) -> list[Tensor | None]:
     """What a step makes of tangents: in their own memory where it may."""
     if not arrived:
@@ -86,14 +86,14 @@ def own(
     rows: int,
 ) -> list[Tensor | None]:
     """The stacks, to be added to."""
-    found: list[Tensor | None] = []
+    owned: list[Tensor | None] = []
     for stack, blank in zip(stacks, blanks, strict=True):
         if blank is None:
-            found.append(None)
+            owned.append(None)
         elif stack is None:
-            found.append(blank.new_zeros(rows, *blank.shape))
+            owned.append(blank.new_zeros(rows, *blank.shape))
         elif is_apart(stack, taken):
-            found.append(stack)
+            owned.append(stack)
         else:
-            found.append(stack.clone(memory_format=torch.contiguous_format))
-    return found
+            owned.append(stack.clone(memory_format=torch.contiguous_format))
+    return owned

@@ -125,7 +125,7 @@ class Taps:
     """Projections that gather while backward passes go by.
 
     Args:
-        names: the parameters, in the order of the columns of ``found``.
+        names: the parameters, in the order of the columns of :meth:`totals`.
         examples: N; 1 if they are not to be told apart.
         keep: bytes of tangents to keep for another backward pass.
     """
@@ -150,14 +150,14 @@ class Taps:
                 leaves[position].register_hook(hear)
         return pytree.tree_unflatten(leaves, spec)
 
-    def found(self) -> Tensor:
+    def totals(self) -> Tensor:
         """The projections since the last call, of shape (examples, parameters)."""
         some = next(products[0] for products in self.columns.values() if products)
         zero = some.new_zeros(self.examples)
-        found = torch.stack([sum(products, zero) for products in self.columns.values()], 1)
+        totals = torch.stack([sum(products, zero) for products in self.columns.values()], 1)
         for products in self.columns.values():
             products.clear()
-        return found
+        return totals
 
     def _hear(
         self, operation: Operation, position: int, axis: int | None, cotangent: Tensor
@@ -170,12 +170,12 @@ class Taps:
         key = id(operation), name
         if key in self._kept:
             return self._kept[key]
-        found = operation.tangents(name)
-        size = sum(leaf.numel() * leaf.element_size() for leaf in found)
+        tangents = operation.tangents(name)
+        size = sum(leaf.numel() * leaf.element_size() for leaf in tangents)
         if size <= self._keep:
             self._keep -= size
-            self._kept[key] = found
-        return found
+            self._kept[key] = tangents
+        return tangents
 
 
 def products(cotangent: Tensor, tangent: Tensor, axis: int | None, examples: int) -> Tensor:
@@ -216,8 +216,8 @@ def _dots(left: Tensor, right: Tensor) -> Tensor:
     """Inner products of rows. Of long ones ``vecdot`` would write all products to memory."""
     if left.shape[1] >= LONG and left.device.type == "cpu":
         return torch.stack([torch.dot(x, y) for x, y in zip(left, right, strict=True)])
-    found: Tensor = torch.linalg.vecdot(left, right)
-    return found
+    dots: Tensor = torch.linalg.vecdot(left, right)
+    return dots
 
 
 def by_taps(
@@ -250,11 +250,11 @@ def by_taps(
     precise = torch.promote_types(output.dtype, torch.float32)
     if not output.requires_grad:  # no parameter is used
         return torch.zeros(*cotangents.shape[:2], len(updates), dtype=precise)
-    found = []
+    columns = []
     for row in range(rows):
         cotangent = cotangents[:, row].reshape(output.shape).to(output)
         torch.autograd.grad(
             output, taps.leaves, cotangent, retain_graph=row < rows - 1, allow_unused=True
         )
-        found.append(taps.found())
-    return torch.stack(found, 1)
+        columns.append(taps.totals())
+    return torch.stack(columns, 1)

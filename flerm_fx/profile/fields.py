@@ -150,7 +150,7 @@ class ProfileFields:
                 raise ProfileError(f"the parameter graph has {node!r}, which is no parameter")
         for rule in (self.optimizer, *(rule for rule, _ in self.others)):
             for key, setting in rule.settings.items():
-                if any(number != number for number in numbers_in(setting)):
+                if any(number != number for number in floats_in(setting)):
                     raise ProfileError(f"setting {key!r} of {rule.source} is {setting!r}")
         for rule, rate in self.others:
             if not (math.isfinite(rate) and rate >= 0):
@@ -180,15 +180,15 @@ class ProfileFields:
         return settling_steps(self.settle, self.warmup) if self.settle else ()
 
 
-def numbers_in(setting: Any) -> Iterator[float]:
+def floats_in(setting: Any) -> Iterator[float]:
     """The floats in a setting of an optimizer."""
     if isinstance(setting, float):
         yield setting
     elif isinstance(setting, Mapping):
-        yield from numbers_in(tuple(setting.values()))
+        yield from floats_in(tuple(setting.values()))
     elif isinstance(setting, list | tuple):
         for item in setting:
-            yield from numbers_in(item)
+            yield from floats_in(item)
 
 
 Fields = TypeVar("Fields", bound=ProfileFields)

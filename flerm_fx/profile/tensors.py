@@ -71,7 +71,7 @@ def estimates_in(
         table("kind", torch.int64),
         strict=True,
     )
-    found = []
+    table_rows = []
     for row in columns:
         estimates = []
         for value, stderr, samples, kind in zip(*row, strict=True):
@@ -79,8 +79,8 @@ def estimates_in(
                 raise ProfileError(f"tensor '{prefix}.kind' has {kind}, of {len(kinds)} kinds")
             method, note = kinds[kind]
             estimates.append(Estimate(value, stderr, method, samples, note))
-        found.append(estimates)
-    return found
+        table_rows.append(estimates)
+    return table_rows
 
 
 def trajectory_in(

@@ -47,9 +47,9 @@ def from_text(text: str) -> tuple[Any, list[str]]:
     """What :func:`to_text` was given, and what else stands for a number without being JSON."""
     constants: list[str] = []
 
-    def unpacked(found: dict[str, Any]) -> Any:
-        number = found.get(_NUMBER)
-        return float(number) if len(found) == 1 and isinstance(number, str) else found
+    def unpacked(mapping: dict[str, Any]) -> Any:
+        number = mapping.get(_NUMBER)
+        return float(number) if len(mapping) == 1 and isinstance(number, str) else mapping
 
     def noted(constant: str) -> float:
         constants.append(constant)

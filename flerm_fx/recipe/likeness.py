@@ -12,9 +12,9 @@ from flerm_fx.recipe.trial import (
     LR,
     STEPS,
     TOLERANCE,
+    as_doubles,
     last_update,
     matrix,
-    numbers_in,
     stepped,
 )
 from flerm_fx.recipe.update_rule import UpdateRule
@@ -74,7 +74,7 @@ def check_state_is_free(rule: UpdateRule) -> None:
         for lr in (LR, 2 * LR):
             seed_all(0)
             parameter, optimizer = stepped(rule, gradients, weight, lr=lr)
-            seen.append(numbers_in(optimizer.state[parameter]) | counts(optimizer))
+            seen.append(as_doubles(optimizer.state[parameter]) | counts(optimizer))
     one, other = seen
     bound = [k for k in one if (one[k] - other[k]).norm() > TOLERANCE * one[k].norm()]
     if bound:
@@ -118,10 +118,10 @@ def is_linear(rule: UpdateRule, lr: float, factor: float) -> bool:
 def state_after(rule: UpdateRule, gradients: Tensor, weight: Tensor) -> dict[str, Tensor]:
     """The numbers in an optimizer's state after steps that all but leave a matrix where it is."""
     parameter, optimizer = stepped(rule, gradients, weight, lr=2.0**-40)
-    return numbers_in(optimizer.state[parameter])
+    return as_doubles(optimizer.state[parameter])
 
 
 def counts(optimizer: Optimizer) -> dict[str, Tensor]:
     """The numbers that an optimizer writes into its groups."""
     stated = {k: v for k, v in optimizer.param_groups[0].items() if k not in BESIDE_THE_RULE}
-    return numbers_in(stated)
+    return as_doubles(stated)

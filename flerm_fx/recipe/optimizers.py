@@ -33,8 +33,8 @@ class Optimizers:
     >>> model = nn.Linear(4, 3)
     >>> muon = torch.optim.Muon([model.weight], lr=0.02)
     >>> adamw = torch.optim.AdamW([model.bias], lr=0.001)
-    >>> found = Optimizers.of(model, [muon, adamw])
-    >>> found.rule("weight").name, found.rate("bias"), found.held
+    >>> run = Optimizers.of(model, [muon, adamw])
+    >>> run.rule("weight").name, run.rate("bias"), run.held
     ('Muon', 0.001, {'weight': 0, 'bias': 1})
     """
 
@@ -84,14 +84,14 @@ class Optimizers:
         belongs: list[int] = []
         held: dict[str, int] = {}
         for index, optimizer in enumerate(optimizers):
-            found: dict[str, tuple[UpdateRule, float, list[str]]] = {}
+            by_kind: dict[str, tuple[UpdateRule, float, list[str]]] = {}
             for group in optimizer.param_groups:
                 trained = [names[id(p)] for p in group["params"] if id(p) in names]
                 if trained:
                     rule, rate = UpdateRule.of_group(optimizer, group), rate_of(optimizer, group)
                     _ = rule.has_eps  # measures how it steps, and raises if it cannot
-                    found.setdefault(f"{rate!r} {rule!r}", (rule, rate, []))[2].extend(trained)
-            kinds = sorted(found.values(), key=lambda kind: not kind[1])
+                    by_kind.setdefault(f"{rate!r} {rule!r}", (rule, rate, []))[2].extend(trained)
+            kinds = sorted(by_kind.values(), key=lambda kind: not kind[1])
             if not any(rate for _, rate, _ in kinds) and not lr:
                 raise OptimizerError(
                     f"{type(optimizer).__name__}'s learning rate is 0; expected one above 0, since "
@@ -198,7 +198,7 @@ def listed(optimizer: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:
         OptimizerError: a wrapper that is unknown, and has no hooks to see its steps by.
     """
     given: list[Any] = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
-    found = []
+    optimizers = []
     for item in given:
         while _passes_on(item):
             item = item.optimizer
@@ -215,10 +215,10 @@ def listed(optimizer: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:
                 "its constructor does not call that of torch.optim.Optimizer; pass the optimizer "
                 "inside of it, if it passes each step on as it is"
             )
-        found.append(item)
-    if not found:
+        optimizers.append(item)
+    if not optimizers:
         raise InputError("optimizer is an empty list; expected the optimizers of the run")
-    return tuple(found)
+    return tuple(optimizers)
 
 
 _PASS_ON = ("accelerate", "lightning", "pytorch_lightning", "transformers")
@@ -266,19 +266,19 @@ def rate_of(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
     """
     rate = group.get("max_lr", group.get("initial_lr", group.get("lr")))
     try:
-        found = float(rate)
+        number = float(rate)
     except (TypeError, ValueError):
         raise OptimizerError(
             f"the learning rate of {type(optimizer).__name__} is {rate!r}; expected a number, "
             "since the unit update is the update divided by it: a rule that finds its own rate "
             "(Adafactor's relative steps) has to be given one"
         ) from None
-    if not (math.isfinite(found) and found >= 0):
+    if not (math.isfinite(number) and number >= 0):
         raise OptimizerError(
-            f"the learning rate of {type(optimizer).__name__} is {found:g}; expected a finite "
+            f"the learning rate of {type(optimizer).__name__} is {number:g}; expected a finite "
             "number above 0"
         )
-    return found
+    return number
 
 
 def _undecayed(rule: UpdateRule) -> dict[str, float]:

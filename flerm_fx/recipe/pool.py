@@ -106,8 +106,8 @@ def probe_batch(model: nn.Module, inputs: Pool) -> Inputs:
     """
     batch = next(iter(_with_own_targets(model, inputs, 1)))
     _check(batch)
-    found: Inputs = detached(batch[0])
-    return found
+    inside: Inputs = detached(batch[0])
+    return inside
 
 
 def _check(batch: Batch) -> None:
@@ -134,13 +134,13 @@ def _arguments(batch: Any) -> Any:
 def _batches(inputs: Any, most: int) -> list[Any]:
     """Those of a list, or the first few of another iterable."""
     if isinstance(inputs, list):
-        found = inputs
+        batches = inputs
     elif isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes | nn.Module):
         if hasattr(inputs, "__array__"):
             raise InputError(f"inputs is a {type(inputs).__name__}; expected torch's tensors")
         with _unmoved(inputs) as source:
             # Copied one by one: whoever makes them may write each over the last.
-            found = [detached(batch) for batch in itertools.islice(source, most)]
+            batches = [detached(batch) for batch in itertools.islice(source, most)]
     else:
         hint = ""
         if isinstance(inputs, Dataset):
@@ -150,10 +150,10 @@ def _batches(inputs: Any, most: int) -> list[Any]:
             "batches of these: a list, a DataLoader or another iterable, got "
             f"{type(inputs).__name__}{hint}"
         )
-    if not found:
+    if not batches:
         kind = "list of inputs" if isinstance(inputs, list) else type(inputs).__name__
         raise InputError(f"the {kind} is empty; pass at least one batch")
-    return found
+    return batches
 
 
 @contextlib.contextmanager

@@ -69,19 +69,19 @@ def refuse(kind: type[Optimizer]) -> None:
 
 def constructor_parameters(kind: type) -> dict[str, inspect.Parameter]:
     """Named parameters of a constructor, and of those that its ``**kwargs`` go on to."""
-    found: dict[str, inspect.Parameter] = {}
+    by_name: dict[str, inspect.Parameter] = {}
     for base in kind.__mro__:
         if "__init__" not in vars(base):
             continue
-        if base is Optimizer and found:  # which is given the defaults, not the ``**kwargs``
+        if base is Optimizer and by_name:  # which is given the defaults, not the ``**kwargs``
             break
         parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
         for parameter in parameters:
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                found.setdefault(parameter.name, parameter)
+                by_name.setdefault(parameter.name, parameter)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
-    return found
+    return by_name
 
 
 def _keeps_keywords(kind: type) -> bool:
@@ -120,10 +120,10 @@ def own_keys(optimizer: Optimizer) -> frozenset[str]:
     taken = constructor_parameters(type(optimizer)).keys()
     any_keyword = _keeps_keywords(type(optimizer))
     groups = [group for group in optimizer.param_groups if group["params"]]
-    found = {key for group in groups for key in group} - BESIDE_THE_RULE
+    keys = {key for group in groups for key in group} - BESIDE_THE_RULE
     return frozenset(
         key
-        for key in found
+        for key in keys
         if key not in optimizer.defaults
         or (
             key not in taken
@@ -141,7 +141,7 @@ def kept_arguments(optimizer: Optimizer) -> dict[str, Any]:
     """
     kind = type(optimizer)
     refuse(kind)
-    found = {}
+    kept = {}
     first, *rest = constructor_parameters(kind).items()
     for name, parameter in rest:
         if name in BESIDE_THE_RULE or name in optimizer.defaults:
@@ -158,13 +158,13 @@ def kept_arguments(optimizer: Optimizer) -> dict[str, Any]:
                 f"{type(value).__name__} as {name!r}; {BUILT}"
             )
         if value is not parameter.default:
-            found[name] = value
+            kept[name] = value
     if isinstance(inner := vars(optimizer).get(first[0]), Optimizer):
         raise OptimizerError(
             f"{kind.__name__} cannot be built again, since it is around another optimizer, "
             f"{type(inner).__name__}, whose step it changes; {BUILT}"
         )
-    return found
+    return kept
 
 
 def shared_settings(optimizer: Optimizer) -> dict[str, Any]:

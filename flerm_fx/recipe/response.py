@@ -53,7 +53,7 @@ class Response:
         for name, kind in self.decays.items():
             changed[name] = group.get(name, settings[name]) * decay_factor[kind]
         for name, power in self.powers.items():
-            changed[name] = times(group.get(name, settings[name]), scale**power)
+            changed[name] = multiplied(group.get(name, settings[name]), scale**power)
         return changed
 
 
@@ -180,7 +180,7 @@ def _power(rule: Rule, gradients: Tensor, weight: Tensor, p: float, name: str, p
     node = scale * last_update(rule, scale * gradients, weight / scale, {name: probe})
     lr = LR * scale ** (1.0 + p)
     for power in (0, -1, -2, 1):
-        group = {name: times(probe, scale**power)}
+        group = {name: multiplied(probe, scale**power)}
         update = last_update(rule, gradients, weight, group, lr=lr)
         if (update - node).norm() <= TOLERANCE * node.norm():
             return power
@@ -204,8 +204,8 @@ def _decay(rule: Rule, gradients: Tensor, weight: Tensor, name: str) -> Decay:
     return "coupled"
 
 
-def times(value: Any, factor: float) -> Any:
+def multiplied(value: Any, factor: float) -> Any:
     """A number, or each of a tuple, times a factor."""
     if isinstance(value, tuple):
-        return tuple(times(item, factor) for item in value)
+        return tuple(multiplied(item, factor) for item in value)
     return value * factor

@@ -92,7 +92,7 @@ def stepped(
     return parameter, optimizer
 
 
-def numbers_in(values: Mapping[str, Any]) -> dict[str, Tensor]:
+def as_doubles(values: Mapping[str, Any]) -> dict[str, Tensor]:
     """The numbers and tensors among some values, in float64."""
     return {
         name: torch.as_tensor(value, dtype=torch.float64)

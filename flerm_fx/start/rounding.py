@@ -79,7 +79,7 @@ def rounding_alone(
     gradients = {name: p.grad for name, p in parameters.items()}
     weights = {name: p.detach().clone() for name, p in parameters.items()}
     generator = torch.Generator().manual_seed(procedure.seed)
-    found = set()
+    names = set()
     with untouched(model):
         seed_all(procedure.seed)
         try:
@@ -97,10 +97,10 @@ def rounding_alone(
                 if gradient is not None and p.grad is not None:
                     before, after = as_real(gradient).float(), as_real(p.grad).float()
                     if (after - before).norm() > ROUNDED * before.norm():
-                        found.add(name)
+                        names.add(name)
         finally:
             with torch.no_grad():
                 for name, p in parameters.items():
                     p.copy_(weights[name])
                     p.grad = gradients[name]
-    return frozenset(found)
+    return frozenset(names)

@@ -46,8 +46,8 @@ class Moment:
 
 
 Follow = Callable[[int, Moment], Multipliers | None]
-"""From a step and what was found there to the multipliers that hold from this step on; None, at the
-last step of a round, to end there."""
+"""From a step and what was measured there to the multipliers that hold from this step on; None, at
+the last step of a round, to end there."""
 
 
 def measure_settling(
@@ -79,7 +79,7 @@ def measure_settling(
     draws = procedure.seed if draw_seed is None else draw_seed
     prober = prober or Prober(captured)
     probe = to_device(procedure.pool[0], device_of(captured.model))
-    found: dict[int, Moment] = {}
+    moments: dict[int, Moment] = {}
     settle, warmup = procedure.settle, procedure.warmup
     of_start, wanted = start_steps(settle, warmup), settling_steps(settle, warmup)
     # Errors of several steps are independent, and their mean has less.
@@ -87,7 +87,7 @@ def measure_settling(
     measured = replace(procedure, rtol=rtol)
     end = settle
     with walking(captured, procedure) as walk:
-        while end not in found:
+        while end not in moments:
             step = walk.step()
             of_round = step_of_round(step.index, settle)
             if of_round not in wanted:
@@ -101,20 +101,20 @@ def measure_settling(
             if sized and step.index == 0:
                 sizes = update_sizes(step.updates, capture_graph(captured))
                 moment = replace(moment, update_sizes=sizes)
-            found[step.index] = moment
+            moments[step.index] = moment
             multipliers = follow(step.index, moment) if follow is not None else None
             if multipliers is not None:
                 walk.rematch(multipliers)
                 if step.index == end:
                     end += settle
                     wanted = of_start
-    return found
+    return moments
 
 
-def start_of(found: Mapping[int, Moment], procedure: StartProcedure) -> dict[str, Estimate]:
+def start_of(moments: Mapping[int, Moment], procedure: StartProcedure) -> dict[str, Estimate]:
     """The start: the mean over :func:`flerm_fx.recipe.schedule.start_steps` of the last round."""
-    steps = start_steps(procedure.settle, procedure.warmup, max(found))
-    averaged = [found[step].fslrs for step in steps]
+    steps = start_steps(procedure.settle, procedure.warmup, max(moments))
+    averaged = [moments[step].fslrs for step in steps]
     return {name: _mean([each[name] for each in averaged]) for name in averaged[0]}
 
 
@@ -164,9 +164,9 @@ def measure_start(
             if step.index <= procedure.settle - averaged:
                 continue
             chosen = replace(step, updates={name: step.updates[name] for name in wanted})
-            found = _estimate(prober, precise, chosen, probe, draws)
-            measured.append(_noted(found, step.rounding))
-    return {name: _mean([found[name] for found in measured]) for name in wanted}
+            estimates = _estimate(prober, precise, chosen, probe, draws)
+            measured.append(_noted(estimates, step.rounding))
+    return {name: _mean([estimates[name] for estimates in measured]) for name in wanted}
 
 
 def _estimate(

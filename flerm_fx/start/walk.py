@@ -218,7 +218,7 @@ def _grouped(
         key = name if apart else repr(sorted(settings.items()))
         of_kind = groups.setdefault(run.index(name), {})
         of_kind.setdefault(key, {"params": [], **settings})["params"].append(parameter)
-    return {index: list(found.values()) for index, found in groups.items()}
+    return {index: list(by_key.values()) for index, by_key in groups.items()}
 
 
 def _differentiate(

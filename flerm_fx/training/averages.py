@@ -13,18 +13,18 @@ class MovingAverage:
         self._decay = decay
         self._sums: dict[str, tuple[float, float]] = {}
 
-    def after(self, found: Mapping[str, Estimate]) -> dict[str, float]:
+    def after(self, fslrs: Mapping[str, Estimate]) -> dict[str, float]:
         """The roots of the averages as they would be with these FSLRs in them."""
-        return {n: math.sqrt(s / w) for n, (s, w) in self._with(found).items()}
+        return {n: math.sqrt(s / w) for n, (s, w) in self._with(fslrs).items()}
 
-    def keep(self, found: Mapping[str, Estimate]) -> None:
+    def keep(self, fslrs: Mapping[str, Estimate]) -> None:
         """Add these FSLRs to the averages."""
-        self._sums = self._with(found)
+        self._sums = self._with(fslrs)
 
-    def _with(self, found: Mapping[str, Estimate]) -> dict[str, tuple[float, float]]:
+    def _with(self, fslrs: Mapping[str, Estimate]) -> dict[str, tuple[float, float]]:
         d = self._decay
         sums = dict(self._sums)
-        for name, estimate in found.items():
+        for name, estimate in fslrs.items():
             total, weight = sums.get(name, (0.0, 0.0))
             sums[name] = (d * total + (1 - d) * estimate.value**2, d * weight + 1 - d)
         return sums

@@ -10,6 +10,6 @@ FSLR = "flerm/fslr/"
 MULTIPLIER = "flerm/multiplier/"
 
 
-def logging(log: Log | None, numbers: dict[str, float], step: int) -> Callable[[], None]:
+def log_call(log: Log | None, numbers: dict[str, float], step: int) -> Callable[[], None]:
     """What logs some numbers, if there is a log."""
     return lambda: None if log is None else log(numbers, step)

@@ -16,7 +16,7 @@ from flerm_fx.recipe.optimizers import Optimizers
 from flerm_fx.recipe.schedule import Schedule
 from flerm_fx.training.averages import MovingAverage
 from flerm_fx.training.course import Course
-from flerm_fx.training.logs import FSLR, MULTIPLIER, Log, logging
+from flerm_fx.training.logs import FSLR, MULTIPLIER, Log, log_call
 from flerm_fx.training.observer import Attached, Observed, UpdateObserver
 from flerm_fx.training.running import RunningProber
 from flerm_fx.training.states import State, a_rate, a_step, items
@@ -27,8 +27,8 @@ RISEN = 0.5
 
 
 @dataclass(frozen=True)
-class Matched:
-    """What one measurement found.
+class Measurement:
+    """One measurement of a model in training, and the multipliers that followed from it.
 
     Attributes:
         step: at which it was.
@@ -51,7 +51,7 @@ class Matcher(Attached):
 
     Attributes:
         multipliers: the present multiplier of each trainable parameter, in execution order.
-        history: what each measurement found.
+        history: the measurements so far.
 
     Args:
         model: the target, which trains.
@@ -76,7 +76,7 @@ class Matcher(Attached):
         log: Log | None,
     ) -> None:
         self.multipliers = dict.fromkeys(course.parameters, 1.0) | target.multipliers()
-        self.history: list[Matched] = []
+        self.history: list[Measurement] = []
         self._run, self._target, self._course, self._prober = run, target, course, prober
         self._squares = MovingAverage(course.decay)
         self._log = log
@@ -95,10 +95,10 @@ class Matcher(Attached):
         """FSLRs of the model's unit updates, before their multipliers, at each measurement."""
         never = Estimate(0.0, 0.0, "exact", 0, "not trained at this step")
         return Trajectory(
-            tuple(found.step for found in self.history),
-            tuple(found.learning_rate for found in self.history),
+            tuple(row.step for row in self.history),
+            tuple(row.learning_rate for row in self.history),
             {
-                name: tuple(found.fslrs.get(name, never) for found in self.history)
+                name: tuple(row.fslrs.get(name, never) for row in self.history)
                 for name in self.multipliers
             },
         )
@@ -111,8 +111,8 @@ class Matcher(Attached):
             "multipliers": dict(self.multipliers),
             "squares": self._squares.state(),
             "history": [
-                [found.step, found.learning_rate, rows(found.fslrs), dict(found.multipliers)]
-                for found in self.history
+                [row.step, row.learning_rate, rows(row.fslrs), dict(row.multipliers)]
+                for row in self.history
             ],
         }
 
@@ -129,9 +129,9 @@ class Matcher(Attached):
         """
         given = State("matcher", state, self.state_dict(), self.multipliers)
 
-        def found(what: str, value: Any) -> Matched:
+        def row(what: str, value: Any) -> Measurement:
             step, rate, fslrs, multipliers = items(what, value, 4)
-            return Matched(
+            return Measurement(
                 a_step(what, step),
                 a_rate(what, rate),
                 given.some_estimates(what, fslrs),
@@ -146,7 +146,7 @@ class Matcher(Attached):
         multipliers = given.part("multipliers", given.multipliers)
         squares = given.of_some("squares", given.by("squares", square))
         twin = copy.copy(self)
-        twin.history = given.each("history", found)
+        twin.history = given.each("history", row)
         try:
             _ = twin.trajectory  # which raises where steps do not ascend
         except ProfileError as error:
@@ -190,34 +190,34 @@ class Matcher(Attached):
 
     def _observed(self, observed: Observed) -> Callable[[], None]:
         unit = self._target.unit(observed, self.multipliers)
-        found = self._prober.estimate(unit)
-        smoothed = self._squares.after(found)
-        following = self._matched(unit, smoothed, found)
+        fslrs = self._prober.estimate(unit)
+        smoothed = self._squares.after(fslrs)
+        following = self._next_multipliers(unit, smoothed, fslrs)
         self._target.rematch(observed, self.multipliers, following)
-        self._squares.keep(found)
+        self._squares.keep(fslrs)
         self.multipliers = following
         rate = next(rate for rate in observed.rates.values() if rate > 0)
-        self.history.append(Matched(observed.step, rate, found, dict(following)))
-        numbers = {FSLR + name: estimate.value for name, estimate in found.items()}
+        self.history.append(Measurement(observed.step, rate, fslrs, dict(following)))
+        numbers = {FSLR + name: estimate.value for name, estimate in fslrs.items()}
         numbers |= {MULTIPLIER + name: m for name, m in following.items()}
-        return logging(self._log, numbers, observed.step)
+        return log_call(self._log, numbers, observed.step)
 
-    def _matched(
-        self, observed: Observed, smoothed: Mapping[str, float], found: Mapping[str, Estimate]
+    def _next_multipliers(
+        self, observed: Observed, smoothed: Mapping[str, float], fslrs: Mapping[str, Estimate]
     ) -> dict[str, float]:
         """Multipliers at which the smoothed FSLRs meet the base's.
 
         Old ones where that is not resolved, and the first guess while the rate still rises.
         """
         if self._has_risen(observed):
-            return self.multipliers | self._course.multipliers(observed.step, found, smoothed)
+            return self.multipliers | self._course.multipliers(observed.step, fslrs, smoothed)
         first = not self.history and isinstance(self._target, PlainTarget)
         return self.multipliers | (self._course.guess(observed.updates) if first else {})
 
     def _has_risen(self, observed: Observed) -> bool:
         """Whether the rate has been at half of the run's peak, or does not rise any more."""
         name, rate = next((n, r) for n, r in observed.rates.items() if r > 0)
-        before = [found.learning_rate for found in self.history]
+        before = [row.learning_rate for row in self.history]
         if before and rate <= before[-1]:
             return True
         return max([rate, *before]) >= RISEN * self._run.rate(name)

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from flerm_fx.align.aligning import OnUnmatched
 from flerm_fx.align.patterns import Mapped
-from flerm_fx.assign.matches import held_as_matched, matched
+from flerm_fx.assign.matches import find_matches, held_as_matched
 from flerm_fx.assign.multipliers import floor
 from flerm_fx.boundary.options import checked, choice, instance
 from flerm_fx.capture.tracing import capture
@@ -170,7 +170,7 @@ def match(
             stacklevel=2,
         )
     precise = is_coarse(model) and not obstacle
-    matches = matched(base_profile, captured, mapping, on_unmatched)
+    matches = find_matches(base_profile, captured, mapping, on_unmatched)
     held = held_as_matched(base_profile, captured, matches)
     given = {name: (run.rule(name), run.rate(name)) for name in run.held}
     check_as_base(replace(base_profile.optimizers, held=held), given)

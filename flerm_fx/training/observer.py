@@ -187,9 +187,9 @@ class _Snapshot:
             {name: p.detach().clone() for name, p in parameters.items()},
             {name: float(groups[id(p)]["lr"]) for name, p in parameters.items()},
             {name: decay_per_step(run.rule(name), groups[id(p)]) for name, p in parameters.items()},
-            {p: _copied(values) for p, values in optimizer.state.items()},
+            {p: _cloned(values) for p, values in optimizer.state.items()},
             [
-                {key: _copied(value) for key, value in group.items() if key != "params"}
+                {key: _cloned(value) for key, value in group.items() if key != "params"}
                 for group in optimizer.param_groups
             ],
         )
@@ -208,11 +208,11 @@ def _nothing() -> None:
     """There is nothing to undo, or to tell."""
 
 
-def _copied(value: Any) -> Any:
+def _cloned(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
+        return {key: _cloned(item) for key, item in value.items()}
     return copy.deepcopy(value)
 
 

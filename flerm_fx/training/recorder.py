@@ -18,7 +18,7 @@ from flerm_fx.recipe.optimizers import listed
 from flerm_fx.recipe.schedule import Schedule
 from flerm_fx.start.procedure import MODEL_LOSS, StartProcedure
 from flerm_fx.start.start import Moment
-from flerm_fx.training.logs import FSLR, Log, logging
+from flerm_fx.training.logs import FSLR, Log, log_call
 from flerm_fx.training.observer import Attached, Observed, UpdateObserver
 from flerm_fx.training.running import RunningProber
 from flerm_fx.training.states import State, a_rate, a_step, items
@@ -164,8 +164,8 @@ class Recorder(Attached):
             "start": rows(self._start),
             "late": rows(self._late),
             "settling": {
-                step: (rows(found.fslrs), found.output_rms, dict(found.update_sizes))
-                for step, found in self._settling.items()
+                step: (rows(moment.fslrs), moment.output_rms, dict(moment.update_sizes))
+                for step, moment in self._settling.items()
             },
             "steps": list(self._steps),
             "rates": list(self._rates),
@@ -199,11 +199,11 @@ class Recorder(Attached):
         twin._start = given.part("start", given.estimates)
         twin._late = given.part("late", given.estimates) if state["late"] else {}
         settling = given.by("settling", moment)
-        twin._settling = {a_step("a step of settling", at): found for at, found in settling.items()}
+        twin._settling = {a_step("a step of settling", at): that for at, that in settling.items()}
         twin._steps = given.each("steps", a_step)
         twin._rates = given.each("rates", a_rate)
         measured = given.each("fslrs", given.estimates)
-        twin._fslrs = {name: [found[name] for found in measured] for name in self._shapes}
+        twin._fslrs = {name: [fslrs[name] for fslrs in measured] for name in self._shapes}
         rates = given.each("learning_rates", lambda what, rate: number(what, rate, least=0))
         try:
             twin.procedure = self.procedure.at_rates(rates)
@@ -249,13 +249,13 @@ class Recorder(Attached):
         return undo
 
     def _observed(self, observed: Observed) -> Callable[[], None]:
-        found = self._prober.estimate(observed)
+        fslrs = self._prober.estimate(observed)
         self._steps.append(observed.step)
         held = self.procedure.optimizers.held
         first = [r for name, r in observed.rates.items() if r > 0 and not held.get(name)]
         self._rates.append(next(iter(first), None) or next(r for r in observed.rates.values() if r))
         frozen = Estimate(0.0, 0.0, "exact", 0, "not trained at this step")
         for name in self._shapes:
-            self._fslrs[name].append(found.get(name, frozen))
-        numbers = {FSLR + name: estimate.value for name, estimate in found.items()}
-        return logging(self._log, numbers, observed.step)
+            self._fslrs[name].append(fslrs.get(name, frozen))
+        numbers = {FSLR + name: estimate.value for name, estimate in fslrs.items()}
+        return log_call(self._log, numbers, observed.step)

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 import flerm_fx
 from flerm_fx.align.aligning import align
-from flerm_fx.align.doubts import Doubt, described, doubts_of
+from flerm_fx.align.doubts import Doubt, doubts_of, paragraph
 from flerm_fx.align.parameter_graph import chain
 
 
@@ -76,7 +76,7 @@ def test_names_that_cross_are_in_doubt() -> None:
 
 def test_a_long_list_of_doubts_is_cut() -> None:
     doubts = [Doubt(f"{i}.weight", ("b.weight",), "their names differ") for i in range(12)]
-    text = described(doubts)
+    text = paragraph(doubts)
     assert text.startswith("12 matches are in doubt:\n  '0.weight' answers to 'b.weight': their")
     assert "\n  … and 2 more\n" in text
     assert "mapping={'0.weight': 'base name', ...}" in text

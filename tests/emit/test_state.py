@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import flerm_fx
 from flerm_fx.emit.module import ModuleEmitter, put_scales
 from flerm_fx.emit.scaled import ScaledModel
-from flerm_fx.emit.state import effective, packed, restored
+from flerm_fx.emit.state import effective, packed_units, restored
 from tests.cases import features
 
 X, Y = features(8, 4), torch.arange(8) % 3
@@ -88,7 +88,7 @@ def test_stored_weights_come_back_bit_for_bit(dtype: torch.dtype, s: float) -> N
     stored = torch.randn(10_001, dtype=dtype, generator=torch.Generator().manual_seed(0))
     stored[:3] = torch.tensor([0.0, -0.0, math.inf])
     weight = effective(stored, s)
-    found = restored(weight, s, packed(stored, s))
+    found = restored(weight, s, packed_units(stored, s))
     assert torch.equal(found, stored)
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(restored(weight, s), stored, rtol=4 * eps, atol=0)
@@ -97,7 +97,7 @@ def test_stored_weights_come_back_bit_for_bit(dtype: torch.dtype, s: float) -> N
 def test_units_of_other_weights_are_no_more_than_rounding() -> None:
     """Whoever edits the weights of a state dict gets those weights."""
     stored = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    units = packed(stored, 0.3)
+    units = packed_units(stored, 0.3)
     for weight in (torch.zeros(1000), stored.flip(0), torch.full((1000,), 3e38), 1e-44 * stored):
         found = restored(weight, 0.3, units)
         torch.testing.assert_close(found, weight / 0.3, rtol=16 * 2**-23, atol=1e-44)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flerm_fx.align.aligning import Match
 from flerm_fx.align.doubts import Doubt
 from flerm_fx.assign.assignment import Assignment
-from flerm_fx.dump.report.outline import Row, edges, module_path, outline, shared_path
+from flerm_fx.dump.report.outline import Row, common_module, edges, module_path, outline
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.profile.profile import BaseProfile
 
@@ -143,7 +143,7 @@ def _row(row: Row, index: Mapping[str, int], stream: dict[str, int]) -> Packed:
 
 def _labels(names: Sequence[str]) -> list[str]:
     """Names below the module that all share."""
-    depth = len(shared_path([module_path(name) for name in names]))
+    depth = len(common_module([module_path(name) for name in names]))
     return [".".join(name.split(".")[depth:]) for name in names]
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
+from flerm_fx.align.items import common
 from flerm_fx.align.parameter_graph import parameters, sites
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _placed(pg: nx.DiGraph) -> list[_Placed]:
             read.setdefault(site, []).append(name)
     stream = _stream(pg)
     paths = {
-        node: shared_path([module_path(name) for name in names]) for node, names in read.items()
+        node: common_module([module_path(name) for name in names]) for node, names in read.items()
     }
     following: dict[str, _Path] = {}
     upcoming: _Path = ()
@@ -124,14 +125,9 @@ def module_path(name: str) -> _Path:
     return tuple(name.split(".")[:-1])
 
 
-def shared_path(paths: Sequence[_Path]) -> _Path:
+def common_module(paths: Sequence[_Path]) -> _Path:
     """The innermost module that holds all of some."""
-    shared = []
-    for parts in zip(*paths, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return tuple(shared)
+    return common(paths) or ()
 
 
 def _around(before: _Path, after: _Path, sources: Sequence[_Path]) -> _Path:
@@ -141,8 +137,8 @@ def _around(before: _Path, after: _Path, sources: Sequence[_Path]) -> _Path:
     along the site before up to its next index. At the end of the last block of a list the next site
     is further away, and what meets there tells more: the block and the one before it.
     """
-    candidates = [_up_to_index(before, len(shared_path([before, after])))]
-    meeting = shared_path([before, *sources])
+    candidates = [_up_to_index(before, len(common_module([before, after])))]
+    meeting = common_module([before, *sources])
     if meeting != before:
         candidates.append(_up_to_index(before, len(meeting)))
     return max(candidates, key=len)
@@ -193,20 +189,20 @@ def _named(row: Row, name: str) -> Row:
 def _with_runs(rows: Sequence[Row]) -> tuple[Row, ...]:
     """The rows, with members of a list of modules that repeat as runs."""
     signatures = [_signature(row) if row.name.split(".")[0].isdigit() else None for row in rows]
-    found: list[Row] = []
+    joined: list[Row] = []
     start = 0
     while start < len(rows):
         period, copies = _longest(signatures, start)
         if copies < 2:
-            found.append(rows[start])
+            joined.append(rows[start])
             start += 1
             continue
         end = start + period * copies
         blocks = [tuple(rows[at : at + period]) for at in range(start, end, period)]
         children = [b[0] if period == 1 else Row("group", _span(b), children=b) for b in blocks]
-        found.append(Row("run", _span(rows[start:end]), children=tuple(children)))
+        joined.append(Row("run", _span(rows[start:end]), children=tuple(children)))
         start = end
-    return tuple(found)
+    return tuple(joined)
 
 
 def _longest(signatures: Sequence[Hashable], start: int) -> tuple[int, int]:

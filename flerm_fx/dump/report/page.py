@@ -13,7 +13,7 @@ from flerm_fx.align.doubts import Doubt
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.boundary.text import json_text
 from flerm_fx.dump.report.graph import base_side, matched_sides, target_side
-from flerm_fx.dump.report.trajectory import trajectory
+from flerm_fx.dump.report.trajectory import trajectory_data
 from flerm_fx.errors import InputError, shown
 from flerm_fx.profile.profile import BaseProfile
 
@@ -47,7 +47,7 @@ def to_html(
     sides = [base_side(profile, assignments)]
     if graph is not None:
         sides.append(target_side(graph, assignments, doubts))
-    data = {"sides": sides, "trajectory": trajectory(profile), "matching": False}
+    data = {"sides": sides, "trajectory": trajectory_data(profile), "matching": False}
     return _page(f"Function-space learning rates: {_counts(sides)}", profile, data)
 
 
@@ -86,7 +86,7 @@ def _page(title: str, profile: BaseProfile, data: dict[str, Any]) -> str:
         "data": _embedded(data),
         "scripts": "\n".join(f"<script>\n{code}\n</script>" for code in scripts),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda hit: parts[hit[1]], _asset("page.html"))
 
 
 def _asset(name: str) -> str:

@@ -6,7 +6,7 @@ from flerm_fx.dump.report.graph import finite
 from flerm_fx.profile.profile import BaseProfile
 
 
-def trajectory(profile: BaseProfile) -> dict[str, Any] | None:
+def trajectory_data(profile: BaseProfile) -> dict[str, Any] | None:
     """Steps, learning rates and, for each parameter, one FSLR a step; None if none was recorded."""
     course = profile.trajectory
     if not course.steps:
