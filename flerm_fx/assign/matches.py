@@ -1,7 +1,7 @@
 """Which base parameters the parameters of a captured model answer to."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from flerm_fx.align.aligning import Match, OnUnmatched, align, unanswered
 from flerm_fx.align.doubts import doubts_of, paragraph
@@ -9,6 +9,7 @@ from flerm_fx.align.parameter_graph import capture_graph
 from flerm_fx.align.patterns import Mapped
 from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import MatchError, MatchWarning, shown
+from flerm_fx.probe.estimate import Estimate
 from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.recipe.optimizers import Optimizers
 
@@ -72,8 +73,26 @@ def wanted(run: Optimizers, shares: Shares, fslrs: Mapping[str, float]) -> float
     >>> wanted(run, (("a", 0.5), ("b", 0.5)), {"a": 1.0, "b": 1.0})
     1.5
     """
+    return sum(share * fslrs[b] * ratio for b, share, ratio in _parts(run, shares))
+
+
+def wanted_estimate(run: Optimizers, shares: Shares, fslrs: Mapping[str, Estimate]) -> Estimate:
+    """The same as :func:`wanted`, with an error: those of the base's FSLRs, added up.
+
+    >>> from flerm_fx.recipe.update_rule import UpdateRule
+    >>> run = Optimizers((UpdateRule.from_name("SGD"),), (0.5,), {})
+    >>> fslrs = {"a": Estimate(1.0, 0.5, "sampled", 4), "b": Estimate(3.0, 0.5, "sampled", 4)}
+    >>> wanted_estimate(run, (("a", 0.5), ("b", 0.5)), fslrs)
+    Estimate(value=2.0, stderr=0.5, method='sampled', samples=8, note='')
+    """
+    return Estimate.total(fslrs[b] * share * ratio for b, share, ratio in _parts(run, shares))
+
+
+def _parts(run: Optimizers, shares: Shares) -> Iterator[tuple[str, float, float]]:
+    """The base parameters, each with its share and its rate over the leader's."""
     lr = run.rate(leader(run, shares)) if shares else 0.0
-    return sum(float(share) * fslrs[b] * (run.rate(b) / lr if lr else 1.0) for b, share in shares)
+    for b, share in shares:
+        yield b, float(share), run.rate(b) / lr if lr else 1.0
 
 
 def held_as_matched(

@@ -13,12 +13,12 @@ from flerm_fx.align.aligning import Match
 from flerm_fx.align.parameter_graph import capture_graph
 from flerm_fx.align.roles import roles
 from flerm_fx.assign.assignment import Assignment, Status
-from flerm_fx.assign.matches import wanted
+from flerm_fx.assign.matches import wanted_estimate
 from flerm_fx.assign.pooling import pooled, warn_of_implausible
 from flerm_fx.assign.way import Settling, Way
 from flerm_fx.capture.captured import Capture
 from flerm_fx.ops.scale import parameter_nodes
-from flerm_fx.probe.estimate import Estimate
+from flerm_fx.probe.estimate import NOT_MEASURED, Estimate
 from flerm_fx.probe.prober import Prober
 from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.recipe.multiplier import degree
@@ -89,8 +89,7 @@ def assigned(
     """
     prober = Prober(captured)
     measure = functools.partial(measure_start, captured, prober=prober)
-    unmeasured = Estimate(0.0, 0.0, "not measured", 0)
-    late = dict.fromkeys(captured.parameters, unmeasured)
+    late = dict.fromkeys(captured.parameters, NOT_MEASURED)
     assign = functools.partial(_assign, captured, profile, matches)
     way: Way | None = None
     of_role: dict[str, object] = {}
@@ -179,25 +178,12 @@ class _Again:
             return self._measure(self._full, multipliers)
         coarse = self._measure(self._coarse, multipliers)
         full, before = self._anchor
-        ratios = {n: e.value / before[n].value for n, e in coarse.items() if before[n].value}
-        errors = {
-            name: abs(math.log(ratio)) * coarse[name].stderr / coarse[name].value
-            if ratio
-            else math.inf
-            for name, ratio in ratios.items()
-        }
-        if len(ratios) < len(full) or max(errors.values()) > self._full.rtol:
+        ratios = {n: e.over_same_draws(before[n]) for n, e in coarse.items() if before[n].value}
+        if len(ratios) < len(full) or max(e for _, e in ratios.values()) > self._full.rtol:
             full = self._measure(self._full, multipliers)
             self._anchor = full, coarse
             return full
-        return {name: _times(full[name], ratios[name], errors[name]) for name in full}
-
-
-def _times(estimate: Estimate, ratio: float, error: float) -> Estimate:
-    """An estimate times a ratio with a relative error of its own."""
-    value = estimate.value * ratio
-    relative = math.hypot(estimate.stderr / estimate.value, error)
-    return replace(estimate, value=value, stderr=value * relative)
+        return {name: full[name].scaled(*ratios[name]) for name in full}
 
 
 _BESIDE_EPS = "gradients are of the size of the optimizer's eps, which the scales move"
@@ -304,13 +290,10 @@ def _assign(
         after = profile.resolve_after if profile.late and used and at_zero else 0
         base_fslrs, fslrs = sides[after]
         base_resolved, target_resolved = above_noise[after]
-        to_meet = wanted(run, base, {b: base_fslrs[b].value for b, _ in base}) * (
-            1.0 if after else way
-        )
+        to_meet = wanted_estimate(run, base, base_fslrs) * (1.0 if after else way)
         is_matched = name in target_resolved and any(b in base_resolved for b, _ in base)
         target = fslrs[name]
-        errors = {b: base_fslrs[b].stderr for b, _ in base}
-        base_error = wanted(run, base, errors) / to_meet if to_meet else 0.0
+        ratio, error = to_meet.over(target) if target.value else (1.0, 0.0)
         rows.append(
             Assignment(
                 parameter=name,
@@ -318,12 +301,12 @@ def _assign(
                 op=_first_op(node),
                 shape=tuple(parameter.shape),
                 base=base,
-                base_fslr=to_meet,
+                base_fslr=to_meet.value,
                 target=target,
-                multiplier=to_meet / target.value if is_matched else 1.0,
+                multiplier=ratio if is_matched else 1.0,
                 status="matched" if is_matched else status,
                 after=after,
-                error=math.hypot(base_error, target.relative_error) if target.value else 0.0,
+                error=error,
             )
         )
     return tuple(rows)
@@ -334,7 +317,7 @@ def resolved(
 ) -> set[str]:
     """Parameters whose FSLR is above so many standard errors and above rounding."""
     least = floor(captured) * max(e.value for e in estimates.values())
-    return {n for n, e in estimates.items() if e.value > max(noise * e.stderr, least)}
+    return {n for n, e in estimates.items() if e.is_above(noise, least)}
 
 
 def floor(captured: Capture) -> float:

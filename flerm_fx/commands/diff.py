@@ -1,6 +1,5 @@
 """``flerm-fx diff``: in what two base profiles differ."""
 
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,9 +64,7 @@ def differences(one: BaseProfile, other: BaseProfile) -> dict[str, Any]:
 
 
 def _agree(one: BaseProfile, other: BaseProfile, name: str) -> bool:
-    a, b = one.start[name], other.start[name]
-    allowed = ERRORS * math.hypot(a.stderr, b.stderr) + ROUNDING * max(a.value, b.value)
-    return abs(a.value - b.value) <= allowed
+    return one.start[name].agrees_with(other.start[name], ERRORS, ROUNDING)
 
 
 def _as_table(differing: dict[str, Any]) -> str:

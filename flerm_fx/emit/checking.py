@@ -1,6 +1,5 @@
 """The check of a compiled model: its FSLRs, measured again, beside those that it was to meet."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -112,7 +111,7 @@ def measurable_twin(
 
 def _check(row: Assignment, unit: Estimate, factor: float, rounding: float) -> Check:
     measured = unit * factor
-    errors = math.hypot(measured.stderr, row.multiplier * row.target.stderr)
+    errors = measured.joint_error(row.target * row.multiplier)
     tolerance = CHECK_ERRORS * errors + (CHECK_RTOL + rounding) * row.base_fslr
     passed = row.status != "matched" or abs(measured.value - row.base_fslr) <= tolerance
     return Check(row.parameter, row.base_fslr, measured, tolerance, passed)

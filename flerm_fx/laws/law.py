@@ -29,7 +29,7 @@ from flerm_fx.laws.points import (
     share_of,
 )
 from flerm_fx.laws.role_law import Prediction, RoleLaw
-from flerm_fx.probe.estimate import Estimate
+from flerm_fx.probe.estimate import NOT_MEASURED, Estimate
 from flerm_fx.profile.profile import BaseProfile
 
 
@@ -232,10 +232,9 @@ class ScalingLaw(Predictor):
     def _row(
         self, name: str, node: str, op: str, shape: tuple[int, ...], match: Match
     ) -> Assignment:
-        unknown = Estimate(0.0, 0.0, "not measured", 0)
         if not op or not match.base:
             status: Status = "unmatched" if op else "unused"
-            return Assignment(name, node, op, shape, match.base, 0.0, unknown, 1.0, status)
+            return Assignment(name, node, op, shape, match.base, 0.0, NOT_MEASURED, 1.0, status)
         run = self.profile.optimizers
         first = leader(run, match.base)
         role, share = self._of_base[first].name, sum(part for _, part in match.base)
@@ -244,7 +243,7 @@ class ScalingLaw(Predictor):
         to_meet = wanted(run, match.base, fslrs)
         if role in self.unresolved:
             return Assignment(
-                name, node, op, shape, match.base, to_meet, unknown, 1.0, "unresolved"
+                name, node, op, shape, match.base, to_meet, NOT_MEASURED, 1.0, "unresolved"
             )
         if role not in self.roles:
             raise LawError(self._unknown(role, name))

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from flerm_fx.align.roles import roles
 from flerm_fx.assign.assignment import Assignment
-from flerm_fx.assign.matches import leader, wanted
+from flerm_fx.assign.matches import leader, wanted_estimate
 from flerm_fx.profile.profile import BaseProfile
 
 
@@ -141,9 +141,8 @@ def _own_error(row: Assignment, profile: BaseProfile) -> float:
     """The relative error of a multiplier without the base's part of it."""
     start = profile.late if row.after else profile.start
     run = profile.optimizers
-    error = wanted(run, row.base, {b: start[b].stderr for b, _ in row.base})
-    value = wanted(run, row.base, {b: start[b].value for b, _ in row.base})
-    return math.sqrt(max(0.0, row.error**2 - (error / value if value else 0.0) ** 2))
+    error = wanted_estimate(run, row.base, start).relative_error
+    return math.sqrt(max(0.0, row.error**2 - error**2))
 
 
 def _relative_error(profile: BaseProfile, name: str) -> float:

@@ -110,26 +110,7 @@ def _mean_trajectory(trajectories: Sequence[Trajectory]) -> Trajectory:
 
 
 def _mean(estimates: Sequence[Estimate]) -> Estimate:
-    """Mean over seeds with its standard error: see :meth:`ProfileFields.mean`."""
-    n = len(estimates)
-    geometric = all(estimate.value > 0 for estimate in estimates)
-    if geometric:
-        values = [math.log(estimate.value) for estimate in estimates]
-        errors = [estimate.relative_error for estimate in estimates]
-    else:
-        values = [estimate.value for estimate in estimates]
-        errors = [estimate.stderr for estimate in estimates]
-    center = sum(values) / n
-    spread = sum((value - center) ** 2 for value in values) / (n - 1) / n
-    own = sum(error**2 for error in errors) / n**2
-    error = math.sqrt(max(spread, own))
-    methods = dict.fromkeys(estimate.method for estimate in estimates)
-    notes = dict.fromkeys(estimate.note for estimate in estimates if estimate.note)
-    value = math.exp(center) if geometric else center
-    return Estimate(
-        value=value,
-        stderr=value * error if geometric else error,
-        method="+".join(methods),
-        samples=sum(estimate.samples for estimate in estimates),
-        note="; ".join([f"mean of {n} profiles", *notes]),
-    )
+    """The mean over recordings: see ``BaseProfile.mean``."""
+    mean = Estimate.geometric_mean(estimates)
+    notes = (f"mean of {len(estimates)} profiles", mean.note)
+    return replace(mean, note="; ".join(filter(None, notes)))

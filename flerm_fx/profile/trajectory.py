@@ -88,7 +88,7 @@ class Trajectory:
         left = right - 1
         weight = (step - self.steps[left]) / (self.steps[right] - self.steps[left])
         return {
-            name: _interpolated(estimates[left], estimates[right], weight)
+            name: estimates[left].towards(estimates[right], weight)
             for name, estimates in self.fslrs.items()
         }
 
@@ -111,19 +111,6 @@ class Trajectory:
                 averaged.append(replace(estimate, value=math.sqrt(total / weight)))
             course[name] = tuple(averaged)
         return replace(self, fslrs=course)
-
-
-def _interpolated(left: Estimate, right: Estimate, weight: float) -> Estimate:
-    """Between two estimates, in logarithms where both have one."""
-
-    def between(a: float, b: float) -> float:
-        return (1 - weight) * a + weight * b
-
-    if left.value > 0 and right.value > 0:
-        value = math.exp(between(math.log(left.value), math.log(right.value)))
-    else:
-        value = between(left.value, right.value)
-    return replace(left, value=value, stderr=between(left.stderr, right.stderr))
 
 
 def check_estimate(estimate: Estimate, what: str) -> None:

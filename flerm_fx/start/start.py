@@ -115,7 +115,7 @@ def start_of(moments: Mapping[int, Moment], procedure: StartProcedure) -> dict[s
     """The start: the mean over :func:`flerm_fx.recipe.schedule.start_steps` of the last round."""
     steps = start_steps(procedure.settle, procedure.warmup, max(moments))
     averaged = [moments[step].fslrs for step in steps]
-    return {name: _mean([each[name] for each in averaged]) for name in averaged[0]}
+    return {name: Estimate.mean([each[name] for each in averaged]) for name in averaged[0]}
 
 
 def measure_start(
@@ -166,7 +166,7 @@ def measure_start(
             chosen = replace(step, updates={name: step.updates[name] for name in wanted})
             estimates = _estimate(prober, precise, chosen, probe, draws)
             measured.append(_noted(estimates, step.rounding))
-    return {name: _mean([estimates[name] for estimates in measured]) for name in wanted}
+    return {name: Estimate.mean([estimates[name] for estimates in measured]) for name in wanted}
 
 
 def _estimate(
@@ -226,25 +226,9 @@ def _output_rms(captured: Capture, procedure: StartProcedure, taken: Step) -> fl
 
 
 def _noted(estimates: Mapping[str, Estimate], rounding: frozenset[str]) -> dict[str, Estimate]:
-    return {n: _rounded(e) if n in rounding else e for n, e in estimates.items()}
-
-
-def _rounded(estimate: Estimate) -> Estimate:
-    return replace(
-        estimate,
-        stderr=max(estimate.stderr, estimate.value),
-        note="; ".join(filter(None, (estimate.note, "its gradient is rounding"))),
-    )
-
-
-def _mean(estimates: list[Estimate]) -> Estimate:
-    """Mean of a parameter's FSLRs over steps, their errors independent."""
-    if len(estimates) == 1:
-        return estimates[0]
-    return Estimate(
-        value=sum(e.value for e in estimates) / len(estimates),
-        stderr=math.sqrt(sum(e.stderr**2 for e in estimates)) / len(estimates),
-        method=estimates[-1].method,
-        samples=sum(e.samples for e in estimates),
-        note=estimates[-1].note,
-    )
+    return {
+        name: estimate.unresolved().noted("its gradient is rounding")
+        if name in rounding
+        else estimate
+        for name, estimate in estimates.items()
+    }
