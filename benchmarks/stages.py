@@ -17,7 +17,7 @@ REST = "emit"
 
 _WRAPPED: tuple[tuple[Any, str, str], ...] = (
     (flerm_fx.compiler, "capture", "capture"),
-    (flerm_fx.compiler, "matched", "match"),
+    (flerm_fx.compiler, "find_matches", "match"),
     (flerm_fx.assign.multipliers, "measure_settling", "settle"),
     (flerm_fx.assign.multipliers, "measure_start", "settle"),
     (flerm_fx.assign.multipliers, "answers_to", "settle"),
