@@ -95,7 +95,8 @@ def test_a_settled_target_is_measured_where_its_first_guess_leads() -> None:
     small, large, x, y = wide_pair()
     profile = profile_of(small, x, y, settle=5, lr=1e-2, method="exact")
     # The base's outputs as large as none of the target's: it has no further to go.
-    profile = replace(profile, output_rms=(1e3,) * len(profile.output_rms))
+    huge = {step: replace(moment, output_rms=1e3) for step, moment in profile.moments.items()}
+    profile = replace(profile, moments=huge)
     compiled = flerm_fx.compile(large, profile, method="exact")
     guess = compiled._settling[0]
     adam = torch.optim.Adam(large.parameters(), lr=1e-2)

@@ -103,7 +103,7 @@ def held_as_matched(
     One without a counterpart goes where most base parameters of as many dimensions are, since
     rules such as Muon take matrices only.
     """
-    if not profile.others:
+    if not profile.optimizers.others:
         return {}
     run = profile.optimizers
     by_rank: dict[int, list[int]] = {}

@@ -6,10 +6,10 @@ from statistics import fmean, geometric_mean
 
 from flerm_fx.align.aligning import Match
 from flerm_fx.assign.matches import wanted
+from flerm_fx.profile.moment import Moment
 from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.recipe.schedule import start_steps, step_of_round
 from flerm_fx.start.procedure import StartProcedure
-from flerm_fx.start.start import Moment
 
 LARGE = 2.0
 """Outputs more than so many times as large as the base's have not settled."""

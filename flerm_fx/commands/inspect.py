@@ -42,7 +42,7 @@ def settings(profile: BaseProfile) -> dict[str, Any]:
             for key, value in profile.optimizer.settings.items()
         },
         "learning_rate": profile.learning_rate,
-        **({"groups": groups(profile)} if profile.others else {}),
+        **({"groups": groups(profile)} if profile.optimizers.others else {}),
         "loss": profile.loss,
         "mode": "training" if profile.training else "evaluation",
         "settle": profile.settle,

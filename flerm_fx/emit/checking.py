@@ -12,9 +12,10 @@ from flerm_fx.capture.tracing import capture
 from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.model.inputs import device_of, to_device
 from flerm_fx.probe.estimate import Estimate
+from flerm_fx.profile.moment import Moment
 from flerm_fx.start.precision import is_coarse, measurable
 from flerm_fx.start.procedure import StartProcedure, batch_loss
-from flerm_fx.start.start import Moment, measure_settling, measure_start, start_of
+from flerm_fx.start.start import measure_settling, measure_start, start_of
 
 CHECK_ERRORS = 4.0
 """Standard errors that :func:`checked_start` allows: with hundreds of parameters, 3 would

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from flerm_fx.errors import InputError
-from flerm_fx.probe.estimate import Estimate
 from flerm_fx.profile.fields import TYPES, Fields, ProfileFields, present_versions
+from flerm_fx.profile.moment import Moment, mean_of_recordings
 from flerm_fx.profile.trajectory import Trajectory
 
 
@@ -37,21 +36,17 @@ def averaged(profiles: Any, kind: type[Fields]) -> Fields:
     return replace(
         first,
         start={
-            name: _mean([profile.start[name] for profile in profiles]) for name in first.parameters
+            name: mean_of_recordings([profile.start[name] for profile in profiles])
+            for name in first.parameters
         },
         late={
-            name: _mean([profile.late[name] for profile in profiles])
+            name: mean_of_recordings([profile.late[name] for profile in profiles])
             for name in first.parameters
             if all(profile.late for profile in profiles)
         },
-        settling=_mean_trajectory([profile.settling for profile in profiles]),
-        output_rms=tuple(
-            math.sqrt(sum(rms**2 for rms in each) / len(each))
-            for each in zip(*(profile.output_rms for profile in profiles), strict=True)
-        ),
-        update_sizes={
-            name: math.fsum(profile.update_sizes[name] for profile in profiles) / len(profiles)
-            for name in first.update_sizes
+        moments={
+            step: Moment.mean([profile.moments[step] for profile in profiles])
+            for step in first.moments
         },
         trajectory=_mean_trajectory([profile.trajectory for profile in profiles]),
         versions=present_versions(),
@@ -64,9 +59,10 @@ def _check_same(first: ProfileFields, other: ProfileFields, index: int) -> None:
     def settings(profile: ProfileFields) -> Iterator[tuple[str, Any]]:
         yield "optimizer", profile.optimizer.source
         yield "optimizer settings", profile.optimizer.spec()["settings"]
-        yield "other parameter groups", [(rule.spec(), rate) for rule, rate in profile.others]
-        yield "which group holds what", dict(profile.held)
-        yield "which optimizer a group is of", profile.belongs
+        run = profile.optimizers
+        yield "other parameter groups", [(rule.spec(), rate) for rule, rate in run.others]
+        yield "which group holds what", dict(run.held)
+        yield "which optimizer a group is of", run.belongs
         for name in profile.parameters:
             yield f"the shape of {name!r}", profile.shapes[name]
         for name in TYPES:
@@ -101,16 +97,9 @@ def _mean_trajectory(trajectories: Sequence[Trajectory]) -> Trajectory:
     first = trajectories[0]
     course = {
         name: tuple(
-            _mean([trajectory.fslrs[name][step] for trajectory in trajectories])
+            mean_of_recordings([trajectory.fslrs[name][step] for trajectory in trajectories])
             for step in range(len(first))
         )
         for name in first.fslrs
     }
     return replace(first, fslrs=course)
-
-
-def _mean(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean over recordings: see ``BaseProfile.mean``."""
-    mean = Estimate.geometric_mean(estimates)
-    notes = (f"mean of {len(estimates)} profiles", mean.note)
-    return replace(mean, note="; ".join(filter(None, notes)))

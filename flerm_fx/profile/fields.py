@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from flerm_fx.errors import OptimizerError, ProfileError
+from flerm_fx.errors import ProfileError
 from flerm_fx.model.inputs import Batch
 from flerm_fx.probe.estimate import Estimate
+from flerm_fx.profile.moment import Moment, check_measured, check_outputs, check_warmup
 from flerm_fx.profile.packing import check_pool
 from flerm_fx.profile.trajectory import Trajectory, check_estimate
 from flerm_fx.recipe.optimizers import Optimizers
-from flerm_fx.recipe.schedule import settling_steps, start_steps
+from flerm_fx.recipe.schedule import settling_steps
 from flerm_fx.recipe.update_rule import UpdateRule
 
 if TYPE_CHECKING:
@@ -48,6 +49,27 @@ TYPES: dict[str, Any] = {
 }
 
 
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise ProfileError for a setting of another type, or out of the range that it has.
+
+    Args:
+        settings: those of :data:`TYPES` by name, and ``late``, whether there are late FSLRs.
+    """
+    for name, kind in TYPES.items():
+        value = settings[name]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ProfileError(f"{name} is {value!r}, a {type(value).__name__}")
+    for name, least in (
+        ("learning_rate", 0.0),
+        ("rtol", 0.0),
+        ("settle", -1),
+        ("resolve_after", 0 if settings["late"] else -1),
+    ):
+        value = settings[name]
+        if not (math.isfinite(value) and value > least):
+            raise ProfileError(f"{name} is {value!r}, out of range")
+
+
 @dataclass(frozen=True, eq=False)
 class ProfileFields:
     """What :class:`~flerm_fx.profile.profile.BaseProfile` says it holds, in agreement with itself.
@@ -62,8 +84,7 @@ class ProfileFields:
     start: Mapping[str, Estimate]
     trajectory: Trajectory
     graph: nx.DiGraph
-    optimizer: UpdateRule
-    learning_rate: float
+    optimizers: Optimizers
     settle: int
     loss: str | None
     method: str
@@ -74,28 +95,11 @@ class ProfileFields:
     resolve_after: int = 0
     late: Mapping[str, Estimate] = field(default_factory=dict)
     warmup: int = 0
-    settling: Trajectory = field(default_factory=Trajectory)
-    output_rms: tuple[float, ...] = ()
-    update_sizes: Mapping[str, float] = field(default_factory=dict)
-    others: tuple[tuple[UpdateRule, float], ...] = ()
-    held: Mapping[str, int] = field(default_factory=dict)
-    belongs: tuple[int, ...] = ()
+    moments: Mapping[int, Moment] = field(default_factory=dict)
     versions: Mapping[str, str | int] = field(default_factory=present_versions)
 
     def __post_init__(self) -> None:
-        for name, kind in TYPES.items():
-            value = getattr(self, name)
-            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-                raise ProfileError(f"{name} is {value!r}, a {type(value).__name__}")
-        for name, least in (
-            ("learning_rate", 0.0),
-            ("rtol", 0.0),
-            ("settle", -1),
-            ("resolve_after", 0 if self.late else -1),
-        ):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > least):
-                raise ProfileError(f"{name} is {value!r}, out of range")
+        check_settings({name: getattr(self, name) for name in (*TYPES, "late")})
         if not -(2**63) <= self.seed < 2**64:  # what torch.Generator takes
             raise ProfileError(f"seed is {self.seed}; expected a whole number of 64 bits")
         if not self.parameters or len(set(self.parameters)) != len(self.parameters):
@@ -106,30 +110,19 @@ class ProfileFields:
         ]
         if self.late:
             described.append(("late", self.late))
-        if not 0 <= self.warmup <= max(self.settle - 1, 0):
-            raise ProfileError(
-                f"warmup is {self.warmup} of {self.settle} settling steps; expected fewer of them"
-            )
-        expected = start_steps(self.settle, self.warmup) if self.settle else ()
-        if self.settling.steps != expected:
-            raise ProfileError(
-                f"settle is {self.settle}, and FSLRs were measured at steps {self.settling.steps} "
-                f"on the way; expected {expected}, as this version's flerm_fx.record measures "
-                "them: record again"
-            )
-        if len(self.output_rms) != len(self.sized):
-            raise ProfileError(
-                f"outputs were measured at {len(self.output_rms)} steps on the way; expected "
-                f"{len(self.sized)}: record again"
-            )
+        check_warmup(self.settle, self.warmup)
+        check_outputs(self.settle, self.warmup, len(self.moments))
+        if tuple(self.moments) != self.sized:
+            raise ProfileError(f"moments are of steps {tuple(self.moments)}; expected {self.sized}")
+        measured = tuple(step for step, moment in self.moments.items() if moment.fslrs)
+        check_measured(self.settle, self.warmup, measured)
         if self.settle:
             described.append(("update_sizes", self.update_sizes))
         for what, sizes in (("outputs", self.output_rms), ("updates", self.update_sizes.values())):
             for size in sizes:
                 if not (math.isfinite(size) and size >= 0):
                     raise ProfileError(f"{what} of size {size!r}; expected finite numbers >= 0")
-        if self.settling.steps:
-            described.append(("settling", self.settling.fslrs))
+        described += [("settling", m.fslrs) for m in self.moments.values() if m.fslrs]
         if self.trajectory.steps:
             described.append(("trajectory", self.trajectory.fslrs))
         for what, mapping in described:
@@ -148,31 +141,54 @@ class ProfileFields:
         for node, attributes in self.graph.nodes(data=True):
             if not attributes.get("junction") and node not in self.shapes:
                 raise ProfileError(f"the parameter graph has {node!r}, which is no parameter")
-        for rule in (self.optimizer, *(rule for rule, _ in self.others)):
+        for rule in self.optimizers.rules:
             for key, setting in rule.settings.items():
                 if any(number != number for number in floats_in(setting)):
                     raise ProfileError(f"setting {key!r} of {rule.source} is {setting!r}")
-        for rule, rate in self.others:
+        for rule, rate in self.optimizers.others:
             if not (math.isfinite(rate) and rate >= 0):
                 raise ProfileError(f"learning rate {rate!r} of {rule.source} is out of range")
-        for name, index in self.held.items():
-            if name not in self.shapes or not 0 <= index <= len(self.others):
+        for name, index in self.optimizers.held.items():
+            if name not in self.shapes:
                 raise ProfileError(
-                    f"{name!r} is in parameter group {index!r}; there are {1 + len(self.others)}"
+                    f"{name!r} is in parameter group {index!r}; there are "
+                    f"{len(self.optimizers.rules)}, and no such parameter"
                 )
-        try:
-            _ = self.optimizers
-        except OptimizerError as error:
-            raise ProfileError(str(error)) from error
         if not self.pool:
             raise ProfileError("the probe pool is empty; expected at least one batch")
         check_pool(self.pool)
 
     @property
-    def optimizers(self) -> Optimizers:
-        """The run's optimizers."""
-        rules, rates = zip((self.optimizer, self.learning_rate), *self.others, strict=True)
-        return Optimizers(rules, rates, self.held, self.belongs)
+    def optimizer(self) -> UpdateRule:
+        """The update rule of the recorded run; see ``BaseProfile``."""
+        return self.optimizers.rules[0]
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate that goes with :attr:`optimizer`."""
+        return self.optimizers.learning_rates[0]
+
+    @property
+    def settling(self) -> Trajectory:
+        """FSLRs at the steps that the start is the mean over, at :attr:`learning_rate`."""
+        points = {step: moment.fslrs for step, moment in self.moments.items() if moment.fslrs}
+        if not points:
+            return Trajectory()
+        return Trajectory(
+            tuple(points),
+            (self.learning_rate,) * len(points),
+            {name: tuple(fslrs[name] for fslrs in points.values()) for name in self.parameters},
+        )
+
+    @property
+    def output_rms(self) -> tuple[float, ...]:
+        """The root mean square of the outputs at each settling step."""
+        return tuple(moment.output_rms for moment in self.moments.values())
+
+    @property
+    def update_sizes(self) -> Mapping[str, float]:
+        """The sizes of the first step's unit updates; empty for ``settle=0``."""
+        return self.moments[0].update_sizes if self.moments else {}
 
     @property
     def sized(self) -> tuple[int, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ from torch import Tensor
 from flerm_fx.align.parameter_graph import from_json, to_json
 from flerm_fx.boundary.files import kind_of, path_of, reason, write_whole
 from flerm_fx.errors import FlermError, ProfileError, shown
-from flerm_fx.profile.fields import FORMAT, TYPES, Fields, ProfileFields, present_versions
+from flerm_fx.profile.fields import (
+    FORMAT,
+    TYPES,
+    Fields,
+    ProfileFields,
+    check_settings,
+    present_versions,
+)
+from flerm_fx.profile.moment import Moment, check_measured, check_outputs, check_warmup
 from flerm_fx.profile.packing import batch_of, packed
 from flerm_fx.profile.tensors import (
     estimate_tensors,
@@ -26,6 +35,8 @@ from flerm_fx.profile.tensors import (
 )
 from flerm_fx.profile.text import check_printable, from_text, to_text
 from flerm_fx.profile.trajectory import Trajectory
+from flerm_fx.recipe.optimizers import Optimizers
+from flerm_fx.recipe.schedule import settling_steps
 from flerm_fx.recipe.update_rule import UpdateRule
 
 PathLike = str | os.PathLike[str]
@@ -72,9 +83,9 @@ def write(profile: ProfileFields, path: PathLike) -> None:
         "versions": dict(profile.versions),
         "graph": to_json(profile.graph),
         "optimizer": profile.optimizer.spec(),
-        "others": [[rule.spec(), rate] for rule, rate in profile.others],
-        "held": dict(profile.held),
-        "belongs": list(profile.belongs),
+        "others": [[rule.spec(), rate] for rule, rate in profile.optimizers.others],
+        "held": dict(profile.optimizers.held),
+        "belongs": list(profile.optimizers.belongs) if profile.optimizers.others else [],
         "pool": [
             packed(batch, f"pool[{index}]", tensors) for index, batch in enumerate(profile.pool)
         ],
@@ -161,35 +172,61 @@ def loaded(path: PathLike, kind: type[Fields]) -> Fields:
 def _fields(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The fields of the profile that a header and tensors make."""
     header = {**_ADDED, **header}
+    check_settings(header)
     shapes = {str(name): tuple(shape) for name, shape in header["parameters"]}
     names = tuple(str(name) for name, _ in header["parameters"])
     kinds = [(str(method), str(note)) for method, note in header["kinds"]]
     [start] = estimates_in("start", tensors, 1, len(names), kinds)
     late = estimates_in("late", tensors, 1, len(names), kinds)[0] if header["late"] else []
-    settling = Trajectory()
-    if header["settling"]:
-        settling = trajectory_in("settling", header["settling"], names, tensors, kinds)
     return dict(
         parameters=names,
         shapes=shapes,
         start=dict(zip(names, start, strict=True)),
         late=dict(zip(names, late, strict=True)) if late else {},
-        settling=settling,
-        output_rms=tuple(float(rms) for rms in header["output_rms"]),
-        update_sizes={
-            name: float(size)
-            for name, size in zip(names, header["update_sizes"], strict=bool(header["settle"]))
-        },
+        moments=_moments(header, names, tensors, kinds),
         trajectory=trajectory_in("trajectory", header["steps"], names, tensors, kinds),
         graph=from_json(header["graph"]),
-        optimizer=UpdateRule.from_spec(header["optimizer"]),
-        others=tuple((UpdateRule.from_spec(spec), float(rate)) for spec, rate in header["others"]),
-        held={str(name): int(index) for name, index in header["held"].items()},
-        belongs=tuple(int(index) for index in header["belongs"]),
+        optimizers=_optimizers(header),
         pool=tuple(batch_of(packed, tensors) for packed in header["pool"]),
         versions=dict(header["versions"]),
-        **{name: header[name] for name in TYPES},
+        **{name: header[name] for name in TYPES if name != "learning_rate"},
     )
+
+
+def _optimizers(header: Mapping[str, Any]) -> Optimizers:
+    """The run's optimizers, of which a file holds the first rule and rate apart from the others."""
+    groups = [(header["optimizer"], header["learning_rate"]), *header["others"]]
+    return Optimizers(
+        tuple(UpdateRule.from_spec(spec) for spec, _ in groups),
+        tuple(float(rate) for _, rate in groups),
+        {str(name): int(index) for name, index in header["held"].items()},
+        tuple(int(index) for index in header["belongs"]),
+    )
+
+
+def _moments(
+    header: Mapping[str, Any],
+    names: Sequence[str],
+    tensors: Mapping[str, Tensor],
+    kinds: Sequence[tuple[str, str]],
+) -> dict[int, Moment]:
+    """The moments of the settling steps, of which a file holds each quantity as a list."""
+    settle, warmup = header["settle"], header["warmup"]
+    check_warmup(settle, warmup)
+    settling = Trajectory()
+    if header["settling"]:
+        settling = trajectory_in("settling", header["settling"], names, tensors, kinds)
+    check_measured(settle, warmup, settling.steps)
+    sizes = [float(size) for size in header["output_rms"]]
+    check_outputs(settle, warmup, len(sizes))
+    if not settle:
+        return {}
+    moments = {
+        step: Moment(settling.at(step) if step in settling.steps else {}, size)
+        for step, size in zip(settling_steps(settle, warmup), sizes, strict=True)
+    }
+    updates = zip(names, map(float, header["update_sizes"]), strict=True)
+    return {**moments, 0: replace(moments[0], update_sizes=dict(updates))}
 
 
 def _texts(header: Any) -> Any:

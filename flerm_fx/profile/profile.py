@@ -24,19 +24,17 @@ class BaseProfile(ProfileFields):
         start: their FSLRs at the start of training, per unit of learning rate.
         trajectory: their FSLRs during the recorded run.
         graph: the parameter graph.
-        optimizer: the update rule of the recorded run; of its first parameter group that has a
-            rate above 0 where it had several.
-        learning_rate: learning rate of that group, at which the start was settled.
+        optimizers: the update rules and learning rates of the recorded run, one of each for every
+            parameter group, be they of one optimizer or of several, as of AdamW beside Muon; and
+            the group that each parameter is in
+            (:class:`flerm_fx.recipe.optimizers.Optimizers`). :attr:`optimizer` and
+            :attr:`learning_rate` are those of the first group that has a rate above 0.
         settle: simulated steps to the start.
         warmup: over how many of them the rate rises in equal parts.
-        settling: FSLRs at those of these steps that the start is the mean over, see
-            :func:`flerm_fx.recipe.schedule.start_steps`.
-        output_rms: root mean square of the outputs at each of
-            :func:`flerm_fx.recipe.schedule.settling_steps`, on the batch that the step is taken on;
-            of those entries that the weights make, so that a mask has no size, whichever number it
-            is (:func:`flerm_fx.start.output_size.output_rms`).
-        update_sizes: sizes of the first step's unit updates, from which a target's first guess is
-            made (:func:`flerm_fx.start.update_size.update_sizes`); empty for ``settle=0``.
+        moments: what was measured at each of :func:`flerm_fx.recipe.schedule.settling_steps`, by
+            step: FSLRs where the start is the mean over it, the size of the outputs, and that of
+            the first updates (:class:`flerm_fx.profile.moment.Moment`); empty for ``settle=0``.
+            :attr:`settling`, :attr:`output_rms` and :attr:`update_sizes` are its columns.
         resolve_after: further simulated steps before the late start; 0 if it was turned off.
         loss: name in ``torch.nn.functional``, or ``"output.loss"`` for one that the model returns;
             ``None`` for a loss that the caller passed.
@@ -47,10 +45,6 @@ class BaseProfile(ProfileFields):
         training: whether the model was in training mode.
         late: FSLRs of all parameters ``resolve_after`` steps after the start, where one that is
             used had an FSLR of exactly 0 at the start; else empty.
-        others: rules and learning rates of the run's other parameter groups, be they of the same
-            optimizer or of another, as of AdamW beside Muon.
-        held: the group of each parameter, counted from 0; missing ones are in the first.
-        belongs: the optimizer of each group, counted from 0; each has its own if empty.
         versions: of the file format, flerm_fx and torch.
 
     Raises:
@@ -63,6 +57,7 @@ class BaseProfile(ProfileFields):
     >>> import torch
     >>> from flerm_fx.probe.estimate import Estimate
     >>> from flerm_fx.profile.trajectory import Trajectory
+    >>> from flerm_fx.recipe.optimizers import Optimizers
     >>> from flerm_fx.recipe.update_rule import UpdateRule
     >>> graph = nx.DiGraph()
     >>> graph.add_node("weight")
@@ -72,8 +67,7 @@ class BaseProfile(ProfileFields):
     ...     start={"weight": Estimate(0.5, 0.0, "exact", 0)},
     ...     trajectory=Trajectory(),
     ...     graph=graph,
-    ...     optimizer=UpdateRule.from_name("AdamW"),
-    ...     learning_rate=0.01,
+    ...     optimizers=Optimizers((UpdateRule.from_name("AdamW"),), (0.01,)),
     ...     settle=0,
     ...     loss="mse_loss",
     ...     method="auto",

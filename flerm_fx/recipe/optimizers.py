@@ -59,7 +59,7 @@ class Optimizers:
         for name, index in self.held.items():
             if not 0 <= index < len(self.rules):
                 raise OptimizerError(
-                    f"parameter {name!r} is in parameter group {index}, of {len(self.rules)}"
+                    f"{name!r} is in parameter group {index!r}; there are {len(self.rules)}"
                 )
 
     @classmethod
@@ -106,6 +106,11 @@ class Optimizers:
         order = {name: held[name] for name in names.values()}
         run = cls(tuple(rules), tuple(rates), order, tuple(belongs))
         return run if lr is None else replace(run, learning_rates=run.scaled_to(lr))
+
+    @property
+    def others(self) -> tuple[tuple[UpdateRule, float], ...]:
+        """The rule and the learning rate of each group behind the first one."""
+        return tuple(zip(self.rules[1:], self.learning_rates[1:], strict=True))
 
     @property
     def count(self) -> int:

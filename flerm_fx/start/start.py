@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from flerm_fx.model.inputs import Batch, device_of, to_device
 from flerm_fx.model.randomness import preserved_rng, seed_all
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.prober import Prober
+from flerm_fx.profile.moment import Moment
 from flerm_fx.recipe.schedule import settling_steps, start_steps, step_of_round
 from flerm_fx.start.output_size import output_rms
 from flerm_fx.start.procedure import StartProcedure
@@ -26,23 +27,6 @@ AVERAGED_STEPS = 4
 ANSWER = 1e-3
 """Relative change of a unit update that is worth another measurement: a tenth of what ``check()``
 allows."""
-
-
-@dataclass(frozen=True)
-class Moment:
-    """What is measured at a settling step.
-
-    Attributes:
-        fslrs: of the step's unit updates; empty where it is no step of the start.
-        output_rms: root mean square of the outputs on the batch that the step is taken on, before
-            it, masks aside (:func:`flerm_fx.start.output_size.output_rms`).
-        update_sizes: sizes of the first step's unit updates
-            (:func:`flerm_fx.start.update_size.update_sizes`); empty at other steps.
-    """
-
-    fslrs: Mapping[str, Estimate] = field(default_factory=dict)
-    output_rms: float = 0.0
-    update_sizes: Mapping[str, float] = field(default_factory=dict)
 
 
 Follow = Callable[[int, Moment], Multipliers | None]

@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -12,12 +12,12 @@ from torch.optim import Optimizer
 from flerm_fx.boundary.options import number
 from flerm_fx.errors import InputError, OptimizerError, ProfileError
 from flerm_fx.probe.estimate import Estimate, rows
+from flerm_fx.profile.moment import Moment
 from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.profile.trajectory import Trajectory
 from flerm_fx.recipe.optimizers import listed
 from flerm_fx.recipe.schedule import Schedule
 from flerm_fx.start.procedure import MODEL_LOSS, StartProcedure
-from flerm_fx.start.start import Moment
 from flerm_fx.training.logs import FSLR, Log, log_call
 from flerm_fx.training.observer import Attached, Observed, UpdateObserver
 from flerm_fx.training.running import RunningProber
@@ -112,34 +112,20 @@ class Recorder(Attached):
         """What has been recorded so far."""
         loss = self.procedure.loss
         run = self.procedure.optimizers
-        several = len(run.rules) > 1
-        moments = self._settling.values()
-        points = {step: m.fslrs for step, m in self._settling.items() if m.fslrs}
+        held = {name: run.index(name) for name in self._shapes} if run.others else {}
         return BaseProfile(
             parameters=tuple(self._shapes),
             shapes=dict(self._shapes),
             start=dict(self._start),
             late=dict(self._late),
-            settling=Trajectory(
-                steps=tuple(points),
-                learning_rates=run.learning_rates[:1] * len(points),
-                fslrs={n: tuple(fslrs[n] for fslrs in points.values()) for n in self._shapes},
-            )
-            if points
-            else Trajectory(),
-            output_rms=tuple(moment.output_rms for moment in moments),
-            update_sizes=dict(self._settling[0].update_sizes) if moments else {},
+            moments=dict(self._settling),
             trajectory=Trajectory(
                 steps=tuple(self._steps),
                 learning_rates=tuple(self._rates),
                 fslrs={name: tuple(estimates) for name, estimates in self._fslrs.items()},
             ),
             graph=self._graph,
-            optimizer=run.rules[0],
-            learning_rate=run.learning_rates[0],
-            others=tuple(zip(run.rules[1:], run.learning_rates[1:], strict=True)),
-            held={name: run.index(name) for name in self._shapes} if several else {},
-            belongs=run.belongs if several else (),
+            optimizers=replace(run, held=held),
             settle=self.procedure.settle,
             warmup=self.procedure.warmup,
             resolve_after=self.resolve_after,

@@ -18,6 +18,7 @@ from torch import nn
 
 import flerm_fx
 from flerm_fx.commands.cli import _EXTRAS
+from flerm_fx.recipe.optimizers import Optimizers
 from flerm_fx.recipe.update_rule import UpdateRule
 from tests.commands.calling import run
 
@@ -277,7 +278,9 @@ def test_diff_and_inspect_of_runs_with_and_without_groups(
 ) -> None:
     loaded = flerm_fx.BaseProfile.load(profile)
     odd = UpdateRule(None, {"weight_decay": "much", "clip": math.inf}, None, "mine.Rule")
-    replace(loaded, others=((odd, 0.1),), held={"4.bias": 1}).save(other := tmp_path / "other")
+    own = loaded.optimizers
+    run_of_two = Optimizers((*own.rules, odd), (*own.learning_rates, 0.1), {"4.bias": 1})
+    replace(loaded, optimizers=run_of_two).save(other := tmp_path / "other")
     for paths in ((profile, str(other)), (str(other), profile)):
         code, out, _ = run(capsys, "diff", *paths)
         assert code == 3
@@ -293,7 +296,8 @@ def test_json_never_holds_what_is_not_finite(
     loaded = flerm_fx.BaseProfile.load(profile)
     rule = UpdateRule(None, {"clip": math.inf}, None, "mine.Rule")
     zero = {name: replace(estimate, value=0.0) for name, estimate in loaded.start.items()}
-    replace(loaded, optimizer=rule, start=zero).save(other := tmp_path / "other")
+    run_of_one = replace(loaded.optimizers, rules=(rule,))
+    replace(loaded, optimizers=run_of_one, start=zero).save(other := tmp_path / "other")
 
     def found(*arguments: str) -> Any:
         _, out, _ = run(capsys, *arguments, "--json")

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ import torch
 from flerm_fx.errors import InputError, OptimizerError, ProfileError
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.profile.fields import FORMAT
+from flerm_fx.profile.moment import Moment
 from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.profile.trajectory import Trajectory
+from flerm_fx.recipe.optimizers import Optimizers
 from flerm_fx.recipe.schedule import settling_steps, start_steps
 from flerm_fx.recipe.update_rule import UpdateRule
 
@@ -66,27 +69,55 @@ def trajectory(scale: float = 1.0) -> Trajectory:
     return Trajectory((0, 100), (0.1, 0.05), {name: (first[name], second[name]) for name in NAMES})
 
 
-def settling(settle: int, scale: float = 2.0) -> Trajectory:
-    steps = start_steps(settle, 0) if settle else ()
-    found = estimates(scale)
-    return Trajectory(steps, (0.1,) * len(steps), {n: (found[n],) * len(steps) for n in NAMES})
+def moments(
+    settle: int,
+    output_rms: Sequence[float] = OUTPUTS,
+    update_sizes: Mapping[str, float] | None = None,
+) -> dict[int, Moment]:
+    """A moment for each step that has a size of the outputs."""
+    if not settle:
+        return {}
+    of_start = start_steps(settle, 0)
+    return {
+        step: Moment(
+            estimates(2.0) if step in of_start else {},
+            rms,
+            {} if step else update_sizes or dict.fromkeys(NAMES, 1.0),
+        )
+        for step, rms in zip(settling_steps(settle, 0), output_rms, strict=False)
+    }
+
+
+def run_of(
+    optimizer: UpdateRule,
+    learning_rate: float,
+    others: Sequence[tuple[UpdateRule, float]] = (),
+    held: Mapping[str, int] | None = None,
+) -> Optimizers:
+    rules, rates = zip((optimizer, learning_rate), *others, strict=True)
+    return Optimizers(rules, rates, held or {})
+
+
+ADAMW = UpdateRule.from_name("AdamW", {"betas": (0.9, 0.95)})
+
+
+RUN = ("optimizer", "learning_rate", "others", "held")
 
 
 def profile(**changes: Any) -> BaseProfile:
     settle = changes.get("settle", 10)
     valid = type(settle) is int and settle >= 0
+    run = {key: changes.pop(key) for key in RUN if key in changes}
+    sizes = {key: changes.pop(key) for key in ("output_rms", "update_sizes") if key in changes}
     values: dict[str, Any] = {
         "parameters": NAMES,
         "shapes": SHAPES,
         "start": estimates(),
         "trajectory": trajectory(),
         "graph": parameter_graph(),
-        "optimizer": UpdateRule.from_name("AdamW", {"betas": (0.9, 0.95)}),
-        "learning_rate": 10**-1.75,
+        "optimizers": run_of(**({"optimizer": ADAMW, "learning_rate": 10**-1.75} | run)),
         "settle": 10,
-        "settling": settling(settle if valid else 0),
-        "output_rms": OUTPUTS[: len(settling_steps(settle, 0)) * bool(settle)] if valid else (),
-        "update_sizes": dict.fromkeys(NAMES, 1.0) if valid and settle else {},
+        "moments": moments(settle if valid else 0, **sizes),
         "loss": "cross_entropy",
         "method": "auto",
         "rtol": 0.05,
@@ -139,7 +170,7 @@ def test_round_trip_of_several_optimizers(path: Path) -> None:
     others = ((UpdateRule.from_name("Muon", {"momentum": 0.8}), 0.02),)
     profile(others=others, held={"head.weight": 1}).save(path)
     read = BaseProfile.load(path)
-    assert read.others == others
+    assert read.optimizers.others == others
     assert read.optimizers.rule("head.weight").name == "Muon"
     assert read.optimizers.rate("head.weight") == 0.02
     assert read.optimizers.rule("body.bias").name == "AdamW"
@@ -269,6 +300,10 @@ def test_trajectory_that_contradicts_itself(arguments: Any, message: str) -> Non
             {"output_rms": (1.0,)},
             "outputs were measured at 1 steps on the way; expected 10: record again",
         ),
+        (
+            {"moments": dict(enumerate(moments(10).values()))},
+            r"moments are of steps \(0, 1, .*, 8, 9\); expected \(0, 1, .*, 9, 10\)",
+        ),
         ({"output_rms": (1.0,) * 9 + (math.nan,)}, "outputs of size nan; expected finite numbers"),
         (
             {"update_sizes": dict.fromkeys(NAMES, math.inf)},
@@ -277,8 +312,6 @@ def test_trajectory_that_contradicts_itself(arguments: Any, message: str) -> Non
         ({"update_sizes": {"body.bias": 1.0}}, "update_sizes and parameters differ in 'body.wei"),
         ({"warmup": 10}, "warmup is 10 of 10 settling steps; expected fewer of them"),
         ({"warmup": -1}, "warmup is -1 of 10 settling steps"),
-        ({"belongs": (2**63,)}, "1 parameter groups belong to optimizers .9223372036854775808,"),
-        ({"held": {"body.bias": 1}}, "'body.bias' is in parameter group 1; there are 1"),
         ({"held": {"tail": 0}}, "'tail' is in parameter group 0; there are 1"),
         ({"learning_rate": math.inf}, "learning_rate is inf, out of range"),
         ({"settle": -1}, "settle is -1, out of range"),
@@ -413,6 +446,14 @@ def test_kind_out_of_range(path: Path) -> None:
         (lambda header: header.update(parameters=3), r"the header is damaged \(TypeError"),
         (lambda header: header.update(pool=[{"pickle": "x"}]), r".* pool item of kind 'pickle'"),
         (lambda header: header.update(pool=[{"value": 1}]), r".*no \(inputs, targets\)"),
+        (
+            lambda header: header.update(belongs=[2**63]),
+            "1 parameter groups belong to optimizers .9223372036854775808,",
+        ),
+        (
+            lambda header: header.update(held={"body.bias": 1}),
+            "'body.bias' is in parameter group 1; there are 1",
+        ),
         (lambda header: header.update(optimizer={}), r"the header is damaged \(KeyError: 'name'"),
         (lambda header: header["optimizer"].update(name=3), r".*optimizer name 3 .* not text"),
         (lambda header: header["optimizer"].update(settings=3), r".*settings are a int"),
@@ -844,9 +885,7 @@ def test_mean_of_profiles_with_other_parameters() -> None:
         start={"body.bias": one.start["body.bias"]},
         late={},
         settle=0,
-        settling=Trajectory(),
-        output_rms=(),
-        update_sizes={},
+        moments={},
         trajectory=Trajectory(),
     )
     with pytest.raises(InputError, match="in 'body.weight', 'head.weight'; a mean takes"):

@@ -296,9 +296,8 @@ def test_one_class_that_is_two_rules_by_group(emit: Any) -> None:
 
 def reloaded(profile: flerm_fx.BaseProfile) -> flerm_fx.BaseProfile:
     """As from a file, which holds no code."""
-    rules = [UpdateRule.from_spec(rule.spec()) for rule in profile.optimizers.rules]
-    others = tuple(zip(rules[1:], profile.optimizers.learning_rates[1:], strict=True))
-    return replace(profile, optimizer=rules[0], others=others)
+    rules = tuple(UpdateRule.from_spec(rule.spec()) for rule in profile.optimizers.rules)
+    return replace(profile, optimizers=replace(profile.optimizers, rules=rules))
 
 
 # What a step leaves alone.

@@ -374,8 +374,8 @@ def test_several_optimizers_are_recorded_and_compiled() -> None:
     small = net(8)
     profile = flerm_fx.record(small, optimizers(small), x, y, method="exact").profile
     assert profile.optimizer.name == "Muon"
-    assert [(rule.name, rate) for rule, rate in profile.others] == [("AdamW", 1e-3)]
-    assert profile.held == {"0.weight": 0, "0.bias": 1, "2.weight": 0, "2.bias": 1}
+    assert [(rule.name, rate) for rule, rate in profile.optimizers.others] == [("AdamW", 1e-3)]
+    assert profile.optimizers.held == {"0.weight": 0, "0.bias": 1, "2.weight": 0, "2.bias": 1}
     assert set(flerm_fx.compile(small, profile, method="exact").multipliers.values()) == {1.0}
     large = net(32)
     compiled = flerm_fx.compile(large, profile, method="exact")

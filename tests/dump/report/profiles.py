@@ -9,6 +9,7 @@ from flerm_fx.assign.assignment import Assignment
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.profile.trajectory import Trajectory
+from flerm_fx.recipe.optimizers import Optimizers
 from flerm_fx.recipe.update_rule import UpdateRule
 
 BLOCK = ("norm.weight", "up.weight", "up.bias", "down.weight")
@@ -38,8 +39,7 @@ def profile(names: Sequence[str], steps: Sequence[int] = ()) -> BaseProfile:
         start={name: Estimate(value, 0.01, "exact", 0) for name, value in values.items()},
         trajectory=Trajectory(tuple(steps), (0.1,) * len(steps), course if steps else {}),
         graph=chain(entries),
-        optimizer=UpdateRule.from_name("AdamW"),
-        learning_rate=0.01,
+        optimizers=Optimizers((UpdateRule.from_name("AdamW"),), (0.01,)),
         settle=0,
         loss="mse_loss",
         method="auto",
