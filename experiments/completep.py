@@ -40,7 +40,7 @@ from torch.optim import Optimizer
 from experiments.axes import Axis
 from experiments.rules_by_hand import roles
 
-_LAST = {
+LAST = {
     "llama": ("self_attn.o_proj", "mlp.down_proj"),
     "gpt2": ("attn.c_proj", "mlp.c_proj"),
     "vit": ("attention.o_proj", "mlp.fc2"),
@@ -61,7 +61,7 @@ def build(axis: Axis, scale: float, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     model = axis.build(scale)
     width, depth = axis.width(scale), axis.depth(scale)
-    ends = tuple(f"{last}.weight" for last in _LAST[axis.model])
+    ends = tuple(f"{last}.weight" for last in LAST[axis.model])
     found = roles(axis, model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -71,7 +71,7 @@ def build(axis: Axis, scale: float, seed: int) -> nn.Module:
             if axis.model in _SMALLER_WITH_DEPTH and name.endswith(ends):
                 parameter.mul_(math.sqrt(depth))
     for name, module in model.named_modules():
-        if name.endswith(_LAST[axis.model]):
+        if name.endswith(LAST[axis.model]):
             module.register_forward_hook(_outputs_over(depth))
     model.get_submodule(_READOUT[axis.model]).register_forward_pre_hook(_inputs_over(width))
     return model

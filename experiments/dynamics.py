@@ -83,7 +83,7 @@ def rows(optimizer: str, profile: BaseProfile) -> Iterable[tuple[str, ...]]:
     before the blocks, of them, and of what comes behind.
     """
     values, steps = trajectory(profile, per_rate=False), profile.trajectory.steps
-    sites = [_site(profile.parameters, row) for row in range(len(profile.parameters))]
+    sites = [site_of(profile.parameters, row) for row in range(len(profile.parameters))]
     changes = values.sum(axis=0)
     for column, step in enumerate(steps):
         if step not in (0, 1, 8, 64) and column != len(steps) - 1:
@@ -103,7 +103,8 @@ def rows(optimizer: str, profile: BaseProfile) -> Iterable[tuple[str, ...]]:
         )
 
 
-def _site(names: Sequence[str], row: int) -> str:
+def site_of(names: Sequence[str], row: int) -> str:
+    """Return ``"first"``, ``"blocks"`` or ``"last"``: where in the model a parameter is."""
     inside = np.array([name.startswith("blocks.") for name in names])
     if inside[row]:
         return "blocks"

@@ -74,8 +74,8 @@ def _stages(
     yield f"{title}: base", _trainings(axis, METHODS["standard"], [1], seeds, store)
     best = best_rate(axis, store, seeds)
     axis = axis.at(best) if at_best else axis
-    yield f"{title}: profiles", _recordings(axis, chosen, best, seeds, store)
-    yield f"{title}: multipliers", _compilings(axis, chosen, seeds, store)
+    yield f"{title}: profiles", recordings(axis, chosen, best, seeds, store)
+    yield f"{title}: multipliers", compilings(axis, chosen, seeds, store)
     yield (
         f"{title}: runs",
         chain.from_iterable(
@@ -184,7 +184,7 @@ def scales_of(axis: Axis, method: Method) -> tuple[float, ...]:
     return axis.scales[1:]
 
 
-def _missing(axis: Axis, method: Method, scale: float, seed: int, store: Store) -> list[Run]:
+def missing(axis: Axis, method: Method, scale: float, seed: int, store: Store) -> list[Run]:
     """What the store lacks of one curve."""
     runs = [Run(axis.named(scale), method.key, scale, seed, rate) for rate in axis.grid.rates]
     return [each for each in runs if each not in store]
@@ -196,7 +196,7 @@ def _trainings(
     for scale in scales:
         for seed in range(seeds):
             profile, multipliers = _needs(axis, method, scale, seed, store)
-            for found in _missing(axis, method, scale, seed, store):
+            for found in missing(axis, method, scale, seed, store):
                 yield Training(axis, method, found, profile, multipliers)
 
 
@@ -210,7 +210,7 @@ def _needs(
     return None, None
 
 
-def _recordings(
+def recordings(
     axis: Axis, methods: Sequence[Method], rate: float, seeds: int, store: Store
 ) -> Iterable[Recording]:
     """Of the profiles that multipliers or runs which the store lacks need."""
@@ -218,7 +218,7 @@ def _recordings(
     for method in methods:
         needing: Iterable[Work] = ()
         if method.kind == "compile":
-            needing = _compilings(axis, [method], seeds, store)
+            needing = compilings(axis, [method], seeds, store)
         elif method.kind == "match":
             needing = _trainings(axis, method, scales_of(axis, method), seeds, store)
         if any(True for _ in needing):
@@ -228,7 +228,7 @@ def _recordings(
             yield Recording(axis, method, rate, path)
 
 
-def _compilings(
+def compilings(
     axis: Axis, methods: Sequence[Method], seeds: int, store: Store
 ) -> Iterable[Compiling]:
     """Of the multipliers that runs which the store lacks need."""
@@ -239,7 +239,7 @@ def _compilings(
         for scale in scales_of(axis, method):
             for seed in range(seeds):
                 path = store.multipliers(axis.key, method.key, scale, seed)
-                if not path.exists() and _missing(axis, method, scale, seed, store):
+                if not path.exists() and missing(axis, method, scale, seed, store):
                     yield Compiling(axis, method, scale, seed, profile, path)
 
 

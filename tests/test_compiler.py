@@ -98,7 +98,7 @@ def test_a_settled_target_is_measured_where_its_first_guess_leads() -> None:
     huge = {step: replace(moment, output_rms=1e3) for step, moment in profile.moments.items()}
     profile = replace(profile, moments=huge)
     compiled = flerm_fx.compile(large, profile, method="exact")
-    guess = compiled._settling[0]
+    guess = compiled.settling[0]
     adam = torch.optim.Adam(large.parameters(), lr=1e-2)
     own = flerm_fx.record(large, adam, x, y, settle=5, method="exact").profile.update_sizes
     assert guess == pytest.approx({n: profile.update_sizes[n] / own[n] for n in own}, rel=1e-5)
@@ -150,7 +150,7 @@ def test_a_target_with_larger_outputs_takes_larger_steps_on_its_way() -> None:
         for each in (profile, profile_of(large, x, y, settle=20, lr=1e-2, method="exact"))
     )
     way = size / max(last, profile.output_rms[0])
-    for name, multiplier in compiled._settling[0].items():
+    for name, multiplier in compiled.settling[0].items():
         assert multiplier == pytest.approx(way * base[name] / own[name], rel=1e-3)
     assert all(check.passed for check in compiled.check())
 
@@ -172,14 +172,14 @@ def test_a_target_goes_on_until_its_outputs_have_settled() -> None:
     last, sized = start_steps(settle, profile.warmup), settling_steps(settle, profile.warmup)
     rounds = 2
     again = [settle + step for step in last]
-    assert list(compiled._settling) == [*sized, *again[:-1]]  # the last ends the start
+    assert list(compiled.settling) == [*sized, *again[:-1]]  # the last ends the start
     # A start that is the walk's own: the same steps, by hand.
     twin, sizes = copy.deepcopy(large), {}
     adam = torch.optim.Adam([{"params": [p], "lr": 0.05} for p in twin.parameters()])
     groups = dict(zip(dict(twin.named_parameters()), adam.param_groups, strict=True))
     multipliers: dict[str, float] = {}
     for step in range(rounds * settle + 1):
-        for name, multiplier in compiled._settling.get(step, {}).items():
+        for name, multiplier in compiled.settling.get(step, {}).items():
             multipliers[name] = multiplier
         for name, group in groups.items():
             group["lr"] = 0.05 * multipliers[name] * warmed_up(step, profile.warmup)

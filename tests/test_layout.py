@@ -1,6 +1,7 @@
 """The folder listing is the architecture: nothing imports backwards, and nothing in a circle."""
 
 import ast
+import re
 from pathlib import Path
 
 import networkx as nx
@@ -35,6 +36,16 @@ MOST_LINES = 400
 
 OUTSIDE = {"distributed", "experiments", "models"}
 """Folders of tests that are not of flerm_fx: of runs on several ranks, and of other folders."""
+
+OF_TORCH = {
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_node_metadata_hook",
+    "_optimizer_step_pre_hooks",
+    "_parameters",
+    "_to_copy",
+}
+"""Private names of torch that tests read."""
 
 Imports = dict[str, set[str]]
 
@@ -115,6 +126,25 @@ def test_no_test_imports_another() -> None:
         for name in imported(path)
         if name.startswith("tests.") and any(part.startswith("test_") for part in name.split("."))
     }
+
+
+def test_no_test_touches_a_private_name() -> None:
+    """Those of torch are held by ``test_compat.py``, or are where torch keeps hooks."""
+    touched = []
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.ImportFrom) and not str(node.module).startswith("torch."):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.Attribute):
+                own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+                names = [] if own else [node.attr]
+            touched += [
+                f"{module_of(path)} has {name}"
+                for name in names
+                if re.match("_[^_]", name) and name not in OF_TORCH
+            ]
+    assert not touched
 
 
 def test_folders_of_tests_mirror_the_packages() -> None:

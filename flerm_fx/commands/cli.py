@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import typer
 
 # The extra that brings each package, by the name it is imported under.
-_EXTRAS = {"typer": "cli", "rich": "cli", "matplotlib": "viz"}
+EXTRAS = {"typer": "cli", "rich": "cli", "matplotlib": "viz"}
 _INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 
 
@@ -31,11 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error), 1)
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
-        if package not in _EXTRAS:
+        if package not in EXTRAS:
             raise
         _fail(
             f"{package} is not installed; install it with: "
-            f"pip install 'flerm_fx[{_EXTRAS[package]}]'",
+            f"pip install 'flerm_fx[{EXTRAS[package]}]'",
             1,
         )
     except KeyboardInterrupt:

@@ -45,6 +45,8 @@ class CompiledModel(ScaledModel):
     Attributes:
         multipliers: learning-rate multiplier m_l of each trainable parameter.
         matches: the base parameters that each answers to, with shares.
+        settling: the multipliers of each step before the start, by step, at which the model was
+            measured; empty where its start is the first step.
         assignments: all that is known of each parameter, in execution order.
         scales: factor s_l = m_l^(1/(1+p)) of each scale node, p the optimizer's degree; empty for
             ``emit="param_groups"``.
@@ -54,7 +56,7 @@ class CompiledModel(ScaledModel):
     assignments: tuple[Assignment, ...]
     procedure: StartProcedure
     _probe_inputs: Inputs
-    _settling: Settling
+    settling: Settling
     _base_profile: BaseProfile | None
     _parameter_graph: nx.DiGraph | None
     _model: Callable[[], nn.Module | None]
@@ -81,7 +83,7 @@ class CompiledModel(ScaledModel):
             assignments=assignments,
             procedure=procedure,
             _probe_inputs=probe_inputs,
-            _settling=settling or {},
+            settling=settling or {},
             _base_profile=base_profile,
             _parameter_graph=parameter_graph,
             _model=_gone if model is None else weakref.ref(model),
@@ -334,9 +336,7 @@ class CompiledModel(ScaledModel):
                 "measured again; law.check() says where the law holds, and compile(model, profile) "
                 "measures this model"
             )
-        return checked_start(
-            self, self._trainable, self.procedure, self.assignments, self._settling
-        )
+        return checked_start(self, self._trainable, self.procedure, self.assignments, self.settling)
 
     def _trainable(self) -> nn.Module:
         """A plain copy, of which those parameters train that have a multiplier."""

@@ -52,6 +52,11 @@ def watch(compiled: nn.Module, base: Optimizers, original: nn.Module | None = No
     _watched[compiled] = _Watch(None if original is None else ref(original), base, names)
 
 
+def is_watched(compiled: nn.Module) -> bool:
+    """Tell whether a compiled model has parameters that no optimizer has stepped yet."""
+    return compiled in _watched
+
+
 def _before_step(optimizer: Optimizer, *_: Any) -> None:
     if not _watched:
         return

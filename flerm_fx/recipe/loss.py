@@ -14,7 +14,7 @@ from flerm_fx.errors import InputError, OptimizerError
 
 LossFunction = Callable[[Any, Any], Tensor]
 
-_MODULES: dict[type[nn.Module], str] = {
+LOSS_MODULES: dict[type[nn.Module], str] = {
     nn.BCELoss: "binary_cross_entropy",
     nn.BCEWithLogitsLoss: "binary_cross_entropy_with_logits",
     nn.CrossEntropyLoss: "cross_entropy",
@@ -215,8 +215,8 @@ def _name_of(loss_fn: LossFunction) -> str | None:
     """The name in ``torch.nn.functional`` of a function, or of a module with default settings."""
     if isinstance(loss_fn, nn.Module):
         kind = type(loss_fn)
-        is_default = kind in _MODULES and _settings(loss_fn) == _settings(kind())
-        return _MODULES[kind] if is_default else None
+        is_default = kind in LOSS_MODULES and _settings(loss_fn) == _settings(kind())
+        return LOSS_MODULES[kind] if is_default else None
     name = getattr(loss_fn, "__name__", None)
     if isinstance(name, str) and getattr(functional, name, None) is loss_fn and _is_loss(loss_fn):
         return name

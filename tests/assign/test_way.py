@@ -24,7 +24,7 @@ def test_the_guess_goes_by_the_rates_of_the_base_whatever_names_the_target_has()
     ]
     profile = flerm_fx.record(small, torch.optim.Adam(groups), inputs, targets, settle=2).profile
     same, renamed = (
-        flerm_fx.compile(model, profile, emit="param_groups")._settling[0]
+        flerm_fx.compile(model, profile, emit="param_groups").settling[0]
         for model in (net(1), nn.Sequential(net(1)))
     )
     assert renamed == pytest.approx({f"0.{name}": m for name, m in same.items()}, rel=1e-5)

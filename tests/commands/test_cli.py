@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import flerm_fx
-from flerm_fx.commands.cli import _EXTRAS
+from flerm_fx.commands.cli import EXTRAS
 from flerm_fx.recipe.optimizers import Optimizers
 from flerm_fx.recipe.update_rule import UpdateRule
 from tests.commands.calling import run
@@ -90,7 +90,7 @@ def test_a_missing_extra_is_one_line_that_says_how_to_get_it(
 def test_the_extras_that_are_named_bring_what_is_missing() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     brings = extras["project"]["optional-dependencies"]
-    for package, extra in _EXTRAS.items():
+    for package, extra in EXTRAS.items():
         assert any(re.match(rf"{package}\W", requirement) for requirement in brings[extra])
     named = {"viz": ("plotly",), "explorer": ("ai-edge-model-explorer",)}
     for extra, packages in named.items():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import flerm_fx
-from flerm_fx.emit import first_steps
+from flerm_fx.emit.first_steps import is_watched
 from tests.cases import features
 
 X, Y = features(8, 4), torch.arange(8) % 3
@@ -77,7 +77,7 @@ def test_models_that_train_side_by_side_are_left_alone(profile: flerm_fx.BasePro
     step(other, optimizers[2])
     step(model, optimizers[0])
     step(compiled, optimizers[1])
-    assert compiled not in first_steps._watched
+    assert not is_watched(compiled)
     model.zero_grad()
     optimizers[0].step()
 
@@ -85,13 +85,13 @@ def test_models_that_train_side_by_side_are_left_alone(profile: flerm_fx.BasePro
 def test_nothing_is_kept_alive(profile: flerm_fx.BaseProfile) -> None:
     model = mlp(12)
     compiled = flerm_fx.compile(model, profile)
-    assert compiled in first_steps._watched
+    assert is_watched(compiled)
     gone = weakref.ref(model), weakref.ref(compiled)
     del model
     gc.collect()
     assert gone[0]() is None
     adam(mlp(3)).step()
-    assert compiled in first_steps._watched  # its own steps are still to come
+    assert is_watched(compiled)  # its own steps are still to come
     del compiled
     gc.collect()
     assert gone[1]() is None
@@ -122,7 +122,7 @@ def test_one_rate_where_the_base_had_several_is_refused_before_the_step(emit: An
     assert all(torch.equal(p, before[name]) for name, p in compiled.named_parameters())
     step(compiled, torch.optim.Adam(in_layers(compiled), lr=1e-2))
     step(compiled, torch.optim.Adam(compiled.base_groups(1e-3), lr=1e-3))
-    assert compiled not in first_steps._watched
+    assert not is_watched(compiled)
 
 
 def test_one_decay_where_the_base_had_several_is_warned_of_once() -> None:

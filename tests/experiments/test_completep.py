@@ -60,7 +60,7 @@ def test_branches_count_less_with_depth_and_logits_with_width(kind: str) -> None
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
             module = name.rpartition(".")[0]
-            if module.endswith(completep._LAST[kind]) or name in readouts:
+            if module.endswith(completep.LAST[kind]) or name in readouts:
                 parameter.div_(2)
         x = inputs(axis)
         wanted = plain(x).logits / (2 if kind == "gpt2" else 1)

@@ -31,7 +31,7 @@ def test_the_shares_of_a_real_trajectory_add_up(tmp_path: Path) -> None:
 
 def test_sites_are_before_in_and_behind_the_blocks() -> None:
     names = [n for n, _ in AXES["pre-width"].build(1).named_parameters()]
-    sites = {name: dynamics._site(names, row) for row, name in enumerate(names)}
+    sites = {name: dynamics.site_of(names, row) for row, name in enumerate(names)}
     assert sites["tokens.weight"] == "first"
     assert sites["blocks.1.attention.query.weight"] == "blocks"
     assert sites["logits.weight"] == "last"

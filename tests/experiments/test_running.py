@@ -18,7 +18,7 @@ from experiments.__main__ import main
 from experiments.axes import AXES
 from experiments.methods import METHODS
 from experiments.report import put, show, transfers, write
-from experiments.runner import _compilings, _missing, _recordings, best_rate, run, scales_of
+from experiments.runner import best_rate, compilings, missing, recordings, run, scales_of
 from experiments.store import Result, Run, Store
 from experiments.training import OPTIMIZERS, optimizers, train
 from experiments.work import Compiling, Recording, Training, build
@@ -112,21 +112,21 @@ def test_only_what_runs_that_are_missing_need_is_recorded_and_compiled(tmp_path:
     for method in methods:
         for scale in scales_of(TINY, method):
             for seed in range(2):
-                for each in _missing(TINY, method, scale, seed, store):
+                for each in missing(TINY, method, scale, seed, store):
                     if each != absent:
                         store.add(Result(each, 1.0, 1.0, 0.1))
-    (recording,) = _recordings(TINY, methods, 0.1, 2, store)
-    (compiling,) = _compilings(TINY, methods, 2, store)
+    (recording,) = recordings(TINY, methods, 0.1, 2, store)
+    (compiling,) = compilings(TINY, methods, 2, store)
     assert recording.method.key == compiling.method.key == "compile"
     assert recording.path == compiling.profile
     assert (compiling.scale, compiling.seed) == (2, 1)
     compiling.path.parent.mkdir()
     compiling.path.write_text("{}")
-    assert not list(_recordings(TINY, methods, 0.1, 2, store))
+    assert not list(recordings(TINY, methods, 0.1, 2, store))
     compiling.path.unlink()
     store.add(Result(absent, 1.0, 1.0, 0.1))
-    assert not list(_recordings(TINY, methods, 0.1, 2, store))
-    assert not list(_compilings(TINY, methods, 2, store))
+    assert not list(recordings(TINY, methods, 0.1, 2, store))
+    assert not list(compilings(TINY, methods, 2, store))
 
 
 def test_multipliers_enter_as_rates_of_groups() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flerm_fx.errors import InputError, OptimizerError
-from flerm_fx.recipe.loss import _MODULES, Loss, resolve
+from flerm_fx.recipe.loss import LOSS_MODULES, Loss, resolve
 from tests.rounding import assert_close
 
 
@@ -98,9 +98,9 @@ def test_mean_squared_error_does_not_broadcast(given: Any) -> None:
         resolve(given, targets)(randn(5, 1), targets)
 
 
-@pytest.mark.parametrize("kind", _MODULES)
+@pytest.mark.parametrize("kind", LOSS_MODULES)
 def test_modules_and_functions_are_known_by_name(kind: type[nn.Module]) -> None:
-    name = _MODULES[kind]
+    name = LOSS_MODULES[kind]
     for given in (kind(), kind().eval(), getattr(functional, name), name):
         loss = resolve(given, None)
         assert loss.name == name

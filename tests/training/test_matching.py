@@ -15,6 +15,7 @@ from torch.optim import lr_scheduler
 import flerm_fx
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.profile.trajectory import Trajectory
+from flerm_fx.training.running import RunningProber
 from models.resmlp import ResMLP
 from tests.cases import features, slow
 
@@ -341,7 +342,7 @@ def test_a_failing_measurement_raises_with_everything_as_before_the_step(
             optimizer.zero_grad()
         nn.functional.cross_entropy(model(X), Y).backward()
         before, multipliers = everything(), dict(matcher.multipliers)
-        monkeypatch.setattr(matcher._prober, "estimate", _raise)
+        monkeypatch.setattr(RunningProber, "estimate", _raise)
 
         def step() -> None:
             for optimizer in optimizers:

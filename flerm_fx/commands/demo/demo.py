@@ -78,7 +78,7 @@ def run_demo(settings: Settings, console: Console) -> tuple[Curve, Curve, Curve]
     seconds = time.monotonic() - began
     compiled_model = build(compiled_arm, settings)
     assert isinstance(compiled_model, flerm_fx.CompiledModel)
-    _write(settings, curves, sentence, seconds, compiled_model.dump())
+    write(settings, curves, sentence, seconds, compiled_model.dump())
     console.print(to_table(curves))
     console.print(sentence, style="bold", highlight=False)
     folder = shown(settings.out)
@@ -156,9 +156,10 @@ def _prepare_folder(folder: Path) -> None:
         ) from error
 
 
-def _write(
+def write(
     settings: Settings, curves: Sequence[Curve], sentence: str, seconds: float, dump: str
 ) -> None:
+    """Write the demo's results into the folder that its settings name, all of them or none."""
     title = f"One learning rate, {settings.base_width} to {settings.large_width} wide"
     out = settings.out
     try:

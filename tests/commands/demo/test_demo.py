@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 import flerm_fx
-from flerm_fx.commands.demo.demo import PROFILE, RESULTS, _write, run_demo
+from flerm_fx.commands.demo.demo import PROFILE, RESULTS, run_demo, write
 from flerm_fx.commands.demo.optimum import Curve
 from flerm_fx.commands.demo.settings import Settings
 from flerm_fx.commands.demo.train import Task
@@ -77,7 +77,7 @@ def test_a_full_disk_leaves_the_results_of_an_earlier_run(
 ) -> None:
     curves = [Curve(name, TINY.rates, (3.0, 2.0, 2.5)) for name in ("a", "b", "c")]
     settings = dataclasses.replace(TINY, out=tmp_path)
-    _write(settings, curves, "the verdict", 1.0, "dump")
+    write(settings, curves, "the verdict", 1.0, "dump")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert before.keys() == {*RESULTS} - {PROFILE}
     synced, calls = os.fsync, list[int]()
@@ -90,7 +90,7 @@ def test_a_full_disk_leaves_the_results_of_an_earlier_run(
 
     monkeypatch.setattr(os, "fsync", last_fails)
     with pytest.raises(InputError, match=r"\(No space left on device\); the verdict was: another"):
-        _write(settings, curves, "another", 2.0, "another dump")
+        write(settings, curves, "another", 2.0, "another dump")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
