@@ -233,7 +233,7 @@ def _run(width: int, recorded: bool) -> tuple[float, float]:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     began = time.process_time()
     if recorded:
-        recorder = flerm_fx.record(model, optimizer, inputs, targets, every=100)
+        recorder = flerm_fx.record(model, optimizer, inputs, targets, every=100, settle=0)
     started = time.process_time()
     for _ in range(RECORDED_STEPS):
         optimizer.zero_grad()

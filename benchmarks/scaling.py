@@ -117,7 +117,9 @@ def _estimating(case: Case, settings: Settings) -> Times:
 def _compiling(case: Case, settings: Settings) -> float:
     """Of the model for itself: the base is of no size that would matter."""
     optimizer = torch.optim.Adam(case.model.parameters(), lr=LEARNING_RATE)
-    recorder = flerm_fx.record(case.model, optimizer, case.inputs, case.targets, method="sampled")
+    recorder = flerm_fx.record(
+        case.model, optimizer, case.inputs, case.targets, settle=0, method="sampled"
+    )
     recorder.close()
     profile = recorder.profile
     with warnings.catch_warnings():

@@ -201,6 +201,7 @@ def recorded(subject: Subject) -> dict[str, Any]:
         loss_fn=subject.architecture.loss_fn,
         output_fn=subject.architecture.output_fn,
         every=1,
+        settle=0,
         method="exact",
     ) as recorder:
         losses = subject.losses(model, optimizer, 2)

@@ -3,11 +3,13 @@
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from flerm_fx.align.aligning import OnUnmatched
+from flerm_fx.boundary.files import check, reason
 from flerm_fx.boundary.options import OPTIONS, checked, choice, described
-from flerm_fx.errors import InputError
+from flerm_fx.errors import InputError, ProfileError
 from flerm_fx.probe.planner import METHODS
 from flerm_fx.profile.file import PathLike
 
@@ -73,3 +75,22 @@ def path_or_none(path: Any) -> PathLike | None:
     if path is not None and not isinstance(path, str | os.PathLike):
         raise InputError(f"path must be a path or None, got {described(path)}")
     return path
+
+
+def make_ready(path: PathLike | None) -> None:
+    """Make the folder of a profile, and see that it can be written, before long training.
+
+    Raises:
+        ProfileError: it cannot.
+    """
+    if path is None:
+        return
+    place = Path(path)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        check(place)
+    except OSError as error:
+        raise ProfileError(
+            f"{place}: a profile cannot be written there ({reason(error)}); nothing was trained: "
+            "pass another path"
+        ) from error

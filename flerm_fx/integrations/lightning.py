@@ -7,7 +7,7 @@ import lightning as L
 from torch import nn
 
 from flerm_fx.boundary.options import function, instance
-from flerm_fx.integrations import begun, checked_options, path_or_none
+from flerm_fx.integrations import begun, checked_options, make_ready, path_or_none
 from flerm_fx.profile.file import PathLike
 from flerm_fx.profile.profile import LOAD, BaseProfile
 from flerm_fx.recipe.pool import Pool
@@ -30,14 +30,14 @@ class _Attached(L.Callback):
         self._module = module
         self._state: dict[str, Any] | None = None
 
-    def attach(self, model: nn.Module, optimizers: list[Any]) -> Any:
-        """What to attach when training begins."""
+    def attach(self, model: nn.Module, optimizers: list[Any], loader: Any) -> Any:
+        """What to attach when training begins; ``loader`` is the trainer's."""
         raise NotImplementedError
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Attach, and go on where a checkpoint left."""
         model = pl_module if self._module is None else self._module(pl_module)
-        self.attached = self.attach(model, list(trainer.optimizers))
+        self.attached = self.attach(model, list(trainer.optimizers), trainer.train_dataloader)
         if self._state is not None:
             self.attached.load_state_dict(self._state)
             self._state = None
@@ -65,9 +65,12 @@ class _Attached(L.Callback):
 class RecordCallback(_Attached):
     """Records the base model that Lightning trains; see :func:`flerm_fx.record`.
 
+    Batches, rates, schedule, decays and parameter groups are those of the trainer and the module.
+
     Args:
-        inputs: probe pool.
-        targets: of the pool.
+        inputs: probe pool; the first 21 batches of the trainer's own loader if None, which leaves
+            the run what it is without.
+        targets: of the pool; None where the batches hold them.
         path: where to write the profile when training ends; nowhere if None.
         module: picks the module that takes the inputs; the LightningModule itself if None.
         options: of :func:`flerm_fx.record`.
@@ -78,7 +81,7 @@ class RecordCallback(_Attached):
 
     def __init__(
         self,
-        inputs: Pool,
+        inputs: Pool | None = None,
         targets: Any = None,
         *,
         path: PathLike | None = None,
@@ -95,9 +98,13 @@ class RecordCallback(_Attached):
         """The recorder of the run."""
         return begun(self.attached, Recorder)
 
-    def attach(self, model: nn.Module, optimizers: list[Any]) -> Recorder:
+    def attach(self, model: nn.Module, optimizers: list[Any], loader: Any) -> Recorder:
         """Record."""
-        return record(model, optimizers, *self._pool, **self._options)
+        make_ready(self._path)
+        inputs, targets = self._pool
+        return record(
+            model, optimizers, loader if inputs is None else inputs, targets, **self._options
+        )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the hooks off and write the profile."""
@@ -137,6 +144,6 @@ class MatchCallback(_Attached):
         """The matcher of the run."""
         return begun(self.attached, Matcher)
 
-    def attach(self, model: nn.Module, optimizers: list[Any]) -> Matcher:
+    def attach(self, model: nn.Module, optimizers: list[Any], loader: Any) -> Matcher:
         """Match."""
         return match(model, optimizers, self._profile, self._inputs, **self._options)

@@ -11,7 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from flerm_fx.boundary.options import instance
 from flerm_fx.errors import InputError
-from flerm_fx.integrations import begun, checked_options, path_or_none
+from flerm_fx.integrations import begun, checked_options, make_ready, path_or_none
 from flerm_fx.profile.file import PathLike
 from flerm_fx.profile.profile import LOAD, BaseProfile
 from flerm_fx.recipe.pool import Pool
@@ -27,8 +27,8 @@ class _Attached(TrainerCallback):
     file: str
     attached: Any = None
 
-    def attach(self, model: nn.Module, optimizer: Optimizer) -> Any:
-        """What to attach when training begins."""
+    def attach(self, model: nn.Module, optimizer: Optimizer, loader: Pool | None) -> Any:
+        """What to attach when training begins; ``loader`` is the trainer's."""
         raise NotImplementedError
 
     def on_train_begin(
@@ -39,7 +39,9 @@ class _Attached(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Attach, and go on where a checkpoint left."""
-        self.attached = self.attach(kwargs["model"], kwargs["optimizer"])
+        self.attached = self.attach(
+            kwargs["model"], kwargs["optimizer"], kwargs.get("train_dataloader")
+        )
         if state.global_step:
             path = self._folder(args, state) / self.file
             if not path.is_file():
@@ -86,12 +88,13 @@ class _Attached(TrainerCallback):
 class RecordCallback(_Attached):
     """Records the base model that a ``Trainer`` trains; see :func:`flerm_fx.record`.
 
-    The profile is written when training ends. Checkpoints hold what was recorded so far, and
-    ``trainer.train(resume_from_checkpoint=...)`` goes on with it.
+    Batches, rates, schedule, decays and parameter groups are those of the trainer and its
+    ``TrainingArguments``. The profile is written when training ends. Checkpoints hold what was
+    recorded so far, and ``trainer.train(resume_from_checkpoint=...)`` goes on with it.
 
     Args:
-        inputs: probe pool; a dict of ``input_ids`` and so on, with ``labels`` for the model's own
-            loss.
+        inputs: probe pool; the first 21 batches of the trainer's own loader if None, which leaves
+            the run what it is without.
         path: where to write the profile; nowhere if None.
         options: of :func:`flerm_fx.record`.
 
@@ -101,13 +104,15 @@ class RecordCallback(_Attached):
     Example::
 
         trainer = Trainer(model, args, train_dataset=data, callbacks=[
-            RecordCallback(batch, path="base.safetensors", every=100)])
+            RecordCallback(path="base.safetensors")])
         trainer.train()
     """
 
     file = "flerm_recorder.pt"
 
-    def __init__(self, inputs: Pool, *, path: PathLike | None = None, **options: Any) -> None:
+    def __init__(
+        self, inputs: Pool | None = None, *, path: PathLike | None = None, **options: Any
+    ) -> None:
         self._inputs = inputs
         self._path = path_or_none(path)
         self._options = checked_options(record, options)
@@ -117,9 +122,11 @@ class RecordCallback(_Attached):
         """The recorder of the run."""
         return begun(self.attached, Recorder)
 
-    def attach(self, model: nn.Module, optimizer: Optimizer) -> Recorder:
+    def attach(self, model: nn.Module, optimizer: Optimizer, loader: Pool | None) -> Recorder:
         """Record."""
-        return record(model, optimizer, self._inputs, **self._options)
+        make_ready(self._path)
+        inputs: Any = loader if self._inputs is None else self._inputs
+        return record(model, optimizer, inputs, **self._options)
 
     def on_train_end(
         self,
@@ -148,7 +155,7 @@ class MatchCallback(_Attached):
     Example::
 
         trainer = Trainer(model, args, train_dataset=data, callbacks=[
-            MatchCallback(BaseProfile.load("base.safetensors"), every=100)])
+            MatchCallback(BaseProfile.load("base.safetensors"))])
         trainer.train()
     """
 
@@ -166,6 +173,6 @@ class MatchCallback(_Attached):
         """The matcher of the run."""
         return begun(self.attached, Matcher)
 
-    def attach(self, model: nn.Module, optimizer: Optimizer) -> Matcher:
+    def attach(self, model: nn.Module, optimizer: Optimizer, loader: Pool | None) -> Matcher:
         """Match."""
         return match(model, optimizer, self._profile, self._inputs, **self._options)

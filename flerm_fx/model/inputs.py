@@ -58,7 +58,10 @@ def batch_size(inputs: Inputs) -> int:
         if isinstance(leaf, Tensor)
     ]
     if not leaves:
-        raise InputError("inputs hold no tensor; expected at least one, with the batch first")
+        raise InputError(
+            "inputs hold no tensor; expected at least one, with the batch first: rows of a dataset "
+            "go through a DataLoader, and text through a tokenizer, with return_tensors='pt'"
+        )
     for where, leaf in leaves:
         if leaf.is_nested:
             raise InputError(

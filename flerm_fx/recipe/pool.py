@@ -54,6 +54,8 @@ def probe_pool(model: nn.Module, inputs: Pool, targets: Any = None) -> tuple[Bat
       returns a loss of its own for them.
     - The ``"labels"`` of a dict are targets where ``forward`` does not take them.
 
+    A loader that Accelerate prepared is read beneath its wrapper, which keeps count of its batches.
+
     Args:
         model: whose ``forward`` is to take the inputs.
         inputs: a batch, or several.
@@ -61,7 +63,8 @@ def probe_pool(model: nn.Module, inputs: Pool, targets: Any = None) -> tuple[Bat
 
     Raises:
         InputError: an empty pool, another number of targets than of batches, pairs that may be
-            either, or a batch that :func:`flerm_fx.model.inputs.batch_size` refuses.
+            either, keys that ``forward`` does not take, or a batch that
+            :func:`flerm_fx.model.inputs.batch_size` refuses.
 
     >>> from torch.utils.data import TensorDataset
     >>> loader = DataLoader(TensorDataset(torch.zeros(6, 3), torch.zeros(6).long()), batch_size=2)
@@ -81,7 +84,8 @@ def probe_pool(model: nn.Module, inputs: Pool, targets: Any = None) -> tuple[Bat
                 f"(or None), got {got}"
             )
         pool = tuple(zip(map(_arguments, batches), targets, strict=True))
-    for batch in pool:
+    for index, batch in enumerate(pool):
+        _check_keys(model, batch[0], index)
         _check(batch)
     without = [index for index, (_, batch_targets) in enumerate(pool) if batch_targets is None]
     if without and len(without) < len(pool):
@@ -117,6 +121,22 @@ def _check(batch: Batch) -> None:
         raise InputError(
             f"targets of shape {tuple(targets.shape)} do not go with a batch of {size} "
             "examples; expected the batch as their first dimension"
+        )
+
+
+def _check_keys(model: nn.Module, inputs: Inputs, index: int) -> None:
+    """Whether ``forward`` has an argument for each key of a batch that is a dict."""
+    if not isinstance(inputs, dict) or _takes(model, inputs):
+        return
+    unknown = [key for key in inputs if not _takes(model, {key: None}, partial=True)]
+    if LABELS in unknown and len(unknown) > 1:
+        unknown.remove(LABELS)  # which are targets, once the others are gone
+    if unknown:
+        raise InputError(
+            f"batch {index} of inputs has {', '.join(map(repr, unknown))}, which "
+            f"{type(model).__name__}.forward{_signature(model)} does not take; expected its "
+            f"arguments by name, and the targets, if any, as {LABELS!r}: leave out what else there "
+            "is, or pass targets=[...] apart from the inputs"
         )
 
 
@@ -159,6 +179,7 @@ def _batches(inputs: Any, most: int) -> list[Any]:
 @contextlib.contextmanager
 def _unmoved(source: Iterable[Any]) -> Iterator[Iterable[Any]]:
     """What gives the batches of ``source``, and random states put back behind it."""
+    source = getattr(source, "base_dataloader", source)  # Accelerate's, beneath its wrapper
     batch_sampler = getattr(source, "batch_sampler", None)
     drawing = (
         source,
@@ -217,11 +238,15 @@ def _read(model: nn.Module, item: Any) -> tuple[Batch, bool]:
     return (arguments, None), whole and not pair
 
 
-def _takes(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether the model's ``forward`` can be called with so many arguments, of these names."""
+def _takes(model: nn.Module, inputs: Inputs, partial: bool = False) -> bool:
+    """Whether the model's ``forward`` can be called with so many arguments, of these names.
+
+    With ``partial`` others may be missing.
+    """
     args, kwargs = call_arguments(inputs)
     try:
-        inspect.signature(model.forward).bind(*args, **kwargs)
+        signature = inspect.signature(model.forward)
+        (signature.bind_partial if partial else signature.bind)(*args, **kwargs)
     except TypeError:
         return False
     except ValueError:  # a forward without a signature, which takes what it will

@@ -1,5 +1,6 @@
 """Recording a base model: its start at once, its trajectory as it trains."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,13 @@ from flerm_fx.start.start import measure_settling, measure_start, start_of
 from flerm_fx.training.logs import Log
 from flerm_fx.training.recorder import Beginning, Recorder
 from flerm_fx.training.running import RunningProber
+
+SINGLE = (
+    "the pool is a single batch, on which nothing can settle: FSLRs are those of the first step at "
+    "the initial weights, and multipliers by them are worse than settled ones; pass some 20 batches"
+    ", as a list of (inputs, targets) or a DataLoader, or settle=0 if the first step is meant"
+)
+"""Said where there is nothing to settle on, and nobody asked for that."""
 
 TRAJECTORY = 2.0
 """How many times the start's relative error a point of the trajectory may have."""
@@ -90,8 +98,8 @@ def record(
             its peak, and so has ``CyclicLR``.
         settle: simulated steps to the start; 0 is the paper's first step. Of more, the start is the
             mean over eight of them, evenly spaced behind the warm-up. By default five passes over
-            the batches of the pool, of which there is none where it is a single batch, and at most
-            100.
+            the batches of the pool, and at most 100; of a single batch there is none, which is
+            warned of.
         warmup: over how many of the settling steps the rate rises in equal parts from 0. By default
             four tenths: without it, a base at the best rate of a run that warms up may be thrown at
             once, and its FSLRs are then those of a model that does not learn.
@@ -107,8 +115,8 @@ def record(
         A :class:`Recorder`: a context manager with a ``profile``.
 
     Warns:
-        UserWarning: weights are in half precision, and the model does not run in float32, in which
-            it would be measured.
+        UserWarning: the pool is a single batch, and ``settle`` is not given; or weights are in half
+            precision, and the model does not run in float32, in which it would be measured.
 
     Raises:
         InputError: unusable inputs, targets or options.
@@ -149,6 +157,7 @@ def record(
     refuse_gradient_hooks(model)
     pool = ranks.agreed(probe_pool(model, inputs, targets))
     check_pool(pool)
+    by_default = settle is None
     settle = default_settle(len(pool)) if settle is None else settle
     warmup = default_warmup(settle) if warmup is None else warmup
     if warmup > max(settle - 1, 0):
@@ -159,6 +168,8 @@ def record(
     own_loss = loss_fn is None and pool[0][1] is None
     loss = None if own_loss else resolve(loss_fn, pool[0][1])
     run = Optimizers.of(model, optimizers, lr)
+    if by_default and not settle:
+        warnings.warn(SINGLE, stacklevel=2)
     procedure = StartProcedure(
         optimizers=run,
         settle=settle,

@@ -3,6 +3,7 @@
 import importlib
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,6 +86,107 @@ def test_transformers_trainer_records_matches_and_resumes(tmp_path: Path) -> Non
     (tmp_path / "large" / "checkpoint-50").rmdir()
     with pytest.raises(flerm_fx.InputError, match="flerm_matcher.pt: no such file, although"):
         transformers_trainer.main(["--steps", "50", "--resume", *arguments])
+
+
+FIRST = ROOT / "examples" / "first"
+
+
+@pytest.mark.parametrize("program", sorted(path.name for path in FIRST.glob("*.py")))
+def test_a_first_program_has_five_lines_of_flerm_fx(program: str) -> None:
+    ours = re.compile(r"flerm_fx|RecordCallback|MatchCallback|BaseProfile")
+    code = (FIRST / program).read_text(encoding="utf-8").split('"""', 2)[2]
+    assert 3 <= sum(bool(ours.search(line)) for line in code.splitlines()) <= 5
+
+
+@pytest.mark.slow
+def test_the_first_programs_run(tmp_path: Path) -> None:
+    from examples.first import hf_trainer, lightning_module, plain_loop
+
+    losses = plain_loop.main(steps=300, width=256)
+    assert losses["compiled"] < losses["standard"] < 3.0
+    for run in (hf_trainer.main, lightning_module.main):
+        assert run(str(tmp_path / run.__module__), steps=60) < 4.0
+
+
+@pytest.mark.slow
+def test_reading_the_trainers_own_loader_leaves_the_run_what_it_is(tmp_path: Path) -> None:
+    """Its first epoch has the batches, and the last weights are those, of a run without."""
+    from transformers import Trainer, TrainingArguments
+
+    from examples.first.hf_trainer import gpt2
+    from flerm_fx.integrations.transformers import RecordCallback
+
+    rows = [{"input_ids": row, "labels": row} for row in torch.arange(40 * 8).reshape(40, 8) % 256]
+    settings = TrainingArguments(
+        str(tmp_path), max_steps=8, report_to="none", save_strategy="no", use_cpu=True
+    )
+    ends, callback = [], RecordCallback(path=tmp_path / "base.safetensors", at=[3])
+    for callbacks in ([], [callback]):
+        trainer = Trainer(gpt2(16), settings, train_dataset=rows, callbacks=callbacks)
+        trainer.train()
+        ends.append(trainer.model.state_dict())
+    for name, weight in ends[0].items():
+        assert torch.equal(weight, ends[1][name]), name
+    profile = callback.recorder.profile
+    assert (len(profile.pool), profile.settle, profile.trajectory.steps) == (5, 20, (3,))
+
+
+@pytest.mark.parametrize("package", ["lightning", "transformers"])
+def test_a_path_that_cannot_be_written_is_found_out_before_training(
+    package: str, tmp_path: Path
+) -> None:
+    callbacks = importlib.import_module(f"flerm_fx.integrations.{package}")
+    model = nn.Linear(6, 3)
+    optimizers = [torch.optim.Adam(model.parameters(), lr=1e-2)]
+    loader = [(features(6, 6), torch.arange(6) % 3)] * 2
+    (tmp_path / "file").touch()
+    callback = callbacks.RecordCallback(path=tmp_path / "file" / "base.safetensors")
+    with pytest.raises(flerm_fx.ProfileError, match="cannot be written there .*; nothing was trai"):
+        callback.attach(model, optimizers, loader)
+    callback = callbacks.RecordCallback(path=tmp_path / "new" / "base.safetensors")
+    recorder = callback.attach(model, optimizers, loader)
+    recorder.profile.save(tmp_path / "new" / "base.safetensors")
+    recorder.close()
+
+
+@pytest.mark.slow
+def test_a_loop_of_accelerate_is_an_ordinary_loop() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    data = torch.utils.data.TensorDataset(features(48, 6), torch.arange(48) % 3)
+
+    def run(prepare: bool) -> tuple[flerm_fx.BaseProfile, dict[str, float]]:
+        accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+        found: list[Any] = []
+        for width in (8, 32):
+            torch.manual_seed(0)
+            model: Any = nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, 3))
+            optimizer: Any = torch.optim.AdamW(model.parameters(), lr=1e-2)
+            loader: Any = torch.utils.data.DataLoader(data, batch_size=8)
+            if prepare:
+                model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+            attached: Any = (
+                flerm_fx.record(model, optimizer, loader, every=1)
+                if not found
+                else flerm_fx.match(model, optimizer, found[0].profile, every=1)
+            )
+            found.append(attached)
+            with attached:
+                for index, (x, y) in enumerate(loader):
+                    with accelerator.accumulate(model):
+                        loss = nn.functional.cross_entropy(model(x), y)
+                        accelerator.backward(loss)
+                        if index % 2:
+                            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                        if prepare or index % 2:
+                            optimizer.step()
+                            optimizer.zero_grad()
+        return found[0].profile, found[1].multipliers
+
+    (plain, expected), (prepared, multipliers) = run(prepare=False), run(prepare=True)
+    assert prepared.start == plain.start
+    assert prepared.trajectory.steps == plain.trajectory.steps == (0, 1, 2)
+    assert multipliers == expected
+    assert set(multipliers.values()) != {1.0}
 
 
 @pytest.mark.slow

@@ -146,6 +146,12 @@ def test_pairs_that_may_be_either_are_asked_for_apart() -> None:
         (iter(()), "is empty; pass at least one batch"),
         ([(X, Y, Y)], r"batch 0 of inputs holds 3 values, which Sequential.forward\(input\) does"),
         ([(X, Y), X], "batch 1 of inputs has no targets, and others have"),
+        (
+            [{"input": X, "labels": Y, "text": "a"}],
+            "batch 0 of inputs has 'text', which Sequ",
+        ),
+        ([{"x": X}], r"batch 0 of inputs has 'x', which Sequential.forward\(input\) does not take"),
+        ([{"input": [[1, 2]]}], "hold no tensor; .* rows of a dataset go through a DataLoader"),
         ([(X, Y[:5])], r"targets of shape \(5,\) do not go with a batch of 96"),
     ],
 )
@@ -155,6 +161,18 @@ def test_what_is_no_pool_is_named(pool: Any, message: str) -> None:
     with pytest.raises(flerm_fx.InputError, match=message):
         record(model, pool)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_single_batch_is_warned_of_unless_the_first_step_is_meant(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    model = net()
+    adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with pytest.warns(UserWarning, match="single batch, .* some 20 batches, .* or settle=0 if"):
+        assert flerm_fx.record(model, adam, X, Y, method="exact").profile.settle == 0
+    flerm_fx.record(model, adam, X, Y, settle=0, method="exact")
+    assert flerm_fx.record(model, adam, loader(), method="exact").profile.settle == 25
+    assert not recwarn.list
 
 
 def test_as_many_targets_as_batches_are_asked_for() -> None:
@@ -199,6 +217,15 @@ def test_shuffling_leaves_the_random_state_as_it_was(own: bool) -> None:
     # So that the run's first epoch is the one that it would have been.
     assert all(torch.equal(a[0], b[0]) for a, b in zip(pool, data, strict=True))
     assert not torch.equal(pool[0][0], X[:16])
+
+
+def test_a_loader_of_accelerate_is_read_beneath_its_wrapper() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True)
+    prepared = accelerator.prepare(loader(shuffle=True))
+    assert len(probe_pool(net(), prepared)) == 6
+    assert not accelerator.gradient_state.in_dataloader
+    assert probe_pool(net(), prepared)[0][0].shape == (16, 6)
 
 
 def test_a_loop_around_reading_goes_on_where_it_was() -> None:
