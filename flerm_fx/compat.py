@@ -284,6 +284,16 @@ def without_sharding_classes(model: nn.Module) -> Iterator[None]:
             module.__class__ = kind
 
 
+def outside_transforms() -> contextlib.AbstractContextManager[Any]:
+    """While it lasts, tensors are none of the transforms of ``torch.func`` around it.
+
+    Ranks exchange tensors by autograd functions, which have no rule for ``vmap``.
+    """
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    return temporarily_clear_interpreter_stack()
+
+
 # Data
 
 

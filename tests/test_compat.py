@@ -403,6 +403,21 @@ def test_tensor_parallelism_leaves_hooks(one_process: None) -> None:
     assert not any(map(compat.is_hook_of_sharding, hooks))
 
 
+def test_a_sharded_tensor_is_gathered_within_a_transform(one_process: None) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    weight = distribute_tensor(torch.eye(2), init_device_mesh("cpu", (1,)), [Shard(0)])
+
+    def read(x: Tensor) -> Tensor:
+        with compat.outside_transforms():
+            whole = weight.full_tensor()
+        return x @ whole
+
+    x = torch.rand(3, 2)
+    assert torch.equal(torch.func.vmap(read)(x), x)
+
+
 @pytest.fixture
 def one_process(tmp_path: Path) -> Iterator[None]:
     store = f"file://{tmp_path / 'store'}"

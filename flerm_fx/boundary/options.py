@@ -142,6 +142,18 @@ def mapping(name: str, value: Any) -> Any:
     return value
 
 
+def device(name: str, value: Any) -> torch.device:
+    """A device that can hold a tensor, with its index: ``cuda`` is the present one."""
+    try:
+        return torch.empty(0, device=value).device
+    except (RuntimeError, TypeError, AssertionError) as error:  # torch without CUDA asserts
+        summary = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{name} must be a device that torch can use, such as 'cpu' or 'cuda:0', got "
+            f"{described(value)}: {summary}"
+        ) from error
+
+
 def described(value: Any) -> str:
     """What came, in a few words: numbers and texts as they are written, other things by type."""
     if value is None or isinstance(value, bool | numbers.Number | str | list | tuple | set):
@@ -179,6 +191,7 @@ OPTIONS: dict[str, Callable[[str, Any], Any]] = {
         functools.partial(function, form="from what the model returns to a tensor of it")
     ),
     "log": _optional(functools.partial(function, form="of numbers by name and the step")),
+    "device": _optional(device),
     "generator": _optional(
         functools.partial(instance, kind=torch.Generator, called="a torch.Generator")
     ),

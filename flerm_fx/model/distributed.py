@@ -1,11 +1,12 @@
-"""Models that several processes train together: DDP, and FSDP2's ``fully_shard``.
+"""Models that several processes train together: DDP, FSDP2's ``fully_shard``, tensor parallelism.
 
 Parameters are named, measured and given multipliers as if one process had the whole model. Each
 rank measures its share of the probe batch, and the shares of all ranks are put together.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +20,13 @@ from flerm_fx.compat import (
     is_hook_of_sharding,
     is_hook_of_tensor_parallelism,
     marks_of_sharding,
+    outside_transforms,
     pytree,
     remove_forward_hooks,
     unwrapped_by_dynamo,
     without_sharding_classes,
 )
-from flerm_fx.errors import InputError
-from flerm_fx.model.inputs import Inputs, batch_size
+from flerm_fx.model.inputs import Inputs, batch_size, check_finite
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -51,8 +52,30 @@ def is_sharded(model: nn.Module) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that may be sharded over ranks; every rank has to call this."""
-    full = getattr(tensor, "full_tensor", None)
-    return full() if full is not None else tensor
+    full: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)
+    return tensor if full is None else full()
+
+
+def gathered(tensor: Tensor, device: torch.device) -> Tensor:
+    """All of a tensor that may be sharded over ranks or elsewhere, on a device.
+
+    Every rank has to call this, for the same tensors in the same order.
+    """
+    with torch.no_grad(), outside_transforms():
+        return whole(tensor.detach()).to(device)
+
+
+def check_finite_on_ranks(name: str, value: Tensor, what: str) -> None:
+    """:func:`~flerm_fx.model.inputs.check_finite`, which raises on all ranks if on one."""
+    if not is_sharded_tensor(value):
+        check_finite(name, value, what)
+    elif not holds(torch.isfinite(value).all()):
+        check_finite(name, whole(value), what)
+
+
+def holds(condition: Tensor) -> bool:
+    """Whether a condition, a tensor without dimensions, holds; on all ranks the same."""
+    return bool(whole(condition))
 
 
 @dataclass(frozen=True)
@@ -80,28 +103,61 @@ class Ranks:
             return cls()
         return cls(dist.get_rank(), dist.get_world_size())
 
+    def rows(self, size: int) -> slice:
+        """Which rows of ``size`` this rank measures: 2 at least, which a graph takes, or none.
+
+        >>> [Ranks(rank, count=3).rows(5) for rank in range(3)]
+        [slice(0, 3, None), slice(3, 5, None), slice(5, 5, None)]
+        """
+        return self._split(size)[self.rank]
+
+    def rows_run(self, size: int) -> slice:
+        """Which rows this rank runs: its own, or if it has none the first rank's.
+
+        All of them gather alike then.
+        """
+        rows = self.rows(size)
+        return rows if rows.start < rows.stop else self._split(size)[0]
+
     def share(self, inputs: Inputs) -> Inputs | None:
-        """This rank's rows of a batch; None where there are fewer than 2 for each rank.
+        """The rows of a batch that this rank runs; None where no two can have rows of their own.
 
         >>> Ranks(rank=1, count=2).share(torch.arange(6))
         tensor([3, 4, 5])
         """
         size = batch_size(inputs)
-        if self.count == 1 or size % self.count or size < 2 * self.count:
+        if self.count == 1 or size < 4:
             return None
-        rows = self.rows(size)
+        rows = self.rows_run(size)
         return pytree.tree_map_only(Tensor, lambda t: t[rows], inputs)  # type: ignore[no-any-return]
 
-    def rows(self, size: int) -> slice:
-        """Which rows of ``size`` this rank measures."""
-        each = size // self.count
-        return slice(self.rank * each, (self.rank + 1) * each)
+    def shares(self, inputs: Inputs) -> Iterator[Inputs]:
+        """A share of each size that some rank runs."""
+        size = batch_size(inputs)
+        for rows in {rows.stop - rows.start: rows for rows in self._split(size)}.values():
+            if rows.start < rows.stop:
+                yield pytree.tree_map_only(Tensor, lambda t, rows=rows: t[rows], inputs)
 
-    def joined(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks, one after another."""
-        parts = [torch.empty_like(rows) for _ in range(self.count)]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+    def joined(self, rows: Tensor, size: int) -> Tensor:
+        """The rows of all ranks, ``size`` of them, one after another."""
+        split = self._split(size)
+        padded = rows.new_zeros(split[0].stop, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in split]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[: r.stop - r.start] for part, r in zip(parts, split, strict=True)])
+
+    def summed(self, value: Tensor) -> Tensor:
+        """The sum over all ranks."""
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    def _split(self, size: int) -> list[slice]:
+        measuring = max(1, min(self.count, size // 2))
+        each, more = divmod(size, measuring)
+        starts = [min(i, measuring) * each + min(i, more) for i in range(self.count + 1)]
+        return [slice(a, b) for a, b in itertools.pairwise(starts)]
 
     def agreed(self, value: Any) -> Any:
         """What the first rank has, so that no rounding sets ranks apart."""
@@ -117,27 +173,44 @@ def is_sharded_tensor(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-@contextlib.contextmanager
-def as_plain(model: nn.Module) -> Iterator[dict[int, object]]:
-    """While it lasts, a model that ``fully_shard`` has changed can be copied as a plain one.
+def resharded(model: nn.Module) -> None:
+    """Let go of what ``fully_shard`` gathered for a forward pass without a backward pass."""
+    for module in model.modules():
+        reshard: Any = getattr(module, "reshard", None)
+        if reshard is not None:
+            reshard()
 
-    Yields what ``copy.deepcopy`` needs as its memo: whole parameters for the sharded ones.
+
+def is_tensor_parallel(model: nn.Module) -> bool:
+    """Whether modules exchange activations between ranks, as ``parallelize_module`` has them do."""
+    hooks = (hook for module in model.modules() for hook in forward_hooks(module).values())
+    return any(map(is_hook_of_tensor_parallelism, hooks))
+
+
+def _clone_of_whole(tensor: Tensor) -> Tensor:
+    return whole(tensor.detach()).clone()
+
+
+@contextlib.contextmanager
+def as_plain(
+    model: nn.Module, twin_of: Callable[[Tensor], Tensor] = _clone_of_whole
+) -> Iterator[dict[int, object]]:
+    """While it lasts, a sharded or tensor-parallel model can be copied as a plain one.
+
+    Yields what ``copy.deepcopy`` needs as its memo: plain tensors for the sharded ones.
     :func:`without_sharding` has to finish the copy.
 
-    Raises:
-        InputError: parameters that are distributed in another way, such as tensor parallel ones.
+    Args:
+        model: any module.
+        twin_of: makes a plain tensor of a sharded one; every rank has to call it.
     """
-    sharded = {name: p for name, p in model.named_parameters() if is_sharded_tensor(p)}
-    if not sharded:
-        yield {}
-        return
-    _refuse_tensor_parallel(model, sharded)
+    tensors = (*model.parameters(), *model.buffers())
     memo: dict[int, object] = {
-        id(p): nn.Parameter(whole(p.detach()).clone(), p.requires_grad) for p in sharded.values()
+        id(t): as_like(t, twin_of(t)) for t in filter(is_sharded_tensor, tensors)
     }
     for module in model.modules():
         for hook in forward_hooks(module).values():
-            if is_hook_of_sharding(hook):
+            if is_hook_of_sharding(hook) or is_hook_of_tensor_parallelism(hook):
                 memo[id(hook)] = _removed
         # The state is in dictionaries; the rest of the marks are plain bools.
         held = (vars(module)[name] for name in marks_of_sharding(module))
@@ -146,8 +219,15 @@ def as_plain(model: nn.Module) -> Iterator[dict[int, object]]:
         yield memo
 
 
+def as_like(tensor: Tensor, value: Tensor) -> Tensor:
+    """A value as a parameter, if the tensor that it stands for is one."""
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(value, tensor.requires_grad)
+    return value
+
+
 def without_sharding(twin: nn.Module) -> None:
-    """Take from a copy what ``fully_shard`` had put on the model that it was copied from."""
+    """Take from a copy what sharding had put on the model that it was copied from."""
     for module in twin.modules():
         remove_forward_hooks(module, _removed)
         for name in marks_of_sharding(module):
@@ -155,18 +235,4 @@ def without_sharding(twin: nn.Module) -> None:
 
 
 def _removed(*_: Any) -> None:
-    """In the place of a hook of ``fully_shard`` in a copy."""
-
-
-def _refuse_tensor_parallel(model: nn.Module, sharded: Mapping[str, Tensor]) -> None:
-    for path, module in model.named_modules():
-        for hook in forward_hooks(module).values():
-            if is_hook_of_tensor_parallelism(hook):
-                prefix = f"{path}." if path else ""
-                named = next((n for n in sharded if n.startswith(prefix)), path)
-                raise InputError(
-                    f"parameter {named!r} is tensor parallel (a DTensor whose module exchanges "
-                    "activations between ranks), which cannot be measured: measure the model "
-                    "before parallelize_module, and train with compiled.param_groups(lr) of its "
-                    "multipliers"
-                )
+    """In the place of a hook of sharding in a copy."""

@@ -24,6 +24,10 @@ from flerm_fx.errors import InputError
 MEMORY = 2**28
 """Bytes of cotangents to hold at once, so that they can be made orthonormal."""
 
+BLOCK = 2**16
+"""Random numbers from which on a block of examples has a generator of its own, which takes about as
+long to be seeded as 2¹⁰ numbers to be drawn."""
+
 
 @dataclass(frozen=True)
 class Cotangents:
@@ -79,22 +83,68 @@ class Cotangents:
         missing = self.coordinates - (self.draws if self.orthonormal else 1)
         return 2.0 * missing / (self.draws * (self.coordinates + 2.0))
 
-    def sets(self, generator: torch.Generator) -> Iterator[Tensor]:
-        """All rows, as many at a time as fit in memory: (examples, rows, coordinates), float32."""
+    def sets(
+        self,
+        generator: torch.Generator,
+        examples: slice = slice(None),
+        device: torch.device | None = None,
+    ) -> Iterator[Tensor]:
+        """Rows of some examples, as many at a time as fit in memory, in float32.
+
+        What is drawn for an example does not depend on which others are asked for: blocks of
+        examples have generators of their own.
+
+        Args:
+            generator: seeds them.
+            examples: for which to draw; all if not given.
+            device: to draw on; that of ``generator`` if None.
+
+        Returns:
+            Tensors of shape (examples, rows, coordinates).
+
+        >>> cotangents = Cotangents(examples=3, coordinates=5, draws=2)
+        >>> (every,) = cotangents.sets(torch.Generator().manual_seed(0))
+        >>> (last,) = cotangents.sets(torch.Generator().manual_seed(0), slice(2, 3))
+        >>> torch.equal(last, every[2:])
+        True
+        """
+        device = device or generator.device
+        asked = range(self.examples)[examples]
         if self.every:
-            yield torch.eye(self.coordinates, device=generator.device).expand(self.examples, -1, -1)
+            yield torch.eye(self.coordinates, device=device).expand(len(asked), -1, -1)
         elif self.draws > 1 and self.orthonormal:
-            gaussian = _gaussian(generator, self.examples, self.coordinates, self.draws)
+            gaussian = self._gaussian(generator, asked, self.coordinates, self.draws, device)
             # Uniform by Haar measure up to the rows' signs, which squares do not see.
             yield torch.linalg.qr(gaussian).Q.mT
         else:
             at_once = max(1, MEMORY // (4 * self.examples * self.coordinates))
             for start in range(0, self.draws, at_once):
                 rows = min(at_once, self.draws - start)
-                gaussian = _gaussian(generator, self.examples, rows, self.coordinates)
+                gaussian = self._gaussian(generator, asked, rows, self.coordinates, device)
                 # In place: next to a large vocabulary's logits a copy would be seen.
                 yield gaussian.div_(torch.linalg.vector_norm(gaussian, dim=-1, keepdim=True))
 
-
-def _gaussian(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=generator, device=generator.device)
+    def _gaussian(
+        self,
+        generator: torch.Generator,
+        asked: range,
+        rows: int,
+        columns: int,
+        device: torch.device,
+    ) -> Tensor:
+        """Normal numbers for some examples, of shape (examples, rows, columns)."""
+        seed = int(torch.randint(2**32, (), generator=generator, device=generator.device))
+        size = max(1, BLOCK // (rows * columns))
+        numbers = torch.empty(len(asked), rows, columns, device=device)
+        own = torch.Generator(device)
+        for block in range(asked.start // size, -(-asked.stop // size) if asked else 0):
+            own.manual_seed(seed + block)
+            first, end = block * size, min((block + 1) * size, self.examples)
+            begin, stop = max(first, asked.start), min(end, asked.stop)
+            into = numbers[begin - asked.start : stop - asked.start]
+            if len(into) == end - first:
+                into.normal_(generator=own)
+            else:
+                drawn = torch.randn(end - first, rows, columns, generator=own, device=device)
+                into.copy_(drawn[begin - first : stop - first])
+        return numbers

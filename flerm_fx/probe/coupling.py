@@ -15,11 +15,13 @@ from flerm_fx.ops.operation import is_opaque, operation
 from flerm_fx.ops.table import facts
 from flerm_fx.probe.cotangent import Cotangents
 from flerm_fx.probe.derivative import jvp
+from flerm_fx.probe.later import Later
 from flerm_fx.probe.sampled import (
     examples_of,
     output_size,
     projections,
 )
+from flerm_fx.probe.streamed import Streamed, applied, device_of_inputs, streams, to_gather
 
 TOLERANCE = 1e-3
 """Relative difference above which outputs alone and in the batch are not the same function: far
@@ -55,7 +57,7 @@ def coupling(
     ):
         warnings.simplefilter("ignore")  # "no batching rule": slower, not wrong
         state = rng_state()
-        together = captured.apply(parameters, inputs)
+        together = applied(captured, parameters, inputs)
         draws = not state.same(rng_state())
         set_rng_state(state)
         try:
@@ -99,15 +101,30 @@ def disagreement(
     assert module is not None
     fixed = {**cloned_buffers(module), **{n: p.detach() for n, p in parameters.items()}}
     flat = captured.flat(inputs)
+    device = device_of_inputs(flat)
 
     def moved(*values: Tensor) -> Tensor:
         state = {**fixed, **dict(zip(updates, values, strict=True))}
         return torch.func.functional_call(module, state, tuple(flat))  # type: ignore[no-any-return]
 
-    positions = dict(enumerate(updates.values()))
+    weights = {name: to_gather(value, device) for name, value in parameters.items()}
+    ahead = {name: to_gather(u.to(parameters[name].dtype), device) for name, u in updates.items()}
+
+    def moved_along(t: Tensor) -> Tensor:
+        ways = {
+            name: Later(_along, (weights[name], ahead[name], t), blank=weights[name].blank)
+            for name in ahead
+        }
+        return Streamed(module, {**weights, **ways}, device).run(*flat)  # type: ignore[no-any-return]
+
     with torch.no_grad(), preserved_rng():
         try:
-            tangent = jvp(moved, tuple(fixed[name] for name in updates), {}, positions)
+            if streams(module, parameters, updates):
+                zero = torch.zeros((), device=device)
+                tangent = jvp(moved_along, (zero,), {}, {0: torch.ones_like(zero)})
+            else:
+                positions = dict(enumerate(updates.values()))
+                tangent = jvp(moved, tuple(fixed[name] for name in updates), {}, positions)
         except RuntimeError:  # an operation without a forward derivative: nothing to compare with
             return ""
     expected = (
@@ -118,6 +135,10 @@ def disagreement(
     if not apart <= _tolerance(tangent, *fixed.values()):
         return f"derivatives of single examples differ from the batch's (by {apart:.1e})"
     return ""
+
+
+def _along(weight: Tensor, update: Tensor, t: Tensor) -> Tensor:
+    return weight + t * update
 
 
 def _tolerance(*values: Tensor) -> float:
@@ -159,7 +180,7 @@ def _has_axis(node: fx.Node) -> bool | None:
 def _in_pairs(captured: Capture, parameters: Mapping[str, Tensor], one: Inputs) -> Tensor:
     """The output for an example, beside a copy of itself."""
     pair = pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]), one)
-    return captured.apply(parameters, pair)[:1]
+    return applied(captured, parameters, pair)[:1]
 
 
 def _vmapped(
@@ -168,11 +189,17 @@ def _vmapped(
     parameters: Mapping[str, Tensor],
     inputs: Inputs,
 ) -> Tensor:
-    state = {**cloned_buffers(module), **parameters}
     flat = captured.flat(inputs)
+    device = device_of_inputs(flat)
+    state = {**cloned_buffers(module), **parameters}
+    held = {name: to_gather(value, device) for name, value in parameters.items()}
+    streamed = streams(module, parameters)
 
     def one(*arguments: object) -> Tensor:
-        output = torch.func.functional_call(module, state, _as_batch_of_one(arguments))
+        example = _as_batch_of_one(arguments)
+        if streamed:
+            return Streamed(module, held, device).run(*example).squeeze(0)  # type: ignore[no-any-return]
+        output = torch.func.functional_call(module, state, example)
         return output.squeeze(0)  # type: ignore[no-any-return]
 
     return torch.func.vmap(one, in_dims=_batch_axes(flat), randomness="different")(*flat)

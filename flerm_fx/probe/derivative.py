@@ -127,6 +127,8 @@ def jvp_of(op: Callable[..., Any]) -> Callable[..., Any]:
 
     packet = getattr(op, "overloadpacket", op)
     of_op.__name__ = of_op.__qualname__ = f"{packet.__name__}_jvp"
+    if hasattr(op, "tags"):
+        vars(of_op)["tags"] = op.tags  # it draws where the operation does
     return of_op
 
 

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from flerm_fx.boundary.options import checked, choice, described
+from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import capture
 from flerm_fx.errors import InputError, shown
-from flerm_fx.model.distributed import unwrapped
+from flerm_fx.model.distributed import Ranks, is_sharded, unwrapped
 from flerm_fx.model.inputs import OutputFn, device_of, to_device
 from flerm_fx.model.untouched import untouched
 from flerm_fx.probe.estimate import Estimate
+from flerm_fx.probe.parallel import check_parallel
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
 from flerm_fx.recipe.pool import Pool, probe_batch
@@ -28,6 +30,7 @@ def measure(
     output_fn: OutputFn | None = None,
     samples: int | None = None,
     generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
 ) -> dict[str, Estimate]:
     r"""How much each parameter's update changes the model's function.
 
@@ -40,7 +43,8 @@ def measure(
     Args:
         model: any module; measured in its present mode and in the types of its weights, and left
             exactly as it was.
-        updates: :math:`\Delta\theta` of each parameter to measure, by name, shaped like it.
+        updates: :math:`\Delta\theta` of each parameter to measure, by name, shaped like it. Where
+            parameters are sharded over ranks, updates may be, too, and all ranks make this call.
         inputs: probe inputs: a tensor, a tuple or a dict of keyword arguments, batch first; or a
             list or DataLoader of such, of which the first is read.
         method: ``"exact"``, ``"sampled"`` (random cotangents for each example), the paper's
@@ -51,12 +55,15 @@ def measure(
         samples: draws per example (``"sampled"``) or passes (the paper's, 40 by default); it goes
             with no other method.
         generator: source of random cotangents; a fixed seed if None, so that calls repeat.
+        device: where to compute, if not where the model is. Each weight and update is brought there
+            where it is read, and let go behind it, so that neither has to fit as a whole.
 
     Returns:
         An :class:`~flerm_fx.probe.estimate.Estimate` for each update, in units of the output.
 
     Raises:
         InputError: an update for no trainable parameter or of another shape; unusable inputs.
+        CaptureError: weights that are elsewhere, of a model that does not export to a graph.
         EstimateError: a NaN or infinite update or FSLR.
 
     Example::
@@ -76,8 +83,19 @@ def measure(
         )
     if not isinstance(updates, Mapping):
         raise InputError(f"updates must be a dict {{parameter: update}}, got {described(updates)}")
-    batch = to_device(probe_batch(unwrapped(model), inputs), device_of(model))
-    captured = capture(model, batch, checked("output_fn", output_fn))
+    output_fn, own = checked("output_fn", output_fn), device_of(model)
+    sharded, device = is_sharded(model), checked("device", device) or own
+    ranks = Ranks.of(model) if sharded else Ranks()
+    batch = to_device(ranks.agreed(probe_batch(unwrapped(model), inputs)), device)
+    elsewhere = sharded or device != own
+    captured = (
+        capture_outline(model, batch, output_fn, device=device)
+        if elsewhere
+        else capture(model, batch, output_fn)
+    )
+    parameters: dict[str, nn.Parameter] = (
+        dict(model.named_parameters(remove_duplicate=False)) if elsewhere else captured.parameters
+    )
     canonical: dict[str, Tensor] = {}
     for name, update in updates.items():
         if not isinstance(update, Tensor):
@@ -103,9 +121,10 @@ def measure(
         if captured.aliases[name] in canonical:
             raise InputError(f"updates name the tied parameter {name!r} twice; pass it once")
         canonical[captured.aliases[name]] = update
+    check_parallel(model, captured, parameters, batch)
     with untouched(model):
-        estimates = Prober(captured).estimate(
-            dict(captured.parameters),
+        estimates = Prober(captured, ranks).estimate(
+            dict(parameters),
             canonical,
             batch,
             method=method,

@@ -13,8 +13,8 @@ from flerm_fx.boundary.options import checked, choice
 from flerm_fx.capture.captured import Capture
 from flerm_fx.compat import pytree
 from flerm_fx.errors import EstimateError
-from flerm_fx.model.distributed import Ranks
-from flerm_fx.model.inputs import Inputs, check_finite
+from flerm_fx.model.distributed import Ranks, check_finite_on_ranks, gathered
+from flerm_fx.model.inputs import Inputs, batch_size
 from flerm_fx.probe.cotangent import Cotangents
 from flerm_fx.probe.coupling import coupling, disagreement
 from flerm_fx.probe.estimate import Estimate
@@ -30,6 +30,7 @@ from flerm_fx.probe.planner import (
     sampled_cost,
 )
 from flerm_fx.probe.sampled import Samples, output_size, sampled
+from flerm_fx.probe.streamed import device_of_inputs, streams
 from flerm_fx.probe.taps import TapNodes, no_axis
 from flerm_fx.probe.workload import Workload, workload
 
@@ -44,7 +45,7 @@ class Prober:
         captured: the model, captured in the mode in which it is to be measured.
         ranks: the processes that measure it together, all of which are to call :meth:`estimate`
             with the same arguments. Each measures its share of the examples, where examples do not
-            influence each other and divide evenly, with the cotangents that one process would draw.
+            influence each other, with the cotangents that one process would draw for them.
     """
 
     def __init__(self, captured: Capture, ranks: Ranks | None = None) -> None:
@@ -75,7 +76,10 @@ class Prober:
         """FSLR of every parameter in ``updates``, at ``parameters``.
 
         Args:
-            parameters: values of all trainable parameters, by canonical name.
+            parameters: values of all trainable parameters, by canonical name. They may be sharded
+                over ranks, or on another device than the inputs, and are gathered where they are
+                read; so may updates be. ``"auto"`` and ``"sampled"`` never gather all of them, all
+                other methods do. Values of weights that are not trained are needed then, too.
             updates: unit updates, by canonical name.
             inputs: probe inputs, batch first.
             method: see :func:`flerm_fx.measure`.
@@ -91,12 +95,19 @@ class Prober:
         choice("method", method, METHODS)
         rtol, samples = checked("rtol", rtol), checked("samples", samples)
         for name, update in updates.items():
-            check_finite(name, update, "update")
+            check_finite_on_ranks(name, update, "update")
         generator = generator or torch.Generator().manual_seed(0)
         names = [name for name in self.captured.parameters if name in updates]
         ordered = {name: updates[name].detach() for name in names}
         if not ordered:
             return {}
+        parameters = {name: value.detach() for name, value in parameters.items()}
+        if method not in ("auto", "sampled"):
+            device = device_of_inputs(pytree.tree_leaves(inputs))
+            parameters, ordered = (
+                {name: gathered(value, device) for name, value in values.items()}
+                for values in (parameters, ordered)
+            )
         if method in ("full_cov", "iid", "kronecker"):
             passes = samples or PASSES
             estimates = {
@@ -134,9 +145,12 @@ class Prober:
         share = self._share(parameters, updates, inputs)
         values = exact(self.captured, parameters, updates, inputs if share is None else share)
         if share is not None:
-            squares = torch.tensor([list(values.values())], dtype=torch.float64).square()
-            together = self.ranks.joined(squares.to(self._device)).mean(0).sqrt()
-            values = dict(zip(values, together.tolist(), strict=True))
+            size = batch_size(inputs)
+            rows = self.ranks.rows(size)
+            squares = torch.tensor(list(values.values()), dtype=torch.float64).square()
+            device = device_of_inputs(pytree.tree_leaves(inputs))
+            total = self.ranks.summed((rows.stop - rows.start) / size * squares.to(device))
+            values = dict(zip(values, total.sqrt().tolist(), strict=True))
         return {
             name: Estimate(value, 0.0, "exact", 0, self.captured.reason)
             for name, value in values.items()
@@ -155,6 +169,8 @@ class Prober:
             return self._sampled(parameters, updates, inputs, rtol, None, generator)
         size = self._size(parameters, inputs)
         work = self._work(tuple(updates))
+        if streams(self.captured.probe_module, parameters, updates):
+            work = replace(work, passes=math.inf)  # tangents would keep all weights
         chosen = _plan(work, rtol, size)
         if chosen.cotangents is not None and self._coupled(parameters, updates, inputs):
             chosen = _plan(work, rtol, _as_one_example(size))
@@ -198,7 +214,7 @@ class Prober:
         cotangents: Cotangents,
         generator: torch.Generator,
     ) -> Samples:
-        share = self._share(parameters, updates, inputs)
+        share, size = self._share(parameters, updates, inputs), cotangents.examples
         samples = sampled(
             self.captured,
             self._graph(tuple(updates)),
@@ -208,13 +224,13 @@ class Prober:
             cotangents=cotangents,
             generator=generator,
             coupled=bool(self._coupling),
-            rows=slice(None) if share is None else self.ranks.rows(cotangents.examples),
+            rows=slice(None) if share is None else self.ranks.rows_run(size),
         )
-        return (
-            samples
-            if share is None
-            else replace(samples, squares=self.ranks.joined(samples.squares))
-        )
+        if share is None:
+            return samples
+        rows = self.ranks.rows(size)
+        mine = samples.squares[: rows.stop - rows.start]
+        return replace(samples, squares=self.ranks.joined(mine, size))
 
     def _share(
         self, parameters: Mapping[str, Tensor], updates: Mapping[str, Tensor], inputs: Inputs
@@ -225,14 +241,11 @@ class Prober:
             return None
         if self.captured.guards is not None:
             try:
-                self.captured.guards(*self.captured.flat(share))
+                for of_some_rank in self.ranks.shares(inputs):
+                    self.captured.guards(*self.captured.flat(of_some_rank))
             except AssertionError:
                 return None
         return share
-
-    @property
-    def _device(self) -> torch.device:
-        return next(iter(self.captured.parameters.values())).device
 
     def _estimates(self, taken: list[Samples]) -> dict[str, Estimate]:
         """Estimates from independent sets of draws, each weighted by its number of draws."""
@@ -254,12 +267,13 @@ class Prober:
         self, parameters: Mapping[str, Tensor], updates: Mapping[str, Tensor], inputs: Inputs
     ) -> str:
         if self._coupling is None:
-            self._coupling = coupling(self.captured, parameters, inputs)
+            reason = self.ranks.agreed(coupling(self.captured, parameters, inputs))
             graph = self._graph(tuple(updates))
-            if graph is not None and not self._coupling:
-                self._coupling = no_axis(graph.graph) or disagreement(
-                    self.captured, graph, parameters, updates, inputs
+            if graph is not None and not reason:
+                reason = no_axis(graph.graph) or self.ranks.agreed(
+                    disagreement(self.captured, graph, parameters, updates, inputs)
                 )
+            self._coupling = reason
         return self._coupling
 
     def _size(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> tuple[int, int]:

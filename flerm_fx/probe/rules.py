@@ -1,6 +1,6 @@
 """Tangents of single operations by rule: what most parameters enter by is linear in them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from flerm_fx.ops.operation import argument_name, argument_of_call, position_of
 from flerm_fx.ops.table import facts
 from flerm_fx.probe.derivative import jvp
 from flerm_fx.probe.frontier import Entering
+from flerm_fx.probe.later import now
 
 
 def tangent(
@@ -52,7 +53,8 @@ class Operation:
 
     Attributes:
         op: what was called.
-        args: its positional arguments.
+        args: its positional arguments; parameters among them may be a
+            :class:`~flerm_fx.probe.later.Later`, as may updates.
         kwargs: its keyword arguments.
         entering: by parameter, the update of each argument that it varies, by position among the
             flattened ones.
@@ -61,11 +63,39 @@ class Operation:
     op: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    entering: Entering[Tensor]
+    entering: Entering[Any]
 
     def tangents(self, name: str) -> list[Tensor]:
         """What a parameter's update makes of each output, in shapes that broadcast to theirs."""
-        return pytree.tree_leaves(tangent(self.op, self.args, self.kwargs, self.entering[name]))
+        updates = now(dict(self.entering[name]))
+        args, kwargs = now(
+            (self.args, dict(self.kwargs)), unread(self.op, self.args, tuple(updates))
+        )
+        return pytree.tree_leaves(tangent(self.op, args, kwargs, updates))
+
+
+def unread(
+    op: Callable[..., Any], args: tuple[Any, ...], varying: Collection[int]
+) -> frozenset[int]:
+    """Where :func:`tangent` reads no values, among the flattened arguments.
+
+    >>> import torch
+    >>> x, w, b = torch.ones(5, 2), torch.zeros(3, 2), torch.zeros(3)
+    >>> sorted(unread(torch.ops.aten.linear.default, (x, w, b), [1]))
+    [1, 2]
+    """
+    if len(varying) != 1:
+        return frozenset()
+    (position,) = varying
+    known, name = facts(op), argument_name(op, argument_at(args, position))
+    if name in known.linear:
+        added = {position_of(op, term) for term in known.terms}
+    elif name in known.terms:
+        return frozenset(range(len(pytree.tree_leaves(args))))
+    else:
+        return frozenset()
+    places = (at for at in range(len(pytree.tree_leaves(args))) if argument_at(args, at) in added)
+    return frozenset({position, *places})
 
 
 def argument_at(args: tuple[Any, ...], position: int) -> int:

@@ -19,6 +19,7 @@ from flerm_fx.errors import EstimateError
 from flerm_fx.model.inputs import Inputs, as_real
 from flerm_fx.model.randomness import preserved_rng
 from flerm_fx.probe.cotangent import Cotangents
+from flerm_fx.probe.streamed import applied, device_of_inputs
 from flerm_fx.probe.taps import by_taps
 
 
@@ -75,13 +76,13 @@ def sampled(
         cotangents: what to draw.
         generator: source of the cotangents.
         coupled: treat the batch as one example, as where an operation mixes examples.
-        rows: the examples in ``inputs``, where they are some of those that cotangents are drawn
-            for.
+        rows: the examples in ``inputs``, where they are some of those of ``cotangents``.
     """
     columns = []
-    for drawn in cotangents.sets(generator):
+    device = device_of_inputs(pytree.tree_leaves(inputs))
+    for drawn in cotangents.sets(generator, rows, device):
         products = projections(
-            captured, tapped, parameters, updates, inputs, drawn[rows], coupled=coupled
+            captured, tapped, parameters, updates, inputs, drawn, coupled=coupled
         )
         columns.append(products.square().sum(1))
     return Samples(tuple(updates), sum(columns[1:], columns[0]) / cotangents.draws, cotangents)
@@ -129,8 +130,8 @@ def output_size(
     captured: Capture, parameters: Mapping[str, Tensor], inputs: Inputs
 ) -> tuple[int, int]:
     """Examples N and output coordinates K per example."""
-    with torch.no_grad(), preserved_rng():
-        output = captured.apply(parameters, inputs)
+    with preserved_rng():
+        output = applied(captured, parameters, inputs)
     return output.shape[0], math.prod(output.shape[1:])
 
 

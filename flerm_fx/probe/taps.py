@@ -20,10 +20,12 @@ from torch import Tensor, fx
 
 from flerm_fx.capture.probed_as import attention
 from flerm_fx.compat import PassResult, depends_on_data, pytree
+from flerm_fx.model.distributed import gathered
 from flerm_fx.model.inputs import is_differentiable
 from flerm_fx.ops.operation import operation
 from flerm_fx.probe.frontier import Entering, ProbeNodes, unit_update_name
 from flerm_fx.probe.rules import Operation
+from flerm_fx.probe.streamed import Gather, Streamed, device_of_inputs, streams, to_gather
 
 LONG = 2**15
 """Numbers from which on an inner product is one of its own."""
@@ -226,27 +228,39 @@ def by_taps(
     updates: Mapping[str, Tensor],
     flat_inputs: Sequence[Any],
     cotangents: Tensor,
+    gather: Gather = gathered,
 ) -> Tensor:
     r"""The projections :math:`s_{n,i,l} = q_{n,i} \cdot \Delta_l f_n` on given cotangents.
 
+    Parameters and updates that are sharded over ranks, or on another device than the inputs, are
+    gathered where they are read (:mod:`flerm_fx.probe.streamed`).
+
     Args:
         tapped: the probe graph with :class:`TapNodes` for the parameters of ``updates``.
-        parameters: values of the trainable parameters, without gradients.
+        parameters: values of the trainable parameters, without gradients; of those that are not
+            trained, too, where they are elsewhere.
         updates: unit update of each parameter.
         flat_inputs: the probe graph's.
         cotangents: rows q of shape (examples, rows, coordinates); one example has the coordinates
             of the whole batch, if its examples are not to be told apart.
+        gather: brings a tensor to the device of the inputs.
 
     Returns:
         A tensor of shape (examples, rows, parameters).
     """
-    unit_updates = {unit_update_name(n): u.detach().to(parameters[n]) for n, u in updates.items()}
     examples, rows = cotangents.shape[:2]
     taps = Taps(tuple(updates), examples, KEPT if rows > 1 else 0)
-    with torch.enable_grad():
-        output: Tensor = torch.func.functional_call(
-            tapped, {**parameters, **unit_updates}, (taps, *flat_inputs)
-        )
+    if streams(tapped, parameters, updates):
+        device = device_of_inputs(flat_inputs)
+        as_weights = {unit_update_name(n): u.to(parameters[n].dtype) for n, u in updates.items()}
+        held = {n: to_gather(v, device, gather) for n, v in {**parameters, **as_weights}.items()}
+        output = Streamed(tapped, held, device).differentiable(taps, *flat_inputs)
+    else:
+        as_weights = {unit_update_name(n): u.detach().to(parameters[n]) for n, u in updates.items()}
+        with torch.enable_grad():
+            output = torch.func.functional_call(
+                tapped, {**parameters, **as_weights}, (taps, *flat_inputs)
+            )
     precise = torch.promote_types(output.dtype, torch.float32)
     if not output.requires_grad:  # no parameter is used
         return torch.zeros(*cotangents.shape[:2], len(updates), dtype=precise)
@@ -257,4 +271,5 @@ def by_taps(
             output, taps.leaves, cotangent, retain_graph=row < rows - 1, allow_unused=True
         )
         columns.append(taps.totals())
+    taps.leaves.clear()  # which hold hooks that hold the taps, and with them all that they keep
     return torch.stack(columns, 1)

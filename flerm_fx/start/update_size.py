@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from flerm_fx.model.distributed import whole
 from flerm_fx.model.inputs import as_real
 from flerm_fx.ops.table import facts
 
@@ -42,7 +43,7 @@ def update_sizes(
         [12.0, 1.0]
     """
     return {
-        name: _size(update, graph.nodes[name]["op"], graph.nodes[name]["slot"], seed)
+        name: _size(whole(update), graph.nodes[name]["op"], graph.nodes[name]["slot"], seed)
         for name, update in updates.items()
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import get_args
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -14,13 +15,17 @@ from flerm_fx.align.patterns import Mapped
 from flerm_fx.assign.matches import find_matches, held_as_matched
 from flerm_fx.assign.multipliers import floor
 from flerm_fx.boundary.options import checked, choice, instance
+from flerm_fx.capture.captured import Capture
+from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import capture
 from flerm_fx.emit.module import ModuleEmitter, scales_of
 from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.errors import InputError
 from flerm_fx.model.copying import copied
-from flerm_fx.model.distributed import Ranks, unwrapped
-from flerm_fx.model.inputs import OutputFn, device_of, output_of, to_device
+from flerm_fx.model.distributed import Ranks, is_sharded, unwrapped
+from flerm_fx.model.inputs import Inputs, OutputFn, device_of, output_of, to_device
+from flerm_fx.model.outline import outline
+from flerm_fx.probe.parallel import check_parallel
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
 from flerm_fx.profile.profile import LOAD, BaseProfile
@@ -156,11 +161,18 @@ def match(
     plain = model if scaled is None else scaled.skeleton
     probe = base_profile.pool[0][0] if inputs is None else probe_batch(plain, inputs)
     probe = to_device(ranks.agreed(probe), device_of(model))
-    copied_anew = functools.partial(copied, model) if scaled is None else scaled.plain
+    sharded = scaled is None and is_sharded(model)
+    copied_anew = (
+        functools.partial(outline if sharded else copied, model) if scaled is None else scaled.plain
+    )
     twin, ((probe, _),), obstacle = measurable(
         copied_anew, ((probe, None),), lambda m, batch: output_of(m, batch[0], output_fn)
     )
-    captured = capture(twin, probe, output_fn, original=model)
+    capture_of = functools.partial(
+        _captured, model, probe, output_fn, device_of(model) if sharded else None
+    )
+    captured = capture_of(twin)
+    check_parallel(model, captured, dict(model.named_parameters()), probe)
     if obstacle:
         warnings.warn(
             "the model has weights in half precision and does not run in float32 "
@@ -189,14 +201,25 @@ def match(
         method=method,
         rtol=rtol,
         seed=base_profile.seed,
-        plain=(lambda: refined(copied_anew()))
-        if precise
-        else copied_anew
-        if scaled is not None and scaled.emitter.in_place
+        captured=(lambda: capture_of(refined(copied_anew()) if precise else copied_anew()))
+        if precise or sharded or (scaled is not None and scaled.emitter.in_place)
         else None,
     )
     course = Course(base_profile, captured, matches, stretch, ema)
     return Matcher(model, optimizers, run, target, course, prober, schedule, log)
+
+
+def _captured(
+    model: nn.Module,
+    inputs: Inputs,
+    output_fn: OutputFn | None,
+    gathered_to: torch.device | None,
+    twin: nn.Module,
+) -> Capture:
+    """A copy of a model; without weights, if they are to be gathered to a device."""
+    if gathered_to is None:
+        return capture(twin, inputs, output_fn, original=model)
+    return capture_outline(model, inputs, output_fn, device=gathered_to, twin=twin)
 
 
 def _scaled(model: nn.Module) -> ScaledModel | None:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from flerm_fx.model.distributed import whole
-from flerm_fx.model.inputs import check_finite
+from flerm_fx.model.distributed import check_finite_on_ranks, holds
 from flerm_fx.recipe.multiplier import decay_per_step
 from flerm_fx.recipe.optimizers import Optimizers
 from flerm_fx.start.precision import finer
@@ -29,7 +28,8 @@ class Observed:
             rate, without the decay that is not part of the gradient.
         rates: their learning rates.
         decays: the part of a weight that the step took off beside its update.
-        stored: the trained parameters before the step as they are held, which may be sharded.
+
+    Parameters and updates may be sharded over ranks.
     """
 
     step: int
@@ -37,7 +37,6 @@ class Observed:
     updates: dict[str, Tensor]
     rates: dict[str, float]
     decays: dict[str, float]
-    stored: dict[str, Tensor]
 
 
 class UpdateObserver:
@@ -144,23 +143,23 @@ class UpdateObserver:
 
     def _taken(self, step: int, snapshots: list["_Snapshot"]) -> Observed:
         weights = dict(self._model.named_parameters())
-        stored = {name: value for s in snapshots for name, value in s.weights.items()}
-        before = {name: whole(value) for name, value in stored.items()}
+        before = {name: value for s in snapshots for name, value in s.weights.items()}
         rates = {name: rate for s in snapshots for name, rate in s.rates.items()}
         decays = {name: decay for s in snapshots for name, decay in s.decays.items()}
         updates = {}
         for name, old in before.items():
             if name in weights and rates[name] > 0:
-                moved = finer(whole(weights[name].detach())) - finer(old)
-                if not moved.any():
+                moved = finer(weights[name].detach()) - finer(old)
+                if not holds(moved.any()):
                     decays[name] = 0.0
                 elif decays[name]:
                     moved += decays[name] * old
                 updates[name] = moved / rates[name]
-                check_finite(name, updates[name], f"update (step {step}, which was undone)")
+                what = f"update (step {step}, which was undone)"
+                check_finite_on_ranks(name, updates[name], what)
         # What no optimizer stepped is as it was.
-        others = {n: whole(p.detach()) for n, p in weights.items() if n not in before}
-        return Observed(step, {**others, **before}, updates, rates, decays, stored)
+        others = {n: p.detach() for n, p in weights.items() if n not in before}
+        return Observed(step, {**others, **before}, updates, rates, decays)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,15 @@ from torch.optim import Optimizer
 
 from flerm_fx.align.parameter_graph import capture_graph, to_json
 from flerm_fx.boundary.options import checked, choice
+from flerm_fx.capture.captured import Capture
+from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import capture
 from flerm_fx.errors import InputError
 from flerm_fx.model.copying import copied, refuse_gradient_hooks
-from flerm_fx.model.distributed import Ranks, unwrapped
+from flerm_fx.model.distributed import Ranks, is_sharded, unwrapped
 from flerm_fx.model.inputs import OutputFn, device_of, to_device
+from flerm_fx.model.outline import outline, with_buffers_of
+from flerm_fx.probe.parallel import check_parallel
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
 from flerm_fx.profile.packing import check_pool
@@ -189,6 +193,7 @@ def record(
     twin = capture(plain, probe_inputs, output_fn, original=model)
     if obstacle:
         warn_of_rounding(twin, measured_on, obstacle, stacklevel=2)
+    check_parallel(model, twin, dict(twin.parameters), probe_inputs)
     graph = capture_graph(twin)
     rules = [rule.spec() for rule in run.rules]
     check_printable([list(twin.parameters), to_json(graph), rules])
@@ -207,6 +212,19 @@ def record(
         settling=on_the_way if settle else {},
         resolve_after=resolve_after,
     )
+    precise, sharded = is_coarse(model) and not obstacle, is_sharded(model)
+
+    def captured_anew() -> Capture:
+        anew = outline(model) if sharded else copied(model)
+        anew = refined(anew) if precise else anew
+        if sharded:
+            device = device_of(model)
+            return capture_outline(model, probe_inputs, output_fn, device=device, twin=anew)
+        return capture(anew, probe_inputs, output_fn, original=model)
+
+    if sharded:  # from here on, weights are gathered where they are read
+        anew = refined(outline(model)) if precise else outline(model)
+        prober = prober.bound(with_buffers_of(model, anew, device_of(model)))
     running = RunningProber(
         lambda: model,
         prober,
@@ -215,6 +233,6 @@ def record(
         method=method,
         rtol=min(TRAJECTORY * rtol, 0.99),
         seed=procedure.seed,
-        plain=(lambda: refined(copied(model))) if is_coarse(model) and not obstacle else None,
+        captured=captured_anew if precise or sharded else None,
     )
     return Recorder(model, optimizer, procedure, beginning, running, schedule, log)

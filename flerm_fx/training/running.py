@@ -6,10 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from flerm_fx.capture.captured import modes
+from flerm_fx.capture.captured import Capture, modes
 from flerm_fx.capture.tracing import capture
-from flerm_fx.model.copying import copied
-from flerm_fx.model.distributed import is_sharded, whole
+from flerm_fx.model.distributed import whole
 from flerm_fx.model.inputs import Inputs, OutputFn
 from flerm_fx.model.untouched import untouched
 from flerm_fx.probe.estimate import Estimate
@@ -29,9 +28,9 @@ class RunningProber:
         method: as for :func:`flerm_fx.measure`.
         rtol: as for :func:`flerm_fx.measure`.
         seed: of the random cotangents, with the step added.
-        plain: makes a plain copy of a model that has parametrizations, or one in float32 of a
-            model with weights in half precision; it is measured on such copies then, which take
-            memory, as a sharded model is in any case.
+        captured: captures a copy of the model, as where it has parametrizations, or weights in
+            half precision or on other ranks; it is measured on such copies then, with its own
+            buffers.
     """
 
     def __init__(
@@ -44,11 +43,9 @@ class RunningProber:
         method: Method,
         rtol: float,
         seed: int,
-        plain: Callable[[], nn.Module] | None = None,
+        captured: Callable[[], Capture] | None = None,
     ) -> None:
         model = live()
-        if plain is None and is_sharded(model):
-            plain = functools.partial(copied, model)
         self._live = live
         self._inputs = inputs
         self._output_fn = output_fn
@@ -56,8 +53,8 @@ class RunningProber:
         self._rtol = rtol
         self._seed = seed
         self._ranks = prober.ranks
-        self._plain = plain
-        self._probers = {modes(model): prober if plain else prober.bound(model)}
+        self._captured = captured
+        self._probers = {modes(model): prober if captured else prober.bound(model)}
 
     def estimate(self, observed: Observed) -> dict[str, Estimate]:
         """FSLR of each parameter that the step has trained.
@@ -85,16 +82,10 @@ class RunningProber:
     def _prober(self, model: nn.Module) -> Prober:
         mode = modes(model)
         if mode not in self._probers:
-            measured = model if self._plain is None else self._plain()
-            captured = capture(
-                measured,
-                self._inputs,
-                self._output_fn,
-                original=None if measured is model else model,
-            )
-            self._probers[mode] = Prober(captured, self._ranks)
+            anew = functools.partial(capture, model, self._inputs, self._output_fn)
+            self._probers[mode] = Prober((self._captured or anew)(), self._ranks)
         prober = self._probers[mode]
-        if self._plain is not None:
+        if self._captured is not None:
             buffers = dict(prober.captured.model.named_buffers())
             with torch.no_grad():
                 for name, value in model.named_buffers():

@@ -188,6 +188,6 @@ def _nothing() -> None:
 
 def _stretched(parameter: Tensor, observed: Observed, name: str, ratio: float) -> Tensor:
     """Where a step would have led whose rate, but not whose decay, is ``ratio`` times as large."""
-    before, decay = observed.stored[name], observed.decays[name]
+    before, decay = observed.before[name], observed.decays[name]
     kept = before - decay * before
     return kept + ratio * (parameter.detach() - kept)

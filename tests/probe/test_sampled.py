@@ -52,7 +52,8 @@ def test_unbiased_with_the_standard_error_it_reports(name: str, draws: int) -> N
             continue
         squares = torch.tensor([run[parameter].value ** 2 for run in runs], dtype=torch.float64)
         error = squares.std().item() / math.sqrt(SEEDS)
-        assert abs(squares.mean().item() - truth.value**2) <= 3 * error, parameter
+        # By chance beyond 4 of these once in 16,000 times, and there are some dozens of parameters.
+        assert abs(squares.mean().item() - truth.value**2) <= 4 * error, parameter
         # d(v²) = 2 v dv
         stated = torch.tensor([(2 * r[parameter].value * r[parameter].stderr) ** 2 for r in runs])
         ratios.append(squares.std().item() / stated.mean().sqrt().item())

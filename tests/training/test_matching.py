@@ -732,22 +732,6 @@ def test_emitted_models_are_compiled_by_torch(emit: str) -> None:
         assert torch.allclose(value, weights[1][name], rtol=1e-3, atol=1e-5), name
 
 
-def test_tensor_parallel_modules_are_refused_by_name() -> None:
-    from torch import distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
-
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
-        mesh = init_device_mesh("cpu", (1,))
-        parallelize_module(model, mesh, {"2": ColwiseParallel()})
-        with pytest.raises(flerm_fx.InputError, match=r"parameter '2\.weight' is tensor parallel"):
-            flerm_fx.record(model, adam(model), X, Y)
-    finally:
-        dist.destroy_process_group()
-
-
 def test_while_a_run_warms_up_a_plain_model_has_multipliers_by_first_updates() -> None:
     profile = recorded(adam, settle=2)
     model = net(24)
