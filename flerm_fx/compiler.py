@@ -83,10 +83,10 @@ def compile(
     guess of its multipliers: those at which its first update is as large as the base's by its
     spectral norm. What is then measured is pooled over parameters at one place of blocks that
     repeat, and drawn to the guess where it is uncertain (:func:`flerm_fx.assign.pooling.pooled`);
-    a parameter whose FSLR is zero or rounding has the guess. The factor :math:`\rho` is how much
-    further the target has to go, :meth:`BaseProfile.way_from`: 1 unless its outputs begin larger
-    than training makes them. While it is above 2 the target settles for longer, at most five times
-    as long.
+    a parameter whose FSLR is zero or rounding has the guess. The factor :math:`\rho` says how many
+    times further the target has to go than the base had to (:meth:`BaseProfile.way_from`). It is 1
+    unless the target's outputs begin larger than training makes them. While it is above 2, the
+    target settles for longer, at most five times as long.
 
     After ``settle=0``, :math:`\rho` is 1, and a parameter whose FSLR is zero or within its noise on
     either side, or whose gradient is rounding alone, keeps a multiplier of 1. Where gradients are

@@ -1,1 +1,1 @@
-"""From matches and FSLRs to multipliers."""
+"""Matches and FSLRs become multipliers in this room."""

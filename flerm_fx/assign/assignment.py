@@ -1,4 +1,4 @@
-"""What the compiler decided for one parameter."""
+"""An assignment says what the compiler decided for one parameter."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ Status = Literal["matched", "unresolved", "unmatched", "unused", "predicted"]
 
 @dataclass(frozen=True)
 class Assignment:
-    r"""One parameter's multiplier and where it comes from: a row of the dump.
+    r"""An ``Assignment`` is one parameter's multiplier and where it comes from: a row of the dump.
 
     .. math:: m_l = \rho \frac{\sum_b \mathrm{share}_{b \to l}\, \mathrm{FSLR}_b}{\mathrm{FSLR}_l}
 

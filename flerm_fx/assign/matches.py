@@ -1,4 +1,4 @@
-"""Which base parameters the parameters of a captured model answer to."""
+"""This module finds which base parameters the parameters of a captured model answer to."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ def find_matches(
     *,
     strict: bool = False,
 ) -> dict[str, Match]:
-    """Matches of the target's parameters.
+    """Match the target's parameters with the base's.
 
     Warns:
         MatchWarning: something speaks against the matches of some parameters.
@@ -54,12 +54,14 @@ def find_matches(
 
 
 def leader(run: Optimizers, shares: Shares) -> str:
-    """The base parameter whose group a parameter of the target is in: the first one that trains."""
+    """Return the base parameter whose group a target's
+    parameter is in: the first one that trains.
+    """
     return next((b for b, _ in shares if run.rate(b)), shares[0][0])
 
 
 def wanted(run: Optimizers, shares: Shares, fslrs: Mapping[str, float]) -> float:
-    r"""The FSLR that a parameter of the target has to meet.
+    r"""Return the FSLR that a parameter of the target has to meet.
 
     .. math:: \sum_b \mathrm{share}_b \frac{\mathrm{lr}_b}{\mathrm{lr}} \mathrm{FSLR}_b
 
@@ -77,7 +79,7 @@ def wanted(run: Optimizers, shares: Shares, fslrs: Mapping[str, float]) -> float
 
 
 def wanted_estimate(run: Optimizers, shares: Shares, fslrs: Mapping[str, Estimate]) -> Estimate:
-    """The same as :func:`wanted`, with an error: those of the base's FSLRs, added up.
+    """Return the same as :func:`wanted` with an error, for which those of the base's FSLRs add up.
 
     >>> from flerm_fx.recipe.update_rule import UpdateRule
     >>> run = Optimizers((UpdateRule.from_name("SGD"),), (0.5,), {})
@@ -89,7 +91,7 @@ def wanted_estimate(run: Optimizers, shares: Shares, fslrs: Mapping[str, Estimat
 
 
 def _parts(run: Optimizers, shares: Shares) -> Iterator[tuple[str, float, float]]:
-    """The base parameters, each with its share and its rate over the leader's."""
+    """Return the base parameters, each with its share and its rate over the leader's."""
     lr = run.rate(leader(run, shares)) if shares else 0.0
     for b, share in shares:
         yield b, float(share), run.rate(b) / lr if lr else 1.0
@@ -98,7 +100,7 @@ def _parts(run: Optimizers, shares: Shares) -> Iterator[tuple[str, float, float]
 def held_as_matched(
     profile: BaseProfile, captured: Capture, matches: Mapping[str, Match]
 ) -> dict[str, int]:
-    """The group of each parameter: that of the base parameter that it answers to.
+    """Return the group of each parameter: that of the base parameter that it answers to.
 
     One without a counterpart goes where most base parameters of as many dimensions are, since
     rules such as Muon take matrices only.

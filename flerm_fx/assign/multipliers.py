@@ -1,4 +1,4 @@
-"""Multipliers at which a captured model's FSLRs are those of the base."""
+"""Multipliers are assigned at which a captured model's FSLRs are those of the base."""
 
 import functools
 import math
@@ -140,7 +140,8 @@ def assigned(
 
 
 class _Again:
-    r"""FSLRs of the first step under other multipliers, at the cost of few draws.
+    r"""An ``_Again`` measures FSLRs of the first step
+    under other multipliers, at the cost of few draws.
 
     .. math:: \mathrm{FSLR}(m) = \mathrm{FSLR}(a) \frac{\mathrm{coarse}(m)}{\mathrm{coarse}(a)}
 
@@ -173,7 +174,7 @@ class _Again:
         self._anchor = start, self._measure(self._coarse) if self._coarse else start
 
     def __call__(self, multipliers: Mapping[str, float]) -> Mapping[str, Estimate]:
-        """The parameters' FSLRs under these multipliers."""
+        """Return the parameters' FSLRs under these multipliers."""
         if self._coarse is None:
             return self._measure(self._full, multipliers)
         coarse = self._measure(self._coarse, multipliers)
@@ -202,7 +203,7 @@ def _settled(
     *,
     secant: bool = False,
 ) -> _Assigned:
-    """Multipliers of a start that moves with them: those at which it gives them back."""
+    """Find the multipliers of a start that moves with them: those at which it gives them back."""
     before = dict.fromkeys(_multipliers(rows), 1.0)
     given = at = _multipliers(rows)
     moving: list[str] = []
@@ -228,7 +229,7 @@ def _settled(
 
 
 def _fixed_point(x: float, y: float, other_x: float, other_y: float) -> float:
-    """Where a power law through two points, of a degree from -1 to 0, is the identity.
+    """Return where a power law through two points, of a degree from -1 to 0, is the identity.
 
     A step is in proportion to a gradient far below ``eps``, and does not see the size of one far
     above it: the multiplier that follows falls with the one that it is measured at, or stays.
@@ -254,7 +255,8 @@ def _assign(
     start: Mapping[str, Estimate],
     late: Mapping[str, Estimate],
 ) -> _Assigned:
-    """Multipliers from the two sides' FSLRs: late ones where one at the start is exactly 0.
+    """Make multipliers of the two sides' FSLRs, which
+    are late ones where one at the start is exactly 0.
 
     At the start the target's are to be ``way`` times the base's.
     """
@@ -315,13 +317,15 @@ def _assign(
 def resolved(
     estimates: Mapping[str, Estimate], captured: Capture, noise: float = NOISE
 ) -> set[str]:
-    """Parameters whose FSLR is above so many standard errors and above rounding."""
+    """Return the parameters whose FSLR is above so many standard errors and above rounding."""
     least = floor(captured) * max(e.value for e in estimates.values())
     return {n for n, e in estimates.items() if e.is_above(noise, least)}
 
 
 def floor(captured: Capture) -> float:
-    """The part of the largest FSLR below which one is rounding, of the coarsest of its types."""
+    """Return the part of the largest FSLR below which
+    one is rounding, of the coarsest of its types.
+    """
     return ROUNDING * max(torch.finfo(p.dtype).eps for p in captured.parameters.values())
 
 

@@ -1,4 +1,4 @@
-"""Multipliers pooled over the parameters of one role."""
+"""Multipliers are pooled over the parameters of one role."""
 
 import math
 import warnings
@@ -95,7 +95,7 @@ def _of_role(members: Sequence[Assignment], guess: Mapping[str, float]) -> list[
 
 
 def _kept(own: Sequence[float], members: Sequence[Assignment]) -> float:
-    """The part of their differences that cannot be noise."""
+    """Return the part of their differences that cannot be noise."""
     n = len(own)
     if n < 4:
         return 0.0

@@ -1,4 +1,4 @@
-"""Where multipliers come from without a measurement of the target."""
+"""A predictor gives multipliers without a measurement of the target."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from flerm_fx.profile.profile import BaseProfile
 
 
 class Predictor(ABC):
-    """What gives a captured model its multipliers from its shapes alone.
+    """A ``Predictor`` gives a captured model its multipliers from its shapes alone.
 
     Attributes:
         profile: of the base that the multipliers are relative to.
@@ -20,7 +20,7 @@ class Predictor(ABC):
 
     @abstractmethod
     def predicted(self, captured: Capture, matches: Mapping[str, Match]) -> tuple[Assignment, ...]:
-        """What is predicted of each parameter of a captured model.
+        """Return what is predicted of each parameter of a captured model.
 
         Args:
             captured: the target.

@@ -1,4 +1,4 @@
-"""A target on its way to the start."""
+"""A target is led on its way to the start."""
 
 import warnings
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ Settling = dict[int, Mapping[str, float]]
 def first_guess(
     profile: BaseProfile, matches: Mapping[str, Match], sizes: Mapping[str, float]
 ) -> dict[str, float]:
-    r"""Multipliers at which a target's first updates are as large as the base's.
+    r"""Return multipliers at which a target's first updates are as large as the base's.
 
     .. math:: m_l = \frac{\sum_b \mathrm{share}_{b \to l}\, \mathrm{size}_b}{\mathrm{size}_l}
 
@@ -47,7 +47,7 @@ def first_guess(
 
 
 class Way:
-    r"""The multipliers that a target has while it settles.
+    r"""A ``Way`` gives the multipliers that a target has while it settles.
 
     They are those of :func:`first_guess`, with the sizes of
     :func:`flerm_fx.start.update_size.update_sizes`, times
@@ -94,7 +94,7 @@ class Way:
         return {name: self.length * m for name, m in self.guess.items()}
 
     def follow(self, step: int, moment: Moment) -> Mapping[str, float] | None:
-        """The multipliers from a settling step on; None where it is the last one."""
+        """Return the multipliers from a settling step on, or None where it is the last one."""
         of_base = step_of_round(step, self._settle)
         self._sizes[of_base] = moment.output_rms
         way = self._ways[step] = self._profile.way_from(self._sizes, of_base)

@@ -1,1 +1,3 @@
-"""What goes in and out of the program: options that calls take, text and files that leave."""
+"""This room is where things enter and leave: options
+that calls take, and text and files that go out.
+"""

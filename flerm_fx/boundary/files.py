@@ -1,4 +1,4 @@
-"""Files, written whole or not at all."""
+"""Files are written whole or not at all."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ from flerm_fx.errors import InputError
 
 
 def path_of(path: object) -> Path:
-    """A path that a caller named.
+    """Return a path that a caller named.
 
     Raises:
         InputError: it is no ``str``, nor an ``os.PathLike`` of one.
@@ -32,7 +32,7 @@ def path_of(path: object) -> Path:
 
 
 def kind_of(mode: int) -> str:
-    """What a mode of ``os.stat`` says that a path is.
+    """Return in words what a mode of ``os.stat`` says that a path is.
 
     >>> kind_of(stat.S_IFIFO), kind_of(stat.S_IFREG)
     ('a FIFO', 'a file')
@@ -41,12 +41,12 @@ def kind_of(mode: int) -> str:
 
 
 def reason(error: OSError | ValueError) -> str:
-    """Why the system refused a path, without the path."""
+    """Return why the system refused a path, without the path."""
     return str(getattr(error, "strerror", None) or error)
 
 
 def check(path: Path) -> None:
-    """Find out before long work whether a file can be written; what is there stays as it is.
+    """Find out before long work whether a file can be written, and leave what is there as it is.
 
     Raises:
         OSError: as :func:`write_whole`.
@@ -73,7 +73,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_all(contents: Mapping[Path, bytes]) -> None:
-    """Several files as by :func:`write_whole`: none is replaced before all are on the disk.
+    """Write several files as :func:`write_whole` does; none is replaced before all are on the disk.
 
     Raises:
         OSError: as :func:`write_whole`.
@@ -114,7 +114,7 @@ _OUTPUTS = (1, 2)  # descriptors of the standard output and error
 
 
 def _place(path: Path) -> tuple[Path, os.stat_result | None]:
-    """Where a file is to be renamed to, behind links, and what is there."""
+    """Return where a file is to be renamed to, behind links, and what is there."""
     try:
         status = os.stat(path)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Options of public calls: what each may be. One that makes no sense is refused by its name."""
+"""Options of public calls are checked here. One that makes no sense is refused by its name."""
 
 import functools
 import itertools
@@ -21,7 +21,7 @@ MOST_STEPS = 1_000_000
 
 
 def checked(name: str, value: Any) -> Any:
-    """The value of an option that means the same in every call, as a plain Python value.
+    """Return the value of an option that means the same in every call, as a plain Python value.
 
     Whole numbers may be of any type that Python takes as an index, and others of any real type, so
     that numpy's numbers and tensors without dimensions do; a bool is neither.
@@ -41,7 +41,7 @@ def checked(name: str, value: Any) -> Any:
 
 
 def integer(name: str, value: Any, least: int) -> int:
-    """A whole number of at least ``least``."""
+    """Return the value as a whole number of at least ``least``."""
     plain = _plain(value)
     try:
         whole = None if isinstance(plain, bool) else operator.index(plain)
@@ -63,7 +63,7 @@ def number(
     below: float | None = None,
     finite: bool = True,
 ) -> float:
-    """A real number in a range, never NaN.
+    """Return the value as a real number in a range, never NaN.
 
     >>> number("ema", 0.9, least=0, below=1)
     0.9
@@ -90,14 +90,14 @@ def number(
 
 
 def choice(name: str, value: Any, choices: Collection[str]) -> Any:
-    """One of several words."""
+    """Return the value if it is one of several words."""
     if not isinstance(value, str) or value not in choices:
         raise InputError(f"unknown {name} {described(value)}; expected one of {', '.join(choices)}")
     return value
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False, and nothing that merely counts as one of them."""
+    """Return the value if it is True or False, and nothing that merely counts as one of them."""
     plain = _plain(value)
     if not isinstance(plain, bool):
         raise InputError(f"{name} must be True or False, got {described(value)}")
@@ -105,21 +105,23 @@ def flag(name: str, value: Any) -> bool:
 
 
 def instance(name: str, value: Any, kind: type[T], called: str, hint: str = "") -> T:
-    """An object of a class; ``called`` is its name with an article, ``hint`` how to come by one."""
+    """Return the value if it is of a class;
+    ``called`` is its name with an article, ``hint`` how to come by one.
+    """
     if not isinstance(value, kind):
         raise InputError(f"{name} must be {called}, got {type(value).__name__}{hint}")
     return value
 
 
 def function(name: str, value: Any, form: str) -> Any:
-    """Something that can be called; ``form`` says with what."""
+    """Return the value if it can be called; ``form`` says with what."""
     if not callable(value):
         raise InputError(f"{name} must be a function {form}, got {described(value)}")
     return value
 
 
 def steps(name: str, value: Any) -> frozenset[int]:
-    """Steps of a run; none, to measure at no step."""
+    """Return the value as steps of a run, of which there may be none, to measure at no step."""
     expected = f"{name} must hold whole numbers of steps from 0 on"
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise InputError(f"{expected}, as in {name}=[0, 1, 2, 4], got {described(value)}")
@@ -133,7 +135,7 @@ def steps(name: str, value: Any) -> frozenset[int]:
 
 
 def mapping(name: str, value: Any) -> Any:
-    """Names by names, as a dict or a function."""
+    """Return the value as names by names, which is a dict or a function."""
     if not isinstance(value, Mapping) and not callable(value):
         raise InputError(
             f"{name} must be a dict {{target name: base name}} or a function from the one to the "
@@ -143,7 +145,7 @@ def mapping(name: str, value: Any) -> Any:
 
 
 def device(name: str, value: Any) -> torch.device:
-    """A device that can hold a tensor, with its index: ``cuda`` is the present one."""
+    """Return a device that can hold a tensor, with its index: ``cuda`` is the present one."""
     try:
         return torch.empty(0, device=value).device
     except (RuntimeError, TypeError, AssertionError) as error:  # torch without CUDA asserts
@@ -155,14 +157,14 @@ def device(name: str, value: Any) -> torch.device:
 
 
 def described(value: Any) -> str:
-    """What came, in a few words: numbers and texts as they are written, other things by type."""
+    """Say in a few words what came: numbers and texts as they are written, other things by type."""
     if value is None or isinstance(value, bool | numbers.Number | str | list | tuple | set):
         return reprlib.repr(value)
     return f"a {type(value).__name__}"
 
 
 def _plain(value: Any) -> Any:
-    """The Python number in a tensor or array without dimensions, or in a scalar of numpy."""
+    """Return the Python number in a tensor or array without dimensions, or in a scalar of numpy."""
     is_scalar = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
     if is_scalar and not (isinstance(value, Tensor) and value.is_meta):
         return value.item()

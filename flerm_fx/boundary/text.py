@@ -1,4 +1,4 @@
-"""Text that leaves the program: what a terminal, a browser or another program is given to read.
+"""Text that leaves the program is what a terminal, a browser or another program is given to read.
 
 Names come from models and files, and may hold anything: a line's end that would begin a line of
 code, an escape sequence that a terminal obeys, a mark that turns the direction of reading.
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def unprintable(value: Any) -> Iterator[str]:
-    r"""The strings, and keys, in nested lists and dicts that ``shown`` would change.
+    r"""Return the strings, and keys, in nested lists and dicts that ``shown`` would change.
 
     >>> list(unprintable({"names": ["weight", "bias\n"], "rate": 0.1}))
     ['bias\n']
@@ -27,7 +27,7 @@ def unprintable(value: Any) -> Iterator[str]:
 
 
 def json_text(value: Any, indent: int | None = 2) -> str:
-    """JSON in ASCII; a number that is not finite, which JSON cannot hold, is null.
+    """Return JSON in ASCII, where a number that is not finite, which JSON cannot hold, is null.
 
     >>> json_text([0.5, float("nan")], indent=None)
     '[0.5, null]'

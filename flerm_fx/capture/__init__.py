@@ -1,4 +1,4 @@
-"""From a model to an annotated graph."""
+"""A model becomes an annotated graph in this room."""
 
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.tracing import capture

@@ -1,4 +1,4 @@
-"""A model as a graph, or where it has none as a function."""
+"""A captured model is a graph, or where it has none a function."""
 
 import copy
 import functools
@@ -26,7 +26,8 @@ from flerm_fx.model.substitution import called_with
 
 @dataclass(frozen=True)
 class Capture:
-    """A model as a graph, ready for passes; or, where it does not export, as a function.
+    """A ``Capture`` is a model as a graph, ready for
+    passes, or as a function where it does not export.
 
     Attributes:
         model: the model itself; the graphs share its parameters and buffers.
@@ -64,7 +65,9 @@ class Capture:
     hooks: frozenset[Hook] = frozenset()
 
     def apply(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
-        """The output tensor f(inputs) with some parameters replaced; no buffer is changed."""
+        """Return the output tensor f(inputs) with some
+        parameters replaced; no buffer is changed.
+        """
         args, kwargs = call_arguments(inputs)
         state = {**cloned_buffers(self.model), **parameters}
         # Those of the backward pass change gradients, which are not what is measured.
@@ -73,7 +76,7 @@ class Capture:
         return select_output(output, self.output_fn)
 
     def bound(self, model: nn.Module) -> "Capture":
-        """The same graphs on another copy of the model, with its parameters and buffers.
+        """Return the same graphs on another copy of the model, with its parameters and buffers.
 
         >>> import torch
         >>> from flerm_fx.capture.tracing import capture
@@ -93,7 +96,7 @@ class Capture:
         )
 
     def flat(self, inputs: Inputs) -> list[Any]:
-        """The arguments of ``probe_module`` for these inputs."""
+        """Return the arguments of ``probe_module`` for these inputs."""
         assert self.in_spec is not None
         return tree_flatten_spec(call_arguments(inputs), self.in_spec)
 
@@ -101,7 +104,7 @@ class Capture:
 def _with_state(
     graph_module: fx.GraphModule | None, state: Mapping[str, Any]
 ) -> fx.GraphModule | None:
-    """A copy of a graph module with other parameters and buffers, and its own constants."""
+    """Return a copy of a graph module with other parameters and buffers, and its own constants."""
     if graph_module is None:
         return None
     with warnings.catch_warnings():
@@ -115,15 +118,15 @@ def _with_state(
 
 
 def attribute(module: nn.Module, target: str) -> Any:
-    """What a dotted path names in a module."""
+    """Return what a dotted path names in a module."""
     return functools.reduce(getattr, target.split("."), module)
 
 
 def modes(model: nn.Module) -> tuple[bool, ...]:
-    """What a capture has baked in besides the shapes: the mode of each module."""
+    """Return the mode of each module, which a capture has baked in beside the shapes."""
     return tuple(module.training for module in model.modules())
 
 
 def cloned_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of a module's buffers, for a run that may update them."""
+    """Return copies of a module's buffers, for a run that may update them."""
     return {name: buffer.detach().clone() for name, buffer in model.named_buffers()}

@@ -1,4 +1,6 @@
-"""An exported graph with the model's own names, and without what export puts around it."""
+"""Cleaning gives an exported graph the model's
+own names, and removes what export puts around it.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +22,7 @@ from flerm_fx.ops.table import facts
 
 
 def clean(exported: fx.GraphModule, model: nn.Module, names: dict[int, str]) -> fx.GraphModule:
-    """A plain graph module with the model's own attribute names and annotated parameters."""
+    """Return a plain graph module with the model's own attribute names and annotated parameters."""
     graph = exported.graph
     _inline_no_grad(exported)
     root: dict[str, Any] = {}
@@ -61,7 +63,7 @@ def clean(exported: fx.GraphModule, model: nn.Module, names: dict[int, str]) -> 
 
 
 def _own_stack(stack: Mapping[str, tuple[str, Any]]) -> dict[str, tuple[str, Any]]:
-    """The module stack without the wrapper around the model."""
+    """Return the module stack without the wrapper around the model."""
     return {
         key: (path.removeprefix("model").removeprefix("."), kind)
         for key, (path, kind) in stack.items()
@@ -108,7 +110,7 @@ def _returned(output: fx.Node) -> tuple[Any, ...]:
 
 
 def output_only(full: fx.GraphModule) -> fx.GraphModule:
-    """A copy of the graph that returns the selected output tensor alone."""
+    """Return a copy of the graph that returns the selected output tensor alone."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in full.graph.nodes:
@@ -125,7 +127,7 @@ def output_only(full: fx.GraphModule) -> fx.GraphModule:
 
 
 def without_selected_output(full: fx.GraphModule) -> pytree.TreeSpec:
-    """Make the graph return what the model returns; its input specification."""
+    """Let the graph return what the model returns, and give back its input specification."""
     output = full.graph.output_node()
     output.args = (tuple(_returned(output)[:-1]),)
     return_first_alone(full.graph)
@@ -133,7 +135,7 @@ def without_selected_output(full: fx.GraphModule) -> pytree.TreeSpec:
 
 
 def graph_order(graph: fx.Graph) -> list[str]:
-    """Canonical names of the used parameters, in order of first use."""
+    """Return canonical names of the used parameters, in order of first use."""
     return [
         argument.meta["parameter"]
         for node in graph.nodes

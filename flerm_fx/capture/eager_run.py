@@ -1,4 +1,4 @@
-"""One eager run of a model, before it is traced: what it enters, returns and would lose."""
+"""One eager run of a model, before it is traced, shows what it enters, returns and would lose."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from flerm_fx.model.untouched import untouched
 
 @dataclass(frozen=True)
 class Run:
-    """What one eager run of the model shows.
+    """A ``Run`` holds what one eager run of the model shows.
 
     Attributes:
         entries: trainable parameters as the run enters their modules, with the modules' kinds.
@@ -54,7 +54,7 @@ def run_eagerly(
     output_fn: OutputFn | None,
     original: nn.Module | None,
 ) -> tuple[frozenset[Hook], Run]:
-    """The user's hooks that change what is computed, and what a run with them shows."""
+    """Return the user's hooks that change what is computed, and what a run with them shows."""
     weights = stand_ins(model)
     trained = {id(weights[name]): name for name in names.values()}
 
@@ -134,7 +134,9 @@ def _buffers(model: nn.Module) -> dict[str, int]:
 
 
 def _replaced(before: Mapping[str, int], model: nn.Module) -> str:
-    """A buffer with a new tensor in its place: an update that a graph would lose."""
+    """Return the name of a buffer that was replaced by
+    a new tensor, an update that a graph would lose.
+    """
     changed = (n for n, identity in _buffers(model).items() if before.get(n, identity) != identity)
     return next(changed, "")
 
@@ -143,7 +145,9 @@ _QUOTED = frozenset('"\\\n\r')
 
 
 def taken_name(model: nn.Module) -> str:
-    """A name in the model that a graph module has for itself, or whose code cannot hold it."""
+    """Say which name in the model a graph module has
+    for itself, or cannot have in its code; "" if none.
+    """
     own = taken_names()
     for name in (*own_modules(model), *own_parameters(model), *own_buffers(model)):
         if name in own:
@@ -164,7 +168,9 @@ def taken_name(model: nn.Module) -> str:
 
 
 def _backward_pass(output: Tensor) -> tuple[list[type], list[Tensor]]:
-    """The backward passes that are written in Python, on the way from an output to its leaves."""
+    """Return the backward passes that are written in
+    Python, on the way from an output to its leaves.
+    """
     kinds: list[type] = []
     leaves: list[Tensor] = []
     pending: list[Any] = [output.grad_fn]

@@ -1,4 +1,4 @@
-"""What is around ``torch.export``: its own messages, and interrupts."""
+"""This module keeps torch's messages and interrupts out of ``torch.export``."""
 
 import logging
 import signal
@@ -23,7 +23,7 @@ def exporting() -> Iterator[None]:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[None]:
-    """Let a SIGINT in the meantime arrive at the end; nothing where Python does not handle it.
+    """Let a SIGINT in the meantime arrive at the end, where Python handles it at all.
 
     >>> try:
     ...     with deferred_interrupt():
@@ -54,7 +54,7 @@ def deferred_interrupt() -> Iterator[None]:
 
 @contextmanager
 def _without_logs() -> Iterator[None]:
-    """Keep what torch's loggers say in this thread below critical."""
+    """Hold back what torch's loggers say in this thread below critical."""
     thread = threading.get_ident()
 
     def passes(record: logging.LogRecord) -> bool:
@@ -75,7 +75,7 @@ def _without_logs() -> Iterator[None]:
 
 
 class TracedError(Exception):
-    """Carries what the model raised out of ``torch.export``.
+    """The error carries what the model raised out of ``torch.export``.
 
     torch notes on an exception the part of the graph that it has, and prints that to stderr. This
     one takes no notes.

@@ -1,4 +1,6 @@
-"""In-place operations of a captured graph as out-of-place ones, so that a probe may run it."""
+"""This pass makes in-place operations of a captured
+graph out-of-place, so that a probe may run it.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -55,7 +57,9 @@ def _drop_running_statistics(graph: fx.Graph) -> None:
 
 
 def _twin(target: Any) -> Callable[..., Any] | None:
-    """``aten.relu.default`` for ``aten.relu_.default``."""
+    """Return the out-of-place twin of an operation:
+    ``aten.relu.default`` for ``aten.relu_.default``.
+    """
     schema = schema_of(target)
     name = schema.name.split("::")[-1]
     packet = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") else None
@@ -63,7 +67,7 @@ def _twin(target: Any) -> Callable[..., Any] | None:
 
 
 def _aliases(target: fx.Node, until: fx.Node, order: dict[fx.Node, int]) -> set[fx.Node]:
-    """Nodes before ``until`` that may share memory with ``target``."""
+    """Return nodes before ``until`` that may share memory with ``target``."""
     aliases: set[fx.Node] = set()
     waiting = [target]
     while waiting:

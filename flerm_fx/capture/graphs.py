@@ -1,4 +1,4 @@
-"""A model as two graphs by ``torch.export``: the one to run, and the one to probe."""
+"""``torch.export`` makes a model into two graphs: the one to run, and the one to probe."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ from flerm_fx.ops.aliasing import is_functional
 
 
 class NoGraphError(Exception):
-    """A graph that torch cannot make of a model, or that would not be the model."""
+    """Torch can make no graph of a model, or one that would not be the model."""
 
 
 Exported = tuple[fx.GraphModule, fx.GraphModule, pytree.TreeSpec, Callable[..., None]]
@@ -44,7 +44,9 @@ def export(
     output_fn: OutputFn | None,
     dynamic_batch: bool,
 ) -> Exported:
-    """The graph to run, the graph to probe, how inputs flatten, and the guards of their shapes."""
+    """Return the graph to run, the graph to probe, how
+    inputs flatten, and the guards of their shapes.
+    """
     wrapper = _WithSelectedOutput(model, output_fn)
     shapes: Any = None
     if dynamic_batch:
@@ -81,12 +83,12 @@ def export(
 
 
 def _unguarded(*flat_inputs: Any) -> None:
-    """A graph that holds for any input."""
+    """Return a graph that holds for any input."""
 
 
 @contextmanager
 def _made_by_torch(model: nn.Module) -> Iterator[None]:
-    """Nothing but torch and the user's code may run in here: what they raise is no graph."""
+    """Turn whatever torch or the user's code raises in this block into a :class:`NoGraphError`."""
     try:
         yield
     except TracedError as traced:
@@ -96,7 +98,7 @@ def _made_by_torch(model: nn.Module) -> Iterator[None]:
 
 
 class _WithSelectedOutput(nn.Module):
-    """The model, returning its output and the one tensor of it that is measured."""
+    """The module returns the model's output and the one tensor of it that is measured."""
 
     def __init__(self, model: nn.Module, output_fn: OutputFn | None) -> None:
         super().__init__()
@@ -116,7 +118,9 @@ class _WithSelectedOutput(nn.Module):
 
 
 def _exportable(output: Any) -> Any:
-    """An output with None for the objects in it that a graph cannot return, such as a cache."""
+    """Return an output with None for the objects in
+    it that a graph cannot return, such as a cache.
+    """
     leaves, spec = pytree.tree_flatten(output)
     if len(leaves) == 1 and leaves[0] is output:  # nothing would be left
         return output
@@ -133,7 +137,7 @@ def check_same(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> None:
-    """The graph must give what the model gives, with the same random draws."""
+    """Check that the graph gives what the model gives, with the same random draws."""
     _, probe, in_spec, _ = exported
     with torch.no_grad(), untouched(probe):
         output = probe(*tree_flatten_spec((args, kwargs), in_spec))

@@ -1,4 +1,6 @@
-"""Why a model has no graph: the construct in the way, and the line of the user's code."""
+"""This module tells why a model has no graph: the
+construct in the way, and the user's line with it.
+"""
 
 import contextlib
 import functools
@@ -23,7 +25,7 @@ _HERE = os.path.dirname(os.path.dirname(__file__))
 
 
 def construct(error: Exception, model: nn.Module) -> str:
-    """The construct that export stopped at: the error and the user's line that raised it.
+    """Return the construct that export stopped at: the error and the user's line that raised it.
 
     Where torch raises only once it has gone through the model, it is the model's ``forward``.
     """
@@ -42,7 +44,7 @@ def construct(error: Exception, model: nn.Module) -> str:
 
 
 def where_defined(thing: Any) -> str:
-    """`` (file:line)`` of a class or function, if it is known."""
+    """Return `` (file:line)`` of a class or function, if it is known."""
     try:
         thing = inspect.unwrap(thing)
         return f" ({inspect.getsourcefile(thing)}:{inspect.getsourcelines(thing)[1]})"
@@ -51,7 +53,7 @@ def where_defined(thing: Any) -> str:
 
 
 def where_drawn(run: Callable[[], Any]) -> str:
-    """`` (file:line: code)`` where a run first draws from a generator outside of torch."""
+    """Return `` (file:line: code)`` where a run first draws from a generator outside of torch."""
     lines: list[str] = []
     last: tuple[str, int] | None = None
     state = rng_state()
@@ -79,7 +81,7 @@ def where_drawn(run: Callable[[], Any]) -> str:
 
 
 def where_replaced(run: Callable[[], Any], buffer: str) -> str:
-    """`` (file:line: code)`` where a run puts something in the place of a buffer."""
+    """Return `` (file:line: code)`` where a run puts something in the place of a buffer."""
     setters = (nn.Module.__setattr__.__code__, nn.Module.register_buffer.__code__)
     *_, own = buffer.split(".")
     lines: list[str] = []
@@ -104,7 +106,9 @@ def where_replaced(run: Callable[[], Any], buffer: str) -> str:
 
 
 def where_written(graph: fx.Graph) -> str:
-    """`` by ... (file:line: code)`` of an operation that writes to memory that is read again."""
+    """Return `` by ... (file:line: code)`` of an
+    operation that writes to memory that is read again.
+    """
     node = next((node for node in graph.nodes if is_mutation(node)), None)
     if node is None:
         return ""

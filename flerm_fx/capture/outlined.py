@@ -1,4 +1,4 @@
-"""The graph of a model whose weights are elsewhere, without a copy of them."""
+"""A model whose weights are elsewhere has a graph without a copy of them."""
 
 from typing import Any
 

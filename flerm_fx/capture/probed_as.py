@@ -1,4 +1,4 @@
-"""Operations that lack a derivative or a batching rule, as ones that have them."""
+"""Operations that lack a derivative or a batching rule are replaced by ones that have them."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from flerm_fx.ops.table import facts
 
 
 def size(tensor: Tensor, dimension: int) -> int:
-    """``tensor.size(dimension)``; the ATen operation has no batching rule.
+    """Return ``tensor.size(dimension)``, since the ATen operation has no batching rule.
 
     >>> size(torch.zeros(2, 3), 1)
     3
@@ -22,7 +22,7 @@ def size(tensor: Tensor, dimension: int) -> int:
 
 
 def written_over(destination: Tensor, source: Tensor) -> Tensor:
-    """What ``destination.copy_(source)`` leaves there; the ATen operation has no derivative.
+    """Return what ``destination.copy_(source)`` leaves, since that operation has no derivative.
 
     >>> written_over(torch.zeros(2, 2), torch.tensor([1.0, 2.0]))
     tensor([[1., 2.],
@@ -32,7 +32,7 @@ def written_over(destination: Tensor, source: Tensor) -> Tensor:
 
 
 def dropout_mask(op: Callable[..., Tensor], x: Tensor, p: float) -> Tensor:
-    """The factors of x that a dropout draws: 0, or 1 / (1 - p).
+    """Return the factors of x that a dropout draws: 0, or 1 / (1 - p).
 
     Within a derivative, a dropout may lay out its draws otherwise than outside of one, and then is
     another function. Its mask drawn beforehand is the one that the model draws.
@@ -45,7 +45,7 @@ def dropout_mask(op: Callable[..., Tensor], x: Tensor, p: float) -> Tensor:
 
 
 def attention_dropout_mask(query: Tensor, key: Tensor, p: float) -> Tensor:
-    """The factors of the attention weights that a dropout of them draws: 0, or 1 / (1 - p).
+    """Return the factors of the attention weights that a dropout of them draws: 0, or 1 / (1 - p).
 
     >>> attention_dropout_mask(torch.zeros(2, 3, 4), torch.zeros(2, 5, 4), 0.1).shape
     torch.Size([2, 3, 5])
@@ -63,7 +63,7 @@ def attention(
     dropout_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """Scaled dot-product attention; the fused kernels have no forward-mode derivative."""
+    """Compute scaled dot-product attention, whose fused kernels have no forward-mode derivative."""
     if dropout_mask is None:
         op = torch.ops.aten.scaled_dot_product_attention.default
         with sdpa_kernel(SDPBackend.MATH):
@@ -83,7 +83,7 @@ def attention_weights(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """The softmax of scaled dot-product attention, for all pairs of query and key."""
+    """Return the softmax of scaled dot-product attention, for all pairs of query and key."""
     if bias is not None and bias.dtype == torch.bool:
         bias = torch.zeros_like(bias, dtype=query.dtype).masked_fill(~bias, -math.inf)
     options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
@@ -91,12 +91,12 @@ def attention_weights(
 
 
 def alpha_dropout(x: Tensor, p: float, train: bool) -> Tensor:
-    """``alpha_dropout`` of contiguous memory, which it draws for in one order everywhere."""
+    """Apply ``alpha_dropout`` to contiguous memory, for which it draws in one order everywhere."""
     return torch.ops.aten.alpha_dropout.default(x.contiguous(), p, train)  # type: ignore[no-any-return]
 
 
 def separate_draws(graph: fx.Graph) -> None:
-    """Let what dropouts draw be nodes of its own (see :func:`dropout_mask`)."""
+    """Make what dropouts draw a node of its own (see :func:`dropout_mask`)."""
     for node in list(graph.nodes):
         if facts(node.target).kind == "dropout":
             x, p, training = node.args
@@ -121,7 +121,8 @@ def slice_scatter(
     end: int | None = None,
     step: int = 1,
 ) -> Tensor:
-    """``torch.slice_scatter`` with its end inside the tensor; beyond it, the derivative overflows.
+    """Call ``torch.slice_scatter`` with its end inside
+    the tensor, beyond which the derivative overflows.
 
     Of complex numbers it has no derivative at all, and that of their parts is taken.
 
@@ -134,7 +135,7 @@ def slice_scatter(
 
 
 def select_scatter(tensor: Tensor, source: Tensor, dimension: int, index: int) -> Tensor:
-    """``torch.select_scatter``, which has no derivative of complex numbers either.
+    """Call ``torch.select_scatter`` in a way that has a derivative of complex numbers, too.
 
     >>> select_scatter(torch.zeros(3), torch.tensor(1.0), 0, 1)
     tensor([0., 1., 0.])
@@ -145,7 +146,7 @@ def select_scatter(tensor: Tensor, source: Tensor, dimension: int, index: int) -
 def _by_parts(
     op: Callable[..., Tensor], tensor: Tensor, source: Tensor, dimension: int, *rest: Any
 ) -> Tensor:
-    """An operation that moves numbers along a dimension, on the real and imaginary parts."""
+    """Apply an operation that moves numbers along a dimension to the real and imaginary parts."""
     if not tensor.is_complex():
         return op(tensor, source, dimension, *rest)
     parts = (torch.view_as_real(each.resolve_conj()) for each in (tensor, source))

@@ -1,4 +1,4 @@
-"""Recurrent networks of several layers, one operation a layer."""
+"""Recurrent networks of several layers become one operation a layer."""
 
 import operator
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def _layers(
     options: tuple[Any, ...],
     batch_first: bool,
 ) -> list[fx.Node]:
-    """The output and the final states, by one layer after the other."""
+    """Return the output and the final states, computed by one layer after the other."""
     aten = torch.ops.aten
     call = fused.graph.call_function
     assert callable(fused.target)

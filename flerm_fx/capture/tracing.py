@@ -1,4 +1,4 @@
-"""Capture: a model and sample inputs become an annotated ``torch.fx`` graph."""
+"""Capture makes a model and sample inputs into an annotated ``torch.fx`` graph."""
 
 import contextlib
 import warnings
@@ -145,7 +145,7 @@ def capture(
 
 
 def _canonical_names(model: nn.Module) -> dict[int, str]:
-    """Canonical name of each trainable parameter, by object identity."""
+    """Return canonical name of each trainable parameter, by object identity."""
     return {id(p): name for name, p in model.named_parameters() if p.requires_grad}
 
 

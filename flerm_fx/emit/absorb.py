@@ -1,4 +1,5 @@
-"""Places that take up a scalar: norms behind it, numbers, sums and scores ahead of it.
+"""This module finds places that take up a scalar:
+norms behind it, numbers, sums and scores ahead of it.
 
 A node of such a place has exactly one reader on the way to or from the scalar, so that nothing else
 sees a value change.
@@ -21,7 +22,8 @@ SMALL = 16
 
 
 def scaled(value: fx.Node, factor: float) -> fx.Node:
-    """The node of ``factor`` times a value; two scalars in a row are one, and 1 is none.
+    """Return the node of ``factor`` times a value. Two
+    scalars in a row become one, and 1 becomes none.
 
     >>> graph = fx.Graph()
     >>> x = graph.placeholder("x")
@@ -45,14 +47,14 @@ def scaled(value: fx.Node, factor: float) -> fx.Node:
 
 
 def multiplier(node: fx.Node) -> float:
-    """The factor of a scale node."""
+    """Return the factor of a scale node."""
     factor = node.args[1]
     assert isinstance(factor, float)
     return factor
 
 
 def behind(value: fx.Node, mutated: Set[fx.Node]) -> fx.Node | None:
-    """The operation that could compute ``factor * value`` as easily as ``value``, if any.
+    """Return the operation that could compute ``factor * value`` as easily as ``value``, if any.
 
     It is a norm with a weight, a product with a small factor, or one with a number.
     """
@@ -78,7 +80,7 @@ def take_behind(node: fx.Node, factor: float) -> None:
 
 
 def ahead(value: fx.Node, mutated: Set[fx.Node]) -> fx.Node | None:
-    """The operation that could read ``factor * value`` as easily as ``value``, if any.
+    """Return the operation that could read ``factor * value`` as easily as ``value``, if any.
 
     It is a product with a number, another scalar, the scores of an attention (``scale``), or a sum,
     whose ``alpha`` is free forward and costs a pass over the sum's gradient. A positive factor goes
@@ -132,7 +134,7 @@ def _takes(reader: fx.Node, node: fx.Node) -> bool:
 
 
 def _carries(reader: fx.Node, node: fx.Node, mutated: Set[fx.Node]) -> bool:
-    """Whether a positive factor of the node becomes one of its reader."""
+    """Tell whether a positive factor of the node becomes one of its reader."""
     if _is_attention(reader):
         return node is reader.args[2]
     if facts(reader.target).multiplies:
@@ -153,7 +155,7 @@ def _score_scale(attention: fx.Node) -> float:
 
 
 def _width(attention: fx.Node) -> int | torch.SymInt:
-    """Features of a head."""
+    """Return features of a head."""
     query = attention.args[0]
     assert isinstance(query, fx.Node)
     width: int | torch.SymInt = query.meta["val"].shape[-1]
@@ -161,12 +163,12 @@ def _width(attention: fx.Node) -> int | torch.SymInt:
 
 
 def is_sum(node: fx.Node) -> bool:
-    """Whether a node is a sum of two tensors."""
+    """Tell whether a node is a sum of two tensors."""
     return facts(node.target).is_sum
 
 
 def _is_sum(node: fx.Node, term: fx.Node) -> bool:
-    """Whether a node is the sum of the term and of another tensor, and can weigh the term."""
+    """Tell whether a node is the sum of the term and of another tensor, and can weigh the term."""
     if not is_sum(node) or len(node.all_input_nodes) != 2 or dtype_of(term) is None:
         return False
     weighs = node.args[1] is term or argument(node, "alpha") == 1
@@ -174,7 +176,9 @@ def _is_sum(node: fx.Node, term: fx.Node) -> bool:
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:
-    """What to multiply so that a norm with a weight, or a product with a small factor, grows."""
+    """Return what to multiply so that a norm with a
+    weight, or a product with a small factor, grows.
+    """
     known = facts(node.target)
     if known.kind == "norm":
         weight = argument(node, "weight")
@@ -188,7 +192,7 @@ def _operands(node: fx.Node) -> list[fx.Node]:
 
 
 def _is_number(node: fx.Node) -> bool:
-    """Whether a node is a tensor times a number, or divided by one."""
+    """Tell whether a node is a tensor times a number, or divided by one."""
     known = facts(node.target)
     if not (known.multiplies or known.divides) or not isinstance(node.args[0], fx.Node):
         return False

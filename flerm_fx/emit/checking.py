@@ -1,4 +1,6 @@
-"""The check of a compiled model: its FSLRs, measured again, beside those that it was to meet."""
+"""The check measures the FSLRs of a compiled model
+again and compares them with what they were to meet.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +33,7 @@ iteration in bfloat16 answers a scale with 0.4 %, an eps beside small gradients 
 
 @dataclass(frozen=True)
 class Check:
-    """One parameter's FSLR, measured again on the compiled model.
+    """A ``Check`` holds one parameter's FSLR, measured again on the compiled model.
 
     Attributes:
         parameter: its name.
@@ -101,7 +103,9 @@ def checked_start(
 def measurable_twin(
     copy: Callable[[], nn.Module], procedure: StartProcedure
 ) -> tuple[nn.Module, StartProcedure, str]:
-    """A copy to measure on, the procedure for it, and why it is not in float32 if it should be."""
+    """Return a copy to measure on, the procedure for
+    it, and why it is not in float32 if it should be.
+    """
     twin, pool, obstacle = measurable(
         copy,
         procedure.pool,

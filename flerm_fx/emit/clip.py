@@ -1,4 +1,4 @@
-"""Gradient clipping in the units of the weights that the model computes with."""
+"""This module clips gradients in the units of the weights that the model computes with."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""A compiled model: its multipliers, how they came about, and what can be asked of it."""
+"""A compiled model knows its multipliers and how they came about, and can be asked for more."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class CompiledModel(ScaledModel):
-    """A model with its multipliers, and how they came about; made by :func:`flerm_fx.compile`.
+    """A ``CompiledModel`` is a model with its multipliers, made by :func:`flerm_fx.compile`.
 
     Call it, train it and save it like the model it was made from. With ``emit="graph"`` its
     parameters are the stored weights w = θ / s of the scale nodes: train them with one optimizer
@@ -145,7 +145,8 @@ class CompiledModel(ScaledModel):
     def param_groups(
         self, lr: float, weight_decay: float | None = None, *, optimizer: int = 0
     ) -> list[dict[str, Any]]:
-        """Parameter groups that train the *original* model as the scale nodes train this one.
+        """Return parameter groups that train the
+        *original* model as the scale nodes train this one.
 
         Parameters with equal multipliers share a group; each group has ``lr * m``, and weight
         decay and eps changed so that the training is the same (see
@@ -191,7 +192,8 @@ class CompiledModel(ScaledModel):
     def base_groups(
         self, lr: float, weight_decay: float | None = None, *, optimizer: int = 0
     ) -> list[dict[str, Any]]:
-        """Parameter groups that train *this* model, with its scale nodes, as the base was trained.
+        """Return parameter groups that train *this* model,
+        with its scale nodes, as the base was trained.
 
         They are the base's own groups: rates in proportion to ``lr``, decays, and whatever else
         the base's groups did not share. One group at ``lr`` does the same where the base had one.
@@ -237,7 +239,7 @@ class CompiledModel(ScaledModel):
         return parameter_groups(run, trained, multipliers, lr, weight_decay, optimizer)
 
     def overrides(self, format: Overrides = "json") -> str:
-        """The multipliers as text, for a stack that does not import flerm_fx.
+        """Return the multipliers as text, for a stack that does not import flerm_fx.
 
         Each parameter's name is matched by one entry, and the entry gives its multiplier.
 
@@ -276,7 +278,9 @@ class CompiledModel(ScaledModel):
         return overrides(self.multipliers, groups, format)
 
     def fold(self) -> nn.Module:
-        """A plain model of the original class with the scales multiplied into its weights."""
+        """Return a plain model of the original class
+        with the scales multiplied into its weights.
+        """
         return self.plain()
 
     def dump(
@@ -287,7 +291,7 @@ class CompiledModel(ScaledModel):
         level: Level = "parameter",
         focus: str | None = None,
     ) -> str:
-        """What was decided for each parameter, in execution order, as text.
+        """Return what was decided for each parameter, in execution order, as text.
 
         Args:
             format: ``"table"``, ``"json"``, ``"html"`` (a report to explore in a browser, with the
@@ -339,7 +343,7 @@ class CompiledModel(ScaledModel):
         return checked_start(self, self._trainable, self.procedure, self.assignments, self.settling)
 
     def _trainable(self) -> nn.Module:
-        """A plain copy, of which those parameters train that have a multiplier."""
+        """Return a plain copy, of which those parameters train that have a multiplier."""
         twin = self.plain()
         for name, parameter in twin.named_parameters():
             parameter.requires_grad_(name in self.multipliers)
@@ -362,4 +366,4 @@ class CompiledModel(ScaledModel):
 
 
 def _gone() -> None:
-    """What a dead weak reference returns."""
+    """Return what a dead weak reference returns."""

@@ -1,4 +1,4 @@
-"""What a call of a model with scale nodes runs."""
+"""This module holds what a call of a model with scale nodes runs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,20 +10,22 @@ from torch import fx
 
 @dataclass(frozen=True)
 class Emitted:
-    """A graph with scale nodes, its lowered form and the guards of its shapes; None where eager."""
+    """An ``Emitted`` holds a graph with scale nodes,
+    its lowered form and its guards; None where eager.
+    """
 
     graph_module: fx.GraphModule | None
     lowered: fx.GraphModule | None
     guards: Callable[..., None] | None
 
     def to_run(self) -> fx.GraphModule:
-        """The lowered graph, unless autocast would store its unscaled weights in float16."""
+        """Return the lowered graph, unless autocast would store its unscaled weights in float16."""
         assert self.graph_module is not None
         assert self.lowered is not None
         return self.graph_module if _casts_to_float16() else self.lowered
 
     def holds(self, leaves: list[Any]) -> bool:
-        """Whether the graph is the model's for these flat inputs."""
+        """Tell whether the graph is the model's for these flat inputs."""
         if self.guards is None:
             return True
         try:

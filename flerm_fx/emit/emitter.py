@@ -1,4 +1,6 @@
-"""The interface of what ``compile`` emits: where the multipliers are, and how a call runs."""
+"""An emitter is one form of what ``compile`` gives
+back: where multipliers are, and how a call runs.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -11,7 +13,8 @@ from flerm_fx.emit.emitted import Emitted
 
 
 class Emitter(ABC):
-    """One form of what :func:`flerm_fx.compile` emits; a :class:`ScaledModel` holds one.
+    """An ``Emitter`` is one form of what :func:`flerm_fx.compile` emits; a :class:`ScaledModel`
+    holds one.
 
     A form is one file with one subclass, and one line in :mod:`flerm_fx.emit.emitters`.
 
@@ -35,7 +38,7 @@ class Emitter(ABC):
     @classmethod
     @abstractmethod
     def skeleton_of(cls, model: nn.Module, twin: nn.Module, donate: bool) -> nn.Module:
-        """The module whose parameters are to train: the given one, or its copy ``twin``."""
+        """Return the module whose parameters are to train: the given one, or its copy ``twin``."""
 
     @property
     @abstractmethod
@@ -49,32 +52,36 @@ class Emitter(ABC):
     def run(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], emitted: Callable[[], Emitted]
     ) -> Any:
-        """What the model returns; ``emitted`` gives the graph for this call."""
+        """Return what the model returns; ``emitted`` gives the graph for this call."""
         return self.skeleton(*args, **kwargs)
 
     @abstractmethod
     def plain(self) -> nn.Module:
-        """A copy of the model without nodes, with the effective weights θ = s·w in it."""
+        """Return a copy of the model without nodes, with the effective weights θ = s·w in it."""
 
     def traced(self) -> nn.Module:
-        """The model without nodes that graphs are captured from."""
+        """Return the model without nodes that graphs are captured from."""
         return self.skeleton
 
     def bound(self, captured: Capture, scaled: nn.Module) -> Capture:
-        """A capture of :meth:`traced` on the weights that train."""
+        """Return a capture of :meth:`traced` on the weights that train."""
         return captured.bound(self.skeleton)
 
     def twin(self, captured: Capture) -> nn.Module:
-        """A copy to be trained with nodes of its own, for a capture of a plain copy."""
+        """Return a copy to be trained with nodes of its own, for a capture of a plain copy."""
         return captured.model
 
     def plain_names(self) -> dict[str, str]:
-        """Names of parameters that the nodes have changed, with those that they had before."""
+        """Return names of parameters that the nodes
+        have changed, with those that they had before.
+        """
         return {}
 
     @abstractmethod
     def to_effective(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor]:
-        """Put effective weights in a state dict; what gives the stored ones back, by parameter."""
+        """Put effective weights in a state dict, and return
+        what gives the stored ones back, by parameter.
+        """
 
     def to_places(  # noqa: B027 (most load stored weights under plain names)
         self, state_dict: dict[str, Any], prefix: str, scales: Mapping[str, float]

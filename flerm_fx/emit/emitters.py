@@ -1,4 +1,4 @@
-"""The forms of what ``compile`` emits, by the names that its ``emit`` takes."""
+"""This module lists the forms of what ``compile`` emits by the names that its ``emit`` takes."""
 
 from typing import Literal
 

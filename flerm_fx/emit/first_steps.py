@@ -1,4 +1,5 @@
-"""The first steps of a compiled model's optimizers: do they train it, and as the base was trained?
+"""This module looks at the first steps of a compiled
+model's optimizers: do they train it as the base was?
 
 A model that ``compile`` has copied has parameters of its own. An optimizer that was built before
 holds the original's, which get no gradients once the copy is called in the original's place: it
@@ -35,7 +36,7 @@ _hooked: list[Any] = []
 
 
 def watch(compiled: nn.Module, base: Optimizers, original: nn.Module | None = None) -> None:
-    """Look at the first step of each parameter of a compiled model. No model is kept alive.
+    """Look at the first step of each parameter of a compiled model, without keeping a model alive.
 
     A step that an optimizer of the original takes while the compiled model alone has gradients is
     warned of, once. One of the compiled model's own is held against the base's before it is taken,
@@ -91,7 +92,7 @@ def _before_step(optimizer: Optimizer, *_: Any) -> None:
 def _given(
     optimizer: Optimizer, held: dict[str, dict[str, Any]]
 ) -> dict[str, tuple[UpdateRule, float]]:
-    """Rule and rate of each parameter; none of an optimizer whose rule cannot be told.
+    """Return rule and rate of each parameter, but for optimizers whose rule cannot be told.
 
     A wrapper that changes the step is one; the optimizer inside of it is seen as it steps.
     """

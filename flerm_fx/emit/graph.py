@@ -1,4 +1,4 @@
-"""Scale nodes in the graph of a model's copy."""
+"""This emitter puts scale nodes into the graph of a model's copy."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -18,7 +18,9 @@ from flerm_fx.ops.scale import scale
 
 
 class GraphEmitter(Emitter):
-    r"""A copy that holds :math:`w_l = \theta_l / s_l`, and runs as its graph with scale nodes."""
+    r"""The emitter holds a copy with :math:`w_l = \theta_l / s_l`,
+    and runs it as its graph with scale nodes.
+    """
 
     takes_over = True
 
@@ -32,7 +34,7 @@ class GraphEmitter(Emitter):
 
     @classmethod
     def skeleton_of(cls, model: nn.Module, twin: nn.Module, donate: bool) -> nn.Module:
-        """The copy that was measured on, or one with the model's own parameters."""
+        """Return the copy that was measured on, or one with the model's own parameters."""
         return donated(model) if donate else twin
 
     @property
@@ -47,7 +49,9 @@ class GraphEmitter(Emitter):
     def run(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], emitted: Callable[[], Emitted]
     ) -> Any:
-        """What the graph returns, or the skeleton with scaled weights where there is no graph."""
+        """Return what the graph returns, or the skeleton
+        with scaled weights where there is no graph.
+        """
         current = emitted()
         if current.graph_module is not None:
             return current.to_run()(*args, **kwargs)
@@ -56,7 +60,7 @@ class GraphEmitter(Emitter):
         return called_with(self.skeleton, scaled, args, dict(kwargs))
 
     def plain(self) -> nn.Module:
-        """A copy of the skeleton with the scales multiplied into its weights."""
+        """Return a copy of the skeleton with the scales multiplied into its weights."""
         model = copied(self.skeleton)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -65,7 +69,9 @@ class GraphEmitter(Emitter):
         return model
 
     def to_effective(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor]:
-        """Put effective weights in a state dict; what gives the stored ones back, by parameter."""
+        """Put effective weights in a state dict, and return
+        what gives the stored ones back, by parameter.
+        """
         units: dict[str, Tensor] = {}
         names: dict[int, str] = {}
         for alias, parameter in self.skeleton.named_parameters(remove_duplicate=False):
@@ -80,7 +86,7 @@ class GraphEmitter(Emitter):
 
 
 def donated(model: nn.Module) -> nn.Module:
-    """The model's structure with its own parameters and buffers; the model is left without."""
+    """Return the model's structure with its own parameters and buffers, which the model loses."""
     held: list[Tensor] = [*model.parameters(), *model.buffers()]
     skeleton: nn.Module = copy.deepcopy(model, {id(tensor): tensor for tensor in held})
 

@@ -1,4 +1,4 @@
-"""Multipliers in the parameter groups of an optimizer, and none in the model."""
+"""This emitter puts multipliers into an optimizer's parameter groups, and none into the model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,13 +17,13 @@ from flerm_fx.start.rounding import lost_in_rounding
 
 
 class GroupsEmitter(Emitter):
-    """The model as it is: it trains with the groups that hold its multipliers."""
+    """The emitter holds the model as it is: groups that have its multipliers train it."""
 
     has_nodes = False
 
     @classmethod
     def skeleton_of(cls, model: nn.Module, twin: nn.Module, donate: bool) -> nn.Module:
-        """The model itself."""
+        """Return the model itself."""
         return model
 
     @property
@@ -32,14 +32,16 @@ class GroupsEmitter(Emitter):
         return {}
 
     def set_scales(self, scales: Mapping[str, float]) -> None:
-        """Nothing is to be changed."""
+        """Do nothing, since there are no scales to change."""
 
     def plain(self) -> nn.Module:
-        """A copy of the model."""
+        """Return a copy of the model."""
         return copied(self.skeleton)
 
     def to_effective(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor]:
-        """Effective weights are what the model has."""
+        """Return nothing that gives stored weights back,
+        since the model's weights are the effective ones.
+        """
         return {}
 
 
@@ -51,7 +53,8 @@ def parameter_groups(
     weight_decay: float | None = None,
     optimizer: int = 0,
 ) -> list[dict[str, Any]]:
-    """Groups that train parameters as the base was trained, with multipliers in their settings.
+    """Return groups that train parameters as the base
+    was trained, with multipliers in their settings.
 
     Args:
         run: the base's optimizers, which hold parameters by the target's names.
@@ -101,7 +104,7 @@ def parameter_groups(
 
 
 def _check_moves(parameters: Sequence[nn.Parameter], lr: float, recorded: float) -> None:
-    """Whether steps at a learning rate move anything, where those at the recorded one do.
+    """Check that steps at a learning rate move something where those at the recorded one do.
 
     At that rate no step is larger than the largest weight, and steps are in proportion to rates.
     """

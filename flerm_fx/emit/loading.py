@@ -1,4 +1,4 @@
-"""State dicts of scaled models, in every form that there has been, as stored weights and scales."""
+"""This module reads state dicts of scaled models, in every form that they have had."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -23,7 +23,7 @@ _HOW = "load it into a model compiled in the same way, or load fold().state_dict
 
 @dataclass
 class Saved:
-    """What a state dict says beside its weights.
+    """A ``Saved`` holds what a state dict says beside its weights.
 
     Attributes:
         scales: by canonical name.
@@ -45,7 +45,7 @@ def as_stored(
     scales: Mapping[str, float],
     multiplied: Collection[str] = (),
 ) -> Saved:
-    """Make of the weights in a state dict stored ones, under plain names.
+    """Turn the weights in a state dict into stored ones, under plain names.
 
     Weights that it has no scales for are effective, as a plain model's are. A parameter that it
     does not have, or in another shape, keeps its scale.
@@ -102,7 +102,7 @@ def from_extra_state(
     multiplied: Collection[str],
     sizes: Mapping[str, int],
 ) -> Saved:
-    """The extra state of a compiled model, as it is saved, or was by version 0.1.0.
+    """Return the extra state of a compiled model, as it is saved now or was by version 0.1.0.
 
     Args:
         state: what is in the state dict; None if there is nothing.

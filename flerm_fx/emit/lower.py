@@ -1,4 +1,4 @@
-"""Lowering: scale nodes moved to where a scalar costs least."""
+"""Lowering moves scale nodes to where a scalar costs least."""
 
 import copy
 import warnings
@@ -69,12 +69,12 @@ class LowerScales(PassBase):
         return PassResult(graph_module, True)
 
     def ensures(self, graph_module: fx.GraphModule) -> None:
-        """The graph is well formed."""
+        """Check that the graph is well formed."""
         graph_module.graph.lint()
 
 
 def lowered(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """A lowered copy of a graph with scale nodes, on the same parameters and buffers.
+    """Return a lowered copy of a graph with scale nodes, on the same parameters and buffers.
 
     >>> from flerm_fx.capture.tracing import capture
     >>> from flerm_fx.ops.scale import ScaleNodes
@@ -90,7 +90,7 @@ def lowered(graph_module: fx.GraphModule) -> fx.GraphModule:
 
 
 def on_the_same_weights(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a graph, on the same parameters and buffers."""
+    """Return a copy of a graph, on the same parameters and buffers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, for a graph
         graph = copy.deepcopy(graph_module.graph)
@@ -101,14 +101,16 @@ def on_the_same_weights(graph_module: fx.GraphModule) -> fx.GraphModule:
 
 @dataclass(frozen=True)
 class _Move:
-    """A way to take a scalar off one factor of a product, and the elements that passes touch."""
+    """A move takes a scalar off one factor of a
+    product, and counts the elements that passes touch.
+    """
 
     cost: float
     apply: Callable[[], None]
 
 
 class _Lowering:
-    """The lowering of one graph."""
+    """A ``_Lowering`` lowers one graph."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
@@ -143,7 +145,9 @@ class _Lowering:
         _erase_unread(node)
 
     def _moves(self, node: fx.Node) -> list[_Move] | None:
-        """The cheapest move for each use of a scaled weight; None if some use has none."""
+        """Return the cheapest move for each use of a
+        scaled weight, or None if some use has none.
+        """
         factor = multiplier(node)
         if not 1 / FACTOR_LIMIT <= factor <= FACTOR_LIMIT:
             return None
@@ -202,7 +206,7 @@ class _Lowering:
         return _Move(cost + self._output_cost(product.node), apply)
 
     def _ahead(self, output: fx.Node) -> fx.Node | None:
-        """What takes up a scalar ahead, if it is cheaper than a multiplication."""
+        """Return what takes up a scalar ahead, if that is cheaper than a multiplication."""
         reader = ahead(output, self.written)
         if reader is not None and is_sum(reader) and numel(reader) >= 2 * numel(output):
             return None
@@ -226,7 +230,7 @@ class _Lowering:
             self.written.add(node)
 
     def _bare(self, operand: fx.Node) -> fx.Node:
-        """The weight, or the view of it, that a scaled one was made from."""
+        """Return the weight, or the view of it, that a scaled one was made from."""
         source = operand.args[0]
         assert isinstance(source, fx.Node)
         if is_scale(operand):
@@ -240,7 +244,9 @@ class _Lowering:
         return self.bare[operand]
 
     def _merge(self, node: fx.Node) -> None:
-        """Into another scalar, or what is behind it, if nothing else reads that."""
+        """Merge a scale node with one that it reads, or into
+        what can take it up there, unless others read that.
+        """
         value, factor = node.args[0], multiplier(node)
         assert isinstance(value, fx.Node)
         if list(value.users) != [node] or {value, node} & self.written:
@@ -255,14 +261,16 @@ class _Lowering:
 
 
 def _origin(operand: fx.Node) -> fx.Node:
-    """The node that an operand is a view of."""
+    """Return the node that an operand is a view of."""
     while is_view(operand):
         (operand, *_) = operand.all_input_nodes
     return operand
 
 
 def _scales_by(reader: fx.Node, value: fx.Node, factor: float) -> bool:
-    """Whether a reader of a value reads ``factor`` times it, or will when its weight is lowered."""
+    """Tell whether a reader of a value reads ``factor``
+    times it, or will when its weight is lowered.
+    """
     if is_scale(reader):
         return multiplier(reader) == factor
     product = as_product(reader)

@@ -1,4 +1,4 @@
-"""Scale nodes on a module itself, by ``torch.nn.utils.parametrize``."""
+"""This emitter puts scale nodes on a module itself, by ``torch.nn.utils.parametrize``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ from flerm_fx.ops.scale import scale
 
 
 class Scale(nn.Module):
-    r"""The parametrization :math:`\theta = s\,w`, whose extra state holds s.
+    r"""A ``Scale`` is the parametrization :math:`\theta = s\,w`, whose extra state holds s.
 
     The state dict of a module that has one holds :math:`\theta` under its plain name, as a model
     without parametrizations does, and beside it what gives w back (:mod:`flerm_fx.emit.state`). A
@@ -48,19 +48,19 @@ class Scale(nn.Module):
         self.registering = True
 
     def forward(self, stored: Tensor) -> Tensor:
-        """The effective weight."""
+        """Return the effective weight."""
         return stored if self.s == 1.0 else scale(stored, self.s)
 
     def right_inverse(self, effective: Tensor) -> Tensor:
-        """What to store of a weight that is assigned."""
+        """Return what is to be stored of a weight that is assigned."""
         return effective if self.registering else effective / self.s
 
     def get_extra_state(self) -> Tensor:
-        """The scale; no buffer, which ``.to(torch.bfloat16)`` would round."""
+        """Return the scale, which as a buffer ``.to(torch.bfloat16)`` would round."""
         return torch.tensor(self.s, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take it over.
+        """Take over the scale of a state dict.
 
         Raises:
             InputError: it is no finite number above 0.
@@ -69,7 +69,7 @@ class Scale(nn.Module):
 
 
 def put_scales(model: nn.Module, scales: Mapping[str, float]) -> None:
-    """Give parameters of a model a :class:`Scale`, in place; optimizers keep them as they are.
+    """Give parameters of a model a :class:`Scale`, in place. Optimizers keep them as they are.
 
     Args:
         model: whose weights are divided by s.
@@ -136,7 +136,7 @@ def set_scales(model: nn.Module, scales: Mapping[str, float]) -> None:
 def to_effective(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any = None
 ) -> None:
-    """Put the effective weights of a module's own parameters in its state dict; a hook of it."""
+    """Put the effective weights of a module's own parameters in its state dict, as a hook of it."""
     for name, put in _own_scales(module).items():
         held = f"{prefix}parametrizations.{name}."
         stored = state_dict.get(held + "original")
@@ -146,7 +146,7 @@ def to_effective(
 
 
 def to_stored(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Make stored weights of effective ones in a state dict that a module loads; a hook of it.
+    """Turn effective weights in a state dict that a module loads into stored ones, as a hook of it.
 
     Scales are the whole model's affair (:func:`spread`), since tied weights have one in several
     modules: those of this module stay.
@@ -163,7 +163,7 @@ def to_stored(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: An
 
 
 def spread(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Read a state dict that a whole model loads, in whichever form; a hook of it.
+    """Read a state dict that a whole model loads, in whichever form, as a hook of the model.
 
     Raises:
         InputError: scales that are no finite numbers above 0, or are of other parameters.
@@ -208,12 +208,14 @@ def _own_scales(module: nn.Module) -> dict[str, Scale]:
 
 
 def scales_of(model: nn.Module) -> dict[str, float]:
-    """The scales of a model, by the canonical names of its parameters; none if it has none."""
+    """Return the scales of a model, by the canonical names of its parameters; it may have none."""
     return {name: put[0].s for name, put in _scales(model).items()}
 
 
 def plain_names(model: nn.Module) -> dict[str, str]:
-    """The names in a model's state that its scales have given it, with those that it had before."""
+    """Return the names in a model's state that its
+    scales have given it, with those that it had before.
+    """
     names = {}
     for path, name in _places(model):
         prefix = f"{path}." if path else ""
@@ -222,7 +224,9 @@ def plain_names(model: nn.Module) -> dict[str, str]:
 
 
 def state_names(model: nn.Module) -> dict[str, str]:
-    """The name in a model's state dict of each :class:`Scale`, with its parameter's plain name."""
+    """Return the name in a model's state dict of each
+    :class:`Scale`, with its parameter's plain name.
+    """
     return {
         held.removesuffix("original") + f"0.{EXTRA}": name
         for held, name in plain_names(model).items()
@@ -230,7 +234,7 @@ def state_names(model: nn.Module) -> dict[str, str]:
 
 
 def _places(model: nn.Module) -> list[tuple[str, str]]:
-    """Module path and name of each parameter that has a scale, the outermost last."""
+    """Return module path and name of each parameter that has a scale, the outermost last."""
     places = []
     for path, module in model.named_modules(remove_duplicate=False):
         places += [(path, name) for name in _own_scales(module)]
@@ -249,7 +253,8 @@ def _scales(model: nn.Module) -> dict[str, list[Scale]]:
 
 
 class ModuleEmitter(Emitter):
-    """Scale nodes on the model itself, as parametrizations that all its methods see.
+    """The emitter puts scale nodes on the model itself,
+    as parametrizations that all its methods see.
 
     A model that has its scales already keeps them.
     """
@@ -263,7 +268,7 @@ class ModuleEmitter(Emitter):
 
     @classmethod
     def skeleton_of(cls, model: nn.Module, twin: nn.Module, donate: bool) -> nn.Module:
-        """The model itself."""
+        """Return the model itself."""
         return model
 
     @property
@@ -276,29 +281,30 @@ class ModuleEmitter(Emitter):
         set_scales(self.skeleton, scales)
 
     def plain(self) -> nn.Module:
-        """A copy of the model without parametrizations."""
+        """Return a copy of the model without parametrizations."""
         model = copied(self.skeleton)
         take_scales(model)
         return model
 
     def traced(self) -> nn.Module:
-        """A plain copy."""
+        """Return a plain copy."""
         return self.plain()
 
     def bound(self, captured: Capture, scaled: nn.Module) -> Capture:
-        """A capture on the weights by their plain names, which the scaled model has."""
+        """Return a capture on the weights by their plain names, which the scaled model has."""
         return captured.bound(scaled)
 
     def twin(self, captured: Capture) -> nn.Module:
-        """A copy with its parametrizations."""
+        """Return a copy with its parametrizations."""
         return copied(self.skeleton)
 
     def plain_names(self) -> dict[str, str]:
-        """Names that the parametrizations have given, with those that there were before."""
+        """Return names that the parametrizations have given, with those that there were before."""
         return plain_names(self.skeleton)
 
     def to_effective(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor]:
-        """Put effective weights under plain names; what gives the stored ones back, by parameter.
+        """Put effective weights under plain names, and
+        return what gives the stored ones back, by parameter.
 
         Weights that are sharded over ranks stay as their parametrizations hold them.
         """

@@ -1,4 +1,4 @@
-"""Multipliers for stacks that never import flerm_fx."""
+"""This module writes multipliers for stacks that never import flerm_fx."""
 
 import glob
 import re
@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a whole part of a name
 def overrides(
     multipliers: Mapping[str, float], groups: Iterable[Mapping[str, Any]], format: Overrides
 ) -> str:
-    """A table that gives each named parameter its multiplier, by exactly one entry.
+    """Return a table that gives each named parameter its multiplier, by exactly one entry.
 
     Args:
         multipliers: by parameter.
@@ -39,7 +39,8 @@ def overrides(
 
 
 def patterns(multipliers: Mapping[str, float]) -> dict[str, float]:
-    r"""Regular expressions for the names, each for those of one multiplier that differ in a number.
+    r"""Return regular expressions for the names, each
+    for those of one multiplier that differ in a number.
 
     Names with one whole part that is a number, and alike beside it, share one; each other name is
     one of its own. An expression matches its names and no other.
@@ -66,7 +67,9 @@ def _either(numbers: list[str]) -> str:
 
 
 def _megatron(multipliers: Mapping[str, float]) -> str:
-    """Names are matched as ``fnmatch`` does, in which brackets are to be escaped."""
+    """Return code for Megatron-LM, which matches
+    names as ``fnmatch`` does, with brackets escaped.
+    """
     alike: dict[float, list[str]] = defaultdict(list)
     for name, m in multipliers.items():
         alike[m].append(name)

@@ -1,4 +1,4 @@
-"""Operations that a scalar passes through: op(s x) = s op(x)."""
+"""This module tells which operations a scalar passes through: op(s x) = s op(x)."""
 
 import operator
 
@@ -10,7 +10,7 @@ from flerm_fx.ops.table import facts
 
 
 def is_view(node: fx.Node) -> bool:
-    """Whether a node only arranges the elements of its first argument, dtype and all.
+    """Tell whether a node only arranges the elements of its first argument, dtype and all.
 
     >>> graph = fx.Graph()
     >>> x = graph.placeholder("x")
@@ -29,20 +29,20 @@ def is_view(node: fx.Node) -> bool:
 
 
 def passes(node: fx.Node) -> bool:
-    """Whether a scalar passes through the node, from its first argument to its one result."""
+    """Tell whether a scalar passes through the node, from its first argument to its one result."""
     if node.target is operator.getitem:
         return False
     return is_view(node) or facts(node.target).kind == "dropout"
 
 
 def dtype_of(node: fx.Node) -> torch.dtype | None:
-    """The dtype of a node's value, as captured."""
+    """Return the dtype of a node's value, as captured."""
     value = node.meta.get("val")
     return value.dtype if isinstance(value, Tensor) else None
 
 
 def mutated(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes whose memory an operation of the graph may write to.
+    """Return nodes whose memory an operation of the graph may write to.
 
     Any operation that is not a product of new memory for sure is taken to share it with all its
     arguments, so the set is rather too large.

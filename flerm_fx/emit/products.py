@@ -1,4 +1,4 @@
-"""Operations that are linear in each of their factors, with at most a bias beside the product."""
+"""A product is linear in each of its factors, with at most a bias beside it."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from flerm_fx.ops.table import facts
 
 @dataclass(frozen=True)
 class Product:
-    r"""A node :math:`y = \mathrm{op}(a, b) + c`, linear in the factors a and b.
+    r"""A ``Product`` is a node :math:`y = \mathrm{op}(a, b) + c`, linear in the factors a and b.
 
     Attributes:
         node: the node.
@@ -24,7 +24,7 @@ class Product:
 
 
 def as_product(node: fx.Node) -> Product | None:
-    """The node as a product; None for other operations, in-place ones, and squares.
+    """Return the node as a product, or None for other operations, in-place ones, and squares.
 
     >>> import torch
     >>> graph = fx.Graph()

@@ -1,4 +1,4 @@
-"""A model with scale nodes: called like the original, it trains the stored weights w = θ / s."""
+"""A model with scale nodes is called like the original, and trains the stored weights w = θ / s."""
 
 import itertools
 import warnings
@@ -26,13 +26,13 @@ from flerm_fx.start.precision import is_coarse, refined
 
 
 class ScaledModel(nn.Module):
-    r"""The captured graph of a model, with a scale node :math:`\theta_l = s_l w_l` a parameter.
+    r"""A ``ScaledModel`` is a model's captured graph, with a scale node for each parameter.
 
-    Its parameters and buffers have the model's names; a parameter holds
-    :math:`w_l = \theta_l / s_l`, so the function is the model's. A graph serves one mode and the
-    shapes that its guards admit (mostly any batch size); a call that differs captures another
-    behind the scenes, all sharing parameters and buffers. Where the model does not export, the same
-    scales are applied by ``torch.func.functional_call``.
+    The node computes :math:`\theta_l = s_l w_l`. Parameters and buffers have the model's names; a
+    parameter holds :math:`w_l = \theta_l / s_l`, so the function is the model's. A graph serves one
+    mode and the shapes that its guards admit (mostly any batch size); a call that differs captures
+    another behind the scenes, all sharing parameters and buffers. Where the model does not export,
+    the same scales are applied by ``torch.func.functional_call``.
 
     Where the scales are, and how a call runs, is the affair of its emitter
     (:mod:`flerm_fx.emit.emitter`).
@@ -86,11 +86,12 @@ class ScaledModel(nn.Module):
         return self._emitter
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model returns."""
+        """Return what the model returns."""
         return self.emitter.run(args, kwargs, lambda: self._emitted(args, kwargs))
 
     def graph_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fx.GraphModule | None:
-        """The graph with scale nodes for such a call in the present mode; None where eager.
+        """Return the graph with scale nodes for such a
+        call in the present mode, or None where eager.
 
         It is the graph to read. What runs is its lowered form, with the same function and
         gradients (see :class:`flerm_fx.emit.lower.LowerScales`).
@@ -115,7 +116,7 @@ class ScaledModel(nn.Module):
         self._given = (modes(self), self.emitter.bound(captured, self))
 
     def adopted(self, model: nn.Module) -> Capture | None:
-        """That capture on a copy of the model, if the model is still in that mode."""
+        """Return that capture on a copy of the model, if the model is still in that mode."""
         if self._given is None or self._given[0] != modes(self):
             return None
         return self._given[1].bound(model)
@@ -123,7 +124,7 @@ class ScaledModel(nn.Module):
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
-        """The stored weights, under the model's own names."""
+        """Return the stored weights, under the model's own names."""
         plain = self.emitter.plain_names()
         for name, parameter in super().named_parameters("", recurse, remove_duplicate):
             yield (f"{prefix}." if prefix else "") + plain.get(name, name), parameter
@@ -136,7 +137,7 @@ class ScaledModel(nn.Module):
     def rescale(
         self, scales: Mapping[str, float], multipliers: Mapping[str, float] | None = None
     ) -> None:
-        """Change the scales of the nodes alone: what is stored behind them is the caller's affair.
+        """Change the scales of the nodes alone. What is stored behind them is the caller's affair.
 
         All graphs are lowered before anything changes, and a failure leaves all as it was.
 
@@ -163,7 +164,7 @@ class ScaledModel(nn.Module):
             raise
 
     def held(self) -> "Held":
-        """All that :meth:`rescale` changes."""
+        """Return all that :meth:`rescale` changes."""
         return Held(dict(self.scales), self.multipliers, dict(self._graphs))
 
     def hold(self, held: "Held") -> None:
@@ -183,14 +184,15 @@ class ScaledModel(nn.Module):
         return Emitted(twin, lowered(twin), emitted.guards)
 
     def annotate(self, graph_module: fx.GraphModule, multipliers: Mapping[str, float]) -> None:
-        """Write what is known of each parameter to ``node.meta``; a hook for subclasses."""
+        """Write what is known of each parameter to ``node.meta``, if a subclass knows anything."""
 
     def plain(self) -> nn.Module:
-        """A copy of the original model with the effective weights θ = s·w in it."""
+        """Return a copy of the original model with the effective weights θ = s·w in it."""
         return self.emitter.plain()
 
     def trained(self, captured: Capture) -> Capture:
-        """A capture of a plain copy that has a graph, as this model is trained: with its nodes.
+        """Return a capture of a plain copy that has a
+        graph, as this model is trained: with its nodes.
 
         Its model captures others for what that graph does not serve, as this one does.
         """
@@ -206,7 +208,7 @@ class ScaledModel(nn.Module):
         return captured
 
     def get_extra_state(self) -> Tensor:
-        """Scales and multipliers, each in the order of their parameters' sorted names."""
+        """Return scales and multipliers, each in the order of their parameters' sorted names."""
         return vector([_sorted(self.scales), _sorted(self.multipliers)])
 
     def set_extra_state(self, state: Any) -> None:
@@ -235,7 +237,9 @@ class ScaledModel(nn.Module):
     def _signature(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Any, Any, list[Any]]:
-        """What a graph depends on, the shapes that its guards may admit, and the flat inputs."""
+        """Return what a graph depends on, the shapes
+        that its guards may admit, and the flat inputs.
+        """
         leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
         state = (
             modes(self),
@@ -297,7 +301,9 @@ class ScaledModel(nn.Module):
 def _with_effective_weights(
     module: ScaledModel, state_dict: dict[str, Any], prefix: str, _: Any
 ) -> None:
-    """Effective weights under plain names, and as extra state what gives the stored ones back."""
+    """Put effective weights under plain names, and
+    as extra state what gives the stored ones back.
+    """
     scales, units = module.scales, module.emitter.to_effective(state_dict, prefix)
     if units.keys() >= scales.keys():
         numbers = [_sorted(scales), _sorted(module.multipliers)]
@@ -310,7 +316,9 @@ def _sorted(factors: Mapping[str, float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Held:
-    """Scales, the multipliers that they stand for, and the graphs that have them."""
+    """A ``Held`` keeps scales, the multipliers that
+    they stand for, and the graphs that have them.
+    """
 
     scales: dict[str, float]
     multipliers: dict[str, float]
@@ -318,7 +326,8 @@ class Held:
 
 
 def _any_output(output: Any) -> Tensor:
-    """Some floating tensor of the output: training calls do not say which one is measured.
+    """Return some floating tensor of the output: a
+    training call does not say which one is measured.
 
     A loss, which has no batch, is none.
     """

@@ -1,4 +1,4 @@
-"""How many elements a pass over a node's value touches."""
+"""This module counts how many elements a pass over a node's value touches."""
 
 import math
 
@@ -8,7 +8,8 @@ from flerm_fx.compat import hint_of
 
 
 def numel(node: fx.Node) -> float:
-    """Elements of a node's value at the captured batch; infinite where that is not known.
+    """Return the number of elements of a node's value
+    at the captured batch; unknown ones are infinite.
 
     >>> import torch
     >>> graph = fx.Graph()

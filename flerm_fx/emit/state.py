@@ -1,4 +1,4 @@
-r"""What a state dict holds of scaled weights: :math:`\theta = s\,w`, and what gives w back.
+r"""A state dict holds scaled weights :math:`\theta = s\,w`, and what gives w back.
 
 Effective weights under plain names are right wherever they are loaded. But :math:`\theta / s`
 rounds, so w comes back a few units in its last place away, and a run that goes on from there is not
@@ -30,12 +30,12 @@ _PACKED = 12
 
 
 def effective(stored: Tensor, s: float) -> Tensor:
-    """The weight that a model computes with, in memory of its own."""
+    """Return the weight that a model computes with, in memory of its own."""
     return _times(stored, s)
 
 
 def restored(weight: Tensor, s: float, units: Tensor | None = None) -> Tensor:
-    """The stored weight of an effective one; with units of :func:`packed_units`, bit for bit.
+    """Return the stored weight of an effective one, bit for bit with units of :func:`packed_units`.
 
     That is but for effective weights below the smallest ordinary number of their type, 1e-38 in
     float32 and 6e-5 in float16.
@@ -58,7 +58,9 @@ def restored(weight: Tensor, s: float, units: Tensor | None = None) -> Tensor:
 
 
 def packed_units(stored: Tensor, s: float) -> Tensor:
-    """How many units in the last place the stored weight is from what division gives."""
+    """Return by how many units in the last place the
+    stored weight differs from what division gives.
+    """
     held = _real(stored.detach())
     divided = _real(_times(effective(stored.detach(), s), 1 / s))
     kind = _integers(held)
@@ -70,12 +72,12 @@ def packed_units(stored: Tensor, s: float) -> Tensor:
 
 
 def packed_size(weight: Tensor) -> int:
-    """How many float64 the units of a weight take."""
+    """Return how many float64 the units of a weight take."""
     return -(-_real(weight).numel() // _PACKED)
 
 
 def vector(numbers: Sequence[Sequence[float]], units: Sequence[Tensor] = ()) -> Tensor:
-    """Lists of numbers, and units, as one tensor.
+    """Return lists of numbers, and units, as one tensor.
 
     >>> vector([[0.5, 0.25], []])
     tensor([1.0000, 2.0000, 0.0000, 0.5000, 0.2500], dtype=torch.float64)
@@ -86,7 +88,8 @@ def vector(numbers: Sequence[Sequence[float]], units: Sequence[Tensor] = ()) -> 
 
 
 def read_vector(state: Tensor, lists: int, name: str) -> tuple[list[list[float]], Tensor]:
-    """The lists of :func:`vector`, and all units, of which there are none if they were rounded.
+    """Return the lists of :func:`vector`, and all
+    units, of which there are none if they were rounded.
 
     Raises:
         InputError: the tensor is none that :func:`vector` has made.
@@ -110,7 +113,7 @@ def read_vector(state: Tensor, lists: int, name: str) -> tuple[list[list[float]]
 
 
 def scale_in(state: Tensor, name: str, parameter: str) -> tuple[float, Tensor | None]:
-    """The scale in the extra state of a parametrization, and the units of its stored weight.
+    """Return the scale in the extra state of a parametrization, and the units of its stored weight.
 
     A scalar is of a stored weight, which needs no units.
 
@@ -126,7 +129,7 @@ def scale_in(state: Tensor, name: str, parameter: str) -> tuple[float, Tensor | 
 
 
 def check_factors(kind: str, factors: Mapping[str, float]) -> None:
-    """Whether scales or multipliers are such.
+    """Check that scales or multipliers are finite numbers above 0.
 
     Raises:
         InputError: one is not a finite number above 0; the message names its parameter.
@@ -140,7 +143,7 @@ def check_factors(kind: str, factors: Mapping[str, float]) -> None:
 
 
 def _times(tensor: Tensor, factor: float) -> Tensor:
-    """In float32 at least, where a product with a number rounds alike on every device."""
+    """Multiply in float32 at least, where a product with a number rounds alike on every device."""
     real = _real(tensor)
     wide = torch.promote_types(real.dtype, torch.float32)
     product = (real.to(wide) * factor).to(real.dtype)

@@ -1,4 +1,4 @@
-"""A model that is changed in place: wholly, or not at all."""
+"""This module lets a model be changed in place wholly, or not at all."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Which hooks of a user change what a model computes; the others only look."""
+"""This module tells which hooks of a user change what a model computes; the others only look."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from flerm_fx.model.untouched import untouched
 
 
 def that_change(model: nn.Module, run: Callable[[], Sequence[Tensor]]) -> frozenset[Hook]:
-    """The hooks without which a model computes something else; the others only look.
+    """Return the hooks without which a model computes something else; the others only look.
 
     A hook changes something if it returns another object than it was given. The rest are left out,
     and if outputs or gradients are not the same then, those among them stay that have written to a
@@ -42,7 +42,9 @@ def that_change(model: nn.Module, run: Callable[[], Sequence[Tensor]]) -> frozen
 
 
 class _Observed:
-    """A hook, and whether it returned something else or wrote to something."""
+    """An ``_Observed`` runs a hook, and notes whether
+    it returned something else or wrote to something.
+    """
 
     def __init__(self, at: Hook, hook: Any, returned: set[Hook], wrote: set[Hook]) -> None:
         self._at = at
@@ -61,14 +63,16 @@ class _Observed:
 
 
 def _marks(module: nn.Module, given: Any) -> list[tuple[Any, ...]]:
-    """What changes with a tensor that a hook can reach by its arguments."""
+    """Return what changes with a tensor that a hook can reach by its arguments."""
     held = [*vars(module).values(), *own_parameters(module).values(), *own_buffers(module).values()]
     tensors = [t for t in (*held, *pytree.tree_leaves(given)) if isinstance(t, Tensor)]
     return [(id(t), version_of(t), t.grad_fn is None, len(gradient_hooks(t))) for t in tensors]
 
 
 def _same(values: Sequence[Tensor], reference: Sequence[Tensor]) -> bool:
-    """Whether results differ by no more than the order of sums, which accelerators may change."""
+    """Tell whether results differ by no more than
+    the order of sums, which accelerators may change.
+    """
     if len(values) != len(reference):
         return False
     for value, expected in zip(values, reference, strict=True):

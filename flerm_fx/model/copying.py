@@ -1,4 +1,4 @@
-"""Copies of models."""
+"""This module copies models."""
 
 import copy
 import warnings
@@ -15,7 +15,7 @@ from flerm_fx.model.values import refuse_without_values
 
 
 def copied(model: nn.Module, *, on_meta: bool = False) -> nn.Module:
-    """A deep copy of a model, without gradients; of a sharded one, plain and whole.
+    """Return a deep copy of a model, without gradients; of a sharded one, plain and whole.
 
     Tensors with a history that modules keep as plain attributes or in a list, as
     ``torch.nn.utils.weight_norm`` and recurrent networks with parametrizations do until the next
@@ -103,7 +103,9 @@ def refuse_gradient_hooks(model: nn.Module) -> None:
 
 
 def _views(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tensors that plain attributes hold and that are memory of a parameter, with the parameter."""
+    """Return tensors that plain attributes hold and
+    that are memory of a parameter, with the parameter.
+    """
     registered = {id(t) for t in (*model.parameters(), *model.buffers())}
     by_storage = {memory_of(p): p for p in model.parameters()}
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Models that several processes train together: DDP, FSDP2's ``fully_shard``, tensor parallelism.
+"""Several processes may train one model together: DDP, FSDP2's ``fully_shard``, tensor parallelism.
 
 Parameters are named, measured and given multipliers as if one process had the whole model. Each
 rank measures its share of the probe batch, and the shares of all ranks are put together.
@@ -30,7 +30,7 @@ from flerm_fx.model.inputs import Inputs, batch_size, check_finite
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of DDP, DataParallel and ``torch.compile``'s wrappers.
+    """Return the model inside of DDP, DataParallel and ``torch.compile``'s wrappers.
 
     >>> model = nn.Linear(2, 2)
     >>> unwrapped(nn.DataParallel(model)) is model
@@ -46,18 +46,20 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether parameters of a model are sharded over ranks."""
+    """Tell whether parameters of a model are sharded over ranks."""
     return any(map(is_sharded_tensor, model.parameters()))
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be sharded over ranks; every rank has to call this."""
+    """Return all of a tensor that may be sharded over
+    ranks, for which every rank has to call this.
+    """
     full: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)
     return tensor if full is None else full()
 
 
 def gathered(tensor: Tensor, device: torch.device) -> Tensor:
-    """All of a tensor that may be sharded over ranks or elsewhere, on a device.
+    """Return all of a tensor that may be sharded over ranks or elsewhere, on a device.
 
     Every rank has to call this, for the same tensors in the same order.
     """
@@ -66,7 +68,9 @@ def gathered(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def check_finite_on_ranks(name: str, value: Tensor, what: str) -> None:
-    """:func:`~flerm_fx.model.inputs.check_finite`, which raises on all ranks if on one."""
+    """Check a value as :func:`~flerm_fx.model.inputs.check_finite`
+    does, and raise on all ranks if on one.
+    """
     if not is_sharded_tensor(value):
         check_finite(name, value, what)
     elif not holds(torch.isfinite(value).all()):
@@ -74,13 +78,15 @@ def check_finite_on_ranks(name: str, value: Tensor, what: str) -> None:
 
 
 def holds(condition: Tensor) -> bool:
-    """Whether a condition, a tensor without dimensions, holds; on all ranks the same."""
+    """Tell whether a condition, a tensor without
+    dimensions, holds, which is the same on all ranks.
+    """
     return bool(whole(condition))
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that train one model together, and this one among them.
+    """A ``Ranks`` stands for the processes that train one model together, and this one among them.
 
     Attributes:
         rank: of this process.
@@ -95,7 +101,7 @@ class Ranks:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Ranks":
-        """The ranks that hold copies or shards of ``model``; one where it is neither."""
+        """Return the ranks that hold copies or shards of ``model``, or one where it is neither."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
         replicated = any(isinstance(m, DistributedDataParallel) for m in model.modules())
@@ -104,7 +110,8 @@ class Ranks:
         return cls(dist.get_rank(), dist.get_world_size())
 
     def rows(self, size: int) -> slice:
-        """Which rows of ``size`` this rank measures: 2 at least, which a graph takes, or none.
+        """Return which rows of ``size`` this rank
+        measures: 2 at least, which a graph takes, or none.
 
         >>> [Ranks(rank, count=3).rows(5) for rank in range(3)]
         [slice(0, 3, None), slice(3, 5, None), slice(5, 5, None)]
@@ -112,7 +119,7 @@ class Ranks:
         return self._split(size)[self.rank]
 
     def rows_run(self, size: int) -> slice:
-        """Which rows this rank runs: its own, or if it has none the first rank's.
+        """Return which rows this rank runs: its own, or if it has none the first rank's.
 
         All of them gather alike then.
         """
@@ -120,7 +127,8 @@ class Ranks:
         return rows if rows.start < rows.stop else self._split(size)[0]
 
     def share(self, inputs: Inputs) -> Inputs | None:
-        """The rows of a batch that this rank runs; None where no two can have rows of their own.
+        """Return the rows of a batch that this rank runs,
+        or None where no two can have rows of their own.
 
         >>> Ranks(rank=1, count=2).share(torch.arange(6))
         tensor([3, 4, 5])
@@ -132,14 +140,14 @@ class Ranks:
         return pytree.tree_map_only(Tensor, lambda t: t[rows], inputs)  # type: ignore[no-any-return]
 
     def shares(self, inputs: Inputs) -> Iterator[Inputs]:
-        """A share of each size that some rank runs."""
+        """Give a share of each size that some rank runs."""
         size = batch_size(inputs)
         for rows in {rows.stop - rows.start: rows for rows in self._split(size)}.values():
             if rows.start < rows.stop:
                 yield pytree.tree_map_only(Tensor, lambda t, rows=rows: t[rows], inputs)
 
     def joined(self, rows: Tensor, size: int) -> Tensor:
-        """The rows of all ranks, ``size`` of them, one after another."""
+        """Return the rows of all ranks, ``size`` of them, one after another."""
         split = self._split(size)
         padded = rows.new_zeros(split[0].stop, *rows.shape[1:])
         padded[: len(rows)] = rows
@@ -148,7 +156,7 @@ class Ranks:
         return torch.cat([part[: r.stop - r.start] for part, r in zip(parts, split, strict=True)])
 
     def summed(self, value: Tensor) -> Tensor:
-        """The sum over all ranks."""
+        """Return the sum over all ranks."""
         total = value.clone()
         dist.all_reduce(total)
         return total
@@ -160,7 +168,7 @@ class Ranks:
         return [slice(a, b) for a, b in itertools.pairwise(starts)]
 
     def agreed(self, value: Any) -> Any:
-        """What the first rank has, so that no rounding sets ranks apart."""
+        """Return what the first rank has, so that no rounding sets ranks apart."""
         if self.count == 1:
             return value
         box = [value]
@@ -169,7 +177,7 @@ class Ranks:
 
 
 def is_sharded_tensor(tensor: Tensor) -> bool:
-    """Whether a tensor is sharded over ranks."""
+    """Tell whether a tensor is sharded over ranks."""
     return hasattr(tensor, "full_tensor")
 
 
@@ -182,7 +190,9 @@ def resharded(model: nn.Module) -> None:
 
 
 def is_tensor_parallel(model: nn.Module) -> bool:
-    """Whether modules exchange activations between ranks, as ``parallelize_module`` has them do."""
+    """Tell whether modules exchange activations between
+    ranks, as ``parallelize_module`` has them do.
+    """
     hooks = (hook for module in model.modules() for hook in forward_hooks(module).values())
     return any(map(is_hook_of_tensor_parallelism, hooks))
 
@@ -195,7 +205,7 @@ def _clone_of_whole(tensor: Tensor) -> Tensor:
 def as_plain(
     model: nn.Module, twin_of: Callable[[Tensor], Tensor] = _clone_of_whole
 ) -> Iterator[dict[int, object]]:
-    """While it lasts, a sharded or tensor-parallel model can be copied as a plain one.
+    """Let a model that ``fully_shard`` has changed be copied as a plain one, while it lasts.
 
     Yields what ``copy.deepcopy`` needs as its memo: plain tensors for the sharded ones.
     :func:`without_sharding` has to finish the copy.
@@ -220,7 +230,7 @@ def as_plain(
 
 
 def as_like(tensor: Tensor, value: Tensor) -> Tensor:
-    """A value as a parameter, if the tensor that it stands for is one."""
+    """Return a value as a parameter, if the tensor that it stands for is one."""
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(value, tensor.requires_grad)
     return value
@@ -235,4 +245,4 @@ def without_sharding(twin: nn.Module) -> None:
 
 
 def _removed(*_: Any) -> None:
-    """In the place of a hook of sharding in a copy."""
+    """Stand in the place of a hook of ``fully_shard`` in a copy."""

@@ -1,4 +1,4 @@
-"""Hooks on modules, and running a model with some of them."""
+"""This module finds hooks on modules, and runs a model with some of them."""
 
 import threading
 from collections import OrderedDict
@@ -12,7 +12,7 @@ from flerm_fx.compat import BACKWARD_HOOKS, FORWARD_HOOKS, GLOBAL_HOOKS, global_
 
 
 class Hook(NamedTuple):
-    """Where a hook is, in a model and in each copy of it.
+    """A ``Hook`` says where a hook is, in a model and in each copy of it.
 
     Attributes:
         path: of its module; None for one on all modules.
@@ -28,7 +28,7 @@ class Hook(NamedTuple):
 def hooks_of(
     model: nn.Module, kinds: Collection[str] = (*FORWARD_HOOKS, *BACKWARD_HOOKS)
 ) -> frozenset[Hook]:
-    """The hooks that run with a model.
+    """Return the hooks that run with a model.
 
     >>> model = nn.Sequential(nn.Linear(2, 2))
     >>> _ = model[0].register_forward_hook(lambda module, args, output: None)
@@ -43,13 +43,13 @@ def hooks_of(
 
 
 def global_hooks() -> list[dict[int, Any]]:
-    """The hooks on all modules."""
+    """Return the hooks on all modules."""
     return [GLOBAL_HOOKS[global_name(kind)] for kind in (*FORWARD_HOOKS, *BACKWARD_HOOKS)]
 
 
 @contextmanager
 def only(model: nn.Module, kept: Collection[Hook]) -> Iterator[None]:
-    """Run a model with these of its hooks alone; others' models keep theirs.
+    """Run a model with these of its hooks alone, and leave those of other models.
 
     >>> model = nn.Identity()
     >>> _ = model.register_forward_hook(lambda module, args, output: output + 1)
@@ -102,7 +102,9 @@ def replaced(model: nn.Module, choose: Callable[[Hook, Any], Any]) -> Iterator[N
 def _places(
     model: nn.Module, kinds: Collection[str]
 ) -> Iterator[tuple[str | None, str, dict[str, Any], str]]:
-    """Each dict of hooks: the path of its module, its kind, and whose attribute of which name."""
+    """Return each dict of hooks: the path of its
+    module, its kind, and whose attribute of which name.
+    """
     for kind in kinds:
         yield None, kind, GLOBAL_HOOKS, global_name(kind)
     for path, module in model.named_modules():
@@ -112,7 +114,7 @@ def _places(
 
 
 def function_of(model: nn.Module, hook: Hook) -> Any:
-    """What is called where a hook is.
+    """Return what is called where a hook is.
 
     >>> model = nn.Identity()
     >>> handle = model.register_forward_hook(print)

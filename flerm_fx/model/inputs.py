@@ -1,4 +1,4 @@
-"""Model inputs and outputs: how a batch is passed, checked, and read."""
+"""This module passes batches to a model, checks them, and reads its outputs."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +15,7 @@ Batch = tuple[Inputs, Any]
 
 
 def call_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments for ``model(*args, **kwargs)``.
+    """Return positional and keyword arguments for ``model(*args, **kwargs)``.
 
     A tensor is the one argument, a tuple the positional arguments, a dict the keyword arguments.
 
@@ -38,7 +38,7 @@ def call_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def batch_size(inputs: Inputs) -> int:
-    """Number of examples N: the first dimension of every tensor in ``inputs``.
+    """Return the number of examples N: the first dimension of every tensor in ``inputs``.
 
     Inputs whose first dimensions differ, as the nodes and edges of a graph, are no batch: all of
     them are one example.
@@ -93,7 +93,8 @@ def batch_size(inputs: Inputs) -> int:
 
 
 def as_builtin(value: Any) -> Any:
-    """A structure in which every mapping is a dict, as pytrees and files of profiles know them.
+    """Return a structure in which every mapping is a
+    dict, as pytrees and files of profiles know them.
 
     >>> from collections import UserDict
     >>> as_builtin((UserDict(x=1), [UserDict(y=2)]))
@@ -107,12 +108,12 @@ def as_builtin(value: Any) -> Any:
 
 
 def is_floating(value: object) -> bool:
-    """Whether ``value`` is a tensor of real floating-point numbers."""
+    """Tell whether ``value`` is a tensor of real floating-point numbers."""
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def is_differentiable(value: object) -> bool:
-    """Whether ``value`` is a tensor that can have a tangent: of real or complex numbers.
+    """Tell whether ``value`` is a tensor that can have a tangent: of real or complex numbers.
 
     >>> is_differentiable(torch.zeros(2, dtype=torch.complex64)), is_differentiable(torch.arange(2))
     (True, False)
@@ -121,7 +122,8 @@ def is_differentiable(value: object) -> bool:
 
 
 def as_real(value: Tensor) -> Tensor:
-    """The real numbers that a tensor holds: of a complex one both parts, in a new last dimension.
+    """Return the real numbers that a tensor holds: of
+    a complex one both parts, in a new last dimension.
 
     It is what optimizers of torch make of a complex parameter, and in what a gradient of one is a
     gradient: the change of a loss is the sum of products of these with those of the change.
@@ -133,7 +135,7 @@ def as_real(value: Tensor) -> Tensor:
 
 
 def select_output(output: Any, output_fn: OutputFn | None = None) -> Tensor:
-    """The output tensor f whose change an FSLR measures.
+    """Return the output tensor f whose change an FSLR measures.
 
     ``output_fn(output)`` if given; else ``output.logits`` (or ``output["logits"]``); else the first
     floating tensor in ``output`` that has dimensions: one without is a loss, and no output of a
@@ -163,7 +165,7 @@ def select_output(output: Any, output_fn: OutputFn | None = None) -> Tensor:
 
 
 def own_loss(output: Any) -> Tensor | None:
-    """The loss that a model returns itself; None if it returns none.
+    """Return the loss that a model returns itself, or None if it returns none.
 
     ``output.loss`` (or ``output["loss"]``); of a tuple or list the first floating tensor without
     dimensions, as in ``(loss, logits)``.
@@ -179,13 +181,13 @@ def own_loss(output: Any) -> Tensor | None:
 
 
 def _member(output: Any, name: str) -> Any:
-    """What an output has as an attribute or under a key."""
+    """Return what an output has as an attribute or under a key."""
     attribute = getattr(output, name, None)
     return output.get(name) if attribute is None and isinstance(output, Mapping) else attribute
 
 
 def output_of(model: nn.Module, inputs: Inputs, output_fn: OutputFn | None = None) -> Tensor:
-    """The output tensor of a model for a batch; see :func:`select_output`."""
+    """Return the output tensor of a model for a batch; see :func:`select_output`."""
     args, kwargs = call_arguments(inputs)
     return select_output(model(*args, **kwargs), output_fn)
 
@@ -198,22 +200,22 @@ def _describe(value: object) -> str:
 
 
 def detached(value: Any) -> Any:
-    """A copy of a pytree in which every tensor is a detached clone."""
+    """Return a copy of a pytree in which every tensor is a detached clone."""
     return pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), value)
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """A pytree with every tensor on ``device``."""
+    """Return a pytree with every tensor on ``device``."""
     return pytree.tree_map_only(Tensor, lambda t: t.to(device), value)
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Device of the model's first parameter (the CPU if it has none)."""
+    """Return device of the model's first parameter (the CPU if it has none)."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def difference(output: Tensor, expected: Tensor) -> float:
-    """Largest difference of two outputs that are to be one, relative to the largest that differs.
+    """Return the largest difference of two outputs, relative to the largest number that differs.
 
     An entry that is the same in both, as one is that a mask makes -1e9 or infinite, has no say in
     what is large.
@@ -229,7 +231,7 @@ def difference(output: Tensor, expected: Tensor) -> float:
 
 
 def last_bit(model: nn.Module, output: Tensor) -> float:
-    """Machine epsilon of the coarsest of an output and the weights that it was computed with.
+    """Return the machine epsilon of the coarsest of an output and the weights that made it.
 
     A model with weights in bfloat16 may return float32.
 
@@ -241,7 +243,7 @@ def last_bit(model: nn.Module, output: Tensor) -> float:
 
 
 def is_finite(value: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity.
+    """Tell whether a tensor holds neither NaN nor infinity.
 
     Both survive a sum, which reads the tensor once; only a sum that overflows needs a second look.
 

@@ -1,4 +1,4 @@
-"""Copies of models without values."""
+"""This module copies models without their values."""
 
 import copy
 import warnings
@@ -12,7 +12,7 @@ from flerm_fx.model.values import refuse_without_values
 
 
 def outline(model: nn.Module) -> nn.Module:
-    """A plain copy of a model on the device ``meta``: its code, names and shapes.
+    """Return a plain copy of a model on the device ``meta``: its code, names and shapes.
 
     It takes no memory, and of a sharded model nothing is gathered.
 
@@ -42,7 +42,7 @@ def outline(model: nn.Module) -> nn.Module:
 
 
 def with_buffers_of(model: nn.Module, twin: nn.Module, device: torch.device) -> nn.Module:
-    """An outline itself, with the buffers of its model, on a device."""
+    """Return an outline itself, with the buffers of its model, on a device."""
     for path, module in model.named_modules():
         own = twin.get_submodule(path)
         for name, buffer in module.named_buffers(recurse=False):

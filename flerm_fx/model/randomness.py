@@ -1,4 +1,4 @@
-"""Random state: of torch on every device, of Python's ``random`` and of numpy."""
+"""Random state is kept and put back: torch's on every device, Python's and numpy's."""
 
 import random
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RandomState:
-    """Where the random number generators are that a model may draw from.
+    """A ``RandomState`` holds where the random number generators are that a model may draw from.
 
     Attributes:
         torch: by device: the CPU, and those in use of CUDA, XPU and MPS.
@@ -26,7 +26,7 @@ class RandomState:
     numpy: dict[str, Any]
 
     def same(self, other: "RandomState") -> bool:
-        """Whether nothing was drawn between the two."""
+        """Tell whether nothing was drawn between the two."""
         return (
             self.torch.keys() == other.torch.keys()
             and all(torch.equal(state, other.torch[key]) for key, state in self.torch.items())
@@ -34,7 +34,9 @@ class RandomState:
         )
 
     def foreign(self, other: "RandomState") -> str:
-        """The generator outside of torch that was drawn from between the two; empty if none."""
+        """Return the generator outside of torch that was
+        drawn from between the two, or "" if none was.
+        """
         if self.python != other.python:
             return "Python's random"
         mine, theirs = self.numpy["state"], other.numpy["state"]
@@ -43,7 +45,7 @@ class RandomState:
 
 
 def rng_state() -> RandomState:
-    """The present random state.
+    """Return the present random state.
 
     >>> before = rng_state()
     >>> _ = random.random()
@@ -104,6 +106,6 @@ def seed_all(seed: int) -> None:
 
 
 def _in_use() -> list[str]:
-    """The kinds of accelerators whose generators exist."""
+    """Return the kinds of accelerators whose generators exist."""
     in_use = [kind for kind in ("cuda", "xpu") if getattr(torch, kind).is_initialized()]
     return [*in_use, "mps"] if torch.backends.mps.is_available() else in_use

@@ -1,4 +1,4 @@
-"""Does a model answer to its own weights? Found by a run with others in their place."""
+"""A run with other weights in their place shows whether a model answers to its own weights."""
 
 import copy
 import os
@@ -14,12 +14,12 @@ from flerm_fx.errors import InputError
 
 
 def stand_ins(model: nn.Module) -> dict[str, nn.Parameter]:
-    """A copy of each parameter, by its first name, to run the model with in its place."""
+    """Return a copy of each parameter, by its first name, to run the model with in its place."""
     return {name: copy.deepcopy(p) for name, p in model.named_parameters()}
 
 
 class Reads(TorchFunctionMode):
-    """Notes what a run with stand-ins reads of the weights that they stand in for.
+    """A ``Reads`` notes what a run with stand-ins reads of the weights that they stand in for.
 
     A function that keeps a reference to a model, to a parameter or to a view of one goes on
     computing with that, whatever a caller puts in its place; in a copy of the model, with the
@@ -128,7 +128,7 @@ _SHAPES = ("type_as", "__get__")
 
 
 def _reads_values(func: Any, result: Any) -> bool:
-    """Whether an operation reads more of its tensors than shape, type and device."""
+    """Tell whether an operation reads more of its tensors than shape, type and device."""
     name = getattr(func, "__name__", "")
     if name in _SHAPES or name.startswith("new_") or name.endswith("_like"):
         return False
@@ -139,7 +139,7 @@ _LIBRARIES = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__
 
 
 def _where() -> str:
-    """The user's innermost function that is running."""
+    """Return the user's innermost function that is running."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
         frame = frame.f_back

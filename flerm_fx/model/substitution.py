@@ -1,4 +1,4 @@
-"""Calls of a model with other tensors in the place of its own."""
+"""A model is called with other tensors in the place of its own."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from flerm_fx.compat import own_buffers, own_parameters
 def called_with(
     model: nn.Module, tensors: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """What a model returns with some of its parameters and buffers replaced.
+    """Return what a model returns with some of its parameters and buffers replaced.
 
     ``torch.func.functional_call`` puts tensors in by name, and back by name. Where a module is
     registered under two names, the second time it puts back what it had put in. Here each place in

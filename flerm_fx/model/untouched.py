@@ -1,4 +1,4 @@
-"""Leave a model as it was: what running it changes is put back."""
+"""This module leaves a model as it was: what running it changes is put back."""
 
 import functools
 import random
@@ -69,7 +69,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 class _State:
-    """What is reached from a model, and how to put each part of it back.
+    """A ``_State`` notes what is reached from a model, and how to put each part of it back.
 
     Args:
         held: identities of the tensors that are registered, and others' affair.
@@ -111,7 +111,7 @@ class _State:
             restore()
 
     def _kept(self, value: Any, package: str | None, own: bool) -> list[Any]:
-        """Keep a value itself; what it holds, to be kept in turn."""
+        """Keep a value itself, and return what it holds, to be kept in turn."""
         if isinstance(value, Tensor):
             self._tensor(value, own)
         elif isinstance(value, np.ndarray):
@@ -235,12 +235,12 @@ _ATOMS = (
 
 @functools.cache
 def _generators() -> tuple[type, ...]:
-    """Types of random number generators: numpy loads its own at their first use."""
+    """Return types of random number generators, where numpy loads its own at their first use."""
     return torch.Generator, random.Random, np.random.RandomState, np.random.Generator
 
 
 def _package(thing: Any) -> str:
-    """The outermost package of a class or function."""
+    """Return the outermost package of a class or function."""
     return str(getattr(thing, "__module__", None)).partition(".")[0]
 
 

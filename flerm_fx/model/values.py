@@ -1,4 +1,4 @@
-"""Whether the tensors of a model have values."""
+"""This module tells whether the tensors of a model have values."""
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -31,5 +31,5 @@ def refuse_without_values(model: nn.Module, *, on_meta: bool = False) -> None:
 
 
 def is_without_values(model: nn.Module) -> bool:
-    """Whether some parameter of a model is on the device ``meta``."""
+    """Tell whether some parameter of a model is on the device ``meta``."""
     return any(parameter.is_meta for parameter in model.parameters())

@@ -1,1 +1,1 @@
-"""What is known of operations in a graph."""
+"""This room holds what is known of operations in a graph."""

@@ -1,4 +1,4 @@
-"""Memory: which operations write to what they read, and which may return it."""
+"""This module tells which operations write to what they read, and which may return its memory."""
 
 import torch
 from torch import fx
@@ -9,13 +9,13 @@ from flerm_fx.ops.table import facts
 
 
 def is_mutation(node: fx.Node) -> bool:
-    """Whether the operation writes to one of its arguments."""
+    """Tell whether the operation writes to one of its arguments."""
     schema = schema_of(node.target)
     return bool(schema is not None and schema.is_mutable)
 
 
 def may_alias(node: fx.Node) -> bool:
-    """Whether the result may lie in the memory of an argument.
+    """Tell whether the result may lie in the memory of an argument.
 
     An operation says so in its schema, or has a tag if it depends on the call, as a dropout's
     result does on the mode. Norms have that tag for their running statistics alone. What has no
@@ -38,13 +38,15 @@ def may_alias(node: fx.Node) -> bool:
 
 
 def is_functional(graph: fx.Graph) -> bool:
-    """Whether no operation writes to an argument that a later one reads."""
+    """Tell whether no operation writes to an argument that a later one reads."""
     order = {node: position for position, node in enumerate(graph.nodes)}
     return not any(is_mutation(node) and not is_last_word(node, order) for node in graph.nodes)
 
 
 def is_last_word(node: fx.Node, order: dict[fx.Node, int]) -> bool:
-    """An update of a buffer whose result nothing reads, as of BatchNorm's batch counter."""
+    """Tell whether a node updates a buffer and nothing
+    reads the result, as with BatchNorm's counter.
+    """
     target = node.args[0] if node.args else None
     return (
         not node.users

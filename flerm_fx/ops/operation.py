@@ -1,4 +1,4 @@
-"""What torch itself tells of the operation that a node of a captured graph is."""
+"""This module asks torch itself about the operation that a node of a captured graph is."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from flerm_fx.compat import HigherOrderOperator, OpOverload, schema_of
 
 
 def is_opaque(target: Any) -> bool:
-    """Whether an operation is one registered from outside of torch, or one on functions.
+    """Tell whether an operation is one registered from outside of torch, or one on functions.
 
     Such a one may have a derivative for ``backward()``. That for ``torch.func`` is not to be had:
     without gradient mode it is zero, and there is no error (torch 2.13); ``torch.cond`` has none.
@@ -24,7 +24,7 @@ def is_opaque(target: Any) -> bool:
 
 
 def is_random(target: Any) -> bool:
-    """Whether an operation may draw random numbers, as all may that do not say.
+    """Tell whether an operation may draw random numbers. One that does not say so may.
 
     >>> is_random(torch.ops.aten.dropout.default), is_random(torch.ops.aten.add.Tensor)
     (True, False)
@@ -34,7 +34,7 @@ def is_random(target: Any) -> bool:
 
 
 def operation_name(target: Any) -> str:
-    """The name of what a node calls, the same for every overload, in place or not.
+    """Return the name of what a node calls, the same for every overload, in place or not.
 
     >>> operation_name(torch.ops.aten.add_.Tensor), operation_name(len)
     ('aten.add', 'len')
@@ -46,12 +46,13 @@ def operation_name(target: Any) -> str:
 
 
 def operation(node: fx.Node) -> str:
-    """``aten.add`` for every overload of it, in place or not."""
+    """Return the name that all overloads of an operation share: ``aten.add``, in place or not."""
     return operation_name(node.target)
 
 
 def argument_name(op: Any, index: int) -> str:
-    """The name of a positional argument in the operation's schema; empty where there is none.
+    """Return the name of a positional argument in the
+    operation's schema, or "" if it has none there.
 
     >>> argument_name(torch.ops.aten.linear.default, 1), argument_name(len, 0)
     ('weight', '')
@@ -62,7 +63,7 @@ def argument_name(op: Any, index: int) -> str:
 
 
 def position_of(op: Any, name: str) -> int:
-    """The place of an argument in the operation's schema.
+    """Return the place of an argument in the operation's schema.
 
     >>> position_of(torch.ops.aten.linear.default, "bias")
     2
@@ -73,7 +74,7 @@ def position_of(op: Any, name: str) -> int:
 
 
 def argument_of_call(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> Any:
-    """An argument of a call of an ATen operation, by its name in the schema.
+    """Return an argument of a call of an ATen operation, by its name in the schema.
 
     >>> argument_of_call(torch.ops.aten.add.Tensor, (1, 2), {}, "alpha")
     1
@@ -86,5 +87,5 @@ def argument_of_call(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], na
 
 
 def argument(node: fx.Node, name: str) -> Any:
-    """An argument of an ATen operation, by its name in the schema."""
+    """Return an argument of an ATen operation, by its name in the schema."""
     return argument_of_call(node.target, node.args, node.kwargs, name)

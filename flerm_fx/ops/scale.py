@@ -1,4 +1,4 @@
-"""Scale nodes: the effective weight of every trainable parameter, as a node of the graph."""
+"""A scale node holds the effective weight of a trainable parameter, as a node of the graph."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from flerm_fx.errors import FlermError, InputError
 
 
 def scale(parameter: Tensor, multiplier: float) -> Tensor:
-    r"""The effective weight :math:`\theta_l = s_l w_l` of a stored weight :math:`w_l`.
+    r"""Return the effective weight :math:`\theta_l = s_l w_l` of a stored weight :math:`w_l`.
 
     An optimizer's step on :math:`w_l` then moves :math:`\theta_l` by :math:`s_l` times as much.
 
@@ -21,7 +21,7 @@ def scale(parameter: Tensor, multiplier: float) -> Tensor:
 
 
 def parameter_nodes(graph: fx.Graph) -> dict[str, list[fx.Node]]:
-    """The ``get_attr`` nodes of every trainable parameter, by its canonical name."""
+    """Return the ``get_attr`` nodes of every trainable parameter, by its canonical name."""
     nodes: dict[str, list[fx.Node]] = {}
     for node in graph.find_nodes(op="get_attr"):
         if "parameter" in node.meta:
@@ -30,7 +30,7 @@ def parameter_nodes(graph: fx.Graph) -> dict[str, list[fx.Node]]:
 
 
 def is_scale(node: fx.Node) -> bool:
-    """Whether ``node`` is a scale node."""
+    """Tell whether ``node`` is a scale node."""
     return node.op == "call_function" and node.target is scale
 
 
@@ -61,7 +61,9 @@ class ScaleNodes(PassBase):
         self.scales = dict(scales or {})
 
     def requires(self, graph_module: fx.GraphModule) -> None:
-        """The graph has no scale nodes yet, and holds every parameter that ``scales`` names."""
+        """Check that the graph has no scale nodes yet,
+        and holds every parameter that ``scales`` names.
+        """
         if any(is_scale(node) for node in graph_module.graph.nodes):
             raise FlermError("the graph has scale nodes already; run ScaleNodes on a fresh capture")
         unknown = sorted(set(self.scales) - set(parameter_nodes(graph_module.graph)))
@@ -89,7 +91,7 @@ class ScaleNodes(PassBase):
         return PassResult(graph_module, True)
 
     def ensures(self, graph_module: fx.GraphModule) -> None:
-        """Every trainable parameter is read by its scale node and by nothing else."""
+        """Check that every trainable parameter is read by its scale node and by nothing else."""
         for name, nodes in parameter_nodes(graph_module.graph).items():
             for node in nodes:
                 if [is_scale(user) for user in node.users] != [True]:

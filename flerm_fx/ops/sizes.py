@@ -1,4 +1,4 @@
-"""Sizes of what operations read and make, and the arithmetic between."""
+"""This module counts what operations read and make, and the arithmetic in between."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from flerm_fx.ops.table import facts
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
-    """The shape, at the batch size of the capture; sizes that depend on the data count as 1.
+    """Return a node's shape at the batch size of the
+    capture. Sizes that depend on the data count as 1.
 
     >>> import torch
     >>> shape_of(torch.zeros(2, 3)), shape_of(None)
@@ -25,7 +26,7 @@ def shape_of(value: Any) -> tuple[int, ...]:
 
 
 def flops(node: fx.Node) -> float:
-    r"""Products and sums of an operation; 0 for all that is no product.
+    r"""Return how many products and sums an operation computes; anything but a product counts as 0.
 
     Each element of a product is a sum over what is contracted, so that a matrix product of
     (m, k) and (k, n) takes :math:`2 m n k`.
@@ -59,7 +60,7 @@ def flops(node: fx.Node) -> float:
 
 
 def contracted(equation: str, shapes: Sequence[tuple[int, ...]]) -> int:
-    """How many terms each element of an einsum is a sum of.
+    """Return how many terms each element of an einsum is a sum of.
 
     >>> contracted("bij,bjk->bik", [(2, 3, 4), (2, 4, 5)])
     4

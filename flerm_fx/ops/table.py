@@ -1,4 +1,4 @@
-"""The table of operations: all that the rest of the library knows of any one of them.
+"""The table holds all that the rest of the library knows of any one operation.
 
 What torch itself tells (schemas, tags) is not repeated here. An operation that is not in the table
 is known by that alone, and whatever differentiates, counts or moves scalars does it in general.
@@ -52,7 +52,7 @@ Layout = Literal["", "out in", "in out"]
 
 @dataclass(frozen=True)
 class Facts:
-    r"""What is known of an operation.
+    r"""A ``Facts`` says what is known of an operation.
 
     It computes
 
@@ -202,7 +202,8 @@ TABLE: Mapping[str, Facts] = {
 
 @functools.cache
 def facts(op: Any) -> Facts:
-    """What is known of an operation: one of torch's, a function, or a name from the table.
+    """Return what is known of an operation, which is
+    one of torch's, a function, or a name of the table.
 
     Nothing is known of an operation in place, which is linear in nothing that remains.
 
@@ -223,7 +224,7 @@ def facts(op: Any) -> Facts:
 
 
 def of_kind(kind: Kind) -> frozenset[str]:
-    """The names of all operations of a kind.
+    """Return the names of all operations of a kind.
 
     >>> sorted(of_kind("recurrent"))
     ['aten.gru', 'aten.lstm', 'aten.rnn_relu', 'aten.rnn_tanh']

@@ -1,1 +1,1 @@
-"""What was recorded on the base."""
+"""This room holds what was recorded on the base."""

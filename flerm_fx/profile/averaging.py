@@ -1,4 +1,4 @@
-"""One profile of several recordings of one base model."""
+"""Several recordings of one base model make one profile."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from flerm_fx.profile.trajectory import Trajectory
 
 
 def averaged(profiles: Any, kind: type[Fields]) -> Fields:
-    """The profile whose numbers are means over profiles of a kind: see ``BaseProfile.mean``."""
+    """Return the profile whose numbers are means over
+    profiles of a kind: see ``BaseProfile.mean``.
+    """
     if not isinstance(profiles, Iterable):
         raise InputError(
             f"BaseProfile.mean takes a list of profiles; got {type(profiles).__name__}"
@@ -54,7 +56,7 @@ def averaged(profiles: Any, kind: type[Fields]) -> Fields:
 
 
 def _check_same(first: ProfileFields, other: ProfileFields, index: int) -> None:
-    """Whether two profiles record one model under one setting, seeds apart."""
+    """Check that two profiles record one model under one setting, seeds apart."""
 
     def settings(profile: ProfileFields) -> Iterator[tuple[str, Any]]:
         yield "optimizer", profile.optimizer.source
@@ -93,7 +95,7 @@ def _check_same(first: ProfileFields, other: ProfileFields, index: int) -> None:
 
 
 def _mean_trajectory(trajectories: Sequence[Trajectory]) -> Trajectory:
-    """The trajectory whose every FSLR is the mean over recordings."""
+    """Return the trajectory whose every FSLR is the mean over recordings."""
     first = trajectories[0]
     course = {
         name: tuple(

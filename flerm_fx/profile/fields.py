@@ -1,4 +1,4 @@
-"""The fields of a base profile, and the checks that they agree."""
+"""A base profile has these fields, which are checked to agree."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FORMAT = 1
 
 
 def present_versions() -> dict[str, str | int]:
-    """The versions that go into a profile: of the file format, flerm_fx and torch."""
+    """Return the versions that go into a profile: of the file format, flerm_fx and torch."""
     try:
         version = importlib.metadata.version("flerm_fx")
     except importlib.metadata.PackageNotFoundError:  # run from a source tree
@@ -72,7 +72,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class ProfileFields:
-    """What :class:`~flerm_fx.profile.profile.BaseProfile` says it holds, in agreement with itself.
+    """A ``ProfileFields`` holds what :class:`~flerm_fx.profile.profile.BaseProfile`
+    says, in agreement with itself.
 
     Raises:
         ProfileError: if the fields contradict one another, or a number is not finite.
@@ -197,7 +198,7 @@ class ProfileFields:
 
 
 def floats_in(setting: Any) -> Iterator[float]:
-    """The floats in a setting of an optimizer."""
+    """Return the floats in a setting of an optimizer."""
     if isinstance(setting, float):
         yield setting
     elif isinstance(setting, Mapping):

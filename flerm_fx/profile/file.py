@@ -1,4 +1,4 @@
-"""The one file that holds a base profile: safetensors, with the rest as JSON in its header."""
+"""One file holds a base profile: safetensors, with the rest as JSON in its header."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def write(profile: ProfileFields, path: PathLike) -> None:
 
 
 def loaded(path: PathLike, kind: type[Fields]) -> Fields:
-    """The profile of a kind that a file holds: see ``BaseProfile.load``."""
+    """Return the profile of a kind that a file holds: see ``BaseProfile.load``."""
     import networkx as nx
 
     path = path_of(path)
@@ -170,7 +170,7 @@ def loaded(path: PathLike, kind: type[Fields]) -> Fields:
 
 
 def _fields(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fields of the profile that a header and tensors make."""
+    """Return the fields of the profile that a header and tensors make."""
     header = {**_ADDED, **header}
     check_settings(header)
     shapes = {str(name): tuple(shape) for name, shape in header["parameters"]}
@@ -194,7 +194,9 @@ def _fields(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[st
 
 
 def _optimizers(header: Mapping[str, Any]) -> Optimizers:
-    """The run's optimizers, of which a file holds the first rule and rate apart from the others."""
+    """Return the run's optimizers, of which a file
+    holds the first rule and rate apart from the others.
+    """
     groups = [(header["optimizer"], header["learning_rate"]), *header["others"]]
     return Optimizers(
         tuple(UpdateRule.from_spec(spec) for spec, _ in groups),
@@ -210,7 +212,7 @@ def _moments(
     tensors: Mapping[str, Tensor],
     kinds: Sequence[tuple[str, str]],
 ) -> dict[int, Moment]:
-    """The moments of the settling steps, of which a file holds each quantity as a list."""
+    """Return the moments of the settling steps, of which a file holds each quantity as a list."""
     settle, warmup = header["settle"], header["warmup"]
     check_warmup(settle, warmup)
     settling = Trajectory()
@@ -230,7 +232,7 @@ def _moments(
 
 
 def _texts(header: Any) -> Any:
-    """The header but for the pool, which is the model's own data: text in it may be any."""
+    """Return the header but for the pool, which is the model's own data: text in it may be any."""
     if not isinstance(header, Mapping):
         return header
     return {key: value for key, value in header.items() if key != "pool"}

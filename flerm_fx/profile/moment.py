@@ -1,4 +1,4 @@
-"""What is measured at one settling step, of the base and of every target."""
+"""A moment holds what is measured at one settling step, of the base and of every target."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flerm_fx.recipe.schedule import settling_steps, start_steps
 
 @dataclass(frozen=True)
 class Moment:
-    """What is measured at a settling step.
+    """A ``Moment`` holds what is measured at a settling step.
 
     Attributes:
         fslrs: FSLRs of the step's unit updates; empty where it is no step of the start.
@@ -30,7 +30,7 @@ class Moment:
 
     @staticmethod
     def mean(moments: Sequence[Moment]) -> Moment:
-        """The mean over recordings: see ``BaseProfile.mean``.
+        """Return the mean over recordings: see ``BaseProfile.mean``.
 
         >>> Moment.mean([Moment(output_rms=1.0), Moment(output_rms=7.0)]).output_rms
         5.0
@@ -75,7 +75,7 @@ def check_measured(settle: int, warmup: int, steps: tuple[int, ...]) -> None:
 
 
 def mean_of_recordings(estimates: Sequence[Estimate]) -> Estimate:
-    """The geometric mean over recordings of one model, whose note says of how many."""
+    """Return the geometric mean over recordings of one model, whose note says of how many."""
     mean = Estimate.geometric_mean(estimates)
     notes = (f"mean of {len(estimates)} profiles", mean.note)
     return replace(mean, note="; ".join(filter(None, notes)))

@@ -1,4 +1,4 @@
-"""The probe pool as JSON with its tensors put aside."""
+"""The probe pool becomes JSON, with its tensors put aside."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flerm_fx.model.inputs import Batch
 
 
 def check_pool(pool: Sequence[Batch]) -> None:
-    """Whether a file can hold a probe pool.
+    """Check that a file can hold a probe pool.
 
     Raises:
         InputError: it holds something else than dense tensors and plain values.
@@ -23,7 +23,9 @@ def check_pool(pool: Sequence[Batch]) -> None:
 
 
 def packed(value: Any, where: str, tensors: list[Tensor]) -> dict[str, Any]:
-    """``value`` as JSON, its tensors appended to ``tensors`` and named by their index there."""
+    """Return ``value`` as JSON; its tensors are appended to ``tensors``
+    and named by their index there.
+    """
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_nested or value.is_meta:
             _refuse(value, f"a {value.layout} tensor on {value.device}", where)
@@ -71,7 +73,7 @@ def _unpack(packed: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
 
 
 def batch_of(packed: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Batch:
-    """The batch of a pool that :func:`packed` was given."""
+    """Return the batch of a pool that :func:`packed` was given."""
     batch = _unpack(packed, tensors)
     if not isinstance(batch, tuple) or len(batch) != 2:
         raise ValueError("a batch of the pool is no (inputs, targets)")

@@ -1,4 +1,4 @@
-"""The base profile: what was recorded on the small model."""
+"""The base profile holds what was recorded on the small model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOAD = "; read a file with flerm_fx.BaseProfile.load(path)"
 
 @dataclass(frozen=True, eq=False)
 class BaseProfile(ProfileFields):
-    """Function-space learning rates of the base model, and how to measure them again elsewhere.
+    """A profile holds the base model's FSLRs, and how to measure them again elsewhere.
 
     Attributes:
         parameters: names of the trainable parameters, in execution order.
@@ -83,7 +83,7 @@ class BaseProfile(ProfileFields):
     """
 
     def way_from(self, output_rms: Mapping[int, float], step: int) -> float:
-        r"""How much further a target has to go at a settling step than the base had.
+        r"""Return how much further a target has to go at a settling step than the base had.
 
         .. math:: \rho_t = \min(\max(r_t / b_t,\ 1),\ E), \quad
                   E = \max\Big(\frac{r_0}{\max(b_0, b_T)},\ 1\Big)
@@ -147,7 +147,7 @@ class BaseProfile(ProfileFields):
 
     @classmethod
     def mean(cls, profiles: Sequence[BaseProfile]) -> BaseProfile:
-        r"""The profile of several recordings of one base model, one for each seed.
+        r"""Return the profile of several recordings of one base model, one for each seed.
 
         Outputs combine as their root mean square, and FSLRs as the geometric mean,
 

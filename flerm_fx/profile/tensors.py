@@ -1,4 +1,4 @@
-"""Estimates and trajectories as tensors.
+"""Estimates and trajectories become tensors, and are read from them.
 
 They are (rows, L) values with the method and note of each as an index into a list.
 """
@@ -19,7 +19,7 @@ from flerm_fx.profile.trajectory import Trajectory
 def estimate_tensors(
     prefix: str, rows: list[list[Estimate]], width: int, kinds: list[list[str]]
 ) -> dict[str, Tensor]:
-    """Rows of estimates as four tensors; kinds that are new are appended to ``kinds``."""
+    """Return rows of estimates as four tensors; kinds that are new are appended to ``kinds``."""
 
     def table(read: Callable[[Estimate], Any], dtype: torch.dtype) -> Tensor:
         values = [[read(estimate) for estimate in row] for row in rows]
@@ -42,7 +42,7 @@ def estimate_tensors(
 def trajectory_tensors(
     prefix: str, trajectory: Trajectory, names: Sequence[str], kinds: list[list[str]]
 ) -> dict[str, Tensor]:
-    """A trajectory of these parameters, as :func:`trajectory_in` reads it."""
+    """Return a trajectory of these parameters, as :func:`trajectory_in` reads it."""
     course = [[trajectory.fslrs[name][step] for name in names] for step in range(len(trajectory))]
     rates = torch.tensor(trajectory.learning_rates, dtype=torch.float64, device="cpu")
     return {
@@ -58,7 +58,7 @@ def estimates_in(
     width: int,
     kinds: Sequence[tuple[str, str]],
 ) -> list[list[Estimate]]:
-    """The rows of estimates that :func:`estimate_tensors` was given, checked."""
+    """Return the rows of estimates that :func:`estimate_tensors` was given, checked."""
 
     def table(name: str, dtype: torch.dtype) -> list[Any]:
         values: list[Any] = tensor_in(tensors, f"{prefix}.{name}", (rows, width), dtype).tolist()
@@ -90,7 +90,7 @@ def trajectory_in(
     tensors: Mapping[str, Tensor],
     kinds: Sequence[tuple[str, str]],
 ) -> Trajectory:
-    """The trajectory that :func:`trajectory_tensors` was given, checked."""
+    """Return the trajectory that :func:`trajectory_tensors` was given, checked."""
     course = estimates_in(prefix, tensors, len(steps), len(names), kinds)
     rates = tensor_in(tensors, f"{prefix}.learning_rates", (len(steps),), torch.float64)
     return Trajectory(
@@ -103,7 +103,7 @@ def trajectory_in(
 def tensor_in(
     tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
-    """A tensor of a file, of the shape and type that it must have."""
+    """Return a tensor of a file, of the shape and type that it must have."""
     if name not in tensors:
         raise ProfileError(f"tensor {name!r} is missing; expected shape {shape}")
     tensor = tensors[name]

@@ -1,4 +1,4 @@
-"""The header of a profile as text: strict JSON, with numbers that it has no name for."""
+"""The header of a profile is strict JSON, with numbers that JSON has no name for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flerm_fx.errors import ProfileError
 
 
 def check_printable(texts: Any) -> None:
-    """Whether a profile with these strings, in lists and dicts, can be read by anyone.
+    """Check that a profile with these strings, in lists and dicts, can be read by anyone.
 
     Raises:
         ProfileError: a string has characters that are not printable; commands and dumps would
@@ -29,7 +29,7 @@ _NUMBER = "$number"  # the key of a number that JSON has no name for
 
 
 def to_text(header: Any) -> str:
-    """A header as strict JSON."""
+    """Return a header as strict JSON."""
 
     def packed(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -44,7 +44,9 @@ def to_text(header: Any) -> str:
 
 
 def from_text(text: str) -> tuple[Any, list[str]]:
-    """What :func:`to_text` was given, and what else stands for a number without being JSON."""
+    """Return what :func:`to_text` was given, and
+    what else stands for a number without being JSON.
+    """
     constants: list[str] = []
 
     def unpacked(mapping: dict[str, Any]) -> Any:

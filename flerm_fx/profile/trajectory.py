@@ -1,4 +1,4 @@
-"""FSLRs of a run's own updates, every so many steps."""
+"""A trajectory holds the FSLRs of a run's own updates, every so many steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flerm_fx.probe.estimate import Estimate
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """FSLRs of the run's own updates, every so many steps.
+    """A ``Trajectory`` holds the FSLRs of the run's own updates, every so many steps.
 
     Attributes:
         steps: the S steps that were measured, ascending, counted from 0.
@@ -57,7 +57,7 @@ class Trajectory:
         return len(self.steps)
 
     def at(self, step: int) -> dict[str, Estimate]:
-        """The FSLRs at a recorded step.
+        """Return the FSLRs at a recorded step.
 
         Raises:
             InputError: if that step was not recorded.
@@ -68,7 +68,7 @@ class Trajectory:
         return {name: estimates[index] for name, estimates in self.fslrs.items()}
 
     def between(self, step: float) -> dict[str, Estimate]:
-        """The FSLRs at any step, logarithms interpolated between recorded ones.
+        """Return the FSLRs at any step, with logarithms interpolated between recorded ones.
 
         Before the first recorded step they are as there, after the last as there; beside an FSLR
         of 0, which has no logarithm, the FSLRs themselves are interpolated.
@@ -93,7 +93,7 @@ class Trajectory:
         }
 
     def smoothed(self, decay: float) -> Trajectory:
-        r"""Roots of moving averages of the squared FSLRs, corrected for their start.
+        r"""Return roots of moving averages of the squared FSLRs, corrected for their start.
 
         .. math:: \bar F_k^2 = \frac{\sum_{i \le k} d^{k-i} F_i^2}{\sum_{i \le k} d^{k-i}}
 

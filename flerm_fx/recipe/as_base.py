@@ -1,4 +1,4 @@
-"""Whether a run trains its model as the base was trained: by the same rules, group by group."""
+"""A run is held against the base's: is its model trained by the same rules, group by group?"""
 
 import warnings
 from collections.abc import Mapping
@@ -70,7 +70,9 @@ def _stated(rule: UpdateRule, rate: float) -> dict[str, Any]:
 
 
 def _same(rule: UpdateRule, other: UpdateRule) -> bool:
-    """By name; or, where both can be built, by what they do (Adam without decay is AdamW)."""
+    """Compare rules by name or, where both can be built,
+    by what they do (Adam without decay is AdamW).
+    """
     if rule.class_name == other.class_name:
         return True
     return (rule.name is not None or rule.factory is not None) and step_alike(rule, other)

@@ -1,4 +1,4 @@
-"""Learning-rate multipliers on an optimizer whose groups stay the user's own."""
+"""Learning-rate multipliers act on an optimizer whose groups stay the user's own."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ _OF_PARAMETERS = ("params", "param_names")
 
 
 class GroupMultipliers:
-    """Multipliers that hold during a step, and at no other time.
+    """A ``GroupMultipliers`` holds multipliers during a step, and at no other time.
 
     Before a step :meth:`apply` splits each group into one for each multiplier, with the learning
     rate, decay and ``eps`` of :func:`~flerm_fx.recipe.multiplier.multiplied`; :meth:`restore`
@@ -45,7 +45,7 @@ class GroupMultipliers:
         self._parts: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = []
 
     def apply(self, multipliers: Mapping[str, float]) -> None:
-        """Split the groups by multiplier; parameters without one have 1."""
+        """Split the groups by multiplier, which is 1 for parameters that have none."""
         self.restore()  # they are still split where the last step raised
         # In its own list, which wrappers share and a property may guard.
         self._own = list(self._optimizer.param_groups)

@@ -1,4 +1,6 @@
-"""Whether the states and steps of update rules are alike, at another scale, rate or rule."""
+"""This module measures whether states and steps of
+update rules are alike at another scale, rate or rule.
+"""
 
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ _ALIKE = 0.05  # a state in eight bits makes other steps than one in 32, by a fe
 
 
 def state_powers(rule: UpdateRule) -> dict[str, int]:
-    r"""The power of s by which each entry of a rule's state answers to a scale node, measured.
+    r"""Measure by which power of s each entry of a rule's state answers to a scale node.
 
     Behind a node of s the rule sees the gradient s g and the weight :math:`\theta / s`; an entry of
     power k is then :math:`s^k` times what it would be. So a running mean of gradients has power 1,
@@ -58,7 +60,7 @@ def state_powers(rule: UpdateRule) -> dict[str, int]:
 
 
 def check_state_is_free(rule: UpdateRule) -> None:
-    """Whether a rule's state is the same under another learning rate.
+    """Check that a rule's state is the same under another learning rate.
 
     Where it does not, a multiplier that changes while a model trains leaves behind a state of the
     old one: schedule-free's averages hold weights, and its groups the largest rate so far.
@@ -86,7 +88,7 @@ def check_state_is_free(rule: UpdateRule) -> None:
 
 
 def step_alike(rule: UpdateRule, other: UpdateRule) -> bool:
-    """Whether two rules take the same steps on the same gradients, decay apart, measured.
+    """Measure whether two rules take the same steps on the same gradients, decay apart.
 
     >>> adam, adamw, sgd = (UpdateRule.from_name(name) for name in ("Adam", "AdamW", "SGD"))
     >>> step_alike(adam, adamw), step_alike(adam, sgd)
@@ -99,7 +101,7 @@ def step_alike(rule: UpdateRule, other: UpdateRule) -> bool:
 
 
 def is_linear(rule: UpdateRule, lr: float, factor: float) -> bool:
-    """Whether a first step at ``factor * lr`` is ``factor`` times one at ``lr``, measured.
+    """Measure whether a first step at ``factor * lr`` is ``factor`` times one at ``lr``.
 
     It is not where a rule bounds its steps, as Rprop does.
 
@@ -116,12 +118,14 @@ def is_linear(rule: UpdateRule, lr: float, factor: float) -> bool:
 
 
 def state_after(rule: UpdateRule, gradients: Tensor, weight: Tensor) -> dict[str, Tensor]:
-    """The numbers in an optimizer's state after steps that all but leave a matrix where it is."""
+    """Return the numbers in an optimizer's state after
+    steps that all but leave a matrix where it is.
+    """
     parameter, optimizer = stepped(rule, gradients, weight, lr=2.0**-40)
     return as_doubles(optimizer.state[parameter])
 
 
 def counts(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The numbers that an optimizer writes into its groups."""
+    """Return the numbers that an optimizer writes into its groups."""
     stated = {k: v for k, v in optimizer.param_groups[0].items() if k not in BESIDE_THE_RULE}
     return as_doubles(stated)

@@ -1,4 +1,4 @@
-"""The loss that training minimises, as far as the start of training has to repeat it."""
+"""The loss is what training minimises, as far as the start of training has to repeat it."""
 
 import functools
 import inspect
@@ -35,7 +35,7 @@ LOSS_MODULES: dict[type[nn.Module], str] = {
 
 @dataclass(frozen=True)
 class Loss:
-    """A scalar function of the model's output and the targets.
+    """A ``Loss`` is a scalar function of the model's output and the targets.
 
     Attributes:
         name: its name in ``torch.nn.functional``; ``None`` for a function from elsewhere.
@@ -49,7 +49,7 @@ class Loss:
     fn: LossFunction
 
     def __call__(self, output: Tensor, targets: Any) -> Tensor:
-        """The loss, of shape ``()``, in the units of ``fn`` (nats for cross entropy).
+        """Return the loss, of shape ``()``, in the units of ``fn`` (nats for cross entropy).
 
         Raises:
             InputError: if targets are missing, do not fit the output, or the loss is no scalar.
@@ -76,7 +76,7 @@ class Loss:
 
     @classmethod
     def from_name(cls, name: str | None) -> "Loss":
-        """The loss called ``name`` in ``torch.nn.functional``, and nowhere else.
+        """Return the loss called ``name`` in ``torch.nn.functional``, and nowhere else.
 
         Raises:
             OptimizerError: if there is no loss of (output, targets) by that name.
@@ -103,7 +103,8 @@ class Loss:
 
 
 def resolve(loss_fn: "Loss | LossFunction | str | None", targets: Any) -> Loss:
-    """The loss meant by ``loss_fn``; if ``None``, the one that fits the targets.
+    """Return the loss meant by
+    ``loss_fn``, which is the one that fits the targets if it is ``None``.
 
     Integer targets take :func:`cross_entropy` and floating ones the mean squared error. Losses of
     ``torch.nn.functional``, and ``torch.nn`` loss modules with default settings, are known by
@@ -150,7 +151,7 @@ def resolve(loss_fn: "Loss | LossFunction | str | None", targets: Any) -> Loss:
 
 
 def cross_entropy(output: Tensor, targets: Tensor, *, torch_layout: bool = False) -> Tensor:
-    r"""Mean cross entropy in nats of logits with the classes in the last dimension.
+    r"""Compute the mean cross entropy in nats of logits with the classes in the last dimension.
 
     .. math:: -\frac{1}{|T|} \sum_{t \in T} \log \mathrm{softmax}(\mathrm{output}_t)_{y_t}
 
@@ -212,7 +213,9 @@ def _mean_squared_error(output: Tensor, targets: Tensor) -> Tensor:
 
 
 def _name_of(loss_fn: LossFunction) -> str | None:
-    """The name in ``torch.nn.functional`` of a function, or of a module with default settings."""
+    """Return the name in ``torch.nn.functional`` of
+    a function, or of a module with default settings.
+    """
     if isinstance(loss_fn, nn.Module):
         kind = type(loss_fn)
         is_default = kind in LOSS_MODULES and _settings(loss_fn) == _settings(kind())
@@ -224,13 +227,13 @@ def _name_of(loss_fn: LossFunction) -> str | None:
 
 
 def _settings(module: nn.Module) -> str:
-    """A loss module's settings and class weights, as text so that tensors compare."""
+    """Return a loss module's settings and class weights, as text so that tensors compare."""
     public = {key: value for key, value in vars(module).items() if not key.startswith("_")}
     return repr({**public, "training": True, "buffers": dict(module.named_buffers())})
 
 
 def _is_loss(fn: Any) -> bool:
-    """Whether a member of ``torch.nn.functional`` is a loss of an input and a target alone."""
+    """Tell whether a member of ``torch.nn.functional`` is a loss of an input and a target alone."""
     if not callable(fn) or not getattr(fn, "__module__", "").startswith("torch."):
         return False
     try:

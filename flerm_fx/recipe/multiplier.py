@@ -1,4 +1,4 @@
-r"""A learning-rate multiplier as the scale of a node, and as settings of a parameter group."""
+r"""A learning-rate multiplier becomes the scale of a node, or settings of a parameter group."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from flerm_fx.recipe.update_rule import UpdateRule
 
 
 def degree(rule: UpdateRule) -> float:
-    r"""The degree p of a rule in the gradient, measured.
+    r"""Return the degree p of a rule in the gradient, which is measured.
 
     .. math:: p = \log_2 \frac{\lVert\Delta(2g, \theta/2)\rVert}{\lVert\Delta(g, \theta)\rVert}
 
@@ -29,7 +29,7 @@ def degree(rule: UpdateRule) -> float:
 
 
 def node_scale(rule: UpdateRule, multiplier: float) -> float:
-    """The scale s of the node that does what the learning-rate multiplier m does.
+    """Return the scale s of the node that does what the learning-rate multiplier m does.
 
     ``s = m ** (1 / (1 + p))``, with p the rule's :func:`degree`.
 
@@ -53,7 +53,7 @@ def node_scale(rule: UpdateRule, multiplier: float) -> float:
 
 
 def node_multiplier(rule: UpdateRule, scale: float) -> float:
-    """The learning-rate multiplier m that a node of scale s stands for: the inverse of node_scale.
+    """Return the multiplier m that a node of scale s stands for, the inverse of :func:`node_scale`.
 
     >>> node_multiplier(UpdateRule.from_name("SGD"), 2.0)
     4.0
@@ -64,7 +64,8 @@ def node_multiplier(rule: UpdateRule, scale: float) -> float:
 def group_settings(
     rule: UpdateRule, lr: float, multiplier: float, weight_decay: float | None = None
 ) -> dict[str, Any]:
-    r"""Settings of a parameter group that trains ``theta`` as a scale node trains ``theta / s``.
+    r"""Return settings of a parameter group that trains
+    ``theta`` as a scale node trains ``theta / s``.
 
     With :math:`s = m^{1/(1+p)}` the learning rate is :math:`m \cdot \mathrm{lr}`, and
 
@@ -99,7 +100,7 @@ def group_settings(
 
 
 def multiplied(rule: UpdateRule, group: Mapping[str, Any], multiplier: float) -> dict[str, Any]:
-    """What a multiplier changes in the present settings of a parameter group.
+    """Return what a multiplier changes in the present settings of a parameter group.
 
     As :func:`group_settings`, from the group's own learning rate, decay and ``eps``, which a
     scheduler or the user may have moved.
@@ -111,7 +112,7 @@ def multiplied(rule: UpdateRule, group: Mapping[str, Any], multiplier: float) ->
 
 
 def decay_per_step(rule: UpdateRule, group: Mapping[str, Any]) -> float:
-    r"""The part of a weight that a step of a group takes off, beside what the gradient does.
+    r"""Return the part of a weight that a step of a group takes off, beside what the gradient does.
 
     :math:`\mathrm{lr} \cdot \lambda` for decoupled decay, :math:`\lambda` for one that the rate
     does not enter, 0 for decay in the gradient.

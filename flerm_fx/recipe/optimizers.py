@@ -1,4 +1,4 @@
-"""The optimizers of a run: by which rule, and at which rate, each parameter is trained."""
+"""The optimizers of a run say by which rule, and at which rate, each parameter is trained."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,8 @@ from flerm_fx.recipe.update_rule import UpdateRule
 
 @dataclass(frozen=True)
 class Optimizers:
-    """Rules and learning rates of a run, one of each for every kind of parameter group.
+    """An ``Optimizers`` holds a run's rules and
+    learning rates, one of each for every kind of group.
 
     Groups of one optimizer that have equal settings and rates are one kind. Within an optimizer
     those come first that have a rate above 0, so that the first one's is the optimizer's own.
@@ -66,7 +67,8 @@ class Optimizers:
     def of(
         cls, model: nn.Module, optimizers: Sequence[Optimizer], lr: float | None = None
     ) -> "Optimizers":
-        """Those of a run, at present or, with ``lr``, in proportion to another rate.
+        """Return the optimizers of a run at its present
+        rates or, with ``lr``, in proportion to another rate.
 
         Args:
             model: whose parameters they train.
@@ -118,23 +120,25 @@ class Optimizers:
         return max(self.belongs) + 1
 
     def index(self, name: str) -> int:
-        """Which group a parameter is in."""
+        """Return which group a parameter is in."""
         return self.held.get(name, 0)
 
     def rule(self, name: str) -> UpdateRule:
-        """The rule that trains a parameter."""
+        """Return the rule that trains a parameter."""
         return self.rules[self.index(name)]
 
     def rate(self, name: str) -> float:
-        """The learning rate of a parameter."""
+        """Return the learning rate of a parameter."""
         return self.learning_rates[self.index(name)]
 
     def groups(self, optimizer: int) -> list[int]:
-        """The indices of an optimizer's groups, the first of which has its own learning rate."""
+        """Return the indices of an optimizer's groups,
+        the first of which has its own learning rate.
+        """
         return [index for index, owner in enumerate(self.belongs) if owner == optimizer]
 
     def scaled_to(self, lr: float, group: int = 0) -> tuple[float, ...]:
-        """The learning rates of all groups when that of one of them is ``lr``.
+        """Return the learning rates of all groups when that of one of them is ``lr``.
 
         They keep their proportions; where that one's is 0, as at the start of a warm-up, all are
         ``lr``.
@@ -147,14 +151,18 @@ class Optimizers:
         return tuple(rate * (lr / own) if own else lr for rate in self.learning_rates)
 
     def linear(self, factor: float) -> list[bool]:
-        """For each rule, whether a first step at ``factor`` times its rate is as many times it."""
+        """Tell for each rule whether a first step at
+        ``factor`` times its rate is as many times it.
+        """
         return [
             is_linear(rule, rate or self.learning_rates[0], factor)
             for rule, rate in zip(self.rules, self.learning_rates, strict=True)
         ]
 
     def differing(self, optimizer: int) -> set[str]:
-        """The settings that an optimizer's groups do not share, or that only groups can state."""
+        """Return the settings that an optimizer's groups
+        do not share, or that only groups can state.
+        """
         rules = [self.rules[index] for index in self.groups(optimizer)]
         names = {name for rule in rules for name in rule.settings}
         shared = {
@@ -168,7 +176,7 @@ class Optimizers:
         return names - shared | {name for rule in rules for name in rule.beyond}
 
     def built(self, groups: Mapping[int, list[dict[str, Any]]]) -> list[Optimizer]:
-        """Fresh optimizers over parameter groups, without weight decay.
+        """Return fresh optimizers over parameter groups, without weight decay.
 
         Args:
             groups: by the index of the run's group whose rule they have, each with its ``params``
@@ -193,7 +201,7 @@ class Optimizers:
 
 
 def listed(optimizer: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:
-    """The optimizers of a run, out of the wrappers that Accelerate and Lightning put around them.
+    """Return a run's optimizers, out of the wrappers that Accelerate and Lightning put around them.
 
     Those pass each step on. A wrapper that changes the step, such as Lookahead, is the run's
     optimizer itself.
@@ -262,7 +270,7 @@ def _some(names: list[str]) -> str:
 
 
 def rate_of(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
-    """A group's learning rate in the run: its peak where a scheduler has told it.
+    """Return a group's learning rate in the run: its peak where a scheduler has told it.
 
     ``OneCycleLR`` sets ``initial_lr`` to a fraction of ``max_lr``.
 

@@ -1,4 +1,4 @@
-"""The probe pool: batches of inputs and targets, out of what people hold in their hands."""
+"""The probe pool holds batches of inputs and targets, made of what people hold in their hands."""
 
 import contextlib
 import copy
@@ -41,7 +41,7 @@ LABELS = "labels"
 
 
 def probe_pool(model: nn.Module, inputs: Pool, targets: Any = None) -> tuple[Batch, ...]:
-    """Copies of ``(inputs, targets)`` batches, from one batch or from several.
+    """Return copies of ``(inputs, targets)`` batches, from one batch or from several.
 
     A list is taken whole; of any other iterable, such as a DataLoader, the first 21 batches are, so
     that it may be without an end. It is read once, and torch's random state and the generators of a
@@ -97,7 +97,7 @@ def probe_pool(model: nn.Module, inputs: Pool, targets: Any = None) -> tuple[Bat
 
 
 def probe_batch(model: nn.Module, inputs: Pool) -> Inputs:
-    """A copy of one batch of inputs to measure on; of several it is the first.
+    """Return a copy of one batch of inputs to measure on, which is the first one of several.
 
     Where there are targets beside it, as :func:`probe_pool` tells, they are left out.
 
@@ -115,7 +115,7 @@ def probe_batch(model: nn.Module, inputs: Pool) -> Inputs:
 
 
 def _check(batch: Batch) -> None:
-    """Whether inputs and targets are of one number of examples."""
+    """Check that inputs and targets are of one number of examples."""
     size, targets = batch_size(batch[0]), batch[1]
     if isinstance(targets, Tensor) and (targets.ndim == 0 or targets.shape[0] % size):
         raise InputError(
@@ -125,7 +125,7 @@ def _check(batch: Batch) -> None:
 
 
 def _check_keys(model: nn.Module, inputs: Inputs, index: int) -> None:
-    """Whether ``forward`` has an argument for each key of a batch that is a dict."""
+    """Tell whether ``forward`` has an argument for each key of a batch that is a dict."""
     if not isinstance(inputs, dict) or _takes(model, inputs):
         return
     unknown = [key for key in inputs if not _takes(model, {key: None}, partial=True)]
@@ -145,14 +145,16 @@ def _is_batch(inputs: Any) -> bool:
 
 
 def _arguments(batch: Any) -> Any:
-    """A batch as arguments of a model: a list of tensors, as a DataLoader makes it, is a tuple."""
+    """Return a batch as arguments of a model; a list
+    of tensors, as a DataLoader makes it, is a tuple.
+    """
     if isinstance(batch, Mapping):
         return {key: as_builtin(value) for key, value in batch.items()}
     return tuple(map(as_builtin, batch)) if isinstance(batch, list | tuple) else batch
 
 
 def _batches(inputs: Any, most: int) -> list[Any]:
-    """Those of a list, or the first few of another iterable."""
+    """Return the batches of a list, or the first few of another iterable."""
     if isinstance(inputs, list):
         batches = inputs
     elif isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes | nn.Module):
@@ -178,7 +180,7 @@ def _batches(inputs: Any, most: int) -> list[Any]:
 
 @contextlib.contextmanager
 def _unmoved(source: Iterable[Any]) -> Iterator[Iterable[Any]]:
-    """What gives the batches of ``source``, and random states put back behind it."""
+    """Give the batches of ``source``, and put random states back behind it."""
     source = getattr(source, "base_dataloader", source)  # Accelerate's, beneath its wrapper
     batch_sampler = getattr(source, "batch_sampler", None)
     drawing = (
@@ -203,7 +205,7 @@ def _unmoved(source: Iterable[Any]) -> Iterator[Iterable[Any]]:
 
 
 def _with_own_targets(model: nn.Module, inputs: Any, most: int) -> Iterator[Batch]:
-    """Batches with the targets that they hold; None for those that hold none."""
+    """Return batches with the targets that they hold, or None for those that hold none."""
     if _is_batch(inputs):
         # A tuple on its own is a tuple of arguments wherever it can be.
         yield _read(model, inputs)[0]
@@ -220,7 +222,9 @@ def _with_own_targets(model: nn.Module, inputs: Any, most: int) -> Iterator[Batc
 
 
 def _read(model: nn.Module, item: Any) -> tuple[Batch, bool]:
-    """A batch that may hold its own targets, and whether it can be read in this way alone."""
+    """Return a batch that may hold its own targets,
+    and whether it can be read in this way alone.
+    """
     arguments = _arguments(item)
     if isinstance(arguments, dict):
         rest = {key: value for key, value in arguments.items() if key != LABELS}
@@ -239,7 +243,7 @@ def _read(model: nn.Module, item: Any) -> tuple[Batch, bool]:
 
 
 def _takes(model: nn.Module, inputs: Inputs, partial: bool = False) -> bool:
-    """Whether the model's ``forward`` can be called with so many arguments, of these names.
+    """Tell whether the model's ``forward`` can be called with so many arguments, of these names.
 
     With ``partial`` others may be missing.
     """

@@ -1,4 +1,4 @@
-"""What an optimizer's class and its instances show of the rule: constructor, groups, settings."""
+"""An optimizer's class and instances show its rule: constructor, groups and settings."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -48,7 +48,7 @@ Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, An
 
 
 def torch_optimizer(name: str | None, source: str = "") -> type[Optimizer]:
-    """The optimizer class of that name in ``torch.optim``; ``source`` is for the message."""
+    """Return the optimizer class of that name in ``torch.optim``; ``source`` is for the message."""
     kind = getattr(torch.optim, name, None) if name is not None else None
     if not (isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer):
         what = f"optimizer {name!r}" if name is not None else source or "an unnamed optimizer"
@@ -68,7 +68,7 @@ def refuse(kind: type[Optimizer]) -> None:
 
 
 def constructor_parameters(kind: type) -> dict[str, inspect.Parameter]:
-    """Named parameters of a constructor, and of those that its ``**kwargs`` go on to."""
+    """Return the named parameters of a constructor, and of those that its ``**kwargs`` go on to."""
     by_name: dict[str, inspect.Parameter] = {}
     for base in kind.__mro__:
         if "__init__" not in vars(base):
@@ -85,7 +85,7 @@ def constructor_parameters(kind: type) -> dict[str, inspect.Parameter]:
 
 
 def _keeps_keywords(kind: type) -> bool:
-    """Whether a constructor has ``**kwargs`` of its own, that none which it calls names."""
+    """Tell whether a constructor has ``**kwargs`` that no constructor which it calls names."""
     for base in kind.__mro__:
         if base is Optimizer:
             return True
@@ -97,7 +97,7 @@ def _keeps_keywords(kind: type) -> bool:
 
 
 def constructor_defaults(kind: type) -> dict[str, Any]:
-    """The defaults of a constructor's named parameters."""
+    """Return the defaults of a constructor's named parameters."""
     return {
         key: parameter.default
         for key, parameter in constructor_parameters(kind).items()
@@ -106,12 +106,12 @@ def constructor_defaults(kind: type) -> dict[str, Any]:
 
 
 def is_optimizer_class(value: object) -> TypeGuard[type[Optimizer]]:
-    """Whether something is a class of optimizers."""
+    """Tell whether something is a class of optimizers."""
     return isinstance(value, type) and issubclass(value, Optimizer)
 
 
 def own_keys(optimizer: Optimizer) -> frozenset[str]:
-    """The keys by which groups say more than an optimizer's defaults do.
+    """Return the keys by which groups say more than an optimizer's defaults do.
 
     They choose the rule where an optimizer is several in one class: ``use_muon``, ``rank``. A
     default that the constructor does not take is a count of the optimizer's own, unless groups
@@ -133,7 +133,7 @@ def own_keys(optimizer: Optimizer) -> frozenset[str]:
 
 
 def kept_arguments(optimizer: Optimizer) -> dict[str, Any]:
-    """The arguments of an optimizer's constructor that are no defaults of its groups.
+    """Return the arguments of an optimizer's constructor that are no defaults of its groups.
 
     Raises:
         OptimizerError: one of them must be given, and is not kept under its name; or it is another
@@ -168,7 +168,7 @@ def kept_arguments(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def shared_settings(optimizer: Optimizer) -> dict[str, Any]:
-    """The settings that an optimizer's groups share, its defaults standing in for weight decay."""
+    """Return the settings that an optimizer's groups share, with its defaults for weight decay."""
     settings: dict[str, Any] = {}
     for key, default in optimizer.defaults.items():
         values = [plain_setting(group.get(key, default)) for group in optimizer.param_groups]
@@ -187,7 +187,7 @@ def shared_settings(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def groups_of(params: Params) -> list[dict[str, Any]]:
-    """Parameters as parameter groups, one if they are in none."""
+    """Return parameters as parameter groups, one if they are in none."""
     items: list[Any] = list(params)
     if not items:
         raise ValueError("there are none")
@@ -217,7 +217,9 @@ def build_with(factory: Callable[..., Optimizer], groups: list[dict[str, Any]]) 
 
 
 def plain_setting(value: Any) -> Any:
-    """Tensors of one element as numbers, and lists, which is what JSON gives back, as tuples."""
+    """Return a tensor of one element as a number, and
+    lists, which is what JSON gives back, as tuples.
+    """
     if isinstance(value, Tensor) and value.numel() == 1:
         return value.item()
     if isinstance(value, list | tuple):
@@ -226,5 +228,5 @@ def plain_setting(value: Any) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a setting is a number, which a bool is not."""
+    """Tell whether a setting is a number, which a bool is not."""
     return isinstance(value, int | float) and not isinstance(value, bool)

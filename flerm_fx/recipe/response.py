@@ -1,4 +1,4 @@
-r"""How an update rule answers to a change of scale, measured.
+r"""This module measures how an update rule answers to a change of scale.
 
 .. math:: s\,\Delta(s g, \theta / s) = s^{1+p}\,\Delta(g, \theta)
 
@@ -28,7 +28,7 @@ _VALUES = (*DECAYS, "eps")
 
 @dataclass(frozen=True)
 class Response:
-    """How a rule answers to a change of scale: see the module's docstring.
+    """A ``Response`` says how a rule answers to a change of scale: see the module's docstring.
 
     ``powers[h]`` is the power of s by which setting h of a parameter group must be multiplied so
     that it does to theta what the unchanged setting does to w. ``decays[h]`` says how a decay acts.
@@ -41,7 +41,9 @@ class Response:
     def multiplied(
         self, settings: Mapping[str, Any], group: Mapping[str, Any], multiplier: float
     ) -> dict[str, Any]:
-        """What a multiplier changes in a group; ``settings`` are for what it does not state."""
+        """Return what a multiplier changes in a group;
+        ``settings`` are for what it does not state.
+        """
         changed: dict[str, Any] = {"lr": group["lr"] * multiplier}
         p = self.degree
         scale = multiplier ** (1.0 / (1.0 + p)) if has_node_scale(p) else 1.0
@@ -58,13 +60,16 @@ class Response:
 
 
 def has_node_scale(p: float) -> bool:
-    """Whether a scale node can change the learning rates of a rule of degree p."""
+    """Tell whether a scale node can change the learning rates of a rule of degree p."""
     # 1 / (1 + p) beyond 20 would turn a multiplier of 2 into a scale of a million.
     return p > -0.95
 
 
 class Alike:
-    """A rule as the key of a cache: those alike answer alike, whatever their decay and ``eps``."""
+    """An ``Alike`` is a rule as the key of a cache.
+
+    Rules that are alike answer alike, whatever their decay and ``eps``.
+    """
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
@@ -85,7 +90,7 @@ class Alike:
 
 @functools.lru_cache(maxsize=256)
 def measured(alike: Alike) -> Response:
-    """The response of a rule, measured once for all that are alike."""
+    """Return the response of a rule, measured once for all that are alike."""
     rule = alike.rule
     try:
         with preserved_rng():
@@ -104,7 +109,7 @@ def measured(alike: Alike) -> Response:
 
 
 def _check_listens(rule: Rule) -> None:
-    """A rule steps at the present rate of its group, whichever it was built at."""
+    """Check that a rule steps at the present rate of its group, whichever it was built at."""
     weight = matrix(0).detach()
     moved = []
     for built_at in (LR, 2 * LR):
@@ -123,7 +128,7 @@ def _check_listens(rule: Rule) -> None:
 
 
 def _check_answers(rule: Rule, response: Response) -> None:
-    """What a multiplier changes in a group changes its steps."""
+    """Check that what a multiplier changes in a group changes its steps."""
     gradients, weight = torch.stack([matrix(1), matrix(2)]), matrix(0).detach()
     plain = last_update(rule, gradients, weight)
     changed = response.multiplied(rule.settings, {"lr": LR}, 4.0)
@@ -173,7 +178,9 @@ def _measure(rule: Rule) -> Response:
 
 
 def _power(rule: Rule, gradients: Tensor, weight: Tensor, p: float, name: str, probe: Any) -> int:
-    """The power of s with which a setting makes group and scale node agree; 0 if none does."""
+    """Return the power of s with which a setting makes
+    group and scale node agree, or 0 if none does.
+    """
     if not has_node_scale(p):
         return 0
     scale = 4.0
@@ -188,7 +195,9 @@ def _power(rule: Rule, gradients: Tensor, weight: Tensor, p: float, name: str, p
 
 
 def _decay(rule: Rule, gradients: Tensor, weight: Tensor, name: str) -> Decay:
-    """How a decay acts, from what it adds to one step: ``-lr * decay * theta`` if decoupled."""
+    """Tell how a decay acts, from what it adds to
+    one step: ``-lr * decay * theta`` if decoupled.
+    """
     value = 0.125
     added = last_update(rule, gradients, weight, decay={name: value}) - last_update(
         rule, gradients, weight
@@ -205,7 +214,7 @@ def _decay(rule: Rule, gradients: Tensor, weight: Tensor, name: str) -> Decay:
 
 
 def multiplied(value: Any, factor: float) -> Any:
-    """A number, or each of a tuple, times a factor."""
+    """Return a number, or each of a tuple, times a factor."""
     if isinstance(value, tuple):
         return tuple(multiplied(item, factor) for item in value)
     return value * factor

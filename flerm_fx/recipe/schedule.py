@@ -1,4 +1,4 @@
-"""At which steps of a run something is measured."""
+"""A schedule says at which steps of a run something is measured."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from flerm_fx.boundary.options import checked
 
 
 class Schedule:
-    """Every so many steps from 0 on, or at certain ones.
+    """A ``Schedule`` is due every so many steps from 0 on, or at certain ones.
 
     Args:
         every: steps between two measurements.
@@ -26,7 +26,7 @@ class Schedule:
         self._at: frozenset[int] | None = checked("at", at)
 
     def due(self, step: int) -> bool:
-        """Whether this step is measured."""
+        """Tell whether this step is measured."""
         return step % self._every == 0 if self._at is None else step in self._at
 
 
@@ -38,7 +38,7 @@ PASSES = 5
 
 
 def default_settle(batches: int) -> int:
-    """Settling steps for a pool of so many batches, the first of which is only probed on.
+    """Return the default number of settling steps for a pool, whose first batch is only probed on.
 
     A model that learns few batches by heart settles elsewhere than in training.
 
@@ -59,7 +59,7 @@ behind a warm-up they vary from step to step by a factor of 2 either way."""
 
 
 def default_warmup(settle: int) -> int:
-    """Steps over which the rate rises while settling, by default.
+    """Return over how many settling steps the rate rises by default.
 
     >>> default_warmup(100), default_warmup(1)
     (40, 0)
@@ -68,7 +68,7 @@ def default_warmup(settle: int) -> int:
 
 
 def warmed_up(step: int, warmup: int) -> float:
-    """The part of the full rate that a step is taken at.
+    """Return the part of the full rate that a step is taken at.
 
     >>> [warmed_up(step, 3) for step in range(5)]
     [0.25, 0.5, 0.75, 1.0, 1.0]
@@ -77,7 +77,7 @@ def warmed_up(step: int, warmup: int) -> float:
 
 
 def start_steps(settle: int, warmup: int, last: int | None = None) -> tuple[int, ...]:
-    """The simulated steps that the start is the mean over: evenly spaced behind the warm-up.
+    """Return the simulated steps that the start is the mean over, evenly spaced behind the warm-up.
 
     A target may take them over and over; then they are those of the round that ends at ``last``.
 
@@ -90,7 +90,7 @@ def start_steps(settle: int, warmup: int, last: int | None = None) -> tuple[int,
 
 
 def settling_steps(settle: int, warmup: int) -> tuple[int, ...]:
-    """The simulated steps at which the size of outputs is measured: powers of 2, and the start's.
+    """Return the simulated steps at which outputs are measured: powers of 2, and the start's.
 
     >>> settling_steps(0, 0), settling_steps(10, 4)
     ((0,), (0, 1, 2, 4, 5, 6, 7, 8, 9, 10))
@@ -101,7 +101,7 @@ def settling_steps(settle: int, warmup: int) -> tuple[int, ...]:
 
 
 def step_of_round(step: int, settle: int) -> int:
-    """The settling step that a step answers to, where those of the start are taken over and over.
+    """Return the settling step that a step answers to, where the start's are taken over and over.
 
     >>> [step_of_round(step, 100) for step in (64, 100, 132, 164, 200, 232)]
     [64, 100, 32, 64, 100, 32]

@@ -1,4 +1,5 @@
-"""Steps of an update rule on a small matrix, which is where all that is said of a rule is measured.
+"""An update rule takes trial steps on a small matrix,
+from which all that is said of it is measured.
 
 Powers of two throughout: multiplying by them is exact in binary floating point, so that equal
 trainings agree to the last bits even through Muon's bfloat16 iteration.
@@ -22,7 +23,7 @@ TOLERANCE = 1e-6
 
 
 class Rule(Protocol):
-    """What is asked of a :class:`~flerm_fx.recipe.update_rule.UpdateRule` here."""
+    """A ``Rule`` is what is asked of a :class:`~flerm_fx.recipe.update_rule.UpdateRule` here."""
 
     @property
     def name(self) -> str | None:
@@ -49,7 +50,7 @@ class Rule(Protocol):
         """Arguments of the constructor that no group states."""
 
     def build(self, params: Params, lr: float, *, weight_decay: float | None = None) -> Optimizer:
-        """A fresh optimizer of this rule."""
+        """Return a fresh optimizer of this rule."""
 
 
 def last_update(
@@ -61,7 +62,7 @@ def last_update(
     lr: float = LR,
     decay: Mapping[str, float] | None = None,
 ) -> Tensor:
-    """The step from ``weight`` on the last of the gradients, after steps on the others.
+    """Return the step from ``weight`` on the last of the gradients, after steps on the others.
 
     Decay acts in the last step only: before it, it would change the state, and with it the step.
     """
@@ -82,7 +83,7 @@ def stepped(
     settings: Mapping[str, Any] | None = None,
     lr: float = LR,
 ) -> tuple[torch.nn.Parameter, Optimizer]:
-    """A matrix after steps on gradients without decay, and its optimizer."""
+    """Return a matrix after steps on gradients without decay, and its optimizer."""
     parameter = torch.nn.Parameter(weight.clone())
     off = {name: 0.0 for name in DECAYS if name in rule.settings}
     optimizer = rule.build([{"params": [parameter], **off, **(settings or {})}], lr)
@@ -93,7 +94,7 @@ def stepped(
 
 
 def as_doubles(values: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The numbers and tensors among some values, in float64."""
+    """Return the numbers and tensors among some values, in float64."""
     return {
         name: torch.as_tensor(value, dtype=torch.float64)
         for name, value in values.items()
@@ -102,7 +103,7 @@ def as_doubles(values: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def matrix(seed: int) -> Tensor:
-    """A random 6 x 4 matrix: two-dimensional and not square, so that Muon takes it."""
+    """Return a random 6 x 4 matrix, two-dimensional and not square, so that Muon takes it."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
     values = torch.randn(6, 4, generator=generator, dtype=torch.float64, device="cpu")
     return values.requires_grad_(seed == 0)

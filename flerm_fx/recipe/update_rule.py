@@ -1,4 +1,5 @@
-r"""An optimizer's update rule without its parameters, and how it answers to a change of scale.
+r"""An update rule is an optimizer without its parameters,
+and knows how it answers to a change of scale.
 
 A scale node stores the weight ``w`` of ``theta = s * w``. The optimizer then sees the gradient
 ``s * g`` and the weight ``theta / s``, and its step moves ``theta`` by ``s`` times what it moves
@@ -45,7 +46,8 @@ from flerm_fx.recipe.trial import LR, matrix
 
 @dataclass(frozen=True)
 class UpdateRule:
-    """An optimizer's rule and settings, without its parameters, state and learning rate.
+    """An ``UpdateRule`` is an optimizer's rule and
+    settings, without parameters, state and learning rate.
 
     An optimizer has one rule for each of its parameter groups, since groups may state settings of
     their own (a decay, ``betas``, GaLore's ``rank``, ``use_muon``).
@@ -91,7 +93,7 @@ class UpdateRule:
         cls,
         optimizer: "OptimizerLike | UpdateRule",
     ) -> "UpdateRule":
-        """The rule of an optimizer, of an optimizer class, or of what a function builds.
+        """Return the rule of an optimizer, of an optimizer class, or of what a function builds.
 
         A function takes parameter groups (a list of dicts with ``"params"`` and ``"lr"``) and
         returns an optimizer; it is called once here, on a small matrix, to see what it builds.
@@ -139,7 +141,7 @@ class UpdateRule:
 
     @classmethod
     def of_group(cls, optimizer: Optimizer, group: Mapping[str, Any]) -> "UpdateRule":
-        """The rule by which an optimizer trains one of its parameter groups.
+        """Return the rule by which an optimizer trains one of its parameter groups.
 
         Raises:
             OptimizerError: for LBFGS and SparseAdam, and for an optimizer whose constructor takes
@@ -180,7 +182,7 @@ class UpdateRule:
         return cls(None, settings, kind, source, beyond, arguments or {})
 
     def built_by(self, optimizer: OptimizerLike) -> "UpdateRule":
-        """This rule, with the code of an optimizer: a file holds settings, and no code.
+        """Return this rule with the code of an optimizer, since a file holds settings, and no code.
 
         Args:
             optimizer: of the same class, or a function from parameter groups to one.
@@ -224,18 +226,20 @@ class UpdateRule:
         )
 
     def without_own(self) -> "UpdateRule":
-        """The rule without the settings that only a group can state."""
+        """Return the rule without the settings that only a group can state."""
         settings = {key: value for key, value in self.settings.items() if key not in self.beyond}
         return replace(self, settings=settings, beyond=frozenset())
 
     def _differs(self, other: "UpdateRule") -> str:
-        """A setting, other than a decay, in which two rules differ; empty if there is none."""
+        """Return a setting, other than a decay, in
+        which two rules differ, or "" if there is none.
+        """
         common = self.settings.keys() & other.settings.keys() - {"weight_decay"}
         return next((k for k in sorted(common) if self.settings[k] != other.settings[k]), "")
 
     @classmethod
     def from_name(cls, name: str | None, settings: Mapping[str, Any] | None = None) -> "UpdateRule":
-        """The rule called ``name`` in ``torch.optim``, and nowhere else.
+        """Return the rule called ``name`` in ``torch.optim``, and nowhere else.
 
         Raises:
             OptimizerError: if ``torch.optim`` has no optimizer of that name, or not with these
@@ -255,7 +259,7 @@ class UpdateRule:
         return cls._from_class(kind, {**constructor_defaults(kind), **(settings or {})})
 
     def build(self, params: Params, lr: float, *, weight_decay: float | None = None) -> Optimizer:
-        """A fresh optimizer of this rule over parameters or parameter groups.
+        """Return a fresh optimizer of this rule over parameters or parameter groups.
 
         ``lr`` and ``weight_decay`` are defaults: what a group states itself wins, as in torch.
         ``weight_decay`` is left out where the rule has none; ``None`` keeps the rule's own.
@@ -289,7 +293,7 @@ class UpdateRule:
         return optimizer
 
     def spec(self) -> dict[str, Any]:
-        """Name, source and settings as JSON-able values; :meth:`from_spec` reads it back."""
+        """Return name, source and settings as values for JSON, which :meth:`from_spec` reads."""
         parts = {"settings": self.settings, "arguments": self.arguments}
         kept = {
             part: {key: value for key, value in values.items() if _is_json(value)}
@@ -306,7 +310,7 @@ class UpdateRule:
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> "UpdateRule":
-        """The rule that :meth:`spec` described.
+        """Return the rule that :meth:`spec` described.
 
         A rule that ``torch.optim`` does not have raises only when it is built, so that a profile
         can be read where its optimizer is missing and another is passed instead.
@@ -348,7 +352,7 @@ class UpdateRule:
 
 
 def _check_built_alike(rule: UpdateRule, optimizer: Optimizer) -> None:
-    """Whether an optimizer that is built again has the switches of the one that was given.
+    """Check that an optimizer that is built again has the switches of the one that was given.
 
     An argument that its constructor keeps under another name is not found, and has its default.
     Numbers are left out, which may be counts.
