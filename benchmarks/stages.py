@@ -9,15 +9,15 @@ from typing import Any
 from unittest import mock
 
 import flerm_fx.assign.multipliers
-import flerm_fx.compiler
+import flerm_fx.emit.compiling
 from flerm_fx.probe.prober import Prober
 
 REST = "emit"
 """What is in no other stage: copies, multipliers, and the compiled model."""
 
 _WRAPPED: tuple[tuple[Any, str, str], ...] = (
-    (flerm_fx.compiler, "capture", "capture"),
-    (flerm_fx.compiler, "find_matches", "match"),
+    (flerm_fx.emit.compiling, "capture", "capture"),
+    (flerm_fx.emit.compiling, "find_matches", "match"),
     (flerm_fx.assign.multipliers, "measure_settling", "settle"),
     (flerm_fx.assign.multipliers, "measure_start", "settle"),
     (flerm_fx.assign.multipliers, "answers_to", "settle"),

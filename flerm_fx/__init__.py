@@ -10,10 +10,10 @@ After Milsom, Anson, Aitchison, *Function-Space Learning Rates*, ICML 2025, arXi
 """
 
 from flerm_fx.assign.assignment import Assignment
-from flerm_fx.compiler import compile
 from flerm_fx.emit.checking import Check
 from flerm_fx.emit.clip import clip_grad_norm_
 from flerm_fx.emit.compiled import CompiledModel
+from flerm_fx.emit.compiling import compile
 from flerm_fx.errors import (
     CaptureError,
     CaptureWarning,

@@ -197,7 +197,7 @@ def test_a_compilation(
     profile = recorded()
     found = flerm_fx.compile(Net(12), profile, method="exact")
     # Measuring changes a copy alone, and takes long.
-    compiler = "flerm_fx.compiler."
+    compiler = "flerm_fx.emit.compiling."
     monkeypatch.setattr(compiler + "assigned", lambda *_: (found.assignments, {}))
 
     def compile(model: nn.Module) -> flerm_fx.CompiledModel:

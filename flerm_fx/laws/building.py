@@ -12,7 +12,7 @@ from torch import nn
 
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.boundary.options import described, instance, integer
-from flerm_fx.compiler import compile
+from flerm_fx.emit.compiling import compile
 from flerm_fx.errors import InputError
 from flerm_fx.laws.law import ScalingLaw
 from flerm_fx.model.randomness import preserved_rng
