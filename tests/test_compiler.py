@@ -153,6 +153,10 @@ def test_a_target_with_larger_outputs_takes_larger_steps_on_its_way() -> None:
     for name, multiplier in compiled.settling[0].items():
         assert multiplier == pytest.approx(way * base[name] / own[name], rel=1e-3)
     assert all(check.passed for check in compiled.check())
+    # How much further it has to go scales a base's FSLR and its error alike.
+    uncertain = {name: replace(e, stderr=e.value / 10) for name, e in profile.start.items()}
+    rows = flerm_fx.compile(large, replace(profile, start=uncertain), method="exact").assignments
+    assert [row.error for row in rows] == pytest.approx([0.1] * len(rows))
 
 
 def test_a_target_goes_on_until_its_outputs_have_settled() -> None:
