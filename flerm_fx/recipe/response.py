@@ -55,7 +55,7 @@ class Response:
         for name, kind in self.decays.items():
             changed[name] = group.get(name, settings[name]) * decay_factor[kind]
         for name, power in self.powers.items():
-            changed[name] = multiplied(group.get(name, settings[name]), scale**power)
+            changed[name] = scaled_setting(group.get(name, settings[name]), scale**power)
         return changed
 
 
@@ -187,7 +187,7 @@ def _power(rule: Rule, gradients: Tensor, weight: Tensor, p: float, name: str, p
     node = scale * last_update(rule, scale * gradients, weight / scale, {name: probe})
     lr = LR * scale ** (1.0 + p)
     for power in (0, -1, -2, 1):
-        group = {name: multiplied(probe, scale**power)}
+        group = {name: scaled_setting(probe, scale**power)}
         update = last_update(rule, gradients, weight, group, lr=lr)
         if (update - node).norm() <= TOLERANCE * node.norm():
             return power
@@ -213,8 +213,8 @@ def _decay(rule: Rule, gradients: Tensor, weight: Tensor, name: str) -> Decay:
     return "coupled"
 
 
-def multiplied(value: Any, factor: float) -> Any:
+def scaled_setting(value: Any, factor: float) -> Any:
     """Return a number, or each of a tuple, times a factor."""
     if isinstance(value, tuple):
-        return tuple(multiplied(item, factor) for item in value)
+        return tuple(scaled_setting(item, factor) for item in value)
     return value * factor
