@@ -1,4 +1,4 @@
-"""One measured function-space learning rate, and the arithmetic of such numbers with errors."""
+"""An estimate is one measured function-space learning rate, and has arithmetic with errors."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from flerm_fx.errors import InputError
 
 @dataclass(frozen=True)
 class Estimate:
-    r"""An FSLR, with how it was measured and how far it may be off.
+    r"""An ``Estimate`` is an FSLR that knows how it was measured and how far it may be off.
 
     .. math:: \mathrm{FSLR}_l = \sqrt{\tfrac{1}{NK} \sum_n \lVert J_{n,l} u_l \rVert^2}
 
@@ -36,7 +36,7 @@ class Estimate:
     note: str = ""
 
     def __float__(self) -> float:
-        """The FSLR without its error.
+        """Return the FSLR without its error.
 
         >>> float(Estimate(value=2.0, stderr=0.1, method="sampled", samples=4))
         2.0
@@ -49,7 +49,7 @@ class Estimate:
         return self.stderr / self.value if self.value else 0.0
 
     def __mul__(self, factor: float) -> "Estimate":
-        """The FSLR of an update that is ``factor`` times as large, its error with it.
+        """Return the FSLR of an update that is ``factor`` times as large, its error with it.
 
         >>> Estimate(value=2.0, stderr=0.5, method="sampled", samples=4) * 3.0
         Estimate(value=6.0, stderr=1.5, method='sampled', samples=4, note='')
@@ -58,7 +58,8 @@ class Estimate:
         return replace(self, value=self.value * size, stderr=self.stderr * size)
 
     def scaled(self, ratio: float, error: float) -> "Estimate":
-        r"""The FSLR times a ratio that has a relative error of its own, independent of this one's.
+        r"""Return the FSLR times a ratio that has a relative
+        error of its own, independent of this one's.
 
         .. math:: F' = r F, \qquad \sigma' = F' \sqrt{(\sigma / F)^2 + \epsilon_r^2}
 
@@ -69,7 +70,7 @@ class Estimate:
         return replace(self, value=value, stderr=value * math.hypot(self.relative_error, error))
 
     def over(self, other: "Estimate") -> tuple[float, float]:
-        r"""The ratio to an independent estimate, and the ratio's relative error.
+        r"""Return the ratio to an independent estimate, and the ratio's relative error.
 
         .. math:: r = F_1 / F_2, \qquad
                   \sigma_r / r = \sqrt{(\sigma_1 / F_1)^2 + (\sigma_2 / F_2)^2}
@@ -83,7 +84,8 @@ class Estimate:
         return self.value / other.value, math.hypot(self.relative_error, other.relative_error)
 
     def over_same_draws(self, other: "Estimate") -> tuple[float, float]:
-        r"""The ratio to an estimate from the same random draws, and the ratio's relative error.
+        r"""Return the ratio to an estimate from the same
+        random draws, and the ratio's relative error.
 
         .. math:: r = F_1 / F_2, \qquad \sigma_r / r = |\log r|\, \sigma_1 / F_1
 
@@ -101,7 +103,7 @@ class Estimate:
         return ratio, abs(math.log(ratio)) * self.stderr / self.value if ratio else math.inf
 
     def joint_error(self, other: "Estimate") -> float:
-        """The standard error of the difference of two independent estimates, √(σ₁² + σ₂²).
+        """Return the standard error of the difference of two independent estimates, √(σ₁² + σ₂²).
 
         >>> Estimate(4.0, 3.0, "sampled", 4).joint_error(Estimate(2.0, 4.0, "sampled", 4))
         5.0
@@ -109,7 +111,7 @@ class Estimate:
         return math.hypot(self.stderr, other.stderr)
 
     def agrees_with(self, other: "Estimate", errors: float, rtol: float) -> bool:
-        r"""Whether two independent estimates may be of one FSLR.
+        r"""Tell whether two independent estimates may be of one FSLR.
 
         .. math:: |F_1 - F_2| \le k \sqrt{\sigma_1^2 + \sigma_2^2} + \epsilon \max(F_1, F_2)
 
@@ -126,7 +128,7 @@ class Estimate:
         return abs(self.value - other.value) <= allowed
 
     def is_above(self, errors: float, least: float) -> bool:
-        """Whether the FSLR is above so many of its standard errors, and above ``least``.
+        """Tell whether the FSLR is above so many of its standard errors, and above ``least``.
 
         >>> Estimate(2.0, 0.5, "sampled", 4).is_above(errors=3, least=0.0)
         True
@@ -134,7 +136,7 @@ class Estimate:
         return self.value > max(errors * self.stderr, least)
 
     def noted(self, note: str) -> "Estimate":
-        """The same estimate with one more note.
+        """Return the same estimate with one more note.
 
         >>> Estimate(1.0, 0.0, "exact", 0, "one").noted("other").note
         'one; other'
@@ -142,7 +144,8 @@ class Estimate:
         return replace(self, note="; ".join(filter(None, (self.note, note))))
 
     def unresolved(self) -> "Estimate":
-        """The same value with an error of at least its own size, so that nothing rests on it.
+        """Return the same value with an error of at
+        least its own size, so that nothing rests on it.
 
         >>> Estimate(2.0, 0.1, "sampled", 4).unresolved().relative_error
         1.0
@@ -150,7 +153,7 @@ class Estimate:
         return replace(self, stderr=max(self.stderr, self.value))
 
     def towards(self, other: "Estimate", weight: float) -> "Estimate":
-        r"""The estimate that lies between two, such as those of two steps.
+        r"""Return the estimate that lies between two, such as those of two steps.
 
         .. math:: F = F_1^{1-w} F_2^w, \qquad \sigma = (1 - w)\, \sigma_1 + w\, \sigma_2
 
@@ -171,7 +174,7 @@ class Estimate:
 
     @staticmethod
     def total(estimates: "Iterable[Estimate]") -> "Estimate":
-        r"""The sum of estimates, with errors added as if one draw had made all of them.
+        r"""Return the sum of estimates, with errors added as if one draw had made all of them.
 
         .. math:: F = \sum_i F_i, \qquad \sigma = \sum_i \sigma_i
 
@@ -190,7 +193,8 @@ class Estimate:
 
     @staticmethod
     def mean(estimates: "Sequence[Estimate]") -> "Estimate":
-        r"""The mean of estimates whose errors are independent, such as those of several steps.
+        r"""Return the mean of estimates whose errors
+        are independent, such as those of several steps.
 
         .. math:: F = \frac1n \sum_i F_i, \qquad \sigma = \frac1n \sqrt{\sum_i \sigma_i^2}
 
@@ -210,7 +214,8 @@ class Estimate:
 
     @staticmethod
     def geometric_mean(estimates: "Sequence[Estimate]") -> "Estimate":
-        r"""The geometric mean of at least two estimates of one quantity, such as those of seeds.
+        r"""Return the geometric mean of at least two
+        estimates of one quantity, such as those of seeds.
 
         .. math:: F = \exp \frac1n \sum_i \log F_i, \qquad
                   \frac{\sigma}{F} = \max\Big(\frac{s^2}{n},\
@@ -260,7 +265,7 @@ def rows(estimates: Mapping[str, Estimate]) -> dict[str, tuple[Any, ...]]:
 
 
 def estimates(rows: Mapping[str, Sequence[Any]], where: str = "the rows") -> dict[str, Estimate]:
-    """What :func:`rows` was given; ``where`` they are is for messages.
+    """Return what :func:`rows` was given; ``where`` they are is for messages.
 
     Raises:
         InputError: a row is of another form, or has numbers that are none of an FSLR.
