@@ -28,8 +28,12 @@ Namespace = dict[str, Any]
 
 SLOW = {
     "tutorial.md",
+    "which.md",
     "how-to/trainer.md",
+    "how-to/lightning.md",
+    "how-to/loops.md",
     "how-to/lora.md",
+    "how-to/pretraining.md",
 }
 """Pages that take seconds: they train, or import transformers."""
 
@@ -204,6 +208,8 @@ def prepared() -> Namespace:
         "targets": targets,
         "small": small,
         "make_small": lambda: net(8),
+        "make_large": lambda: net(32),
+        "loader": [(inputs, targets)] * 2,
         "make_optimizer": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-2),
         "large": large,
         "train": train,
@@ -390,17 +396,54 @@ def test_the_snippets_of_the_readme_and_the_design_run() -> None:
         run(f"line {snippet.line}", snippet, names)
 
 
+def rows(page: str) -> list[list[str]]:
+    """The cells of the first table in a text."""
+    lines = page[page.index("\n| ") :].strip().split("\n\n")[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [cells[0], *cells[2:]]
+
+
+MEASURED = {
+    "ViT, 4 times as wide": ("ViT, width", "4"),
+    "GPT-2, 4 times as wide": ("GPT-2, width", "4"),
+    "Llama, 4 times as wide": ("Llama, width", "4"),
+    "GPT-2, 4 times as deep": ("GPT-2, depth", "4"),
+    "Llama, 4 times as deep": ("Llama, depth", "4"),
+    "GPT-2, 4 times the initial weights": ("GPT-2, initialisation", "4"),
+}
+"""What the README calls the rows of the first table of results."""
+
+
 def test_the_figures_in_the_readme_are_those_of_the_results() -> None:
-    """Its table has rows of the first one there, but for the columns of other methods."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = [line for line in readme.splitlines() if line.startswith("| ")]
+    header, *shown = rows((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert header[1:] == ["standard training", "with flerm_fx"]
     page = (DOCS / "results.md").read_text(encoding="utf-8")
-    results = page.split("## At the base's best rate")[1]
-    header, _, *rows = (line for line in results.splitlines() if line.startswith("| "))
-    assert header.startswith(found[0])
-    assert len(found) > 2
-    for row in found[2:]:
-        assert any(other.startswith(row) for other in rows), row
+    names, *cells = rows(page.split("## At the base's best rate")[1])
+    results = {(row[0], row[1]): dict(zip(names, row, strict=True)) for row in cells}
+    assert {row[0] for row in shown} == MEASURED.keys()
+    for label, standard, compiled in shown:
+        found = results[MEASURED[label]]
+        assert (standard, compiled) == (found["standard"], found["compile"]), label
+
+
+def test_the_page_of_commands_is_complete() -> None:
+    typer = pytest.importorskip("typer")
+    from flerm_fx.commands.cli import build_app
+
+    def options(command: Any, name: str = "") -> dict[str, set[str]]:
+        if hasattr(command, "commands"):
+            below = {f"{name} {key}".strip(): c for key, c in command.commands.items()}
+            return {key: value for n, c in below.items() for key, value in options(c, n).items()}
+        return {name: {o for p in command.params for o in p.opts[:1] if o.startswith("--")}}
+
+    expected = options(typer.main.get_command(build_app()))
+    page = (DOCS / "commands.md").read_text(encoding="utf-8")
+    assert all(f"| `flerm-fx {name}" in page for name in expected)
+    _, *listed = rows(page.split("## Options")[1])
+    for name, each in listed:
+        found = set(re.findall(r"--[a-z-]+", each))
+        assert found == expected.pop(name.strip("`")) - {"--help"}, name
+    assert not expected
 
 
 @pytest.mark.slow

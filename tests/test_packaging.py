@@ -1,6 +1,8 @@
 """What is installed: a wheel that runs without the repository, and a core light to import."""
 
+import ast
 import importlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -46,6 +48,30 @@ def test_what_the_wheel_holds_runs_without_the_repository(wheel: Path, tmp_path:
     assert Path(python("-c", place, folder=tmp_path).strip()).is_relative_to(tmp_path)
     version = python("-m", "flerm_fx", "--version", folder=tmp_path)
     assert version == f"flerm-fx {flerm_fx.__version__}\n"
+
+
+def imports_of_the_pages() -> str:
+    """Every import of flerm_fx and of the example models in the documentation and the README."""
+    found = set()
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        for block in re.findall(
+            r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL
+        ):
+            for node in ast.walk(ast.parse(block)):
+                given = isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0]
+                tried = isinstance(node, ast.Try) and isinstance(node.body[0], ast.ImportFrom)
+                if tried or given == "flerm_fx":
+                    found.add(ast.unparse(node))
+                assert given != "models" or "except ImportError" in block, page
+    assert any("flerm_fx.models" in each for each in found)
+    trainers = ("transformers", "lightning")  # which are imported where they are tested
+    return "\n".join(sorted(each for each in found if not any(name in each for name in trainers)))
+
+
+def test_what_the_pages_import_is_in_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    check = "import sys; assert 'models' not in sys.modules; print('all of it')"
+    assert python("-c", f"{imports_of_the_pages()}\n{check}", folder=tmp_path) == "all of it\n"
 
 
 def test_importing_the_core_brings_nothing_that_can_wait(tmp_path: Path) -> None:
