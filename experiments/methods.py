@@ -5,7 +5,7 @@ from typing import Literal
 
 from flerm_fx.probe.planner import Method as Estimator
 
-Kind = Literal["standard", "mup", "mup-rates", "completep", "compile", "match"]
+Kind = Literal["standard", "mup", "mup-rates", "completep", "compile", "law", "match"]
 
 Mass = Literal["recorded", "root", "equal", "equal-split"]
 
@@ -22,7 +22,9 @@ class Method:
     Attributes:
         key: names it on the command line and in files.
         title: names it in tables.
-        kind: ``"compile"`` finds multipliers once, at the start; ``"match"`` at each of ``at``;
+        kind: ``"compile"`` finds multipliers once, at the start; ``"law"`` has those that a law
+            predicts, fitted to models of the scales ``fitted`` that are below the run's;
+            ``"match"`` finds them at each of ``at``;
             ``"mup-rates"`` has those of muP, on the model as it is; ``"completep"`` is
             :mod:`experiments.completep`.
         settle: as for :func:`flerm_fx.record`, but no more than a run has steps.
@@ -33,6 +35,7 @@ class Method:
             their changes of the function are orthogonal; or, the paper's ablations, equal ones,
             1/L for each of the target's L tensors, or 1/L for each of the base's, split over depth.
         at: the steps to match at.
+        fitted: scales of the models that a law is fitted to.
     """
 
     key: str
@@ -43,6 +46,7 @@ class Method:
     estimator: Estimator = "auto"
     mass: Mass = "recorded"
     at: tuple[int, ...] = EVERY_100
+    fitted: tuple[float, ...] = (2, 3, 4)
 
     @property
     def own_base(self) -> bool:
@@ -67,6 +71,7 @@ METHODS: dict[str, Method] = {
         Method("standard", "standard", "standard"),
         Method("mup", "muP", "mup"),
         Method("compile", "compile", "compile", settle=100),
+        Method("law", "law", "law", settle=100),
         Method("mup-rates", "muP's rates", "mup-rates"),
         Method("completep", "CompleteP", "completep"),
         Method("first-step", "compile, first step", "compile"),
@@ -89,6 +94,7 @@ QUICK = ("standard", "compile")
 MAIN = (
     "standard",
     "compile",
+    "law",
     "one-seed",
     "mup-rates",
     "completep",
