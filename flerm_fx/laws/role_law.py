@@ -74,7 +74,7 @@ class RoleLaw:
         """The multiplier at a size within :meth:`obstacle`'s reach."""
         place = on_axes(self.line.axes, log_sizes)
         value, error = self.line.at(place)
-        error = math.hypot(error, drifted(place, self._places))
+        error = math.hypot(error, drifted(place, self._places)) if place else self.line.residual
         half = error * quantile(LEVEL, self.line.freedom) if error else 0.0
         low, high = (_exp(value + end) for end in (-half, half))
         return Prediction(share * math.exp(value), share * low, share * high, error)
