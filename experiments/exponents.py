@@ -304,7 +304,8 @@ def page(found: Sequence[Row]) -> Iterator[str]:
 
 
 def _text(of: Cell) -> str:
-    return f"{of.exponent:+.2f} ± {of.half_width:.2f}" + (" (curved)" if of.curved else "")
+    curved = f" ({of.curved} of {of.roles} curved)" if of.curved else ""
+    return f"{of.exponent:+.2f} ± {of.half_width:.2f}{curved}"
 
 
 def draw(found: Sequence[Row], path: Path) -> None:
@@ -313,7 +314,7 @@ def draw(found: Sequence[Row], path: Path) -> None:
 
     laws = cells(found)
     names = [name for name in RATES if any(key[1] == name for key in laws)]
-    figure = Figure(figsize=(3.4 * len(names), 6), layout="constrained")
+    figure = Figure(figsize=(5 + 3 * len(names), 7), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     places = {key: -i for i, key in enumerate(ARCHITECTURES)}
     for panel, name in zip(panels, names, strict=True):
@@ -376,7 +377,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(page(found)))
     if options.markdown is not None:
         options.markdown.parent.mkdir(parents=True, exist_ok=True)
-        draw(found, options.markdown.with_suffix("") / "exponents.png")
+        draw(found, options.markdown.with_suffix(".png"))
         put(options.markdown, "exponents", list(page(found)))
     return 0
 

@@ -36,6 +36,7 @@ class Method:
             1/L for each of the target's L tensors, or 1/L for each of the base's, split over depth.
         at: the steps to match at.
         fitted: scales of the models that a law is fitted to.
+        off_rate: the base is recorded at so many times its best rate.
     """
 
     key: str
@@ -47,6 +48,7 @@ class Method:
     mass: Mass = "recorded"
     at: tuple[int, ...] = EVERY_100
     fitted: tuple[float, ...] = (2, 3, 4)
+    off_rate: float = 1.0
 
     @property
     def own_base(self) -> bool:
@@ -62,7 +64,8 @@ class Method:
     def recorded(self) -> str:
         """Names the profile that it needs: methods with equal ones share it."""
         trajectory = f"-at-{'-'.join(map(str, self.at))}" if self.trajectory else ""
-        return f"{self.estimator}-settle-{self.settle}-seeds-{self.seeds}{trajectory}"
+        rate = "" if self.off_rate == 1 else f"-rate-{self.off_rate:g}"
+        return f"{self.estimator}-settle-{self.settle}-seeds-{self.seeds}{rate}{trajectory}"
 
 
 METHODS: dict[str, Method] = {
@@ -71,7 +74,6 @@ METHODS: dict[str, Method] = {
         Method("standard", "standard", "standard"),
         Method("mup", "muP", "mup"),
         Method("compile", "compile", "compile", settle=100),
-        Method("law", "law", "law", settle=100),
         Method("mup-rates", "muP's rates", "mup-rates"),
         Method("completep", "CompleteP", "completep"),
         Method("first-step", "compile, first step", "compile"),
@@ -79,6 +81,9 @@ METHODS: dict[str, Method] = {
         Method("match-log", "match, at powers of 2", "match", at=POWERS_OF_2),
         Method("paper", "the paper's estimator", "match", estimator="kronecker"),
         Method("one-seed", "compile, one base", "compile", settle=100, seeds=1),
+        Method("law", "law", "law", settle=100),
+        Method("tenth", "compile, recorded at a tenth", "compile", settle=100, off_rate=0.1),
+        Method("triple", "compile, recorded at 3 times", "compile", settle=100, off_rate=3.0),
         Method("settle-10", "compile, 10 steps", "compile", settle=10),
         Method("settle-30", "compile, 30 steps", "compile", settle=30),
         Method("root", "compile, split by the root", "compile", settle=100, mass="root"),
@@ -94,8 +99,8 @@ QUICK = ("standard", "compile")
 MAIN = (
     "standard",
     "compile",
-    "law",
     "one-seed",
+    "law",
     "mup-rates",
     "completep",
     "mup",

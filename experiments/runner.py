@@ -234,7 +234,7 @@ def recordings(
             paths.setdefault(store.profile(axis.named(1), method.recorded), method)
     for path, method in paths.items():
         if not path.exists():
-            yield Recording(axis, method, rate, path)
+            yield Recording(axis, method, rate * method.off_rate, path)
 
 
 def fittings(axis: Axis, methods: Sequence[Method], seeds: int, store: Store) -> Iterable[Fitting]:
