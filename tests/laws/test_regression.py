@@ -66,3 +66,22 @@ def test_scatter_that_shrinks_leaves_the_exponent_to_the_largest() -> None:
     y = -x + np.array([0.3, 0.3, 0.0, 0.0])
     line = fitted(((0,),), [(each,) for each in x], y, [1e-3] * 4, common=0.0)
     assert line.exponents[0] == pytest.approx(-1.0, abs=1e-3)
+
+
+def test_what_no_size_moves_is_predicted_as_1_with_the_error_that_its_points_had() -> None:
+    points = tuple(Point(i, 1, (0.0,), 0.2, 0.01, 0.0, 0.01, 1.0) for i in range(3))
+    found = RoleLaw.fit(Role("b", (4,), 0.0), points).predict((0.0,), 1.0)
+    assert (found.multiplier, found.error) == (1.0, pytest.approx(0.2))
+    assert found.low < np.exp(-0.2) < np.exp(0.2) < found.high
+
+
+def test_a_prediction_is_the_less_certain_the_further_it_is_beyond_the_fit() -> None:
+    x = np.log([2.0, 4.0, 8.0])
+    points = tuple(
+        Point(i, i, (each,), -each, 0.01, 0.0, 0.01, 1.0) for i, each in enumerate(x.tolist())
+    )
+    law = RoleLaw.fit(Role("w", (4,), 0.0), points)
+    within, near, far = (law.predict((np.log(n),), 1.0).error for n in (8.0, 16.0, 64.0))
+    assert within < 0.02
+    assert near == pytest.approx(DRIFT / 2 * np.log(16) * np.log(2), rel=0.05)
+    assert far == pytest.approx(DRIFT / 2 * np.log(64) * np.log(8), rel=0.05)
