@@ -163,7 +163,7 @@ def test_only_what_runs_that_are_missing_need_is_recorded_and_compiled(tmp_path:
     assert recording.method.key == compiling.method.key == "compile"
     assert recording.path == compiling.source
     assert recording.rate == 0.1
-    (tenth,) = _recordings(TINY, [METHODS["tenth"]], 0.1, 2, store)
+    (tenth,) = recordings(TINY, [METHODS["tenth"]], 0.1, 2, store)
     assert math.isclose(tenth.rate, 0.01)
     assert tenth.path != recording.path
     assert (compiling.scale, compiling.seed) == (2, 1)
