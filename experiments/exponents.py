@@ -239,7 +239,6 @@ class Cell:
     Attributes:
         exponent: their mean.
         half_width: mean of their intervals' halves, as roles of one model err alike.
-        spread: standard deviation of the exponents from role to role.
         theory: what muP or spectral muP has; None where it has nothing.
         roles: how many.
         curved: of how many no one power holds.
@@ -247,7 +246,6 @@ class Cell:
 
     exponent: float
     half_width: float
-    spread: float
     theory: float | None
     roles: int
     curved: int
@@ -258,13 +256,11 @@ def cell(found: Sequence[Row]) -> Cell:
 
     >>> row = Row("mlp", "adam", 0, "a", "hidden", (0, 1), -1.0, 0.2, -1.0, 0.0, True)
     >>> cell([row, dataclasses.replace(row, exponent=-1.2, curved=False)])
-    Cell(exponent=-1.1, half_width=0.2, spread=0.1, theory=-1.0, roles=2, curved=1)
+    Cell(exponent=-1.1, half_width=0.2, theory=-1.0, roles=2, curved=1)
     """
-    mean = fmean(row.exponent for row in found)
     return Cell(
-        mean,
+        fmean(row.exponent for row in found),
         fmean(row.half_width for row in found),
-        round(fmean((row.exponent - mean) ** 2 for row in found) ** 0.5, 12),
         found[0].theory,
         len(found),
         sum(row.curved for row in found),
@@ -293,9 +289,13 @@ def page(found: Sequence[Row]) -> Iterator[str]:
             continue
         yield from (f"## {TITLES[optimizer]}", "", line(["architecture", "start", *KINDS]))
         yield line(["---"] * (2 + len(KINDS)))
-        theory = {kind: c.theory for of in own.values() for kind, c in of.items()}
-        known = [f"{theory[k]:+g}" if theory.get(k) is not None else "" for k in KINDS]
-        yield line(["theory", "", *known])
+        theory = {
+            kind: f"{c.theory:+g}"
+            for of in own.values()
+            for kind, c in of.items()
+            if c.theory is not None
+        }
+        yield line(["theory", "", *(theory.get(kind, "") for kind in KINDS)])
         for (architecture, _, settle), of in own.items():
             start = f"{settle} steps" if settle else "first step"
             texts = [_text(of[kind]) if kind in of else "" for kind in KINDS]
