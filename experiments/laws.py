@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
@@ -46,6 +46,8 @@ class Outcome:
         other_error: the same error, of measurements against a base with other initial weights.
         others_differ: RMS of the difference between measurements against the one and the other.
         held_out: what the law says of itself, from the size below.
+        covered: share of the parameters whose multiplier, the mean of all that were measured
+            against both bases, lies in the law's interval of 90 %.
     """
 
     settle: int
@@ -57,6 +59,7 @@ class Outcome:
     other_error: float
     others_differ: float
     held_out: float
+    covered: float
 
 
 def transformer(width: int) -> Transformer:
@@ -80,19 +83,26 @@ def outcome(settle: int, width: int, seeds: int, factors: Sequence[int]) -> Outc
         )
         for first in (0, 100)
     )
-    wide = width * factors[-1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        law = flerm_fx.scaling_law(
-            transformer,
-            {"width": [width * factor for factor in factors[:-1]]},
-            profile,
-            seeds=range(10, 10 + seeds),
+        law = flerm_fx.ScalingLaw.fit(
+            _measured(width, factor, seed, profile)
+            for factor in factors[:-1]
+            for seed in range(seeds)
         )
-        rows = flerm_fx.compile(transformer(wide), law, emit="param_groups").assignments
-        measured = [_measured(wide, seed, profile) for seed in range(20, 20 + seeds)]
-        others = [_measured(wide, seed, other) for seed in range(30, 30 + seeds)]
+        rows = flerm_fx.compile(
+            transformer(width * factors[-1]), law, emit="param_groups"
+        ).assignments
+        measured, others = (
+            [_measured(width, factors[-1], seed, base).multipliers for seed in range(seeds)]
+            for base in (profile, other)
+        )
     predicted = {row.parameter: row.multiplier for row in rows if row.status == "predicted"}
+    centres = {
+        name: math.exp(fmean(math.log(one[name]) for one in (*measured, *others)))
+        for name in predicted
+    }
+    intervals = {row.parameter: row.interval for row in rows if row.interval}
     return Outcome(
         settle,
         width,
@@ -101,14 +111,27 @@ def outcome(settle: int, width: int, seeds: int, factors: Sequence[int]) -> Outc
         _apart(predicted, ((predicted, one) for one in measured)),
         _apart(predicted, combinations(measured, 2)),
         _apart(predicted, ((predicted, one) for one in others)),
-        _apart(predicted, product(measured, others)),
+        _apart(predicted, _crossed(measured, others)),
         law.held_out_error or math.nan,
+        fmean(low <= centres[name] <= high for name, (low, high) in intervals.items()),
     )
 
 
-def _measured(width: int, seed: int, profile: flerm_fx.BaseProfile) -> Multipliers:
-    torch.manual_seed(seed)
-    return flerm_fx.compile(transformer(width), profile, emit="param_groups").multipliers
+def _measured(
+    width: int, factor: int, seed: int, profile: flerm_fx.BaseProfile
+) -> flerm_fx.CompiledModel:
+    """One of so many models of a size, each with initial weights of its own."""
+    torch.manual_seed(10 * factor + seed)
+    return flerm_fx.compile(transformer(width * factor), profile, emit="param_groups")
+
+
+def _crossed(
+    measured: Sequence[Multipliers], others: Sequence[Multipliers]
+) -> Iterator[tuple[Multipliers, Multipliers]]:
+    """Pairs of which base and target both have other initial weights."""
+    for (i, one), (j, other) in product(enumerate(measured), enumerate(others)):
+        if i != j:
+            yield one, other
 
 
 def _apart(names: Iterable[str], pairs: Iterable[tuple[Multipliers, Multipliers]]) -> float:
@@ -130,7 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(
             f"settle {settle}: predicted {found.error:.3f}, targets differ by "
             f"{found.seeds_differ:.3f}; against another base {found.other_error:.3f} and "
-            f"{found.others_differ:.3f}; held out {found.held_out:.3f}",
+            f"{found.others_differ:.3f}; held out {found.held_out:.3f}; "
+            f"{found.covered:.0%} in their intervals",
             flush=True,
         )
         if options.out:

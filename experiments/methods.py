@@ -5,7 +5,7 @@ from typing import Literal
 
 from flerm_fx.probe.planner import Method as Estimator
 
-Kind = Literal["standard", "mup", "mup-rates", "completep", "compile", "match"]
+Kind = Literal["standard", "mup", "mup-rates", "completep", "compile", "law", "match"]
 
 Mass = Literal["recorded", "root", "equal", "equal-split"]
 
@@ -22,7 +22,9 @@ class Method:
     Attributes:
         key: names it on the command line and in files.
         title: names it in tables.
-        kind: ``"compile"`` finds multipliers once, at the start; ``"match"`` at each of ``at``;
+        kind: ``"compile"`` finds multipliers once, at the start; ``"law"`` has those that a law
+            predicts, fitted to models of the scales ``fitted`` that are below the run's;
+            ``"match"`` finds them at each of ``at``;
             ``"mup-rates"`` has those of muP, on the model as it is; ``"completep"`` is
             :mod:`experiments.completep`.
         settle: as for :func:`flerm_fx.record`, but no more than a run has steps.
@@ -33,6 +35,8 @@ class Method:
             their changes of the function are orthogonal; or, the paper's ablations, equal ones,
             1/L for each of the target's L tensors, or 1/L for each of the base's, split over depth.
         at: the steps to match at.
+        fitted: scales of the models that a law is fitted to.
+        off_rate: the base is recorded at so many times its best rate.
     """
 
     key: str
@@ -43,6 +47,8 @@ class Method:
     estimator: Estimator = "auto"
     mass: Mass = "recorded"
     at: tuple[int, ...] = EVERY_100
+    fitted: tuple[float, ...] = (2, 3, 4)
+    off_rate: float = 1.0
 
     @property
     def own_base(self) -> bool:
@@ -58,7 +64,8 @@ class Method:
     def recorded(self) -> str:
         """Names the profile that it needs: methods with equal ones share it."""
         trajectory = f"-at-{'-'.join(map(str, self.at))}" if self.trajectory else ""
-        return f"{self.estimator}-settle-{self.settle}-seeds-{self.seeds}{trajectory}"
+        rate = "" if self.off_rate == 1 else f"-rate-{self.off_rate:g}"
+        return f"{self.estimator}-settle-{self.settle}-seeds-{self.seeds}{rate}{trajectory}"
 
 
 METHODS: dict[str, Method] = {
@@ -74,6 +81,9 @@ METHODS: dict[str, Method] = {
         Method("match-log", "match, at powers of 2", "match", at=POWERS_OF_2),
         Method("paper", "the paper's estimator", "match", estimator="kronecker"),
         Method("one-seed", "compile, one base", "compile", settle=100, seeds=1),
+        Method("law", "law", "law", settle=100),
+        Method("tenth", "compile, recorded at a tenth", "compile", settle=100, off_rate=0.1),
+        Method("triple", "compile, recorded at 3 times", "compile", settle=100, off_rate=3.0),
         Method("settle-10", "compile, 10 steps", "compile", settle=10),
         Method("settle-30", "compile, 30 steps", "compile", settle=30),
         Method("root", "compile, split by the root", "compile", settle=100, mass="root"),
@@ -90,6 +100,7 @@ MAIN = (
     "standard",
     "compile",
     "one-seed",
+    "law",
     "mup-rates",
     "completep",
     "mup",

@@ -1,4 +1,4 @@
-"""Run what is missing, side by side: bases first, then profiles, multipliers, and all others."""
+"""Run what is missing, side by side: bases, profiles, laws, multipliers, and then all others."""
 
 import multiprocessing
 import os
@@ -25,7 +25,7 @@ from experiments.measures import seed_mean
 from experiments.methods import METHODS, Method
 from experiments.rules_by_hand import PLACES
 from experiments.store import Result, Run, Store
-from experiments.work import Compiling, Recording, Training, Work, start_process
+from experiments.work import Compiling, Fitting, Recording, Training, Work, start_process
 from flerm_fx.errors import FlermError
 
 Stage = tuple[str, Iterable[Work]]
@@ -44,7 +44,7 @@ def run(
 ) -> None:
     """Run every method on every axis, but for what the store has.
 
-    First the bases of an axis, then its profiles, multipliers, and all other runs.
+    First the bases of an axis, then its profiles, laws, multipliers, and all other runs.
 
     Args:
         axes: whose work is shared out together.
@@ -75,6 +75,7 @@ def _stages(
     best = best_rate(axis, store, seeds)
     axis = axis.at(best) if at_best else axis
     yield f"{title}: profiles", recordings(axis, chosen, best, seeds, store)
+    yield f"{title}: laws", fittings(axis, chosen, seeds, store)
     yield f"{title}: multipliers", compilings(axis, chosen, seeds, store)
     yield (
         f"{title}: runs",
@@ -88,12 +89,15 @@ def applies(method: Method, axis: Axis) -> bool:
     """Whether an axis has runs of a method: whether a rule says anything of what it scales.
 
     muP has widths, Adam (by ``MuAdam``), and readouts that it is to shrink itself; its rates go
-    with a recipe as well. CompleteP has widths and depths of foreign models.
+    with a recipe as well. CompleteP has widths and depths of foreign models. Laws are fitted to
+    widths.
     """
     wide = any(axis.width(scale) != 1 for scale in axis.scales)
     deep = any(axis.depth(scale) != 1 for scale in axis.scales)
     if method.kind == "completep":
         return axis.recipe is not None and axis.model in PLACES and (wide or deep)
+    if method.kind == "law":
+        return wide
     if method.kind in ("mup", "mup-rates"):
         rates_alone = method.kind == "mup-rates" and axis.recipe is not None
         by_adam = axis.optimizer == "adam" or rates_alone
@@ -178,9 +182,14 @@ def best_rate(axis: Axis, store: Store, seeds: int) -> float:
 
 
 def scales_of(axis: Axis, method: Method) -> tuple[float, ...]:
-    """The scales that a method trains: the base is standard training's, unless masses are other."""
+    """The scales that a method trains: the base is standard training's, unless masses are other.
+
+    A law has those that are above two that it is fitted to.
+    """
     if method.kind == "standard" or method.own_base:
         return axis.scales
+    if method.kind == "law":
+        return tuple(s for s in axis.scales[1:] if sum(f < s for f in method.fitted) >= 2)
     return axis.scales[1:]
 
 
@@ -205,7 +214,7 @@ def _needs(
 ) -> tuple[Path | None, Path | None]:
     if method.kind == "match":
         return store.profile(axis.named(1), method.recorded), None
-    if method.kind == "compile":
+    if method.kind in ("compile", "law"):
         return None, store.multipliers(axis.key, method.key, scale, seed)
     return None, None
 
@@ -217,7 +226,7 @@ def recordings(
     paths: dict[Path, Method] = {}
     for method in methods:
         needing: Iterable[Work] = ()
-        if method.kind == "compile":
+        if method.kind in ("compile", "law"):
             needing = compilings(axis, [method], seeds, store)
         elif method.kind == "match":
             needing = _trainings(axis, method, scales_of(axis, method), seeds, store)
@@ -225,7 +234,19 @@ def recordings(
             paths.setdefault(store.profile(axis.named(1), method.recorded), method)
     for path, method in paths.items():
         if not path.exists():
-            yield Recording(axis, method, rate, path)
+            yield Recording(axis, method, rate * method.off_rate, path)
+
+
+def fittings(axis: Axis, methods: Sequence[Method], seeds: int, store: Store) -> Iterable[Fitting]:
+    """Of the laws that multipliers which the store lacks need."""
+    for method in methods:
+        if method.kind != "law":
+            continue
+        needing = {work.scale: work.source for work in compilings(axis, [method], seeds, store)}
+        for scale, path in needing.items():
+            if not path.exists():
+                profile = store.profile(axis.named(1), method.recorded)
+                yield Fitting(axis, method, scale, profile, path)
 
 
 def compilings(
@@ -233,14 +254,16 @@ def compilings(
 ) -> Iterable[Compiling]:
     """Of the multipliers that runs which the store lacks need."""
     for method in methods:
-        if method.kind != "compile":
+        if method.kind not in ("compile", "law"):
             continue
         profile = store.profile(axis.named(1), method.recorded)
         for scale in scales_of(axis, method):
+            law = store.law(axis.key, method.key, scale)
+            source = law if method.kind == "law" else profile
             for seed in range(seeds):
                 path = store.multipliers(axis.key, method.key, scale, seed)
                 if not path.exists() and missing(axis, method, scale, seed, store):
-                    yield Compiling(axis, method, scale, seed, profile, path)
+                    yield Compiling(axis, method, scale, seed, source, path)
 
 
 def _order(work: Work) -> tuple[int, float]:
@@ -249,4 +272,4 @@ def _order(work: Work) -> tuple[int, float]:
     model = longest.index(work.axis.model)
     if isinstance(work, Training):
         return model, -work.run.scale
-    return model, -work.scale if isinstance(work, Compiling) else 0.0
+    return model, 0.0 if isinstance(work, Recording) else -work.scale

@@ -75,6 +75,10 @@ class Store:
         """Where a base profile is kept."""
         return self.folder / "profiles" / f"{axis}-{name}.safetensors"
 
+    def law(self, axis: str, method: str, below: float) -> Path:
+        """Where the law of models below a scale is kept."""
+        return self.folder / "laws" / f"{axis}-{method}-below-{below:g}.json"
+
     def multipliers(self, axis: str, method: str, scale: float, seed: int) -> Path:
         """Where a model's multipliers are kept."""
         return self.folder / "multipliers" / f"{axis}-{method}-{scale:g}-{seed}.json"

@@ -61,6 +61,10 @@ def _muon(params: Params, lr: float) -> Optimizer:
     return torch.optim.Muon(params, lr=lr, weight_decay=0.0)
 
 
+def _adafactor(params: Params, lr: float) -> Optimizer:
+    return torch.optim.Adafactor(params, lr=lr)
+
+
 OPTIMIZERS: dict[str, Callable[[Params, float], Optimizer]] = {
     "adam": _adam,
     "adamw": _adamw,
@@ -69,6 +73,7 @@ OPTIMIZERS: dict[str, Callable[[Params, float], Optimizer]] = {
     "adagrad": _adagrad,
     "adamax": _adamax,
     "muon": _muon,
+    "adafactor": _adafactor,
 }
 """By name. Muon trains matrices, and Adam what is not one, at the same rate."""
 

@@ -1,4 +1,4 @@
-"""What a process of the runner does: record a base, find multipliers, or train once."""
+"""What a process of the runner does: record a base, fit a law, find multipliers, or train once."""
 
 import json
 import math
@@ -28,6 +28,9 @@ PROBE_SEED = 10_000
 
 BASE_SEED = 1_000
 """Seed of the first base model that is recorded; those of the runs are others."""
+
+LAW_SEEDS = range(2_000, 2_003)
+"""Seeds of the models of each size that a law is fitted to."""
 
 SETTLING_BATCHES = 20
 """To train on while settling, beside the one that FSLRs are measured on."""
@@ -70,34 +73,70 @@ class Recording:
 
 
 @dataclass(frozen=True)
+class Fitting:
+    """Fit a law to models that are smaller than a scale, and save it."""
+
+    axis: Axis
+    method: Method
+    scale: float
+    profile: Path
+    path: Path
+
+    def __call__(self) -> None:
+        """Compile several models of each size."""
+        sizes = [{"scale": scale} for scale in self.method.fitted if scale < self.scale]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            law = flerm_fx.scaling_law(
+                lambda scale: self.axis.build(scale).to(device()),
+                sizes,
+                flerm_fx.BaseProfile.load(self.profile),
+                seeds=LAW_SEEDS,
+                method=self.method.estimator,
+                optimizer=_custom(self.axis),
+            )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        law.save(self.path)
+
+
+@dataclass(frozen=True)
 class Compiling:
-    """Find the multipliers of one model, and save them."""
+    """Find the multipliers of one model by a profile or a law, and save them."""
 
     axis: Axis
     method: Method
     scale: float
     seed: int
-    profile: Path
+    source: Path
     path: Path
 
     def __call__(self) -> None:
         """Compile the model that a run of this seed begins with."""
-        model = build(self.axis, self.scale, self.seed)
-        base = flerm_fx.BaseProfile.load(self.profile)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            compiled = flerm_fx.compile(
-                model,
-                base,
-                emit="param_groups",
-                method=self.method.estimator,
-                optimizer=_custom(self.axis),
-            )
-        found = multipliers(compiled, self.method, sum(e.value for e in base.start.values()))
+            found = self._by_law() if self.method.kind == "law" else self._by_profile()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".part")
         temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
         temporary.replace(self.path)
+
+    def _by_profile(self) -> dict[str, float]:
+        base = flerm_fx.BaseProfile.load(self.source)
+        compiled = flerm_fx.compile(
+            build(self.axis, self.scale, self.seed),
+            base,
+            emit="param_groups",
+            method=self.method.estimator,
+            optimizer=_custom(self.axis),
+        )
+        return multipliers(compiled, self.method, sum(e.value for e in base.start.values()))
+
+    def _by_law(self) -> dict[str, float]:
+        """Those of a model that is not run: it has shapes alone."""
+        with torch.device("meta"):
+            model = self.axis.build(self.scale)
+        law = flerm_fx.ScalingLaw.load(self.source)
+        return flerm_fx.compile(model, law, emit="param_groups").multipliers
 
 
 @dataclass(frozen=True)
@@ -147,7 +186,7 @@ class Training:
         return found
 
 
-Work = Recording | Compiling | Training
+Work = Recording | Fitting | Compiling | Training
 
 
 def build(axis: Axis, scale: float, seed: int) -> nn.Module:

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from flerm_fx.laws.points import Point, Role
-from flerm_fx.laws.regression import Line, axes_of, fit_points, fitted, on_axes
+from flerm_fx.laws.regression import (
+    Line,
+    axes_of,
+    drifted,
+    fit_points,
+    fitted,
+    on_axes,
+    shrinkage,
+)
 from flerm_fx.laws.student import quantile
 
 CURVED = 0.99
@@ -77,9 +85,12 @@ def held_out(points: Sequence[Point], common: float, level: float) -> HeldOut | 
         return None
     line = fit_points(rest, common)
     measured = fmean(point.log_multiplier for point in largest)
-    own = math.hypot(line.scatter, *(p.error for p in largest)) / math.sqrt(len(largest))
-    value, error = line.at(on_axes(line.axes, largest[0].log_sizes))
-    half = quantile(level, line.freedom) * math.hypot(error, own, common)
+    place = on_axes(line.axes, largest[0].log_sizes)
+    scatter = line.scatter * shrinkage(place)
+    own = math.sqrt(fmean(scatter**2 + point.error**2 for point in largest) / len(largest))
+    value, error = line.at(place)
+    beyond = drifted(place, [on_axes(line.axes, point.log_sizes) for point in rest])
+    half = quantile(level, line.freedom) * math.hypot(error, own, common, beyond)
     return HeldOut(value, measured, value - half, value + half)
 
 

@@ -1,8 +1,8 @@
-"""The exponents that muP has, for the roles that it knows."""
+"""The exponents that muP has, and spectral muP for Muon, for the roles that they know."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from flerm_fx.ops.table import facts
 
@@ -11,22 +11,29 @@ if TYPE_CHECKING:
 
     from flerm_fx.recipe.update_rule import UpdateRule
 
-_EXPONENTS = {
-    # Of (input, hidden, output) matrices and vectors, in the width: Yang et al. 2022, table 3, for
-    # their initial weights.
+Kind = Literal["input", "hidden", "output", "vector"]
+"""What grows with the width: of an input matrix the outputs, of an output matrix the inputs, of a
+hidden one both; a vector is a norm or a bias."""
+
+_EXPONENTS: dict[str, dict[Kind, float]] = {
+    # In the width: Yang et al. 2022, table 3, for their initial weights.
     "Adam": {"input": 0.0, "hidden": -1.0, "output": -1.0, "vector": 0.0},
     "SGD": {"input": 1.0, "hidden": 0.0, "output": -1.0, "vector": 1.0},
+    # Yang, Simon, Bernstein 2023: a step's spectral norm is to be as sqrt(outputs / inputs); torch
+    # makes it sqrt(max(1, outputs / inputs)).
+    "Muon": {"input": 0.0, "hidden": 0.0, "output": -0.5},
 }
-_FAMILIES = {"Adam": "Adam", "AdamW": "Adam", "Adamax": "Adam", "NAdam": "Adam", "SGD": "SGD"}
+_FAMILIES = {
+    **dict.fromkeys(("Adam", "AdamW", "Adamax", "NAdam"), "Adam"),
+    "SGD": "SGD",
+    "Muon": "Muon",
+}
 
 
 def mup_exponent(
     graph: nx.DiGraph, name: str, moved: tuple[int, ...], rule: UpdateRule
 ) -> float | None:
-    """What muP has for the exponent of a parameter's learning rate in the width, if anything.
-
-    An *input* matrix has an output dimension that grows alone, an *output* matrix an input
-    dimension, a hidden one both.
+    """What theory has for the exponent of a parameter's learning rate in the width, if anything.
 
     Args:
         graph: the base's parameter graph.
@@ -34,17 +41,31 @@ def mup_exponent(
         moved: its dimensions that grow with the width.
         rule: of its optimizer.
     """
-    node = graph.nodes[name]
-    family = _FAMILIES.get((rule.source or "").rpartition(".")[2])
-    if family is None or not moved or node["uses"] != 1:
+    family, kind = (
+        _FAMILIES.get((rule.source or "").rpartition(".")[2]),
+        kind_of(graph, name, moved),
+    )
+    if family is None or kind is None:
         return None
-    exponents = _EXPONENTS[family]
+    if family == "Muon" and rule.settings.get("adjust_lr_fn") not in (None, "original"):
+        return None
+    return _EXPONENTS[family].get(kind)
+
+
+def kind_of(graph: nx.DiGraph, name: str, moved: tuple[int, ...]) -> Kind | None:
+    """What muP calls a parameter; None for what it has no name for, and what is used twice."""
+    node = graph.nodes[name]
+    if not moved or node["uses"] != 1:
+        return None
     if node["rank"] == 1:
-        return exponents["vector"]
+        return "vector"
     known = facts(node["op"])
-    if node["rank"] != 2 or not known.layout or known.linear[-1:] != (node["slot"],):
+    if known.kind == "convolution":
+        layout = "in out" if "transpose" in node["op"] else "out in"
+    else:
+        layout = known.layout if node["rank"] == 2 else ""
+    if not layout or known.linear[-1:] != (node["slot"],):
         return None
     if moved == (0, 1):
-        return exponents["hidden"]
-    grows_out = moved == ((1,) if known.layout == "in out" else (0,))
-    return exponents["input" if grows_out else "output"]
+        return "hidden"
+    return "input" if moved == ((1,) if layout == "in out" else (0,)) else "output"

@@ -56,7 +56,7 @@ def draw(law: ScalingLaw) -> "Figure":
     for place in list(axes.flat)[len(panels) :]:
         place.set_axis_off()
     if panels:
-        axes[0][0].legend(loc="upper right", fontsize=8)
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
     for row in axes:
         row[0].set_ylabel("multiplier / share of mass")
     return figure
@@ -88,7 +88,7 @@ def _panel(axes: "Axes", of: RoleLaw, at: int) -> None:
         )
     x = np.linspace(min(0.0, places[:, at].min()), max(places[:, at].max(), math.log(2)), 50)
     ends = [end - line.exponents[at] for end in line.interval()[at]]
-    axes.plot(np.exp(x), np.exp(line.exponents[at] * x), color="tab:blue")
+    axes.plot(np.exp(x), np.exp(line.exponents[at] * x), color="tab:blue", label="law")
     if all(map(math.isfinite, ends)):
         low, high = (np.exp((line.exponents[at] + end) * x) for end in ends)
         axes.fill_between(np.exp(x), low, high, color="tab:blue", alpha=0.2, linewidth=0)

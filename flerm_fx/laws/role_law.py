@@ -10,7 +10,7 @@ import numpy as np
 
 from flerm_fx.laws.holding import Finding, HeldOut, findings, held_out
 from flerm_fx.laws.points import Point, Role
-from flerm_fx.laws.regression import Line, fit_points, on_axes
+from flerm_fx.laws.regression import Line, drifted, fit_points, on_axes
 from flerm_fx.laws.student import quantile
 
 LEVEL = 0.9
@@ -65,19 +65,24 @@ class RoleLaw:
         tested = held_out(points, role.base_error, LEVEL)
         return cls(role, points, line, tested, findings(role, points, line, tested))
 
+    @property
+    def _places(self) -> list[tuple[float, ...]]:
+        """Of the points, on the axes."""
+        return [on_axes(self.line.axes, point.log_sizes) for point in self.points]
+
     def predict(self, log_sizes: Sequence[float], share: float) -> Prediction:
         """The multiplier at a size within :meth:`obstacle`'s reach."""
-        value, error = self.line.at(on_axes(self.line.axes, log_sizes))
+        place = on_axes(self.line.axes, log_sizes)
+        value, error = self.line.at(place)
+        error = math.hypot(error, drifted(place, self._places)) if place else self.line.residual
         half = error * quantile(LEVEL, self.line.freedom) if error else 0.0
         low, high = (_exp(value + end) for end in (-half, half))
         return Prediction(share * math.exp(value), share * low, share * high, error)
 
     def is_below(self, log_sizes: Sequence[float]) -> bool:
         """Whether a size is below the base's and all that were fitted."""
-        axes = self.line.axes
-        seen = [on_axes(axes, point.log_sizes) for point in self.points]
-        least = [min(0.0, *column) for column in zip(*seen, strict=True)]
-        place = on_axes(axes, log_sizes)
+        least = [min(0.0, *column) for column in zip(*self._places, strict=True)]
+        place = on_axes(self.line.axes, log_sizes)
         return any(x < low - UNMOVED for x, low in zip(place, least, strict=True))
 
     def obstacle(self, log_sizes: Sequence[float]) -> str:
@@ -102,7 +107,7 @@ class RoleLaw:
         if len(axes) < 2:
             return ""
         place = np.array(on_axes(axes, log_sizes))
-        design = np.array([on_axes(axes, point.log_sizes) for point in self.points], dtype=float)
+        design = np.array(self._places)
         left = place - np.linalg.pinv(design, rcond=0.05) @ (design @ place)
         if np.linalg.norm(left) > APART * np.linalg.norm(place):
             return (

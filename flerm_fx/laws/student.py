@@ -1,5 +1,6 @@
 """Student's t distribution."""
 
+import functools
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ GRID = 20_001
 """Points of the integral: quantiles are right to five digits from 1 degree of freedom on."""
 
 
+@functools.cache
 def quantile(level: float, freedom: int) -> float:
     r"""The t that a share ``level`` of the distribution lies within, on both sides of 0.
 

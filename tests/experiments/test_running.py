@@ -18,10 +18,20 @@ from experiments.__main__ import main
 from experiments.axes import AXES
 from experiments.methods import METHODS
 from experiments.report import put, show, transfers, write
-from experiments.runner import best_rate, compilings, missing, recordings, run, scales_of
+from experiments.runner import (
+    applies,
+    best_rate,
+    compilings,
+    fittings,
+    missing,
+    recordings,
+    run,
+    scales_of,
+)
 from experiments.store import Result, Run, Store
 from experiments.training import OPTIMIZERS, optimizers, train
-from experiments.work import Compiling, Recording, Training, build
+from experiments.work import Compiling, Fitting, Recording, Training, build
+from flerm_fx import ScalingLaw
 from flerm_fx.errors import InputError
 from tests.experiments.small import TINY
 from tests.rounding import rounding
@@ -43,6 +53,39 @@ def test_compiling_on_the_base_itself_trains_as_standard(tmp_path: Path) -> None
     multipliers = json.loads(path.read_text())
     assert set(multipliers) == {n for n, _ in build(TINY, 1, 0).named_parameters()}
     assert all(math.isclose(m, 1, rel_tol=1e-5) for m in multipliers.values())
+
+
+@pytest.mark.slow
+def test_a_law_gives_the_multipliers_of_a_model_that_is_not_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "LAW_SEEDS", range(1))
+    axis = replace(TINY, scales=(1, 2, 4))
+    method = replace(METHODS["law"], seeds=2, settle=0, fitted=(2, 3))
+    profile, law, path = tmp_path / "base.safetensors", tmp_path / "law.json", tmp_path / "m.json"
+    Recording(axis, method, 0.01, profile)()
+    Fitting(axis, method, 4, profile, law)()
+    Compiling(axis, method, 4, 0, law, path)()
+    multipliers = json.loads(path.read_text())
+    assert set(multipliers) == {n for n, _ in build(axis, 4, 0).named_parameters()}
+    assert multipliers["blocks.0.feed_forward.hidden.weight"] < 0.5
+    assert {max(point.log_sizes) for point in ScalingLaw.load(law).points["logits.weight"]} == {
+        math.log(2),
+        math.log(3),
+    }
+
+
+def test_a_law_is_fitted_where_two_of_its_sizes_are_smaller(tmp_path: Path) -> None:
+    law, store = METHODS["law"], Store(tmp_path)
+    axis = replace(TINY, scales=(1, 2, 4, 8))
+    assert scales_of(axis, law) == (4, 8)
+    assert applies(law, axis)
+    assert not applies(law, replace(axis, scaled="depth_multiplier"))
+    first, second = fittings(axis, [law], 2, store)
+    assert (first.scale, second.scale) == (4, 8)
+    assert first.profile == second.profile
+    assert [work.path for work in recordings(axis, [law], 0.1, 2, store)] == [first.profile]
+    assert {work.source for work in compilings(axis, [law], 2, store)} == {first.path, second.path}
 
 
 def test_equal_masses_are_1_over_the_number_of_tensors(tmp_path: Path) -> None:
@@ -118,7 +161,11 @@ def test_only_what_runs_that_are_missing_need_is_recorded_and_compiled(tmp_path:
     (recording,) = recordings(TINY, methods, 0.1, 2, store)
     (compiling,) = compilings(TINY, methods, 2, store)
     assert recording.method.key == compiling.method.key == "compile"
-    assert recording.path == compiling.profile
+    assert recording.path == compiling.source
+    assert recording.rate == 0.1
+    (tenth,) = recordings(TINY, [METHODS["tenth"]], 0.1, 2, store)
+    assert math.isclose(tenth.rate, 0.01)
+    assert tenth.path != recording.path
     assert (compiling.scale, compiling.seed) == (2, 1)
     compiling.path.parent.mkdir()
     compiling.path.write_text("{}")

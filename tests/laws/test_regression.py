@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from flerm_fx.laws.regression import fitted
+from flerm_fx.laws.points import Point, Role
+from flerm_fx.laws.regression import DRIFT, fitted
+from flerm_fx.laws.role_law import RoleLaw
 from flerm_fx.laws.student import quantile
 
 
@@ -21,7 +23,8 @@ def test_intervals_cover_as_stated(common: float, scatter: float) -> None:
     x = np.log(np.repeat([2.0, 4.0, 8.0], 3))
     error, trials, covered = 0.1, 200, 0
     for _ in range(trials):
-        noise = rng.normal(size=9) * np.hypot(error, scatter) + rng.normal() * common
+        each = np.hypot(error, scatter * np.exp(-x / 2))
+        noise = rng.normal(size=9) * each + rng.normal() * common
         line = fitted(((0,),), [(each,) for each in x], -x + noise, [error] * 9, common)
         low, high = line.interval()[0]
         covered += low <= -1.0 <= high
@@ -36,3 +39,49 @@ def test_an_error_of_the_base_is_no_exponent() -> None:
     assert known.exponents[0] == pytest.approx(-1.0, abs=0.01)
     assert unknown.exponents[0] > -0.9
     assert unknown.scatter > known.scatter
+
+
+@pytest.mark.parametrize("factor", [8.0, 64.0])
+def test_predictions_cover_as_stated_within_a_fit_and_beyond(factor: float) -> None:
+    """What is drawn has an error of the base, scatter that shrinks, and exponents that drift."""
+    rng = np.random.default_rng(1)
+    x = np.log(np.repeat([2.0, 4.0, 8.0], 3))
+    trials, covered, base, scatter = 150, 0, 0.1, 0.2
+    for _ in range(trials):
+        # Exponents drift beyond the largest size; what the fit sees of a bend is in its scatter.
+        drift, far = rng.normal() * DRIFT, np.log(factor)
+        true = -far + drift / 2 * far * max(0.0, far - np.log(8.0))
+        y = -x + rng.normal(size=9) * scatter * np.exp(-x / 2) + rng.normal() * base
+        points = tuple(
+            Point(i, i, (a,), b, 0.01, 0.0, 0.01, 1.0)
+            for i, (a, b) in enumerate(zip(x.tolist(), y.tolist(), strict=True))
+        )
+        found = RoleLaw.fit(Role("w", (4,), base), points).predict((far,), 1.0)
+        covered += found.low <= np.exp(true) <= found.high
+    assert 0.84 <= covered / trials <= 0.97
+
+
+def test_scatter_that_shrinks_leaves_the_exponent_to_the_largest() -> None:
+    x = np.log([2.0, 2.0, 64.0, 64.0])
+    y = -x + np.array([0.3, 0.3, 0.0, 0.0])
+    line = fitted(((0,),), [(each,) for each in x], y, [1e-3] * 4, common=0.0)
+    assert line.exponents[0] == pytest.approx(-1.0, abs=1e-3)
+
+
+def test_what_no_size_moves_is_predicted_as_1_with_the_error_that_its_points_had() -> None:
+    points = tuple(Point(i, 1, (0.0,), 0.2, 0.01, 0.0, 0.01, 1.0) for i in range(3))
+    found = RoleLaw.fit(Role("b", (4,), 0.0), points).predict((0.0,), 1.0)
+    assert (found.multiplier, found.error) == (1.0, pytest.approx(0.2))
+    assert found.low < np.exp(-0.2) < np.exp(0.2) < found.high
+
+
+def test_a_prediction_is_the_less_certain_the_further_it_is_beyond_the_fit() -> None:
+    x = np.log([2.0, 4.0, 8.0])
+    points = tuple(
+        Point(i, i, (each,), -each, 0.01, 0.0, 0.01, 1.0) for i, each in enumerate(x.tolist())
+    )
+    law = RoleLaw.fit(Role("w", (4,), 0.0), points)
+    within, near, far = (law.predict((np.log(n),), 1.0).error for n in (8.0, 16.0, 64.0))
+    assert within < 0.02
+    assert near == pytest.approx(DRIFT / 2 * np.log(16) * np.log(2), rel=0.05)
+    assert far == pytest.approx(DRIFT / 2 * np.log(64) * np.log(8), rel=0.05)
