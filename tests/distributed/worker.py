@@ -23,6 +23,7 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.parallel import DistributedDataParallel
 
 import flerm_fx
+from benchmarks.gathers import Gathers
 from examples.distributed import process_group
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.outlined import capture_outline
@@ -31,7 +32,6 @@ from flerm_fx.model.distributed import Ranks, is_sharded, whole
 from flerm_fx.probe.cotangent import Cotangents
 from flerm_fx.probe.taps import TapNodes, by_taps
 from models.resmlp import ResMLP
-from tests.gathers import Gathers
 
 STEPS, EVERY, EXAMPLES = 6, 2, 14
 """Of 14 examples, 4 ranks measure 4, 4, 3 and 3."""

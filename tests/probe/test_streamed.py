@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import flerm_fx
+from benchmarks.gathers import Gathers
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import capture
@@ -17,7 +18,6 @@ from flerm_fx.probe.coupling import coupling, disagreement
 from flerm_fx.probe.sampled import output_size
 from flerm_fx.probe.taps import TapNodes, by_taps
 from tests.cases import CASES, DataDependent, make, random_updates
-from tests.gathers import Gathers
 
 CPU = torch.device("cpu")
 

@@ -22,6 +22,7 @@ class Gathers:
         self.largest = self.alive = self.most = self.traffic = self.count = 0
 
     def __call__(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """The whole tensor, on a device."""
         whole = gathered(tensor, device).clone()
         size = whole.numel() * whole.element_size()
         self.largest, self.traffic = max(self.largest, size), self.traffic + size
