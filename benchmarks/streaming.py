@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks.gathers import Gathers
 from benchmarks.timing import once
@@ -45,7 +45,9 @@ def sharded(how: str, processes: int) -> nn.Module:
             parallelize_module(block, mesh["tensor"], PLAN)
         if "FSDP2" in how:
             fully_shard(block, mesh=mesh["data"])
-    return fully_shard(model, mesh=mesh["data"]) if "FSDP2" in how else model
+    if "FSDP2" in how:
+        fully_shard(model, mesh=mesh["data"])
+    return model
 
 
 def measured(how: str, processes: int) -> str:
@@ -63,7 +65,8 @@ def measured(how: str, processes: int) -> str:
 
     def step() -> None:
         logits = model(own)
-        nn.functional.cross_entropy(logits.flatten(0, 1), own.flatten()).backward()
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), own.flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
 
     def draw(gather: Callable[[Tensor, torch.device], Tensor]) -> None:
         by_taps(graph, weights, updates, flat, q, gather)
@@ -121,7 +124,8 @@ def main() -> None:
         if how == "FSDP2 × TP" and processes < 4:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            mp.spawn(work, (how, processes, str(Path(folder) / "store")), nprocs=processes)
+            arguments = (how, processes, str(Path(folder) / "store"))
+            spawn(work, arguments, nprocs=processes)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":
