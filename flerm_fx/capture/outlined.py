@@ -1,5 +1,6 @@
 """A model whose weights are elsewhere has a graph without a copy of them."""
 
+import functools
 from typing import Any
 
 import torch
@@ -44,13 +45,19 @@ def capture_outline(
     (device(type='meta'), device(type='cpu'))
     """
     twin = outline(model) if twin is None else twin
+    inputs = to_device(inputs, META)
+    anew = functools.partial(capture, twin, inputs, output_fn, original=model, on_meta=True)
     try:
-        captured = capture(twin, to_device(inputs, META), output_fn, original=model, on_meta=True)
+        try:
+            captured = anew()
+        except CaptureError:  # tensors that the forward pass makes without a word on their device
+            with META:
+                captured = anew()
     except CaptureError as error:
         raise CaptureError(
             f"{type(model).__name__} is to be measured with weights that are gathered as a graph "
-            f"reads them, and has none: {shown(str(error.__cause__ or error))}. Measure it in one "
-            "process, before it is sharded, or change what is in the way"
+            f"reads them, and has none: {shown(str(error))}. Measure it in one process, before it "
+            "is sharded, or change what is in the way"
         ) from error
     captured = captured.bound(with_buffers_of(model, twin, device))
     for graph_module in (captured.graph_module, captured.probe_module):

@@ -41,6 +41,7 @@ from flerm_fx.model.inputs import (
     to_device,
 )
 from flerm_fx.model.untouched import untouched
+from flerm_fx.probe.parallel import check_parallel
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.profile.profile import LOAD, BaseProfile
 from flerm_fx.recipe.loss import Loss, LossFunction, resolve
@@ -206,6 +207,7 @@ def compile(
         rtol,
     )
     probe_inputs = to_device(procedure.pool[0][0], device_of(model))
+    check_parallel(model, probe_inputs, output_fn)
     if law:
         twin, measured_on, obstacle = copied(model, on_meta=True), procedure, ""
     else:

@@ -183,10 +183,12 @@ def is_sharded_tensor(tensor: Tensor) -> bool:
 
 def resharded(model: nn.Module) -> None:
     """Let go of what ``fully_shard`` gathered for a forward pass without a backward pass."""
-    for module in model.modules():
-        reshard: Any = getattr(module, "reshard", None)
-        if reshard is not None:
-            reshard()
+    if is_sharded(model):
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def is_tensor_parallel(model: nn.Module) -> bool:

@@ -88,6 +88,7 @@ def measure(
     ranks = Ranks.of(model) if sharded else Ranks()
     batch = to_device(ranks.agreed(probe_batch(unwrapped(model), inputs)), device)
     elsewhere = sharded or device != own
+    check_parallel(model, to_device(batch, own), output_fn)
     captured = (
         capture_outline(model, batch, output_fn, device=device)
         if elsewhere
@@ -121,7 +122,6 @@ def measure(
         if captured.aliases[name] in canonical:
             raise InputError(f"updates name the tied parameter {name!r} twice; pass it once")
         canonical[captured.aliases[name]] = update
-    check_parallel(model, captured, parameters, batch)
     with untouched(model):
         estimates = Prober(captured, ranks).estimate(
             dict(parameters),

@@ -102,7 +102,7 @@ class Prober:
         if not ordered:
             return {}
         parameters = {name: value.detach() for name, value in parameters.items()}
-        if method not in ("auto", "sampled"):
+        if method not in ("auto", "sampled") or self.captured.probe_module is None:
             device = device_of_inputs(pytree.tree_leaves(inputs))
             parameters, ordered = (
                 {name: gathered(value, device) for name, value in values.items()}

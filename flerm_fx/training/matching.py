@@ -161,6 +161,7 @@ def match(
     plain = model if scaled is None else scaled.skeleton
     probe = base_profile.pool[0][0] if inputs is None else probe_batch(plain, inputs)
     probe = to_device(ranks.agreed(probe), device_of(model))
+    check_parallel(model, probe, output_fn)
     sharded = scaled is None and is_sharded(model)
     copied_anew = (
         functools.partial(outline if sharded else copied, model) if scaled is None else scaled.plain
@@ -172,7 +173,6 @@ def match(
         _captured, model, probe, output_fn, device_of(model) if sharded else None
     )
     captured = capture_of(twin)
-    check_parallel(model, captured, dict(model.named_parameters()), probe)
     if obstacle:
         warnings.warn(
             "the model has weights in half precision and does not run in float32 "

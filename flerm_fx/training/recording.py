@@ -162,6 +162,7 @@ def record(
     pool = ranks.agreed(probe_pool(model, inputs, targets))
     check_pool(pool)
     by_default = settle is None
+    check_parallel(model, to_device(pool[0][0], device_of(model)), output_fn)
     settle = default_settle(len(pool)) if settle is None else settle
     warmup = default_warmup(settle) if warmup is None else warmup
     if warmup > max(settle - 1, 0):
@@ -193,7 +194,6 @@ def record(
     twin = capture(plain, probe_inputs, output_fn, original=model)
     if obstacle:
         warn_of_rounding(twin, measured_on, obstacle, stacklevel=2)
-    check_parallel(model, twin, dict(twin.parameters), probe_inputs)
     graph = capture_graph(twin)
     rules = [rule.spec() for rule in run.rules]
     check_printable([list(twin.parameters), to_json(graph), rules])
@@ -212,17 +212,18 @@ def record(
         settling=on_the_way if settle else {},
         resolve_after=resolve_after,
     )
-    precise, sharded = is_coarse(model) and not obstacle, is_sharded(model)
+    precise = is_coarse(model) and not obstacle
+    streamed = is_sharded(model) and twin.probe_module is not None
 
     def captured_anew() -> Capture:
-        anew = outline(model) if sharded else copied(model)
+        anew = outline(model) if streamed else copied(model)
         anew = refined(anew) if precise else anew
-        if sharded:
+        if streamed:
             device = device_of(model)
             return capture_outline(model, probe_inputs, output_fn, device=device, twin=anew)
         return capture(anew, probe_inputs, output_fn, original=model)
 
-    if sharded:  # from here on, weights are gathered where they are read
+    if streamed:  # from here on, weights are gathered where they are read
         anew = refined(outline(model)) if precise else outline(model)
         prober = prober.bound(with_buffers_of(model, anew, device_of(model)))
     running = RunningProber(
@@ -233,6 +234,6 @@ def record(
         method=method,
         rtol=min(TRAJECTORY * rtol, 0.99),
         seed=procedure.seed,
-        captured=captured_anew if precise or sharded else None,
+        captured=captured_anew if precise or is_sharded(model) else None,
     )
     return Recorder(model, optimizer, procedure, beginning, running, schedule, log)

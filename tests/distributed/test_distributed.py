@@ -13,6 +13,9 @@ import torch
 
 from tests.distributed import worker
 
+ONE = {"ddp-batchnorm": "one-batchnorm"}
+"""What one process does of what several do, if it is another model than usual."""
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -48,6 +51,8 @@ def close(found: dict[str, Any], wanted: dict[str, Any], rel: float) -> None:
         for (value, _), (expected, _) in zip(found["course"][name], course, strict=True):
             assert value == pytest.approx(expected, rel=rel), name
     assert found["multipliers"] == pytest.approx(wanted["multipliers"], rel=rel)
+    for name, (value, _) in found["few"].items():
+        assert value == pytest.approx(wanted["few"][name][0], rel=10 * rel), name
     for name, weight in wanted["weights"].items():
         assert torch.allclose(found["weights"][name], weight, rtol=1e-3, atol=1e-5), name
 
@@ -59,6 +64,10 @@ def close(found: dict[str, Any], wanted: dict[str, Any], rel: float) -> None:
         pytest.param("ddp", "exact", 2, marks=pytest.mark.slow),
         ("fsdp", "sampled", 2),
         pytest.param("fsdp", "exact", 4, marks=pytest.mark.slow),
+        pytest.param("fsdp", "sampled", 4, marks=pytest.mark.slow),
+        pytest.param("tp", "sampled", 2, marks=pytest.mark.slow),
+        pytest.param("tp", "sampled", 4, marks=pytest.mark.slow),
+        pytest.param("fsdp-tp", "sampled", 4, marks=pytest.mark.slow),
         pytest.param("ddp", "auto", 4, marks=pytest.mark.slow),
         pytest.param("ddp-batchnorm", "auto", 2, marks=pytest.mark.slow),
     ],
@@ -68,8 +77,17 @@ def test_ranks_find_what_one_process_finds(
 ) -> None:
     """The same cotangents, so that only the order of sums differs; the same on all ranks."""
     ranks = results(how, method, processes, tmp_path)
-    close(ranks[0], worker.run(how.replace("ddp", "one").replace("fsdp", "one"), method), rel=1e-3)
+    close(ranks[0], worker.run(ONE.get(how, "one"), method), rel=1e-3)
+    for rank in ranks:
+        if streamed := rank["streamed"]:
+            assert streamed["same"]
+            assert streamed["largest"] == max(streamed["sizes"])
+            assert streamed["most"] <= 1.3 * streamed["largest"]  # with a bias
+            assert streamed["traffic"] <= 3 * sum(streamed["sizes"])
+            assert streamed["alive"] == 0
+    assert bool(ranks[0]["few"]) == (processes == 4)
     for other in ranks[1:]:
+        assert other["few"] == ranks[0]["few"]
         assert other["start"] == ranks[0]["start"]
         assert other["course"] == ranks[0]["course"]
         assert other["state"] == ranks[0]["state"]
@@ -78,7 +96,7 @@ def test_ranks_find_what_one_process_finds(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["ddp-dies", "fsdp-dies"])
+@pytest.mark.parametrize("how", ["ddp-dies", "fsdp-dies", "tp-dies", "fsdp-gathers"])
 def test_when_a_rank_dies_the_others_end_with_an_error(how: str, tmp_path: Path) -> None:
     done = launch(2, "tests.distributed.worker", how, "sampled", str(tmp_path / "out"))
     assert done.returncode != 0

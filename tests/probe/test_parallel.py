@@ -27,7 +27,7 @@ def net(dropout: float = 0.0) -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.Dropout(dropout), nn.ReLU(), nn.Linear(8, 3))
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("dropout", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_it_has_the_fslrs_of_the_plain_model(one_process: None, dropout: float) -> None:
     plain, parallel = net(dropout), net(dropout)
     parallelize_module(parallel, init_device_mesh("cpu", (1,)), {"0": ColwiseParallel()})
@@ -37,9 +37,7 @@ def test_it_has_the_fslrs_of_the_plain_model(one_process: None, dropout: float) 
             flerm_fx.measure(model, updates, X, method=method)  # type: ignore[arg-type]
             for model in (parallel, plain)
         )
-        if not dropout:
-            assert found == expected
-        assert found["3.weight"].value == pytest.approx(expected["3.weight"].value, rel=0.9)
+        assert found == expected
     assert parallel.training
 
 

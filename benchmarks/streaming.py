@@ -1,0 +1,132 @@
+"""What a draw gathers of a sharded model, and what it takes beside a training step.
+
+python -m benchmarks.streaming                  # FSDP2 and tensor parallelism on 2 processes
+python -m benchmarks.streaming --processes 4    # and both at once
+"""
+
+import argparse
+import copy
+import functools
+import itertools
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx, nn
+from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.multiprocessing.spawn import spawn
+
+from benchmarks.gathers import Gathers
+from benchmarks.timing import once
+from flerm_fx.capture.outlined import capture_outline
+from flerm_fx.model.distributed import Ranks
+from flerm_fx.probe.cotangent import Cotangents
+from flerm_fx.probe.taps import TapNodes, by_taps
+from models.transformer import Transformer
+
+VOCABULARY, CONTEXT, EXAMPLES, REPEATS = 512, 64, 16, 7
+PLAN = {"feed_forward.hidden": ColwiseParallel(), "feed_forward.output": RowwiseParallel()}
+CPU = torch.device("cpu")
+
+
+def sharded(how: str, processes: int) -> nn.Module:
+    """A transformer of six blocks, sharded by block, or its feed-forward layers in parallel."""
+    torch.manual_seed(0)
+    model = Transformer(vocab=VOCABULARY, width=128, depth=6, context=CONTEXT)
+    along = 2 if how == "FSDP2 × TP" else 1 if how == "FSDP2" else processes
+    mesh = init_device_mesh("cpu", (processes // along, along), mesh_dim_names=("data", "tensor"))
+    for block in model.blocks:
+        if "TP" in how:
+            parallelize_module(block, mesh["tensor"], PLAN)
+        if "FSDP2" in how:
+            fully_shard(block, mesh=mesh["data"])
+    if "FSDP2" in how:
+        fully_shard(model, mesh=mesh["data"])
+    return model
+
+
+def measured(how: str, processes: int) -> str:
+    """A row of the table; all ranks call this."""
+    model, ranks = sharded(how, processes), Ranks(dist.get_rank(), processes)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(VOCABULARY, (EXAMPLES, CONTEXT), generator=generator)
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    captured = capture_outline(model, tokens, device=CPU)
+    graph = tapped(captured.probe_module, tuple(captured.parameters))
+    updates = {name: weights[name].sin() for name in captured.parameters}
+    rows = ranks.rows_run(EXAMPLES)
+    (q,) = Cotangents(EXAMPLES, CONTEXT * VOCABULARY, 1).sets(generator, rows)
+    flat, own = captured.flat(tokens[rows]), tokens if how == "TP" else tokens[rows]
+
+    def step() -> None:
+        logits = model(own)
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), own.flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def draw(gather: Callable[[Tensor, torch.device], Tensor]) -> None:
+        by_taps(graph, weights, updates, flat, q, gather)
+
+    gathers = Gathers()
+    draw(gathers)
+    step()
+    ratios = []
+    for _ in range(REPEATS):
+        # As many calls on every rank, since they wait for one another.
+        before, taken, after = (
+            once(call, CPU)[0] for call in (step, functools.partial(draw, gathers), step)
+        )
+        ratios.append(2 * taken / (before + after))
+    sizes = [w.numel() * w.element_size() for w in weights.values()]
+    total, largest = sum(sizes), max(sizes)
+    return (
+        f"| {how} | {processes} | {largest / total:.3f} | {gathers.largest / largest:.2f} "
+        f"| {gathers.most / largest:.2f} | {gathers.traffic / (1 + REPEATS) / total:.2f} "
+        f"| {statistics.median(ratios):.2f} |"
+    )
+
+
+def tapped(probe: fx.GraphModule | None, names: tuple[str, ...]) -> fx.GraphModule:
+    """The graph that a draw runs."""
+    assert probe is not None
+    root = fx.GraphModule(probe, copy.deepcopy(probe.graph))
+    TapNodes(names)(root)
+    return root
+
+
+def work(rank: int, how: str, processes: int, store: str) -> None:
+    """What each process does."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=processes)
+    row = measured(how, processes)
+    if rank == 0:
+        print(row, flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--processes", type=int, nargs="+", default=[2])
+    options = parser.parse_args()
+    print(
+        "| sharding | ranks | largest tensor / P | largest gather / largest tensor "
+        "| gathered at once / largest tensor | traffic of a draw / P | draw / step |"
+    )
+    print("|---|---|---|---|---|---|---|", flush=True)
+    kinds = ("FSDP2", "TP", "FSDP2 × TP")
+    for processes, how in itertools.product(options.processes, kinds):
+        if how == "FSDP2 × TP" and processes < 4:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = (how, processes, str(Path(folder) / "store"))
+            spawn(work, arguments, nprocs=processes)  # type: ignore[no-untyped-call]
+
+
+if __name__ == "__main__":
+    main()
