@@ -139,6 +139,9 @@ class ProfileFields:
             check_estimate(estimate, f"FSLR of {name!r} at the start")
         for name, estimate in self.late.items():
             check_estimate(estimate, f"late FSLR of {name!r}")
+        for step, moment in self.moments.items():
+            for name, estimate in moment.fslrs.items():
+                check_estimate(estimate, f"FSLR of {name!r} at step {step}")
         for node, attributes in self.graph.nodes(data=True):
             if not attributes.get("junction") and node not in self.shapes:
                 raise ProfileError(f"the parameter graph has {node!r}, which is no parameter")

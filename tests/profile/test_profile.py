@@ -301,6 +301,10 @@ def test_trajectory_that_contradicts_itself(arguments: Any, message: str) -> Non
             "outputs were measured at 1 steps on the way; expected 10: record again",
         ),
         (
+            {"moments": {**moments(10), 10: Moment(estimates(math.nan))}},
+            "FSLR of 'body.weight' at step 10 is nan ± 0.0",
+        ),
+        (
             {"moments": dict(enumerate(moments(10).values()))},
             r"moments are of steps \(0, 1, .*, 8, 9\); expected \(0, 1, .*, 9, 10\)",
         ),
