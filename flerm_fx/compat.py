@@ -1,4 +1,4 @@
-"""Whatever torch keeps to itself, or may still change: the library names it here and nowhere else.
+"""The library names here, and nowhere else, whatever torch keeps to itself or may still change.
 
 What differs between versions of torch is told apart here. :data:`OLDEST` is the first release that
 has all of it; ``tests/test_compat.py`` holds that each name exists and does what is relied on.
@@ -39,7 +39,7 @@ OLDEST = (2, 10)
 
 
 def schema_of(target: Any) -> Any:
-    """The schema of an operator; None for other callables and for names.
+    """Return the schema of an operator; None for other callables and for names.
 
     >>> schema_of(torch.ops.aten.linear.default).arguments[1].name, schema_of(len)
     ('weight', None)
@@ -48,7 +48,7 @@ def schema_of(target: Any) -> Any:
 
 
 def softmax_backward(gradient: Tensor, output: Tensor, dim: int) -> Tensor:
-    """The backward pass of softmax, by its kernel."""
+    """Return the backward pass of softmax, by its kernel."""
     moved: Tensor = torch.ops.aten._softmax_backward_data(gradient, output, dim, output.dtype)
     return moved
 
@@ -68,12 +68,14 @@ NO_GRAD_REGION: Any = torch.ops.higher_order.wrap_with_set_grad_enabled
 
 
 def is_of_torch(backward: type) -> bool:
-    """Whether a backward pass in Python is torch's own, as that of ``torch.cond`` is."""
+    """Tell whether a backward pass in Python is torch's own, as that of ``torch.cond`` is."""
     return forward_class(backward).__module__.startswith("torch._higher_order_ops")
 
 
 def forward_class(backward: type) -> type:
-    """The ``torch.autograd.Function`` whose backward pass it is; itself where that is not told."""
+    """Return the ``torch.autograd.Function`` whose
+    backward pass it is; itself where that is not told.
+    """
     kind: type = getattr(backward, "_forward_cls", backward)
     return kind
 
@@ -82,12 +84,14 @@ def forward_class(backward: type) -> type:
 
 
 def hint_of(size: int | torch.SymInt) -> int | None:
-    """A size at the batch of the capture; None where the size depends on the data."""
+    """Return a size at the batch of the capture; None where the size depends on the data."""
     return size if isinstance(size, int) else size.node.hint
 
 
 def depends_on_data(size: Any) -> bool:
-    """Whether a size is known only once the data are, as the number of an expert's tokens is."""
+    """Tell whether a size is known only once the
+    data are, as the number of an expert's tokens is.
+    """
     # Here, as it brings sympy, half a second of import.
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
@@ -105,7 +109,7 @@ OF_EXPORT = "_empty_nn_module_stack"
 
 
 def guards_of(exported: fx.GraphModule, otherwise: Any) -> Any:
-    """What checks the inputs of an exported program."""
+    """Return what checks the inputs of an exported program."""
     return getattr(exported, GUARDS, otherwise)
 
 
@@ -115,12 +119,14 @@ def rename(node: fx.Node, name: str) -> None:
 
 
 def taken_names() -> set[str]:
-    """The names that a graph module needs for itself, beside those of any module."""
+    """Return the names that a graph module needs for itself, beside those of any module."""
     return {*vars(fx.GraphModule), "_graph"} - set(vars(nn.Module))
 
 
 def input_spec(graph: fx.Graph) -> pytree.TreeSpec:
-    """How the arguments of a graph that ``torch.export`` made flatten to its placeholders."""
+    """Return how the arguments of a graph that
+    ``torch.export`` made flatten to its placeholders.
+    """
     return _codegen(graph).pytree_info.in_spec
 
 
@@ -144,17 +150,19 @@ REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
-    """The parameters that are registered in a module itself, to be read or changed."""
+    """Return the parameters that are registered in a module itself, to be read or changed."""
     return module._parameters
 
 
 def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
-    """The buffers that are registered in a module itself, to be read or changed."""
+    """Return the buffers that are registered in a module itself, to be read or changed."""
     return module._buffers
 
 
 def own_modules(module: nn.Module) -> dict[str, nn.Module | None]:
-    """The modules that are registered in a module itself, whatever its ``__getattr__`` does."""
+    """Return the modules that are registered in a
+    module itself, whatever its ``__getattr__`` does.
+    """
     return module._modules
 
 
@@ -165,7 +173,7 @@ def adopt(module: nn.Module, other: nn.Module) -> None:
 
 
 def unwrapped_by_dynamo(module: nn.Module) -> nn.Module | None:
-    """The module inside of what ``torch.compile`` returns; None for any other."""
+    """Return the module inside of what ``torch.compile`` returns; None for any other."""
     inner = vars(module).get("_modules", {}).get("_orig_mod")
     return inner if isinstance(inner, nn.Module) else None
 
@@ -193,12 +201,12 @@ GLOBAL_HOOKS: dict[str, Any] = vars(_module)
 
 
 def global_name(kind: str) -> str:
-    """The name among :data:`GLOBAL_HOOKS` of a kind of hooks on all modules."""
+    """Return the name among :data:`GLOBAL_HOOKS` of a kind of hooks on all modules."""
     return "_global" + kind
 
 
 def forward_hooks(module: nn.Module) -> dict[int, Any]:
-    """The hooks before and after a module's forward pass, by their keys."""
+    """Return the hooks before and after a module's forward pass, by their keys."""
     return {**module._forward_pre_hooks, **module._forward_hooks}
 
 
@@ -213,17 +221,17 @@ def remove_forward_hooks(module: nn.Module, hook: Any) -> None:
 
 
 def state_dict_hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
-    """The hooks behind ``state_dict``, and those before ``load_state_dict``."""
+    """Return the hooks behind ``state_dict``, and those before ``load_state_dict``."""
     return module._state_dict_hooks, module._load_state_dict_pre_hooks
 
 
 def gradient_hooks(tensor: Tensor) -> dict[int, Any]:
-    """The hooks on a tensor's gradient."""
+    """Return the hooks on a tensor's gradient."""
     return tensor._backward_hooks or {}
 
 
 def has_step_hooks(optimizer: Optimizer) -> bool:
-    """Whether the optimizer's constructor called that of torch, which makes hooks possible."""
+    """Tell whether the optimizer's constructor called that of torch, which makes hooks possible."""
     return "_optimizer_step_pre_hooks" in vars(optimizer)
 
 
@@ -231,12 +239,13 @@ def has_step_hooks(optimizer: Optimizer) -> bool:
 
 
 def version_of(tensor: Tensor) -> int:
-    """A number that grows with each write to a tensor; 0 where none is kept."""
+    """Return a number that grows with each write to a tensor; 0 where none is kept."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def memory_of(tensor: Tensor) -> Any:
-    """What tensors that share memory have in common, and no others; the shards of ``DTensor`` too.
+    """Return what tensors that share memory have in
+    common, and no others; the shards of ``DTensor`` too.
 
     A tensor that does not tell where its memory is shares it with itself alone.
     """
@@ -253,25 +262,25 @@ _FSDP_MARKS = ("__composable_api_state", "_is_fsdp_managed_module", "_fsdp_use_o
 
 
 def marks_of_sharding(module: nn.Module) -> list[str]:
-    """The attributes that ``fully_shard`` has given a module."""
+    """Return the attributes that ``fully_shard`` has given a module."""
     return [name for name in vars(module) if name.startswith(_FSDP_MARKS)]
 
 
 def is_hook_of_sharding(hook: Any) -> bool:
-    """Whether ``fully_shard`` registered a hook."""
+    """Tell whether ``fully_shard`` registered a hook."""
     owner = type(getattr(hook, "__self__", None))
     return owner.__module__.startswith("torch.distributed.fsdp")
 
 
 def is_hook_of_tensor_parallelism(hook: Any) -> bool:
-    """Whether ``parallelize_module`` registered a hook."""
+    """Tell whether ``parallelize_module`` registered a hook."""
     function = getattr(hook, "func", hook)
     return str(getattr(function, "__module__", "")).startswith("torch.distributed.tensor")
 
 
 @contextlib.contextmanager
 def without_sharding_classes(model: nn.Module) -> Iterator[None]:
-    """While it lasts, the modules of a model have the classes that ``fully_shard`` found."""
+    """Let the modules of a model have the classes that ``fully_shard`` found, while it lasts."""
     from torch.distributed.fsdp import FSDPModule
 
     kinds = {module: type(module) for module in model.modules() if isinstance(module, FSDPModule)}
@@ -285,7 +294,7 @@ def without_sharding_classes(model: nn.Module) -> Iterator[None]:
 
 
 def outside_transforms() -> contextlib.AbstractContextManager[Any]:
-    """While it lasts, tensors are none of the transforms of ``torch.func`` around it.
+    """Leave the transforms of ``torch.func`` that are around, while it lasts.
 
     Ranks exchange tensors by autograd functions, which have no rule for ``vmap``.
     """

@@ -1,4 +1,4 @@
-"""What flerm_fx raises and warns.
+"""This module has what flerm_fx raises and warns.
 
 Every exception derives from :class:`FlermError`, so ``except flerm_fx.FlermError`` catches all of
 them, and nothing else. Messages name the parameter or file, what was expected, what came, and what
@@ -7,7 +7,7 @@ to do next.
 
 
 def shown(value: object) -> str:
-    r"""A value as text, in which what is not printable is an escape as Python writes it.
+    r"""Return a value as text, in which what is not printable is an escape as Python writes it.
 
     That is all of Unicode's "other" (controls, formats, surrogates) and of its separators all but
     the space, as in :meth:`str.isprintable`.
@@ -22,7 +22,7 @@ def shown(value: object) -> str:
 
 
 class FlermError(Exception):
-    r"""Base class of every error that flerm_fx raises.
+    r"""Every error that flerm_fx raises is a ``FlermError``.
 
     Its text is printable but for the ends of its lines: names in it may come from anywhere.
 
@@ -37,19 +37,19 @@ class FlermError(Exception):
 
 
 class InputError(FlermError, ValueError):
-    """Inputs, targets, updates or an option that the call cannot work with."""
+    """Inputs, targets, updates or an option cannot be worked with."""
 
 
 class CaptureError(FlermError):
-    """A model that could be run neither as a graph nor eagerly."""
+    """The model can be run neither as a graph nor eagerly."""
 
 
 class EstimateError(FlermError):
-    """A NaN or infinite update, loss or FSLR."""
+    """An update, a loss or an FSLR is NaN or infinite."""
 
 
 class OptimizerError(FlermError):
-    """An optimizer, or a loss, that cannot be recorded or built again."""
+    """An optimizer, or a loss, cannot be recorded or built again."""
 
 
 class DivergenceError(FlermError):
@@ -57,11 +57,11 @@ class DivergenceError(FlermError):
 
 
 class MatchError(FlermError):
-    """Target parameters without a counterpart in the base profile."""
+    """Target parameters have no counterpart in the base profile."""
 
 
 class ProfileError(FlermError):
-    """A profile that is truncated, of another version, no profile, or cannot be saved."""
+    """A profile is truncated, of another version, no profile, or cannot be saved."""
 
 
 class MatchWarning(UserWarning):
@@ -69,7 +69,7 @@ class MatchWarning(UserWarning):
 
 
 class LawError(FlermError):
-    """A scaling law that cannot be fitted or read, or does not reach what is asked of it."""
+    """A scaling law cannot be fitted or read, or does not reach what is asked of it."""
 
 
 class CaptureWarning(UserWarning):

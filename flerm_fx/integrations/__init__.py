@@ -1,4 +1,6 @@
-"""Trainers and loggers of others; each module needs the package that it is named after."""
+"""Trainers and loggers of others are served here;
+each module needs the package that it is named after.
+"""
 
 import inspect
 import os
@@ -20,7 +22,7 @@ _CHOICES = {"method": METHODS, "on_unmatched": get_args(OnUnmatched)}
 
 
 def begun(attached: Any, kind: type[T]) -> T:
-    """What a callback attached when training began.
+    """Return what a callback attached when training began.
 
     Raises:
         InputError: it has not begun.
@@ -31,7 +33,8 @@ def begun(attached: Any, kind: type[T]) -> T:
 
 
 def checked_options(call: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a callback passes on, checked when it is made and not when training begins.
+    """Return the options that a callback passes on,
+    checked when it is made and not when training begins.
 
     Args:
         call: :func:`flerm_fx.record` or :func:`flerm_fx.match`.
@@ -67,7 +70,7 @@ def checked_options(call: Callable[..., Any], options: Mapping[str, Any]) -> dic
 
 
 def path_or_none(path: Any) -> PathLike | None:
-    """Where a callback is to write, if anywhere.
+    """Return where a callback is to write, if anywhere.
 
     Raises:
         InputError: it is no path, which would be found out after training.

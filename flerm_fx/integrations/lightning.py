@@ -1,4 +1,4 @@
-"""Recording and matching under Lightning's ``Trainer``."""
+"""Lightning's ``Trainer`` records and matches by these callbacks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,9 @@ Pick = Callable[[L.LightningModule], nn.Module]
 
 
 class _Attached(L.Callback):
-    """Something on hooks of the run's optimizers, whose state is part of its checkpoints."""
+    """An ``_Attached`` hangs on hooks of the run's
+    optimizers, and its state is part of checkpoints.
+    """
 
     def __init__(self, module: Pick | None) -> None:
         self.attached: Any = None
@@ -31,7 +33,7 @@ class _Attached(L.Callback):
         self._state: dict[str, Any] | None = None
 
     def attach(self, model: nn.Module, optimizers: list[Any], loader: Any) -> Any:
-        """What to attach when training begins; ``loader`` is the trainer's."""
+        """Return what to attach when training begins; ``loader`` is the trainer's."""
         raise NotImplementedError
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -54,16 +56,16 @@ class _Attached(L.Callback):
             self.attached.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """Return what a checkpoint is to hold."""
         return {} if self.attached is None else self.attached.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From a checkpoint, before training begins."""
+        """Take over what a checkpoint holds, before training begins."""
         self._state = state_dict or None
 
 
 class RecordCallback(_Attached):
-    """Records the base model that Lightning trains; see :func:`flerm_fx.record`.
+    """The callback records the base model that Lightning trains; see :func:`flerm_fx.record`.
 
     Batches, rates, schedule, decays and parameter groups are those of the trainer and the module.
 
@@ -99,7 +101,7 @@ class RecordCallback(_Attached):
         return begun(self.attached, Recorder)
 
     def attach(self, model: nn.Module, optimizers: list[Any], loader: Any) -> Recorder:
-        """Record."""
+        """Begin to record."""
         make_ready(self._path)
         inputs, targets = self._pool
         return record(
@@ -114,7 +116,7 @@ class RecordCallback(_Attached):
 
 
 class MatchCallback(_Attached):
-    """Matches the model that Lightning trains to a base; see :func:`flerm_fx.match`.
+    """The callback matches the model that Lightning trains to a base; see :func:`flerm_fx.match`.
 
     Args:
         base_profile: recorded on the base.
@@ -145,5 +147,5 @@ class MatchCallback(_Attached):
         return begun(self.attached, Matcher)
 
     def attach(self, model: nn.Module, optimizers: list[Any], loader: Any) -> Matcher:
-        """Match."""
+        """Begin to match."""
         return match(model, optimizers, self._profile, self._inputs, **self._options)

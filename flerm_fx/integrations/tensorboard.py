@@ -1,4 +1,4 @@
-"""FSLRs and multipliers on TensorBoard."""
+"""TensorBoard is given FSLRs and multipliers."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def to_tensorboard(writer: "SummaryWriter") -> Log:
-    """A ``log=`` for :func:`flerm_fx.record` and :func:`flerm_fx.match` that writes scalars.
+    """Return a ``log=`` for :func:`flerm_fx.record` and :func:`flerm_fx.match` that writes scalars.
 
     One scalar for each parameter, ``flerm/fslr/<name>`` and ``flerm/multiplier/<name>``, in the
     writer's own file.

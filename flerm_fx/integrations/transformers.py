@@ -1,4 +1,4 @@
-"""Recording and matching under ``transformers.Trainer``."""
+"""``transformers.Trainer`` records and matches by these callbacks."""
 
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,15 @@ from flerm_fx.training.recording import record
 
 
 class _Attached(TrainerCallback):
-    """Something on hooks of the trainer's optimizer, whose state is part of its checkpoints."""
+    """An ``_Attached`` hangs on hooks of the trainer's
+    optimizer, and its state is part of checkpoints.
+    """
 
     file: str
     attached: Any = None
 
     def attach(self, model: nn.Module, optimizer: Optimizer, loader: Pool | None) -> Any:
-        """What to attach when training begins; ``loader`` is the trainer's."""
+        """Return what to attach when training begins; ``loader`` is the trainer's."""
         raise NotImplementedError
 
     def on_train_begin(
@@ -86,7 +88,7 @@ class _Attached(TrainerCallback):
 
 
 class RecordCallback(_Attached):
-    """Records the base model that a ``Trainer`` trains; see :func:`flerm_fx.record`.
+    """The callback records the base model that a ``Trainer`` trains; see :func:`flerm_fx.record`.
 
     Batches, rates, schedule, decays and parameter groups are those of the trainer and its
     ``TrainingArguments``. The profile is written when training ends. Checkpoints hold what was
@@ -123,7 +125,7 @@ class RecordCallback(_Attached):
         return begun(self.attached, Recorder)
 
     def attach(self, model: nn.Module, optimizer: Optimizer, loader: Pool | None) -> Recorder:
-        """Record."""
+        """Begin to record."""
         make_ready(self._path)
         inputs: Any = loader if self._inputs is None else self._inputs
         return record(model, optimizer, inputs, **self._options)
@@ -142,7 +144,8 @@ class RecordCallback(_Attached):
 
 
 class MatchCallback(_Attached):
-    """Matches the model that a ``Trainer`` trains to a base; see :func:`flerm_fx.match`.
+    """The callback matches the model that a ``Trainer``
+    trains to a base; see :func:`flerm_fx.match`.
 
     Args:
         base_profile: recorded on the base.
@@ -174,5 +177,5 @@ class MatchCallback(_Attached):
         return begun(self.attached, Matcher)
 
     def attach(self, model: nn.Module, optimizer: Optimizer, loader: Pool | None) -> Matcher:
-        """Match."""
+        """Begin to match."""
         return match(model, optimizer, self._profile, self._inputs, **self._options)

@@ -1,1 +1,1 @@
-"""Scaling laws: the multipliers of models that were never run."""
+"""Scaling laws give the multipliers of models that were never run."""

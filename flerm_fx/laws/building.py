@@ -1,4 +1,4 @@
-"""Building, compiling and fitting models of several sizes."""
+"""Models of several sizes are built, compiled and fitted."""
 
 import itertools
 import logging
@@ -27,7 +27,7 @@ others stay as the factory has them."""
 
 @dataclass(frozen=True)
 class _Measured:
-    """What a law needs of a compiled model, without its weights."""
+    """A ``_Measured`` keeps what a law needs of a compiled model, without its weights."""
 
     assignments: tuple[Assignment, ...]
     base_profile: BaseProfile | None
@@ -116,7 +116,7 @@ def scaling_law(
 
 
 def _arguments(sizes: Any) -> list[dict[str, Any]]:
-    """The arguments of each model."""
+    """Return the arguments of each model."""
     if isinstance(sizes, Mapping):
         listed: Any = [
             {name: value}

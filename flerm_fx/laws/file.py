@@ -1,4 +1,4 @@
-"""The file of a law."""
+"""This module writes a law to a file, and reads it."""
 
 from __future__ import annotations
 

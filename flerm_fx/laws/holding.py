@@ -1,4 +1,6 @@
-"""Where a law holds: what its points, its curvature and its largest size say of it."""
+"""This module tells where a law holds: what its
+points, its curvature and its largest size say of it.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ has, are both as likely as what lies between."""
 
 @dataclass(frozen=True)
 class Finding:
-    """Where a law does not hold, or is not known to.
+    """A ``Finding`` says where a law does not hold, or is not known to.
 
     Attributes:
         role: the role's name; empty for the law as a whole.
@@ -52,7 +54,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How well the law of the other sizes predicts the largest.
+    """A ``HeldOut`` says how well the law of the other sizes predicts the largest.
 
     Attributes:
         predicted: logarithm of the multiplier there.
@@ -97,7 +99,7 @@ def held_out(points: Sequence[Point], common: float, level: float) -> HeldOut | 
 def findings(
     role: Role, points: Sequence[Point], line: Line, tested: HeldOut | None
 ) -> tuple[Finding, ...]:
-    """What speaks against the law of one role."""
+    """Return what speaks against the law of one role."""
     texts = [
         *_moves_without_size(points, line),
         *_too_few(points, line),

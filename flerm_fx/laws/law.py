@@ -1,4 +1,4 @@
-"""The scaling law: multipliers as powers of size, role by role."""
+"""A scaling law gives multipliers as powers of size, role by role."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from flerm_fx.profile.profile import BaseProfile
 
 @dataclass(frozen=True, eq=False)
 class ScalingLaw(Predictor):
-    r"""Multipliers as powers of size, relative to a base.
+    r"""A ``ScalingLaw`` gives multipliers as powers of size, relative to a base.
 
     .. math:: \log m_l = \log \mathrm{share}_l + \sum_a e_{r, a} \log \frac{n_a}{n_a^{base}}
 
@@ -128,7 +128,7 @@ class ScalingLaw(Predictor):
         return laws
 
     def check(self) -> tuple[Finding, ...]:
-        """Where the law does not hold, or is not known to; nothing, if it does everywhere.
+        """Return where the law does not hold, or is not known to; nothing, if it does everywhere.
 
         Such roles are predicted all the same, with a warning that counts them.
         """
@@ -151,7 +151,7 @@ class ScalingLaw(Predictor):
         return math.sqrt(sum(t.miss**2 for t in tested) / len(tested)) if tested else None
 
     def predict(self, role: str, sizes: Sequence[float], share: float = 1.0) -> Prediction:
-        """The multiplier of a parameter of a role.
+        """Return the multiplier of a parameter of a role.
 
         Args:
             role: name of the first base parameter that has it.
@@ -172,7 +172,7 @@ class ScalingLaw(Predictor):
         return of.predict(logs, share)
 
     def predicted(self, captured: Capture, matches: Mapping[str, Match]) -> tuple[Assignment, ...]:
-        """What the law makes of each parameter of a captured model; see :func:`compile`."""
+        """Return what the law makes of each parameter of a captured model; see :func:`compile`."""
         graph = capture_graph(captured)
         nodes = {
             node.meta["parameter"]: node.name
@@ -196,7 +196,7 @@ class ScalingLaw(Predictor):
         return tuple(rows)
 
     def _cautions(self, rows: Sequence[Assignment]) -> Iterator[str]:
-        """What is to be said of predictions that are made all the same."""
+        """Return what is to be said of predictions that are made all the same."""
         predicted = [row for row in rows if row.status == "predicted"]
         of_role = {row.parameter: self.roles[self._role(row)] for row in predicted}
         odd = dict.fromkeys(of.role.name for of in of_role.values() if of.findings)

@@ -1,4 +1,4 @@
-"""The exponents that muP has, and spectral muP for Muon, for the roles that they know."""
+"""This module knows the exponents that muP has, for the roles that it knows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ _FAMILIES = {
 def mup_exponent(
     graph: nx.DiGraph, name: str, moved: tuple[int, ...], rule: UpdateRule
 ) -> float | None:
-    """What theory has for the exponent of a parameter's learning rate in the width, if anything.
+    """Return what theory has for the exponent of a
+    parameter's learning rate in the width, if anything.
 
     Args:
         graph: the base's parameter graph.
@@ -53,7 +54,9 @@ def mup_exponent(
 
 
 def kind_of(graph: nx.DiGraph, name: str, moved: tuple[int, ...]) -> Kind | None:
-    """What muP calls a parameter; None for what it has no name for, and what is used twice."""
+    """Return what muP calls a parameter; None for
+    what it has no name for, and what is used twice.
+    """
     node = graph.nodes[name]
     if not moved or node["uses"] != 1:
         return None

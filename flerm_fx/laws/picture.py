@@ -1,4 +1,4 @@
-"""A picture of a law: multipliers against size, a line for each role."""
+"""A picture of a law shows multipliers against size, with a line for each role."""
 
 import io
 import math
@@ -44,7 +44,7 @@ def write_picture(law: ScalingLaw, path: str | Path) -> None:
 
 
 def draw(law: ScalingLaw) -> "Figure":
-    """The figure of :func:`write_picture`: a panel for each role and each axis of it."""
+    """Return the figure of :func:`write_picture`: a panel for each role and each axis of it."""
     from matplotlib.figure import Figure
 
     panels = [(of, at) for of in law.roles.values() for at in range(len(of.line.axes))]
@@ -63,7 +63,7 @@ def draw(law: ScalingLaw) -> "Figure":
 
 
 def _panel(axes: "Axes", of: RoleLaw, at: int) -> None:
-    """Points that have moved along other axes too are drawn less what the law makes of those."""
+    """Draw points that have moved along other axes too less what the law makes of those."""
     line = of.line
     largest = max(point.parameters for point in of.points)
     places = np.array([on_axes(line.axes, point.log_sizes) for point in of.points])

@@ -1,4 +1,4 @@
-"""What compiled models say of a law: the multipliers of each role at each size."""
+"""Compiled models give a law its points: the multipliers of each role at each size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flerm_fx.profile.profile import BaseProfile
 
 
 class Compiled(Protocol):
-    """What a law reads of a compiled model."""
+    """A ``Compiled`` is what a law reads of a compiled model."""
 
     @property
     def assignments(self) -> tuple[Assignment, ...]:
@@ -29,7 +29,7 @@ class Compiled(Protocol):
 
 @dataclass(frozen=True)
 class Point:
-    r"""The multiplier that the parameters of one role have in one model.
+    r"""A ``Point`` is the multiplier that the parameters of one role have in one model.
 
     Attributes:
         model: which one, counted from 0.
@@ -54,7 +54,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Role:
-    """The parameters that do the same in the base's repeated blocks.
+    """A ``Role`` holds the parameters that do the same in the base's repeated blocks.
 
     Attributes:
         name: of the first of them.
@@ -68,7 +68,7 @@ class Role:
 
 
 def base_roles(profile: BaseProfile) -> dict[str, Role]:
-    """The role of each parameter of a base."""
+    """Return the role of each parameter of a base."""
     run = profile.optimizers
     by_role: dict[Any, list[str]] = defaultdict(list)
     for name, first in roles(profile.graph, profile.shapes).items():
@@ -92,7 +92,7 @@ def log_sizes(shape: Iterable[int], base: Iterable[int]) -> tuple[float, ...]:
 
 
 def points(models: Iterable[Compiled], profile: BaseProfile) -> dict[str, list[Point]]:
-    """The points of each role that was matched in some model, by the role's name."""
+    """Return the points of each role that was matched in some model, by the role's name."""
     of_base = base_roles(profile)
     run = profile.optimizers
     by_role: dict[str, list[Point]] = defaultdict(list)
@@ -133,12 +133,14 @@ def _point(
 
 
 def share_of(row: Assignment) -> float:
-    """The share of a base parameter's mass that a parameter answers to; of several, their sum."""
+    """Return the share of a base parameter's mass that
+    a parameter answers to; of several, their sum.
+    """
     return sum(share for _, share in row.base)
 
 
 def _own_error(row: Assignment, profile: BaseProfile) -> float:
-    """The relative error of a multiplier without the base's part of it."""
+    """Return the relative error of a multiplier without the base's part of it."""
     start = profile.late if row.after else profile.start
     run = profile.optimizers
     error = wanted_estimate(run, row.base, start).relative_error
@@ -146,7 +148,9 @@ def _own_error(row: Assignment, profile: BaseProfile) -> float:
 
 
 def _relative_error(profile: BaseProfile, name: str) -> float:
-    """Of a base's FSLR, at the late start where it has none at the start."""
+    """Return the relative error of a base's FSLR, at
+    the late start where it has none at the start.
+    """
     if profile.late and not profile.start[name].value:
         return profile.late[name].relative_error
     return profile.start[name].relative_error

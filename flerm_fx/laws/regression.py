@@ -1,4 +1,4 @@
-"""A power law through the base, with its errors."""
+"""A power law goes through the base, and has errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Line:
-    r"""Exponents of a role's multiplier, :math:`\log m = \sum_a e_a \log n_a`.
+    r"""A ``Line`` holds the exponents of a role's multiplier, :math:`\log m = \sum_a e_a \log n_a`.
 
     Attributes:
         axes: the dimensions that have moved; those that moved as one are one axis.
@@ -61,7 +61,7 @@ class Line:
         )
 
     def at(self, sizes: Sequence[float]) -> tuple[float, float]:
-        """The logarithm of the multiplier at a place on the axes, and its standard error."""
+        """Return the logarithm of the multiplier at a place on the axes, and its standard error."""
         x = np.asarray(sizes)
         if not x.any():
             return 0.0, 0.0
@@ -69,7 +69,7 @@ class Line:
 
 
 def axes_of(moved: Sequence[Sequence[float]]) -> tuple[tuple[int, ...], ...]:
-    """The dimensions that have moved, grouped by those that have moved as one.
+    """Return the dimensions that have moved, grouped by those that have moved as one.
 
     Args:
         moved: logarithms of the dimensions' ratios, a row a point.
@@ -97,7 +97,7 @@ def axes_of(moved: Sequence[Sequence[float]]) -> tuple[tuple[int, ...], ...]:
 
 
 def on_axes(axes: Sequence[Sequence[int]], sizes: Sequence[float]) -> tuple[float, ...]:
-    """A place on the axes: the mean of the dimensions of each.
+    """Return a place on the axes: the mean of the dimensions of each.
 
     >>> on_axes(((0, 1),), (0.5, 0.7, 0.0))
     (0.6,)
@@ -161,7 +161,7 @@ def fitted(
 
 
 def shrinkage(place: Sequence[float]) -> float:
-    """What is left of the scatter at a place on the axes: 1 over the root of the size.
+    """Return what is left of the scatter at a place on the axes: 1 over the root of the size.
 
     Initial weights are many, and what a mean over n of them comes to varies as n to the power -1/2.
 
@@ -186,7 +186,7 @@ def drifted(place: Sequence[float], places: Sequence[Sequence[float]]) -> float:
 
 
 def fit_points(points: Sequence[Point], common: float) -> Line:
-    """The line of one role's points, on the axes that they have moved."""
+    """Return the line of one role's points, on the axes that they have moved."""
     axes = axes_of([point.log_sizes for point in points])
     return fitted(
         axes,

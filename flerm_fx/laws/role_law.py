@@ -1,4 +1,4 @@
-"""The law of one role, and how far it reaches."""
+"""The law of one role says how far it reaches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ APART = 0.1
 
 @dataclass(frozen=True)
 class Prediction:
-    """The multiplier of one parameter that a law gives.
+    """A ``Prediction`` is the multiplier of one parameter that a law gives.
 
     Attributes:
         multiplier: the learning-rate multiplier m_l.
@@ -42,7 +42,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class RoleLaw:
-    """The law of one role.
+    """A ``RoleLaw`` is the law of one role.
 
     Attributes:
         role: which parameters.
@@ -60,7 +60,7 @@ class RoleLaw:
 
     @classmethod
     def fit(cls, role: Role, points: tuple[Point, ...]) -> RoleLaw:
-        """The law of a role's points."""
+        """Return the law of a role's points."""
         line = fit_points(points, role.base_error)
         tested = held_out(points, role.base_error, LEVEL)
         return cls(role, points, line, tested, findings(role, points, line, tested))
@@ -71,7 +71,7 @@ class RoleLaw:
         return [on_axes(self.line.axes, point.log_sizes) for point in self.points]
 
     def predict(self, log_sizes: Sequence[float], share: float) -> Prediction:
-        """The multiplier at a size within :meth:`obstacle`'s reach."""
+        """Return the multiplier at a size within :meth:`obstacle`'s reach."""
         place = on_axes(self.line.axes, log_sizes)
         value, error = self.line.at(place)
         error = math.hypot(error, drifted(place, self._places)) if place else self.line.residual
@@ -80,13 +80,13 @@ class RoleLaw:
         return Prediction(share * math.exp(value), share * low, share * high, error)
 
     def is_below(self, log_sizes: Sequence[float]) -> bool:
-        """Whether a size is below the base's and all that were fitted."""
+        """Tell whether a size is below the base's and all that were fitted."""
         least = [min(0.0, *column) for column in zip(*self._places, strict=True)]
         place = on_axes(self.line.axes, log_sizes)
         return any(x < low - UNMOVED for x, low in zip(place, least, strict=True))
 
     def obstacle(self, log_sizes: Sequence[float]) -> str:
-        """Why a law says nothing of these sizes; empty if it does."""
+        """Return why a law says nothing of these sizes; empty if it does."""
         axes = self.line.axes
         moved = {k for axis in axes for k in axis}
         for k, x in enumerate(log_sizes):
@@ -118,5 +118,5 @@ class RoleLaw:
 
 
 def _exp(log: float) -> float:
-    """Infinite where it is more than a number holds."""
+    """Return an exponential, which is infinite where it is more than a number holds."""
     return math.exp(log) if log < 700 else math.inf

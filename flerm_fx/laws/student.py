@@ -1,4 +1,4 @@
-"""Student's t distribution."""
+"""This module has quantiles of Student's t distribution."""
 
 import functools
 import math
@@ -11,7 +11,7 @@ GRID = 20_001
 
 @functools.cache
 def quantile(level: float, freedom: int) -> float:
-    r"""The t that a share ``level`` of the distribution lies within, on both sides of 0.
+    r"""Return the t that a share ``level`` of the distribution lies within, on both sides of 0.
 
     With :math:`t = \sqrt\nu \tan\theta` its density becomes one of :math:`\cos^{\nu - 1}\theta`,
     which is integrated by the trapezoidal rule.

@@ -1,4 +1,4 @@
-"""A law as aligned text."""
+"""A law becomes aligned text."""
 
 from flerm_fx.dump.columns import columns
 from flerm_fx.laws.law import ScalingLaw
@@ -11,7 +11,7 @@ _NUMERIC = frozenset({"exponent", "±", "muP", "residual", "held out"})
 
 
 def to_table(law: ScalingLaw) -> str:
-    """One line for each role and axis, and what speaks against the law.
+    """Return one line for each role and axis, and what speaks against the law.
 
     ``±`` is half of the exponent's interval at 90 %; ``muP`` its exponent where muP has a rule for
     such a parameter and optimizer, for a factory whose initialisation is muP's; ``residual`` the
