@@ -210,7 +210,7 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return device of the model's first parameter (the CPU if it has none)."""
+    """Return the device of the model's first parameter, which is the CPU if it has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
