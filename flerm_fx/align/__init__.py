@@ -1,4 +1,4 @@
-"""Which parameters of two models answer to each other."""
+"""This room finds which parameters of two models answer to each other."""
 
 from flerm_fx.align.aligning import Match, OnUnmatched, align, unanswered
 from flerm_fx.align.doubts import Doubt, doubts_of

@@ -1,4 +1,6 @@
-"""Chains: the ways that data take through a parameter graph, from one meeting point to the next."""
+"""Chains are the ways that data take through a
+parameter graph, from one meeting point to the next.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Chains:
-    """Chains of junctions of one parameter graph.
+    """A ``Chains`` holds the chains of junctions of one parameter graph.
 
     The *next meeting point* of a junction is the first one that everything computed from it passes
     through (its immediate post-dominator). Following next meeting points from a value to the
@@ -43,11 +45,11 @@ class Chains:
         self.chains = self._chains()
 
     def slots(self, node: str) -> dict[str, str]:
-        """The argument at which each operand of a junction arrives."""
+        """Return the argument at which each operand of a junction arrives."""
         return {u: str(e.get("slot", "")) for u, e in self.pg.pred[node].items()}
 
     def _hanging(self) -> dict[str, list[str]]:
-        """For each junction, and "" for the end of all, those that meet there next."""
+        """Return for each junction, and for "" as the end of all, those that meet there next."""
         meeting = dominators(reversed(self.stream), self.readers)
         hanging: dict[str, list[str]] = {v: [] for v in ["", *self.stream]}
         for v in self.stream:
@@ -68,7 +70,7 @@ class Chains:
         return hanging
 
     def _closed(self, u: str, v: str, meeting: Mapping[str, str]) -> bool:
-        """Whether all between a value and a reader of it ends there.
+        """Tell whether all between a value and a reader of it ends there.
 
         What goes on past v from between the two, as an MLP beside the attention, is a branch of u
         that comes back to it later.
@@ -85,7 +87,7 @@ class Chains:
         return True
 
     def _chains(self) -> dict[str, list[str]]:
-        """The junctions of each chain in the direction of the data, by the last of them."""
+        """Return the junctions of each chain in the direction of the data, by the last of them."""
         hanging = self._hanging()
         chains: dict[str, list[str]] = {}
         stream, branches, apart = self._split("", hanging[""], "")
@@ -108,7 +110,8 @@ class Chains:
     def _split(
         self, v: str, hanging: list[str], block: str
     ) -> tuple[str | None, list[str], list[str]]:
-        """What meets at v: the stream that goes on, branches of it, and streams from elsewhere.
+        """Return what meets at v: the stream that goes
+        on, branches of it, and streams from elsewhere.
 
         The stream is what forks into the others: what v reads itself; in a branch, the first fork
         on the way there. A fork that is older than the stream comes from elsewhere and only ends
@@ -129,14 +132,14 @@ class Chains:
         return stream, [c for c in hanging if c != stream and c not in apart], apart
 
     def _comes_from(self, source: str, v: str) -> bool:
-        """Whether all that leads to v passes through a junction."""
+        """Tell whether all that leads to v passes through a junction."""
         while v and source and self.order[v] > self.order[source]:
             v = self.origin[v]
         return bool(source) and v == source
 
 
 def dominators(order: Iterable[str], before: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """For each node the last one that all ways to it pass through; "" if there is none.
+    """Return for each node the last one that all ways to it pass through, or "" if there is none.
 
     Args:
         order: nodes, each behind those before it.

@@ -1,4 +1,4 @@
-"""Doubts: what speaks against a match that structure found, and what else was possible."""
+"""A doubt says what speaks against a match that structure found, and what else was possible."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flerm_fx.errors import shown
 
 @dataclass(frozen=True)
 class Doubt:
-    """Why a person should look at the match of one target parameter.
+    """A ``Doubt`` says why a person should look at the match of one target parameter.
 
     Attributes:
         target: the target parameter.
@@ -32,7 +32,7 @@ class Doubt:
 
 
 class Doubtful(Protocol):
-    """Something that may be in doubt, as a :class:`flerm_fx.align.aligning.Match`."""
+    """A ``Doubtful`` may be in doubt, as a :class:`flerm_fx.align.aligning.Match` may."""
 
     @property
     def doubt(self) -> Doubt | None:
@@ -40,7 +40,7 @@ class Doubtful(Protocol):
 
 
 def doubts_of(matches: Mapping[str, Doubtful]) -> tuple[Doubt, ...]:
-    """The doubts about an alignment, in the target's execution order.
+    """Return the doubts about an alignment, in the target's execution order.
 
     >>> from flerm_fx.align.aligning import Match
     >>> doubt = Doubt("a.weight", ("b.weight",), "their names differ", ("a.weight",))
@@ -52,7 +52,7 @@ def doubts_of(matches: Mapping[str, Doubtful]) -> tuple[Doubt, ...]:
 
 
 def paragraph(doubts: Iterable[Doubt], limit: int = 10) -> str:
-    """A paragraph about doubtful matches that says what to do."""
+    """Return a paragraph about doubtful matches that says what to do."""
     every = list(doubts)
     lines = [f"  {doubt}" for doubt in every[:limit]]
     if len(every) > limit:

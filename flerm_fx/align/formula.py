@@ -1,4 +1,4 @@
-"""Formulas of whole numbers, as patterns of names hold them."""
+"""Patterns of names hold formulas of whole numbers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
 
 
 class FormulaError(ValueError):
-    """A text that is no formula, or one that has no value."""
+    """The text is no formula, or one that has no value."""
 
 
 @dataclass(frozen=True)
 class Formula:
-    """A formula of names and whole numbers with ``+ - * // %`` and brackets.
+    """A ``Formula`` computes with names and whole numbers by ``+ - * // %`` and brackets.
 
     It is read as a syntax tree, of which nothing but these is accepted; no text is ever run.
 
@@ -46,7 +46,7 @@ class Formula:
             raise self._error()
 
     def __call__(self, values: Mapping[str, int]) -> int:
-        """The value, with the values of the names.
+        """Return the value, with the values of the names.
 
         Raises:
             FormulaError: a division by zero.

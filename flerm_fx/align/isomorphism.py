@@ -1,4 +1,4 @@
-"""Equal parameter graphs: Weisfeiler-Lehman colours, and the pairing of nodes that they allow.
+"""Equal parameter graphs are found by Weisfeiler-Lehman colours, and nodes paired as these allow.
 
 Graphs are as :mod:`flerm_fx.parameter_graph` makes them: nodes in topological order, an edge's
 ``slot`` says how the node behind it reads the one before. Names play no part.
@@ -18,7 +18,7 @@ _Edges = Mapping[str, Mapping[str, Any]]  # the edges at a node, by the neighbou
 
 
 class Interner(dict[Hashable, int]):
-    """Small integers for structured labels; equal labels get equal integers.
+    """An ``Interner`` gives structured labels small integers, and equal ones equal integers.
 
     >>> intern = Interner()
     >>> intern["norm", 1], intern["linear", 2], intern["norm", 1]
@@ -31,7 +31,9 @@ class Interner(dict[Hashable, int]):
 
 
 def node_label(graph: nx.DiGraph, node: str, kinds: bool) -> Hashable:
-    """What a node is by itself: a junction's operation, a parameter's rank and, if asked, kind."""
+    """Return what a node is by itself: a junction's
+    operation, a parameter's rank and, if asked, kind.
+    """
     attributes = graph.nodes[node]
     if attributes.get("junction"):
         return ("junction", attributes["op"])
@@ -39,7 +41,7 @@ def node_label(graph: nx.DiGraph, node: str, kinds: bool) -> Hashable:
 
 
 def isomorphism(base: nx.DiGraph, target: nx.DiGraph, kinds: bool) -> dict[str, str] | None:
-    """The base node for each target node, if the graphs are equal; else None.
+    """Return the base node for each target node, if the graphs are equal; else None.
 
     Equal up to names: operations, slots and ranks agree, and with ``kinds`` the classes of the
     modules. Where colours leave a choice, the neighbours of a pair are paired with one another,
@@ -87,7 +89,7 @@ def neighbourhoods(graphs: Sequence[nx.DiGraph], radius: int) -> list[list[dict[
 
 
 def _colours(graphs: Sequence[nx.DiGraph], kinds: bool) -> list[dict[str, int]]:
-    """Weisfeiler-Lehman colours, comparable between the graphs.
+    """Return Weisfeiler-Lehman colours, comparable between the graphs.
 
     A graph here has its nodes in topological order, so that one sweep forward and one backward
     carry colours along paths of any length, and a few rounds reach the fixed point where plain
@@ -111,7 +113,7 @@ def _colours(graphs: Sequence[nx.DiGraph], kinds: bool) -> list[dict[str, int]]:
 
 
 def _gather(edges: _Edges, label: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
-    """The slots and labels of a node's neighbours, whatever their order."""
+    """Return the slots and labels of a node's neighbours, whatever their order."""
     return tuple(sorted((_slot(edge), label[v]) for v, edge in edges.items()))
 
 
@@ -125,7 +127,9 @@ def _paired(
     base_colour: Mapping[str, int],
     target_colour: Mapping[str, int],
 ) -> dict[str, str]:
-    """A base node of equal colour for each target node; each colour is as frequent in both."""
+    """Return a base node of equal colour for each
+    target node; each colour is as frequent in both.
+    """
     waiting: dict[int, deque[str]] = defaultdict(deque)
     for v in base:
         waiting[base_colour[v]].append(v)
@@ -170,7 +174,7 @@ def _paired(
 
 
 def _groups(edges: _Edges, colour: Mapping[str, int]) -> dict[tuple[str, int], list[str]]:
-    """A node's neighbours by slot and colour."""
+    """Return a node's neighbours by slot and colour."""
     groups: dict[tuple[str, int], list[str]] = defaultdict(list)
     for neighbour, edge in edges.items():
         groups[_slot(edge), colour[neighbour]].append(neighbour)

@@ -1,4 +1,4 @@
-"""Levels of a nest: a U-Net's pattern that holds itself inside, folded as copies of one."""
+"""A nest, such as a U-Net, holds its own pattern inside; its levels are folded as copies of one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ Level = tuple[list[Item], int, str]  # a level of a nest: its chain, which item,
 
 
 class Labelled(Protocol):
-    """Chains of which every item has its label (:class:`flerm_fx.align.repeats.Folded`)."""
+    """A ``Labelled`` has chains whose every item has its
+    label, as :class:`flerm_fx.align.repeats.Folded` has.
+    """
 
     pg: nx.DiGraph
     data: set[str]
@@ -26,10 +28,10 @@ class Labelled(Protocol):
     roots: list[str]
 
     def slots(self, node: str) -> dict[str, str]:
-        """The argument at which each operand of a junction arrives."""
+        """Return the argument at which each operand of a junction arrives."""
 
     def describe(self, node: str) -> int:
-        """A label for a parameter, or a junction of parameters alone."""
+        """Return a label for a parameter, or a junction of parameters alone."""
 
 
 def fold_levels(chains: Labelled, head: str) -> None:
@@ -38,7 +40,7 @@ def fold_levels(chains: Labelled, head: str) -> None:
 
 
 class Levels:
-    """The levels of nests in some chains."""
+    """A ``Levels`` finds the levels of nests in some chains."""
 
     def __init__(self, of: Labelled) -> None:
         self.of = of
@@ -61,7 +63,9 @@ class Levels:
                     return
 
     def _levels(self, head: str, position: int, branch: str) -> tuple[list[Level], tuple[int, int]]:
-        """The levels that repeat the first one, with it, and how far X reaches to both sides."""
+        """Return the levels that repeat the first one,
+        with it, and how far X reaches to both sides.
+        """
         levels: list[Level] = [(self.of.items[head], position, branch)]
         left, right = position, len(self.of.items[head]) - position
         if head in self.of.roots:  # what reads the input and what gives the output is of no level
@@ -89,14 +93,14 @@ class Levels:
         return levels, (left, right)
 
     def _bears(self, level: Level) -> bool:
-        """Whether a level has parameters of its own, beside those of the levels inside it."""
+        """Tell whether a level has parameters of its own, beside those of the levels inside it."""
         items, at, hole = level
         _, weights, others, _ = self._around(items[at], hole)
         beside = items[:at] + items[at + 1 :]
         return bool(weights or others) or any(item.path is not None for item in beside)
 
     def _around(self, item: Item, hole: str) -> tuple[str, Labels, Labels, str]:
-        """What tells an item by itself, but for one of its branches."""
+        """Return what tells an item by itself, but for one of its branches."""
         slot = self.of.slots(item.node)
         weights = sorted((slot[u], self.of.describe(u)) for u in slot if u not in self.of.data)
         others = [
@@ -105,7 +109,9 @@ class Levels:
         return str(self.of.pg.nodes[item.node]["op"]), weights, others, slot.get(hole, "")
 
     def _fits(self, levels: list[Level], left: int, right: int) -> bool:
-        """Whether the same lies between all levels, the innermost and what is in its hole too."""
+        """Tell whether the same lies between all levels,
+        the innermost and what is in its hole too.
+        """
         last = [item.label for item in self.of.items[levels[-1][2]]]
         heads, tails = [], []
         for items, at, _ in levels[1:]:
@@ -145,7 +151,7 @@ class Levels:
 
 
 def extent(one: Level, other: Level) -> tuple[int, int]:
-    """How many items before the hole are alike, and how many from its own item on."""
+    """Return how many items before the hole are alike, and how many from its own item on."""
     labels = [[item.label for item in items] for items, _, _ in (one, other)]
     holes = one[1], other[1]
     before = [tuple(side[:at][::-1]) for side, at in zip(labels, holes, strict=True)]

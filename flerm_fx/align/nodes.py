@@ -1,4 +1,6 @@
-"""Nodes of a parameter graph: parameters, and the junctions at which they and values meet."""
+"""A parameter graph has two kinds of nodes:
+parameters, and junctions where they and values meet.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,22 @@ JUNCTION = {"op": "", "data": True}
 
 
 def parameters(pg: nx.DiGraph) -> list[str]:
-    """The parameters of a parameter graph, in execution order."""
+    """Return the parameters of a parameter graph, in execution order."""
     return [node for node, junction in pg.nodes(data="junction") if not junction]
 
 
 def on_data(pg: nx.DiGraph, node: str) -> bool:
-    """Whether a node is a junction that depends on data: no parameter, no product of them alone."""
+    """Tell whether a node is a junction that depends
+    on data: no parameter, no product of them alone.
+    """
     attributes = pg.nodes[node]
     return bool(attributes.get("junction") and attributes.get("data", True))
 
 
 def sites(pg: nx.DiGraph, name: str) -> dict[str, str]:
-    """The junctions on data that read a parameter, each with the slot at which it arrives."""
+    """Return the junctions on data that read a
+    parameter, each with the slot at which it arrives.
+    """
     reached: dict[str, str] = {}
     pending = [name]
     seen = {name}

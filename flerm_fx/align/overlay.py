@@ -1,4 +1,4 @@
-"""Overlay: which junctions of one folded parameter graph answer to which of another.
+"""The overlay says which junctions of one folded parameter graph answer to which of another.
 
 Chains are aligned as sequences, with what one side lacks left out, and so are the chains that hang
 from their junctions.
@@ -26,7 +26,8 @@ _Side = TypeVar("_Side")
 
 @dataclass(frozen=True)
 class Link:
-    """A kept junction of the base and one of the target that answer to one another.
+    """A ``Link`` holds a kept junction of the base
+    and one of the target that answer to one another.
 
     Attributes:
         base, target: the junctions.
@@ -100,7 +101,7 @@ class _Linking:
         return self.scores[key]
 
     def _size(self, folded: Folded, item: Item) -> int:
-        """Number of parameters of a junction and all that hangs from it."""
+        """Return the number of parameters of a junction and all that hangs from it."""
         if item.label not in self.sizes:
             hanging = (i for head in folded.branches[item.node] for i in folded.items[head])
             inside = sum(self._size(folded, other) for other in hanging)
@@ -133,7 +134,7 @@ class _Linking:
     # Sequences
 
     def _aligned(self, a: Sequence[Item], b: Sequence[Item]) -> tuple[float, list[_Pair]]:
-        """The best alignment of two chains: its score, and the pairs in it.
+        """Return the best alignment of two chains: its score, and the pairs in it.
 
         ``best[i][j]`` is the score of the first i and j items, ``ends[i][j]`` that of alignments
         that end in a pair of items i - 1 and j - 1. An item can be paired again with its
@@ -230,7 +231,7 @@ class _Linking:
 
 
 def _evened(pairs: Sequence[_Pair]) -> list[_Pair]:
-    """The pairs of an alignment, with equal blocks in a row shared out among all of them."""
+    """Return the pairs of an alignment, with equal blocks in a row shared out among all of them."""
 
     def key(pair: _Pair) -> tuple[bool, int, int]:
         return pair[0].forked and pair[1].forked, pair[0].label, pair[1].label
@@ -273,7 +274,7 @@ def _greedy(scored: Iterable[tuple[float, _Side, _Side]]) -> list[tuple[float, _
 
 
 def _connecting(a: Sequence[_Side], b: Sequence[_Side]) -> Iterator[tuple[_Side, _Side]]:
-    """One to one for equal numbers; else pairs that connect all on both sides."""
+    """Pair one to one for equal numbers, or else so that pairs connect all on both sides."""
     if len(a) == len(b):
         yield from zip(a, b, strict=True)
     else:
@@ -288,7 +289,7 @@ def _shallower(one: Depths | None, other: Depths | None) -> Depths | None:
 
 
 def _alternate_alike(a: Sequence[Item], b: Sequence[Item]) -> bool:
-    """Whether the blocks of two chains follow each other as in one pattern that goes round."""
+    """Tell whether the blocks of two chains follow each other as in one pattern that goes round."""
     labels = [[x.label for x in _unfolded(items) if x.forked] for items in (a, b)]
     if not all(labels) or set(labels[0]) != set(labels[1]):
         return False
@@ -298,7 +299,7 @@ def _alternate_alike(a: Sequence[Item], b: Sequence[Item]) -> bool:
 
 
 def _unfolded(items: Sequence[Item]) -> Iterator[Item]:
-    """The items of a chain with all copies of each run."""
+    """Return the items of a chain with all copies of each run."""
     position = 0
     while position < len(items):
         end = position + 1

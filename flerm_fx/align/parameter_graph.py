@@ -1,4 +1,6 @@
-"""The parameter graph: a captured graph contracted to its parameters and the flow between them."""
+"""The parameter graph is a captured graph contracted
+to its parameters and the flow between them.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,8 @@ def parameter_graph(graph: fx.Graph) -> nx.DiGraph:
 
 
 def capture_graph(captured: Capture) -> nx.DiGraph:
-    """The parameter graph of a captured model; on the eager path, the :func:`chain` of its modules.
+    """Return the parameter graph of a captured model;
+    on the eager path, the :func:`chain` of its modules.
 
     Example::
 
@@ -99,7 +102,8 @@ def capture_graph(captured: Capture) -> nx.DiGraph:
 
 
 def _in_reach(captured: Capture) -> list[tuple[str, str]]:
-    """Parameters with the classes of their modules, in the order in which a run enters these.
+    """Return parameters with the classes of their
+    modules, in the order in which a run enters these.
 
     A module that the run does not enter, as where the data decide, has the place that it was
     registered at.
@@ -119,7 +123,7 @@ def _in_reach(captured: Capture) -> list[tuple[str, str]]:
 
 
 def chain(entries: Iterable[tuple[str, str, str, int]]) -> nx.DiGraph:
-    """The parameter graph of a model whose data flow is not known.
+    """Return the parameter graph of a model whose data flow is not known.
 
     The parameters of one module feed one junction, whose ``op`` is the module's kind, and the
     junctions form a chain in execution order. The nesting of modules stands for the data flow: a
@@ -181,7 +185,9 @@ def chain(entries: Iterable[tuple[str, str, str, int]]) -> nx.DiGraph:
 
 
 def as_chain(pg: nx.DiGraph) -> nx.DiGraph:
-    """The :func:`chain` of a graph's used parameters, for where its data flow is not to be used."""
+    """Return the :func:`chain` of a graph's used
+    parameters, for where its data flow is not to be used.
+    """
     used = [(name, pg.nodes[name]) for name in parameters(pg) if pg.nodes[name]["op"]]
     return chain((name, a["kind"], a["slot"], a["rank"]) for name, a in used)
 
@@ -212,7 +218,7 @@ def _blocks(modules: list[tuple[tuple[str, ...], str]]) -> list[tuple[int, int]]
 
 
 def to_json(pg: nx.DiGraph) -> dict[str, Any]:
-    """A parameter graph as plain lists and dicts: ``complete``, ``nodes`` and ``edges``.
+    """Return a parameter graph as plain lists and dicts: ``complete``, ``nodes`` and ``edges``.
 
     Edges name their nodes by position. A node without attributes is an unused parameter.
 
@@ -229,7 +235,7 @@ def to_json(pg: nx.DiGraph) -> dict[str, Any]:
 
 
 def from_json(packed: Any) -> nx.DiGraph:
-    """The parameter graph that :func:`to_json` packed.
+    """Return the parameter graph that :func:`to_json` packed.
 
     Raises:
         ProfileError: it is malformed; the message names the node or edge.
@@ -277,7 +283,7 @@ _RECORD_AGAIN = "record the base model again with flerm_fx.record"
 
 
 def _checked(what: str, packed: Any, types: Mapping[str, type]) -> Mapping[str, Any]:
-    """``packed`` if it is a dict with exactly these keys and types."""
+    """Return ``packed`` if it is a dict with exactly these keys and types."""
     if not isinstance(packed, Mapping) or set(packed) != set(types):
         came = sorted(map(str, packed)) if isinstance(packed, Mapping) else type(packed).__name__
         raise ProfileError(

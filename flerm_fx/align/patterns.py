@@ -1,4 +1,4 @@
-"""What the caller decides about a matching: names, parts of models, and patterns of both."""
+"""The caller decides about a matching by names, parts of models, and patterns of both."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ Claim = tuple[str, str, Fraction]
 
 
 class _Names:
-    """The names of one model's parameters."""
+    """A ``_Names`` holds the names of one model's parameters."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.all = dict.fromkeys(names)
         self._numbers: dict[str, list[int]] = {}
 
     def numbers(self, before: str) -> list[int]:
-        """The numbers that follow a text in names."""
+        """Return the numbers that follow a text in names."""
         if before not in self._numbers:
             cut = len(before)
             following = (re.match(r"\d+", n[cut:]) for n in self.all if n.startswith(before))
@@ -93,7 +93,7 @@ class _Names:
         return self._numbers[before]
 
     def nearest(self, text: str) -> str:
-        """The parameters and modules whose names are most like a text, numbers aside."""
+        """Return the parameters and modules whose names are most like a text, numbers aside."""
         forms: dict[str, str] = {}
         for name in self.all:
             parts = name.split(".")
@@ -150,7 +150,7 @@ def _of_entries(
 
 @dataclass(frozen=True)
 class _Place:
-    """A target parameter that a key matches.
+    """A ``_Place`` is a target parameter that a key matches.
 
     Attributes:
         name: of the parameter.
@@ -166,7 +166,7 @@ class _Place:
 
 
 class _KeyPattern:
-    """The target's side of an entry."""
+    """A ``_KeyPattern`` is the target's side of an entry."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -175,7 +175,7 @@ class _KeyPattern:
         return [place.name for place in self.places(target, ())]
 
     def places(self, target: _Names, without: Iterable[str]) -> list[_Place]:
-        """The parameters that it matches; those left out have entries of their own."""
+        """Return the parameters that it matches; those left out have entries of their own."""
         if self.text in target.all:
             return [] if self.text in without else [_Place(self.text, {}, (), "")]
         pattern = re.compile(self._regex() + r"(\..+)?", re.DOTALL)
@@ -210,7 +210,7 @@ class _KeyPattern:
 
 
 class _AnswerPattern:
-    """The base's side of an entry."""
+    """An ``_AnswerPattern`` is the base's side of an entry."""
 
     def __init__(self, key: str, text: str) -> None:
         self.key, self.text = key, text
@@ -236,7 +236,7 @@ class _AnswerPattern:
     def _number(
         self, formula: str, before: str, base: _Names, target: _Names, place: _Place
     ) -> int:
-        """The value of a formula, which has to be an index that the base has there."""
+        """Return the value of a formula, which has to be an index that the base has there."""
         there = base.numbers(before)
         try:
             parsed = Formula(formula)
@@ -268,7 +268,9 @@ class _AnswerPattern:
 
 
 def _laid(base: _Names, pattern: str, places: Sequence[_Place]) -> list[Claim]:
-    """What a base name gives to places, or the copies behind its stars to theirs in order."""
+    """Return what a base name gives to places, or
+    the copies behind its stars to theirs in order.
+    """
     if "*" not in pattern:
         return [(p.name, pattern, Fraction(1)) for p in places if pattern in base.all]
     regex = re.compile(r"(\d+)".join(map(re.escape, pattern.split("*"))))

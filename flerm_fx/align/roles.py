@@ -1,4 +1,4 @@
-"""Roles: the parameters that do the same in repeated blocks."""
+"""Parameters that do the same in repeated blocks have one role."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def roles(graph: nx.DiGraph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """For each parameter, the first one that has its role.
+    """Return for each parameter the first one that has its role.
 
     Repeated blocks are found in the graph as :func:`flerm_fx.align.align` finds them. Parameters
     at one place of such blocks have one role if their shapes are equal, so that stages of several

@@ -1,4 +1,4 @@
-"""``flerm-fx diff``: in what two base profiles differ."""
+"""``flerm-fx diff`` shows in what two base profiles differ."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +37,7 @@ def diff(
 
 
 def differences(one: BaseProfile, other: BaseProfile) -> dict[str, Any]:
-    """What differs, in terms that JSON knows; all empty if nothing does."""
+    """Return what differs, in terms that JSON knows; all empty if nothing does."""
     ours, theirs = settings(one), settings(other)
     common = [name for name in one.parameters if name in other.start]
     return {

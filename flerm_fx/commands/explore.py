@@ -1,4 +1,4 @@
-"""``flerm-fx explore``: a compiled model in Google's Model Explorer."""
+"""``flerm-fx explore`` shows a compiled model in Google's Model Explorer."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Models named on the command line."""
+"""This module builds models that are named on the command line."""
 
 import importlib
 import sys
@@ -12,7 +12,7 @@ from flerm_fx.errors import InputError, shown
 
 
 def load_model(name: str) -> nn.Module:
-    """The model that ``package.module:factory`` names: a module, or what a function returns.
+    """Return the model that ``package.module:factory`` names: a module, or what a function returns.
 
     Modules in the working directory are found too.
 
@@ -40,7 +40,8 @@ def load_model(name: str) -> nn.Module:
 
 
 def load_factory(name: str) -> Callable[..., nn.Module]:
-    """The function that ``package.module:factory`` names, which makes models of several sizes.
+    """Return the function that ``package.module:factory``
+    names, which makes models of several sizes.
 
     Raises:
         InputError: the name has another form, it cannot be imported, or it gives no function.
@@ -67,7 +68,7 @@ def load_factory(name: str) -> Callable[..., nn.Module]:
 
 
 def _named(name: str) -> Any:
-    """What a name stands for; importing it may raise anything."""
+    """Return what a name stands for; importing it may raise anything."""
     path, colon, attribute = name.partition(":")
     if not (path and colon and attribute):
         raise InputError(f"--model is {name!r}; expected package.module:factory")

@@ -1,4 +1,4 @@
-"""``flerm-fx inspect``: what a base profile holds."""
+"""``flerm-fx inspect`` shows what a base profile holds."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +30,7 @@ def inspect(
 
 
 def settings(profile: BaseProfile) -> dict[str, Any]:
-    """How a profile was recorded, in terms that JSON knows."""
+    """Return how a profile was recorded, in terms that JSON knows."""
     batches = [
         [[list(t.shape) for t in pytree.tree_leaves(part) if isinstance(t, Tensor)] for part in b]
         for b in profile.pool
@@ -57,7 +57,7 @@ def settings(profile: BaseProfile) -> dict[str, Any]:
 
 
 def groups(profile: BaseProfile) -> list[str]:
-    """Each parameter group of a run in a line: what it holds, its rule, rate and decay."""
+    """Describe each parameter group of a run in a line: what it holds, its rule, rate and decay."""
     run = profile.optimizers
     lines = []
     for index, (rule, rate) in enumerate(zip(run.rules, run.learning_rates, strict=True)):

@@ -1,4 +1,4 @@
-"""What the caller decides about a matching, as options of the command line."""
+"""Options of the command line say what the caller decides about a matching."""
 
 from typing import Annotated
 
@@ -17,7 +17,7 @@ Mapping = Annotated[
 
 
 def parsed(entries: list[str] | None) -> dict[str, list[str]] | None:
-    """The mapping that options stand for; one target given again has several base names.
+    """Return the mapping that options stand for; one target given again has several base names.
 
     Raises:
         InputError: an option is no ``target=base``.

@@ -1,4 +1,6 @@
-"""``flerm-fx match``: which base parameters a model's parameters answer to, without training."""
+"""``flerm-fx match`` shows which base parameters
+a model's parameters answer to, without training.
+"""
 
 from dataclasses import asdict
 from enum import StrEnum
@@ -24,14 +26,14 @@ from flerm_fx.profile.profile import BaseProfile
 
 
 class OnUnmatched(StrEnum):
-    """What becomes of parameters that have no counterpart."""
+    """An ``OnUnmatched`` says what becomes of parameters that have no counterpart."""
 
     error = "error"
     unit = "unit"
 
 
 class Form(StrEnum):
-    """What is made of a matching."""
+    """A ``Form`` says what is made of a matching."""
 
     table = "table"
     json = "json"

@@ -1,4 +1,4 @@
-"""``flerm-fx plot``: a picture of trajectories."""
+"""``flerm-fx plot`` draws a picture of trajectories."""
 
 from pathlib import Path
 from typing import Annotated

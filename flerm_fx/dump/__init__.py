@@ -1,4 +1,4 @@
-"""What the compiler did to a model, as text, data, a picture or annotated code."""
+"""A dump tells what the compiler did to a model, as text, data, a picture or annotated code."""
 
 from flerm_fx.dump.dump import Format, Level, check_dump, dump
 

@@ -1,4 +1,4 @@
-"""The graph's Python code, annotated line by line."""
+"""The graph's Python code is annotated line by line."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ _WIDEST = 100
 def to_code(
     assignments: Sequence[Assignment], graph_module: GraphModule, focus: str | None = None
 ) -> str:
-    """The code of the graph's ``forward``, valid Python, with comments in aligned columns.
+    """Return the code of the graph's ``forward``, valid Python, with comments in aligned columns.
 
     Every line names the module that it was traced in. A line that reads or scales a parameter has
     its shape, FSLR ± standard error, multiplier, base and status; an operation has the FSLRs and
@@ -61,7 +61,7 @@ def _hidden(count: int) -> list[str]:
 
 
 def _beside(code: Sequence[str], comments: Sequence[tuple[str, ...]]) -> list[str]:
-    """Code on the left, the columns of comments on the right."""
+    """Put code on the left, and the columns of comments on the right."""
     header, rule, *texts = columns(
         _HEADER, [row for row in comments if row], right={"FSLR", "multiplier"}
     )

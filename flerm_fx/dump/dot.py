@@ -1,4 +1,4 @@
-"""The parameters and the data flow between them, as a Graphviz picture."""
+"""The parameters and the data flow between them become a Graphviz picture."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -30,7 +30,7 @@ LEGEND = (
 def to_dot(
     assignments: Sequence[Assignment], graph_module: GraphModule, focus: str | None = None
 ) -> str:
-    """A ``digraph`` in the DOT language; ``dot -Tsvg`` draws it.
+    """Return a ``digraph`` in the DOT language; ``dot -Tsvg`` draws it.
 
     A box is a parameter, blue for a multiplier below 1, white at 1, orange above. An edge says that
     data flows from one parameter's operation to the next one's. Parameters of one operation follow
@@ -56,7 +56,7 @@ def to_dot(
 
 
 class _DataFlow:
-    """Walks the graph in execution order and collects the edges between parameters.
+    """A ``_DataFlow`` walks the graph in execution order and collects the edges between parameters.
 
     ``sources`` holds where a node's data comes from: names of parameters, junctions or inputs.
     ``parameters`` holds what a node that has not met data yet is made of. ``again`` holds what a
@@ -114,7 +114,7 @@ class _DataFlow:
 
 
 def _key(node: Node) -> str:
-    """What a node's box is called: its parameter, or its place in the data flow."""
+    """Return what a node's box is called: its parameter, or its place in the data flow."""
     if node.op == "placeholder":
         return f"input:{node.target}"
     if node.op == "output":
@@ -123,7 +123,7 @@ def _key(node: Node) -> str:
 
 
 def multiplier_colour(multiplier: float) -> str:
-    """``#rrggbb`` on a scale of octaves, from blue through white at 1 to orange.
+    """Return ``#rrggbb`` on a scale of octaves, from blue through white at 1 to orange.
 
     >>> multiplier_colour(1.0), multiplier_colour(16.0), multiplier_colour(1 / 64)
     ('#ffffff', '#f28e3c', '#5b8fd9')

@@ -1,4 +1,4 @@
-"""The assignments as JSON, for programs to read.
+"""The assignments become JSON, for programs to read.
 
 The schema, which a later version only adds to while ``version`` stays 1::
 
@@ -32,7 +32,7 @@ VERSION = 1
 
 
 def to_json(assignments: Sequence[Assignment]) -> str:
-    r"""The assignments in the schema above.
+    r"""Return the assignments in the schema above.
 
     >>> to_json([]).replace("\n", "")
     '{  "format": "flerm_fx.dump",  "version": 1,  "parameters": []}'

@@ -1,4 +1,4 @@
-"""Files for Google's Model Explorer: the graph, and data on its nodes.
+"""Google's Model Explorer reads these files: the graph, and data on its nodes.
 
 A folder with the graph as ``torch.export`` saves it, and a file of node data for each of FSLR,
 multiplier and status. Each parameter and its scale node, which is a multiplication there, has a
@@ -99,7 +99,7 @@ def check_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _saving() -> Iterator[None]:
-    """Nothing but torch may run in here: what it raises is a graph that it cannot save."""
+    """Refuse a graph that torch cannot save; nothing but torch may run in this block."""
     try:
         with exporting():
             yield
@@ -111,7 +111,8 @@ def _saving() -> Iterator[None]:
 
 
 def _flat(graph_module: GraphModule, inputs: Inputs) -> tuple[GraphModule, tuple[Any, ...]]:
-    """The graph with flat inputs and outputs: who reads the file may not know a model's own types.
+    """Return the graph with flat inputs and outputs:
+    who reads the file may not know a model's own types.
 
     It shares the parameters.
     """
@@ -122,7 +123,9 @@ def _flat(graph_module: GraphModule, inputs: Inputs) -> tuple[GraphModule, tuple
 
 
 def _nodes(program: ExportedProgram) -> dict[str, list[str]]:
-    """Each parameter's nodes, it and its scale, which is put into the module that reads it."""
+    """Return each parameter's nodes, it and its
+    scale, which is put into the module that reads it.
+    """
     parameters = program.graph_signature.inputs_to_parameters
     nodes: dict[str, list[str]] = {}
     for node in program.graph.nodes:
@@ -143,7 +146,7 @@ def _move(scaled: Node) -> None:
 def _node_data(
     assignments: Sequence[Assignment], nodes: dict[str, list[str]]
 ) -> Iterator[dict[str, Any]]:
-    """The data of each file in turn."""
+    """Return the data of each file in turn."""
     rows = [(name, row) for row in assignments for name in nodes.get(row.parameter, ())]
     yield {"results": {name: _coloured(r.status, _BY_STATUS[r.status]) for name, r in rows}}
     yield {
@@ -171,7 +174,8 @@ def _coloured(value: float | str, colour: str) -> dict[str, float | str]:
 
 
 def _short(number: float) -> float:
-    """The number to four digits: Model Explorer shows as many as there are, and cuts the rest off.
+    """Return the number to four digits: Model Explorer
+    shows as many as there are, and cuts the rest off.
 
     >>> _short(0.17304807)
     0.173

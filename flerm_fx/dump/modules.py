@@ -1,4 +1,4 @@
-"""Which module a node of the graph belongs to."""
+"""This module tells which module a node of the graph belongs to."""
 
 import difflib
 
@@ -11,7 +11,7 @@ from flerm_fx.errors import InputError
 
 
 def module_of(node: Node) -> str:
-    """The path of the innermost module that a node was traced in; of a weight, its holder's.
+    """Return the path of the innermost module that a node was traced in; of a weight, its holder's.
 
     >>> from torch.fx import Graph
     >>> weight = Graph().get_attr("up.weight")
@@ -28,7 +28,7 @@ def module_of(node: Node) -> str:
 
 
 def module_kinds(node: Node) -> dict[str, str]:
-    """The modules around a node, outermost first: class name by path."""
+    """Return the modules around a node, outermost first: class name by path."""
     stack = node.meta.get("nn_module_stack") or {}
     return {
         path: (kind if isinstance(kind, str) else kind.__qualname__).rpartition(".")[2]
@@ -38,12 +38,14 @@ def module_kinds(node: Node) -> dict[str, str]:
 
 
 def is_size(node: Node) -> bool:
-    """Whether a node's value is a whole number, such as a size of a tensor: no data flows in it."""
+    """Tell whether a node's value is a whole number,
+    such as a size of a tensor: no data flows in it.
+    """
     return isinstance(node.meta.get("val"), int | torch.SymInt)
 
 
 def focused(graph: Graph, focus: str | None) -> set[Node]:
-    """The nodes of one module, with the weights that are read in it; all nodes for ``None``.
+    """Return the nodes of one module, with the weights that are read in it; all nodes for ``None``.
 
     Args:
         graph: a captured graph.

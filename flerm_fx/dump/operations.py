@@ -1,4 +1,4 @@
-"""The operations of the graph with its scale nodes, as a picture."""
+"""The operations of the graph with its scale nodes become a picture."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ _PLAIN = "#f4f4f4"
 def operations_to_dot(
     assignments: Sequence[Assignment], graph_module: GraphModule, focus: str | None = None
 ) -> str:
-    """A ``digraph`` of every node of the graph, in frames that are the model's modules.
+    """Return a ``digraph`` of every node of the graph, in frames that are the model's modules.
 
     A parameter and its scale node have the colour of its multiplier; operations are plain and say
     the shape of what they return, N for the size of the batch. Nodes that compute sizes are left
@@ -69,7 +69,9 @@ def _below_data(nodes: Sequence[Node]) -> Iterator[tuple[str, str]]:
 
 
 def _weights(node: Node, seen: set[Node]) -> Iterator[Node]:
-    """What a node reads of the model, as it is or computed from that alone, unless seen before."""
+    """Return what a node reads of the model, as it is
+    or computed from that alone, unless seen before.
+    """
     for tail in node.all_input_nodes:
         if tail in seen:
             continue
@@ -81,7 +83,7 @@ def _weights(node: Node, seen: set[Node]) -> Iterator[Node]:
 
 
 def _frames(nodes: Sequence[Node]) -> dict[str, str]:
-    """The modules that hold parameters, or hold such modules; their classes where known."""
+    """Return the modules that hold parameters, or hold such modules; their classes where known."""
     kinds = {path: kind for node in nodes for path, kind in module_kinds(node).items()}
     holders = {module_of(node) for node in nodes if parameter_of(node)}
     paths = [
@@ -93,7 +95,7 @@ def _frames(nodes: Sequence[Node]) -> dict[str, str]:
 
 
 def _below(path: str, paths: Sequence[str]) -> str:
-    """What a path adds to the nearest of others that it begins with."""
+    """Return what a path adds to the nearest of others that it begins with."""
     outer = max((other for other in paths if path.startswith(f"{other}.")), key=len, default="")
     return path.removeprefix(f"{outer}.")
 
@@ -128,7 +130,7 @@ def _box(node: Node, assignment: Assignment | None) -> Box:
 
 
 def _operation(node: Node) -> str:
-    """``linear``; of what is not a call, the node's target."""
+    """Return the operation's name, such as ``linear``; of what is not a call, the node's target."""
     target: Any = node.target
     packet = getattr(target, "overloadpacket", None)
     return str(getattr(packet or target, "__name__", target))

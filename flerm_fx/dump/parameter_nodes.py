@@ -1,4 +1,4 @@
-"""Which parameter a node of the graph reads or scales."""
+"""This module tells which parameter a node of the graph reads or scales."""
 
 from torch.fx import Node
 
@@ -6,7 +6,7 @@ from flerm_fx.ops.scale import is_scale
 
 
 def parameter_of(node: Node) -> str | None:
-    """The trainable parameter that a ``get_attr`` or a scale node stands for, else ``None``.
+    """Return the trainable parameter that a ``get_attr`` or a scale node stands for, else ``None``.
 
     >>> from torch.fx import Graph
     >>> weight = Graph().get_attr("weight")

@@ -1,4 +1,4 @@
-"""A picture of boxes and arrows, in the DOT language."""
+"""A picture of boxes and arrows is written in the DOT language."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,7 @@ _CLUSTER = ('style="rounded"', 'color="#b0b0b0"', 'fontcolor="#606060"', 'labelj
 
 @dataclass(frozen=True)
 class Box:
-    """One box.
+    """A ``Box`` is one box.
 
     Attributes:
         label: its lines.
@@ -43,7 +43,7 @@ class Box:
     module: str = ""
 
     def attributes(self) -> str:
-        """The attributes of its node."""
+        """Return the attributes of its node."""
         rounded = ",rounded" if self.shape == "box" else ""
         parts = {
             "label": self.label,
@@ -59,7 +59,8 @@ class Box:
 
 @dataclass(frozen=True)
 class Picture:
-    """Boxes by key, edges between them, and frames around them: titles by dotted path.
+    """A ``Picture`` has boxes by key, edges between
+    them, and frames around them: titles by dotted path.
 
     The second key of each pair in ``below`` is drawn below the first, with no line between them.
 
@@ -75,7 +76,7 @@ class Picture:
     below: list[tuple[str, str]] = field(default_factory=list)
 
     def around(self, inside: set[str]) -> "Picture":
-        """Some boxes with their direct neighbours, which are grey; and the edges to them."""
+        """Return some boxes with their direct neighbours, which are grey; and the edges to them."""
         edges = [edge for edge in self.edges if inside.intersection(edge)]
         shown = inside.union(*edges)
         boxes = {
@@ -90,7 +91,7 @@ class Picture:
         return replace(self, boxes=boxes, edges=edges, below=below, legend=legend)
 
     def to_dot(self) -> str:
-        """A ``digraph``."""
+        """Return a ``digraph``."""
         settings = (*_GRAPH, f"label={_quote(self.legend)}")
         return "\n".join(
             [
@@ -115,7 +116,9 @@ class Picture:
     def _open(
         self, path: str, members: dict[str, tuple[list[str], list[str]]]
     ) -> tuple[list[str], list[str]]:
-        """The members of the innermost frame around a path, which is put into its own if new."""
+        """Return the members of the innermost frame
+        around a path, which is put into its own if new.
+        """
         while path and path not in self.frames:
             path = path.rpartition(".")[0]
         if path not in members:
@@ -138,7 +141,7 @@ class Picture:
 
 
 def lines(*texts: str) -> str:
-    r"""A label of the lines that are not empty, each in one line whatever is in it.
+    r"""Return a label of the lines that are not empty, each in one line whatever is in it.
 
     >>> lines("up.weight", "", "a\nb")
     'up.weight\na\\nb'
@@ -147,6 +150,6 @@ def lines(*texts: str) -> str:
 
 
 def _quote(text: str) -> str:
-    """A string in DOT, in which Graphviz reads escapes and HTML's character references."""
+    """Return a string in DOT, in which Graphviz reads escapes and HTML's character references."""
     plain = (shown(line).replace("&", "&amp;") for line in text.split("\n"))
     return '"' + "\\n".join(p.replace("\\", "\\\\").replace('"', '\\"') for p in plain) + '"'

@@ -1,4 +1,4 @@
-"""Pictures of a run in function space: how each layer's FSLR moves as it trains."""
+"""Pictures of a run in function space show how each layer's FSLR moves as it trains."""
 
 import io
 import math
@@ -86,7 +86,7 @@ def _writing(path: str | Path) -> Iterator[None]:
 
 
 def draw(profiles: Mapping[str, BaseProfile], *, per_rate: bool = False) -> "Figure":
-    """The figure of :func:`write_plot`."""
+    """Return the figure of :func:`write_plot`."""
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
@@ -126,7 +126,7 @@ def trajectory(profile: BaseProfile, per_rate: bool) -> Values:
 
 
 def kind(name: str) -> str:
-    """A parameter's name without the numbers in it.
+    """Return a parameter's name without the numbers in it.
 
     >>> kind("blocks.3.attention.query.weight")
     'blocks.*.attention.query.weight'
@@ -199,6 +199,6 @@ def _spread(rows: Values) -> tuple[Values, Values, Values]:
 
 
 def _short(name: str, most: int = 44) -> str:
-    """A name that leaves room for the picture: its end says more than its beginning."""
+    """Return a name that leaves room for the picture: its end says more than its beginning."""
     name = shown(name)
     return name if len(name) <= most else "…" + name[1 - most :]

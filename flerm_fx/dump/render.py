@@ -1,4 +1,4 @@
-"""Pictures drawn by Graphviz."""
+"""Graphviz draws pictures."""
 
 import shutil
 import subprocess
@@ -36,7 +36,7 @@ def render(text: str, format: Literal["svg", "png"], seconds: float = _SECONDS) 
 
 
 def _resolution(plain: bytes) -> int:
-    """The finest at which a laid out picture is no larger than allowed."""
+    """Return the finest at which a laid out picture is no larger than allowed."""
     width, height = map(float, plain.split()[2:4])  # in inches, behind "graph" and its scale
     for resolution in _RESOLUTIONS:
         sides = width * resolution, height * resolution

@@ -1,4 +1,4 @@
-"""A dump as a file."""
+"""A dump is written as a file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ def write(content: str | bytes, path: str | PathLike[str]) -> None:
 
 
 def check_writable(path: str | PathLike[str]) -> None:
-    """Find out before long work; what is there stays as it is.
+    """Find out before long work whether a file can be written, and leave what is there as it is.
 
     Raises:
         InputError: the path cannot be written.

@@ -1,4 +1,4 @@
-"""Operations that work element by element, as factors."""
+"""Operations that work element by element are factors of tangents."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -19,7 +19,7 @@ Factor = Tensor | float
 def diagonal(
     op: Callable[..., Any], index: int, value: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Factor | None:
-    r"""The factor d of an operation by element, :math:`\dot y = d \odot \dot x_i`.
+    r"""Return the factor d of an operation by element, :math:`\dot y = d \odot \dot x_i`.
 
     Args:
         op: the operation.
@@ -53,7 +53,8 @@ def diagonal(
 
 
 class Combination:
-    r"""Element by element, of several: :math:`\dot y = \sum_i d_i \odot \dot x_i`.
+    r"""A combination adds several arguments element by
+    element: :math:`\dot y = \sum_i d_i \odot \dot x_i`.
 
     Args:
         factors: :math:`d_i` by position.
@@ -67,7 +68,9 @@ class Combination:
         self.factors = factors
 
     def __call__(self, stacks: Stacks, mine: Collection[int] = ()) -> list[Tensor | None]:
-        """The sum; in the memory of a stack at one of the positions ``mine``, if there is one."""
+        """Return the sum; in the memory of a stack at
+        one of the positions ``mine``, if there is one.
+        """
         first = next((p for p in stacks if p in mine), next(iter(stacks)))
         total = _scaled(stacks[first], self.factors[first], first in mine)
         fresh = total is not stacks[first] or first in mine
@@ -90,14 +93,16 @@ def _scaled(stack: Tensor, factor: Factor, in_place: bool) -> Tensor:
 
 
 def is_pointwise(op: Callable[..., Any]) -> bool:
-    """Whether an operation works element by element, and is the same at each call."""
+    """Tell whether an operation works element by element, and is the same at each call."""
     return torch.Tag.pointwise in getattr(op, "tags", ()) and not is_random(op)
 
 
 def pointwise(
     op: Callable[..., Any], index: int, value: Tensor, *args: Any, **kwargs: Any
 ) -> OneStack | None:
-    r"""Element by element: :math:`\dot y = \partial_i \mathrm{op} \, \dot x_i`, for real x."""
+    r"""Return the map of an operation by element:
+    :math:`\dot y = \partial_i \mathrm{op} \, \dot x_i`, for real x.
+    """
     if args[index].is_complex():
         return None
     position = sum(len(pytree.tree_leaves(argument)) for argument in args[:index])

@@ -1,4 +1,4 @@
-r"""Random orthonormal cotangents, and the exact variance of what they measure.
+r"""Cotangents are random and orthonormal; the variance of what they measure is known exactly.
 
 For a vector a of K numbers and m rows q of a random orthogonal matrix (uniform by Haar measure),
 
@@ -31,7 +31,7 @@ long to be seeded as 2¹⁰ numbers to be drawn."""
 
 @dataclass(frozen=True)
 class Cotangents:
-    """Unit cotangents for each of N examples.
+    """A ``Cotangents`` draws unit cotangents for each of N examples.
 
     Rows are orthonormal within an example where all of them fit in :data:`MEMORY`, and independent
     otherwise, when only some are held at a time; with as many coordinates as that takes,
@@ -89,7 +89,7 @@ class Cotangents:
         examples: slice = slice(None),
         device: torch.device | None = None,
     ) -> Iterator[Tensor]:
-        """Rows of some examples, as many at a time as fit in memory, in float32.
+        """Return rows of some examples, as many at a time as fit in memory, in float32.
 
         What is drawn for an example does not depend on which others are asked for: blocks of
         examples have generators of their own.

@@ -1,4 +1,4 @@
-"""Derivatives of single operations and of functions, whatever torch has for them."""
+"""This module differentiates single operations and functions with whatever torch has for them."""
 
 import contextlib
 import functools
@@ -74,7 +74,7 @@ def jvp(
 def central_difference(
     function: Callable[..., Any], primals: tuple[Tensor, ...], directions: tuple[Tensor, ...]
 ) -> Any:
-    r"""The tangent of a function that is only known by its values, by central differences.
+    r"""Return the tangent of a function that is only known by its values, by central differences.
 
     .. math:: \dot y \approx \frac{f(\theta + h \dot\theta) - f(\theta - h \dot\theta)}{2 h}
 
@@ -110,7 +110,7 @@ def _load_forward_mode() -> None:
 
 
 def _unexpanded(primal: Tensor) -> Tensor:
-    """The tensor with memory of its own for each element, which dual numbers need."""
+    """Return the tensor with memory of its own for each element, which dual numbers need."""
     return primal.contiguous() if 0 in primal.stride() else primal
 
 
@@ -135,7 +135,7 @@ def jvp_of(op: Callable[..., Any]) -> Callable[..., Any]:
 def tangent_by_autograd(
     function: Callable[[Tensor], Tensor], primal: Tensor, direction: Tensor
 ) -> Tensor:
-    """The tangent by backward passes alone, differentiated once more.
+    """Return the tangent by backward passes alone, differentiated once more.
 
     It takes a custom autograd function at its own backward pass.
 
@@ -161,7 +161,9 @@ def _jvp_by_two_vjps(
     primals: tuple[Tensor, ...],
     directions: tuple[Tensor, ...],
 ) -> Any:
-    """The tangent where there is no forward-mode rule: v ↦ vᵀJ is linear, and its adjoint is J."""
+    """Return the tangent where there is no forward-mode
+    rule: v ↦ vᵀJ is linear, and its adjoint is J.
+    """
     others: list[Any] = []
 
     def differentiable(*values: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The exact FSLR: one tangent per parameter, carried forward through the graph."""
+"""The exact FSLR carries one tangent per parameter forward through the graph."""
 
 from collections.abc import Mapping
 

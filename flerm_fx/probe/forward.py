@@ -1,4 +1,4 @@
-"""The forward pass that linearises a graph."""
+"""One forward pass linearises a graph."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ NOTHING = Operation(lambda: None, (), {}, {})
 
 
 class Forward:
-    """The forward pass, which makes steps of the operations as it runs them."""
+    """A ``Forward`` runs the operations of a graph, and makes steps of them as it goes."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Forward:
         self._factors: dict[Leaf, tuple[Leaf, Factor]] = {}
 
     def run(self, flat_inputs: Sequence[Any]) -> Leaf:
-        """Run the graph; returns where the output's tangents will be."""
+        """Run the graph, and return where the output's tangents will be."""
         inputs = iter(flat_inputs)
         data = data_nodes(self.module.graph)
         unread = {node: len(node.users) for node in self.module.graph.nodes}
@@ -128,7 +128,9 @@ class Forward:
     def _arriving(
         self, arguments: Sequence[Any]
     ) -> tuple[dict[int, Leaf], dict[str, dict[int, Tensor]]]:
-        """By position among flattened values: places of tangents of data, and parameters'."""
+        """Return by position among flattened values the
+        places of tangents of data, and parameters'.
+        """
         sources: dict[int, Leaf] = {}
         entering: dict[str, dict[int, Tensor]] = {}
         position = 0
@@ -152,7 +154,7 @@ class Forward:
         value: Any,
         sources: Mapping[int, Leaf],
     ) -> dict[Leaf, Factor] | None:
-        """The factors of an operation by element, of the stacks that steps leave."""
+        """Return the factors of an operation by element, of the stacks that steps leave."""
         factors: dict[Leaf, Factor] = {}
         for position, leaf in sources.items():
             factor = diagonal(target, argument_at(args, position), value, args, kwargs)
@@ -164,7 +166,7 @@ class Forward:
         return factors or None
 
     def _materialized(self, leaf: Leaf, value: Tensor) -> Leaf:
-        """Where a step leaves a value's tangents, if need be a step of its own."""
+        """Return where a step leaves a value's tangents, if need be a step of its own."""
         if leaf not in self._factors:
             return leaf
         root, factor = self._factors[leaf]
@@ -182,7 +184,7 @@ class Forward:
 def matrix_of(
     op: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], sources: Mapping[int, Leaf]
 ) -> Tensor | None:
-    """W, where an operation makes W x of the last dimension of its one source; else None.
+    """Return W where an operation makes W x of the last dimension of its one source, or else None.
 
     >>> import torch
     >>> x, w = torch.ones(1, 2), torch.tensor([[1.0], [2.0]])

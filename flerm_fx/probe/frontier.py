@@ -1,4 +1,4 @@
-"""Probe nodes at the parameter frontier of a captured graph.
+"""Probe nodes stand at the parameter frontier of a captured graph.
 
 Nodes that depend on parameters but not on data form the *parameter region*; a node that reads data
 and at least one value of the region is on the *frontier*. Only there does a parameter's update
@@ -26,7 +26,7 @@ Entering = Mapping[str, Mapping[int, T]]
 
 
 def _is_differentiable(node: fx.Node) -> bool:
-    """Whether some result is floating, as far as the capture knows."""
+    """Tell whether some result is floating, as far as the capture knows."""
     values = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
     return not values or any(map(is_differentiable, values))
 
@@ -37,7 +37,8 @@ def _jvp_target(node: fx.Node) -> Callable[..., Any]:
 
 
 def probe(value: Any, tangent: Any, epsilon: Tensor, index: int) -> Any:
-    r"""The probed value :math:`y + \varepsilon_l \dot y_l`, with :math:`\dot y_l` held constant.
+    r"""Return the probed value :math:`y + \varepsilon_l \dot y_l`,
+    with :math:`\dot y_l` held constant.
 
     At :math:`\varepsilon = 0` it is ``value``; its derivative in :math:`\varepsilon_l` is the
     tangent that parameter l's unit update gives this operation.
@@ -55,7 +56,7 @@ def probe(value: Any, tangent: Any, epsilon: Tensor, index: int) -> Any:
 
 
 def data_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes that depend on the graph's inputs, the batch size included."""
+    """Return nodes that depend on the graph's inputs, the batch size included."""
     nodes: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder" or any(n in nodes for n in node.all_input_nodes):
@@ -98,7 +99,7 @@ class ProbeNodes(PassBase):
         self.parameters = {name: index for index, name in enumerate(parameters)}
 
     def requires(self, graph_module: fx.GraphModule) -> None:
-        """The graph mutates nothing and holds every parameter."""
+        """Check that the graph mutates nothing and holds every parameter."""
         if not is_functional(graph_module.graph):
             raise FlermError("the graph has in-place operations; probe the functional graph")
         unknown = sorted(self.parameters.keys() - set(parameter_nodes(graph_module.graph)))
@@ -135,7 +136,7 @@ class ProbeNodes(PassBase):
         return PassResult(graph_module, True)
 
     def ensures(self, graph_module: fx.GraphModule) -> None:
-        """The graph is well formed."""
+        """Check that the graph is well formed."""
         graph_module.graph.lint()
 
     def _unit_update(self, module: fx.GraphModule, node: fx.Node, name: str) -> fx.Node:
@@ -146,11 +147,11 @@ class ProbeNodes(PassBase):
             return node.graph.get_attr(buffer)
 
     def _is_carried(self, node: fx.Node) -> bool:
-        """Whether tangents go on with a node that reads data; none do here."""
+        """Tell whether tangents go on with a node that reads data; none do here."""
         return False
 
     def _blank(self, parameter: Tensor) -> Tensor:
-        """A unit update that is not set yet."""
+        """Return a unit update that is not set yet."""
         return torch.zeros_like(parameter)
 
     def _insert(self, node: fx.Node, entering: Entering[fx.Node], first: fx.Node) -> None:
@@ -187,7 +188,9 @@ class ProbeNodes(PassBase):
 def _entering(
     node: fx.Node, tangents: Mapping[fx.Node, Mapping[str, fx.Node]]
 ) -> Entering[fx.Node]:
-    """The tangents of a node's arguments, by parameter and position among the flattened ones."""
+    """Return the tangents of a node's arguments, by
+    parameter and position among the flattened ones.
+    """
     entering: dict[str, dict[int, fx.Node]] = {}
     for position, leaf in enumerate(pytree.tree_leaves((node.args, dict(node.kwargs)))):
         if isinstance(leaf, fx.Node):
@@ -197,7 +200,7 @@ def _entering(
 
 
 def _tangent_node(node: fx.Node, name: str, updates: Mapping[int, fx.Node]) -> fx.Node:
-    """The node's tangent for one parameter's update, where the graph inserts."""
+    """Return the node's tangent for one parameter's update, where the graph inserts."""
     keywords: dict[str, Any] = {**node.kwargs, "tangents": dict(updates)}
     tangent = node.graph.call_function(_jvp_target(node), node.args, keywords)
     tangent.meta = {"parameter_probed": name}

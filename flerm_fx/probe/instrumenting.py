@@ -1,4 +1,4 @@
-"""The graph that measures, to be read or run."""
+"""This module gives the graph that measures, to be read or run."""
 
 import torch
 from torch import fx
@@ -16,7 +16,7 @@ from flerm_fx.recipe.pool import Pool, probe_batch
 def instrument(
     model: torch.nn.Module, inputs: Pool, output_fn: OutputFn | None = None
 ) -> fx.GraphModule:
-    r"""The model's graph with a scale node and a JVP probe for every trainable parameter.
+    r"""Return the model's graph with a scale node and a JVP probe for every trainable parameter.
 
     The graph module takes ``epsilon`` (one number for each parameter) before the model's flattened
     inputs and returns the one output tensor that is measured. Its code is meant to be read:

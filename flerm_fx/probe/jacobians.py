@@ -1,4 +1,4 @@
-r"""Operations that are linear in nothing, each with its Jacobian :math:`\dot x \mapsto \dot y`.
+r"""Operations that are linear in nothing have a Jacobian :math:`\dot x \mapsto \dot y` each.
 
 What does not depend on the tangents (softmax, the statistics of a norm) is computed once, when the
 map is made.
@@ -102,7 +102,9 @@ def attention_map(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> LinearMap:
-    r"""With :math:`P = \mathrm{softmax}(S)`: :math:`\dot y = \dot P v + P \dot v`."""
+    r"""Return the map of attention, :math:`\dot y = \dot P v + P \dot v`
+    with :math:`P = \mathrm{softmax}(S)`.
+    """
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     weights = attention_weights(query, key, value, bias, is_causal, scale, enable_gqa)
     heads = query.shape[-3] // key.shape[-3] if enable_gqa else 1

@@ -1,4 +1,4 @@
-"""Values that are made where they are read, and let go behind it."""
+"""Later values are made where they are read, and let go behind it."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from flerm_fx.compat import pytree
 
 
 class Later:
-    """What a function of arguments will be, some of which may be made later as well.
+    """A ``Later`` is what a function of arguments will be; some of these may be made later as well.
 
     Args:
         make: the function.
@@ -38,7 +38,7 @@ class Later:
         self._make, self._args, self._kwargs, self._made = make, args, kwargs or {}, made
 
     def value(self) -> Any:
-        """Make it."""
+        """Make the value."""
         args, kwargs = now((self._args, dict(self._kwargs)))
         value = self._make(*args, **kwargs)
         if self._made is not None:
@@ -47,7 +47,9 @@ class Later:
 
 
 def now(values: Any, unread: Collection[int] = ()) -> Any:
-    """A pytree with all of it made, but for blanks at the positions of leaves that are not read."""
+    """Return a pytree with all of it made, but for
+    blanks at the positions of leaves that are not read.
+    """
     if not has_later(values):
         return values
     leaves, spec = pytree.tree_flatten(values)
@@ -57,7 +59,7 @@ def now(values: Any, unread: Collection[int] = ()) -> Any:
 
 
 def has_later(values: Any) -> bool:
-    """Whether something in a pytree is yet to be made."""
+    """Tell whether something in a pytree is yet to be made."""
     return any(isinstance(leaf, Later) for leaf in pytree.tree_leaves(values))
 
 

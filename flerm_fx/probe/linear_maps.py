@@ -1,4 +1,4 @@
-r"""How tangents pass through an operation: its linear map :math:`\dot x \mapsto \dot y`.
+r"""Tangents pass through an operation by its linear map :math:`\dot x \mapsto \dot y`.
 
 What does not depend on the tangents, such as a derivative, is computed once, when the map is made.
 """
@@ -41,7 +41,7 @@ def linear_map(
     varying: Sequence[int],
     state: RandomState | None = None,
 ) -> LinearMap:
-    r"""The map from tangents of the data that an operation reads to those of its outputs.
+    r"""Return the map from tangents of the data that an operation reads to those of its outputs.
 
     Args:
         op: the operation.
@@ -85,7 +85,9 @@ def _of_one(
     value: Any,
     position: int,
 ) -> OneStack | None:
-    """The map for one argument; None where nothing better is known than the operation's jvp."""
+    """Return the map for one argument; None where
+    nothing better is known than the operation's jvp.
+    """
     index, known = argument_at(args, position), facts(op)
     name = argument_name(op, index)
     jacobian = JACOBIANS.get(operation_name(op))
@@ -109,7 +111,7 @@ def _of_one(
 
 
 def _summed(maps: Mapping[int, OneStack]) -> LinearMap:
-    """Tangents by different arguments add up."""
+    """Add up tangents by different arguments."""
 
     def total(stacks: Stacks) -> Sequence[Tensor | None]:
         tangents = [maps[position](stack) for position, stack in stacks.items()]
@@ -126,7 +128,7 @@ def _generic(
     kwargs: Mapping[str, Any],
     state: RandomState | None,
 ) -> LinearMap:
-    """Through ``vmap`` of the operation's ``jvp``, or row by row where ``vmap`` refuses it.
+    """Map through ``vmap`` of the operation's ``jvp``, or row by row where ``vmap`` refuses it.
 
     Each runs the operation again, draws from ``state`` what it drew, and leaves the same state.
     """
@@ -160,12 +162,12 @@ def _itself(stack: Tensor) -> Tensor:
 def _by_itself(
     op: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], position: int
 ) -> OneStack:
-    """The operation itself, for each row."""
+    """Return the operation itself, for each row."""
     return torch.func.vmap(lambda row: in_place_of(op, args, kwargs, position, row))
 
 
 def _term(factor: float, value: Tensor) -> OneStack:
-    """What an argument adds, along the last dimension or element by element."""
+    """Return what an argument adds, along the last dimension or element by element."""
     dimensions = value.dim()
 
     def moved(stack: Tensor) -> Tensor:
@@ -187,7 +189,7 @@ def _product(
     position: int,
     name: str,
 ) -> OneStack | None:
-    """A stack of one factor times the other: one product, where that is a matrix."""
+    """Return a stack of one factor times the other: one product, where that is a matrix."""
     known = facts(op)
     if not known.layout:
         return _by_itself(op, args, kwargs, position)
@@ -214,7 +216,7 @@ def _convolution(
     bias: Tensor | None = None,
     *rest: Any,
 ) -> OneStack | None:
-    """The rows of a stack as more examples of one batch."""
+    """Return the rows of a stack as more examples of one batch."""
     if index or x.dim() != weight.dim():
         return None
     return lambda stack: op(stack.flatten(0, 1), weight, None, *rest).unflatten(0, stack.shape[:2])

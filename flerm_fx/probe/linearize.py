@@ -1,4 +1,4 @@
-"""A graph, linearised: one forward pass makes a linear map of every operation."""
+"""One forward pass linearises a graph: it makes a linear map of every operation."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from flerm_fx.probe.steps import Leaf, TangentStep, alive, is_apart, moved, own
 
 
 class Linearization:
-    r"""The derivative of a graph's output in its parameters, as a sequence of linear maps.
+    r"""A ``Linearization`` is a graph's derivative in its parameters, as a sequence of linear maps.
 
     The forward pass runs once. Of its values those are kept that the maps need, which are about
     those that a backward pass would keep. Operations that work element by element, one after
@@ -60,7 +60,7 @@ class Linearization:
         return self._pushed(names, self._steps, self._output)
 
     def mean_squares(self, names: Sequence[str]) -> Tensor:
-        r"""Mean square of each parameter's tangent of the output, in float32 at least.
+        r"""Return the mean square of each parameter's tangent of the output, in float32 at least.
 
         Where the graph ends in a product W x with more outputs than inputs (logits), and the update
         does not enter there, :math:`\lVert W \dot x \rVert = \lVert R \dot x \rVert` with W = QR,
@@ -82,7 +82,7 @@ class Linearization:
         return norms.square() / size
 
     def groups(self, at_once: int) -> Iterator[tuple[str, ...]]:
-        """All parameters that reach the output, a few at a time."""
+        """Return all parameters that reach the output, a few at a time."""
         head = self._steps[-1].operation.entering if self._steps else {}
         for kind in (False, True):
             names = [name for name in self.order if (name in head) == kind]
@@ -117,7 +117,7 @@ class Linearization:
 
 
 def _isometric(steps: Sequence[TangentStep], output: Leaf) -> Tensor | None:
-    """R of the matrix that the graph ends in, where that is the smaller one."""
+    """Return R of the matrix that the graph ends in, where R is the smaller one."""
     if not steps or steps[-1].node is not output[0] or steps[-1].matrix is None:
         return None
     matrix = steps[-1].matrix

@@ -1,4 +1,4 @@
-r"""The paper's own estimators: one random sum of outputs a pass, smoothed over passes.
+r"""The paper's own estimators take one random sum of outputs a pass, and smooth over passes.
 
 With :math:`\phi = (NK)^{-1/2} \sum_{n,k} \xi_{nk} f_{nk}` for Gaussian :math:`\xi`, and
 :math:`z = u_l \odot \partial\phi/\partial\theta_l` (Milsom et al. 2025, section 3):
@@ -34,7 +34,7 @@ BETA = 0.9
 
 
 def factors(z: Tensor, method: PaperMethod) -> Tensor:
-    """The quantities of one pass whose averages make up the estimate.
+    """Return the quantities of one pass whose averages make up the estimate.
 
     One number for ``full_cov`` and ``iid``; for ``kronecker`` one for each axis, then Σ z².
     """

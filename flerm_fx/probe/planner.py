@@ -1,4 +1,4 @@
-"""Which method reaches the tolerance for the least work."""
+"""A plan says which method reaches the tolerance for the least work."""
 
 import math
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ EAGER_TANGENT, EAGER_EXAMPLE = 7.0, 0.3
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do, and what it takes.
+    """A ``Plan`` says what to do, and what it takes.
 
     Attributes:
         cotangents: what the sampled method draws; None for the exact method's tangents.
@@ -72,7 +72,7 @@ def draws_needed(rtol: float, examples: int, coordinates: int) -> int:
 
 
 def plan(work: Workload, *, rtol: float, examples: int, coordinates: int) -> Plan:
-    """The cheapest that reaches ``rtol``: tangents, every coordinate, or random cotangents.
+    """Return the cheapest that reaches ``rtol``: tangents, every coordinate, or random cotangents.
 
     >>> many = Workload(parameters=12, passes=6.0, per_random_number=0.0, eager=False)
     >>> plan(many, rtol=0.05, examples=256, coordinates=10).cotangents.draws

@@ -1,4 +1,4 @@
-"""Tangents of single operations by rule: what most parameters enter by is linear in them."""
+"""Rules give the tangents of operations that are linear in a parameter, as most are."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def tangent(
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation on the parameter frontier, as it was called.
+    """An ``Operation`` is one on the parameter frontier, as it was called.
 
     Attributes:
         op: what was called.
@@ -66,7 +66,9 @@ class Operation:
     entering: Entering[Any]
 
     def tangents(self, name: str) -> list[Tensor]:
-        """What a parameter's update makes of each output, in shapes that broadcast to theirs."""
+        """Return what a parameter's update makes of
+        each output, in shapes that broadcast to theirs.
+        """
         updates = now(dict(self.entering[name]))
         args, kwargs = now(
             (self.args, dict(self.kwargs)), unread(self.op, self.args, tuple(updates))
@@ -77,7 +79,7 @@ class Operation:
 def unread(
     op: Callable[..., Any], args: tuple[Any, ...], varying: Collection[int]
 ) -> frozenset[int]:
-    """Where :func:`tangent` reads no values, among the flattened arguments.
+    """Return where :func:`tangent` reads no values, among the flattened arguments.
 
     >>> import torch
     >>> x, w, b = torch.ones(5, 2), torch.zeros(3, 2), torch.zeros(3)
@@ -99,7 +101,7 @@ def unread(
 
 
 def argument_at(args: tuple[Any, ...], position: int) -> int:
-    """Which argument the leaf at a position of the flattened ones is, or is in; -1 if none.
+    """Return which argument the leaf at a position of the flattened ones is, or is in; -1 if none.
 
     >>> import torch
     >>> argument_at((torch.zeros(1), [2, 3], torch.zeros(1)), 3)
@@ -120,7 +122,7 @@ def in_place_of(
     position: int,
     update: Tensor,
 ) -> Any:
-    """An operation that is linear in an argument, with another there, and nothing added.
+    """Return an operation that is linear in an argument, with another there, and nothing added.
 
     >>> import torch
     >>> b, x, w = torch.ones(3), torch.ones(2, 2), torch.ones(2, 3)
@@ -144,7 +146,7 @@ def in_place_of(
 def coefficient(
     op: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str
 ) -> float:
-    """The number by which an operation multiplies an argument that it adds.
+    """Return the number by which an operation multiplies an argument that it adds.
 
     >>> import torch
     >>> coefficient(torch.ops.aten.sub.Tensor, (), {"alpha": 3}, "other")
@@ -163,13 +165,15 @@ def _added(
     name: str,
     update: Tensor,
 ) -> Tensor:
-    """What an argument adds, along the channels or the last dimension."""
+    """Return what an argument adds, along the channels or the last dimension."""
     number = coefficient(op, args, kwargs, name)
     moved = update if number == 1 else update * number
     return on_channels(moved, op, args) if facts(op).on_channels else moved
 
 
 def on_channels(update: Tensor, op: Callable[..., Any], args: tuple[Any, ...]) -> Tensor:
-    """A number for each channel, in dimension 1 of a batch; the first that is not of a batch."""
+    """Return a number for each channel, in dimension
+    1 of a batch; the first that is not of a batch.
+    """
     like: Tensor = args[1] if facts(op).kind == "convolution" else args[0]
     return update.reshape(-1, *[1] * (like.dim() - 2))

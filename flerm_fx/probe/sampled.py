@@ -1,4 +1,4 @@
-r"""The sampled FSLR: one random cotangent per example, in reverse mode.
+r"""The sampled FSLR takes one random cotangent per example, in reverse mode.
 
 For example n draw a random unit vector q over the K output coordinates and let
 :math:`s_{n,l} = q \cdot \Delta_l f_n`. Then :math:`E s_{n,l}^2 = \lVert \Delta_l f_n \rVert^2 / K`,
@@ -25,7 +25,7 @@ from flerm_fx.probe.taps import by_taps
 
 @dataclass(frozen=True)
 class Samples:
-    """Squared projections of each parameter's function change.
+    """A ``Samples`` holds squared projections of each parameter's function change.
 
     Attributes:
         names: the parameters, in the order of the columns.
@@ -98,7 +98,7 @@ def projections(
     *,
     coupled: bool = False,
 ) -> Tensor:
-    r"""The projections :math:`s_{n,i,l} = q_{n,i} \cdot \Delta_l f_n` on given cotangents.
+    r"""Return the projections :math:`s_{n,i,l} = q_{n,i} \cdot \Delta_l f_n` on given cotangents.
 
     All rows share one forward pass, and no gradient of a weight is formed.
 
@@ -136,7 +136,7 @@ def output_size(
 
 
 def examples_of(inputs: Inputs) -> Iterator[Inputs]:
-    """The batch, one example at a time, each as a batch of 1."""
+    """Return the batch, one example at a time, each as a batch of 1."""
     tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     for n in range(tensors[0].shape[0]):
         yield pytree.tree_map_only(Tensor, lambda t, n=n: t[n : n + 1], inputs)
@@ -150,7 +150,7 @@ def _eager(
     cotangents: Tensor,
     coupled: bool,
 ) -> Tensor:
-    """The products s = ⟨∂(q·f)/∂θ, u⟩, by one backward pass for each example and row."""
+    """Return the products s = ⟨∂(q·f)/∂θ, u⟩, by one backward pass for each example and row."""
     examples = []
     for rows, batch in zip(cotangents, [inputs] if coupled else examples_of(inputs), strict=True):
         leaves = {name: parameters[name].clone().requires_grad_() for name in updates}

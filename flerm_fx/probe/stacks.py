@@ -1,4 +1,4 @@
-"""Stacks: the tangents of several parameters along a new first dimension."""
+"""A stack holds the tangents of several parameters along a new first dimension."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ OneStack = Callable[[Tensor], Any]
 
 
 def by_rows(function: Callable[..., Tensor], *others: Tensor) -> Callable[..., Tensor]:
-    """Row by row, for kernels that would have to repeat their other arguments for each.
+    """Map row by row, for kernels that would have to repeat their other arguments for each.
 
     Where calls cost more than that, since none of the others is large, through ``vmap``, which
     repeats them.
@@ -38,21 +38,23 @@ def by_rows(function: Callable[..., Tensor], *others: Tensor) -> Callable[..., T
 
 
 def lifted(stack: Tensor, dimensions: int) -> Tensor:
-    """A stack of arguments that broadcast to so many dimensions, ready to be broadcast itself."""
+    """Return a stack of arguments that broadcast to
+    so many dimensions, ready to be broadcast itself.
+    """
     missing = dimensions + 1 - stack.dim()
     return stack.reshape(len(stack), *[1] * missing, *stack.shape[1:]) if missing else stack
 
 
 def dimension_of_stack(dimension: int) -> int:
-    """A dimension of an argument, as one of a stack of them."""
+    """Return a dimension of an argument, as one of a stack of them."""
     return dimension if dimension < 0 else dimension + 1
 
 
 def times(factor: Tensor, value: Tensor) -> OneStack:
-    """The map that multiplies by a factor, to what broadcasts to a value."""
+    """Return the map that multiplies by a factor, to what broadcasts to a value."""
     return lambda stack: shaped(lifted(stack, value.dim()) * factor, value)
 
 
 def shaped(stack: Tensor, value: Tensor) -> Tensor:
-    """A stack that broadcasts to a value's shape, in that shape."""
+    """Return a stack that broadcasts to a value's shape, in that shape."""
     return stack.expand(-1, *value.shape)

@@ -1,4 +1,4 @@
-"""The steps of a linearised graph, each of which takes stacks of tangents to stacks."""
+"""Each step of a linearised graph takes stacks of tangents to stacks."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -17,7 +17,7 @@ Leaf = tuple[fx.Node, int]
 
 @dataclass
 class TangentStep:
-    """What an operation does with tangents.
+    """A ``TangentStep`` says what an operation does with tangents.
 
     Attributes:
         node: the operation.
@@ -41,7 +41,9 @@ class TangentStep:
 
 
 def alive(steps: Sequence[TangentStep], output: Leaf) -> list[TangentStep]:
-    """The steps that the output depends on; each learns what it is the last, or only, to read."""
+    """Return the steps that the output depends on;
+    each learns what it is the last, or only, to read.
+    """
     needed = {output[0]}
     kept: list[TangentStep] = []
     readers = Counter([output])
@@ -61,7 +63,7 @@ def alive(steps: Sequence[TangentStep], output: Leaf) -> list[TangentStep]:
 def moved(
     step: TangentStep, arrived: Mapping[int, Tensor], fresh: Collection[Leaf]
 ) -> list[Tensor | None]:
-    """What a step makes of tangents: in their own memory where it may."""
+    """Return what a step makes of tangents: in their own memory where it may."""
     if not arrived:
         return [None] * len(step.blanks)
     if isinstance(step.through, Combination):
@@ -75,7 +77,7 @@ def moved(
 
 
 def is_apart(stack: Tensor, taken: Collection[int]) -> bool:
-    """Whether it has memory of its own for each element."""
+    """Tell whether it has memory of its own for each element."""
     return 0 not in stack.stride() and stack.untyped_storage().data_ptr() not in taken
 
 
@@ -85,7 +87,7 @@ def own(
     blanks: Sequence[Tensor | None],
     rows: int,
 ) -> list[Tensor | None]:
-    """The stacks, to be added to."""
+    """Return the stacks, to be added to."""
     owned: list[Tensor | None] = []
     for stack, blank in zip(stacks, blanks, strict=True):
         if blank is None:

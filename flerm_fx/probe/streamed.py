@@ -1,4 +1,4 @@
-"""A graph run with weights that stream: gathered where it reads them, and let go behind it.
+"""A graph is run with weights that stream: gathered where it reads them, and let go behind it.
 
 A weight may be sharded over ranks, or on another device than the one that computes. What depends
 on weights and not on data is made anew at each place that reads it, so that no more is whole at a
@@ -32,12 +32,14 @@ Packed = Tensor | tuple[Later, torch.Size, tuple[int, ...], int]
 
 
 def device_of_inputs(flat_inputs: Sequence[Any]) -> torch.device:
-    """Where a graph computes: on the device of its first tensor; the CPU if it has none."""
+    """Return where a graph computes: on the device of its first tensor; the CPU if it has none."""
     return next((v.device for v in flat_inputs if isinstance(v, Tensor)), torch.device("cpu"))
 
 
 def streams(graph_module: fx.GraphModule | None, *values: Mapping[str, Tensor]) -> bool:
-    """Whether a graph has no weights of its own, or is given some that are sharded over ranks."""
+    """Tell whether a graph has no weights of its own,
+    or is given some that are sharded over ranks.
+    """
     if graph_module is None:
         return False
     given = (value for part in values for value in part.values())
@@ -45,7 +47,7 @@ def streams(graph_module: fx.GraphModule | None, *values: Mapping[str, Tensor]) 
 
 
 class Streamed(fx.Interpreter):
-    """Runs a functional graph; see the module.
+    """A ``Streamed`` runs a functional graph; see the module.
 
     Args:
         graph_module: with or without taps.
@@ -76,7 +78,7 @@ class Streamed(fx.Interpreter):
         self._sources: dict[int, tuple[weakref.ref[Any], Later]] = {}
 
     def differentiable(self, *flat_inputs: Any) -> Tensor:
-        """The output, with its backward pass, which gathers anew what it reads."""
+        """Return the output, with its backward pass, which gathers anew what it reads."""
         with torch.enable_grad(), saved_tensors_hooks(self._pack, self._unpack):
             return self.run(*flat_inputs)  # type: ignore[no-any-return]
 
@@ -93,7 +95,7 @@ class Streamed(fx.Interpreter):
         return getattr(self, n.op)(n.target, args, kwargs)
 
     def _is_of_weights(self, node: fx.Node) -> bool:
-        """Whether an operation reads no data, and does the same whenever it is run."""
+        """Tell whether an operation reads no data, and does the same whenever it is run."""
         if node.op != "call_function" or node in self._data:
             return False
         return node.target is operator.getitem or not is_random(node.target)
@@ -117,7 +119,7 @@ class Streamed(fx.Interpreter):
             self._sources[storage.data_ptr()] = weakref.ref(storage), later
 
     def _source(self, tensor: Tensor) -> Later | None:
-        """What a tensor is memory of, if that was made of weights alone."""
+        """Return what a tensor is memory of, if that was made of weights alone."""
         storage = _storage(tensor)
         if storage is None:
             return None
@@ -140,13 +142,13 @@ class Streamed(fx.Interpreter):
 
 
 def to_gather(tensor: Tensor, device: torch.device, gather: Gather = gathered) -> Later:
-    """A tensor that may be elsewhere, to be whole on a device."""
+    """Return a tensor that may be elsewhere, to be whole on a device."""
     blank = torch.zeros((), dtype=tensor.dtype, device=device).expand(tensor.shape)
     return Later(gather, (tensor.detach(), device), blank=blank)
 
 
 def applied(captured: Capture, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
-    """The output f(inputs) at given parameters, without a gradient; no buffer is changed."""
+    """Return the output f(inputs) at given parameters, without a gradient; no buffer is changed."""
     with torch.no_grad():
         module = captured.probe_module
         if module is None or not streams(module, parameters):
@@ -162,7 +164,7 @@ def _same(value: Any) -> Any:
 
 
 def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
-    """The memory of a tensor, one object for all its views; None where there is none."""
+    """Return the memory of a tensor, one object for all its views; None where there is none."""
     try:
         return tensor.untyped_storage()
     except (NotImplementedError, RuntimeError):  # sparse, or batched by vmap

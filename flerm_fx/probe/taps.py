@@ -1,4 +1,4 @@
-r"""Projections of function changes by one plain backward pass: taps on the parameter frontier.
+r"""Taps on the parameter frontier project function changes by one plain backward pass.
 
 At a frontier node :math:`y = \mathrm{op}(x, \theta)`, with :math:`\bar y = \partial (q \cdot f) /
 \partial y`, the projection of the change that parameter l makes there is
@@ -35,7 +35,7 @@ KEPT = 2**28
 
 
 class TapNodes(ProbeNodes):
-    """A tap on every frontier node, to hear the cotangents of a backward pass.
+    """The pass puts a tap on every frontier node, to hear the cotangents of a backward pass.
 
     The graph gets a first input ``taps`` (see :class:`Taps`) and computes the model's function.
 
@@ -81,12 +81,12 @@ def _values(node: fx.Node) -> list[Tensor]:
 
 
 def _has_axis(node: fx.Node) -> bool:
-    """Whether a size of what it holds depends on the batch's."""
+    """Tell whether a size of what it holds depends on the batch's."""
     return any(isinstance(size, torch.SymInt) for value in _values(node) for size in value.shape)
 
 
 def no_axis(graph: fx.Graph) -> str:
-    """Why taps cannot tell examples apart; empty if they can."""
+    """Return why taps cannot tell examples apart; empty if they can."""
     for node in graph.nodes:
         axes = node.meta.get("axes", [0])
         if not axes or None in axes:
@@ -96,7 +96,7 @@ def no_axis(graph: fx.Graph) -> str:
 
 @functools.cache
 def _tap(op: Any) -> Callable[..., Any]:
-    """What hands on an operation's output, whose cotangents ``taps`` will hear."""
+    """Return what hands on an operation's output, whose cotangents ``taps`` will hear."""
 
     def of_op(
         value: Any,
@@ -114,7 +114,8 @@ def _tap(op: Any) -> Callable[..., Any]:
 
 
 def _batch_axis(value: Any) -> int | None:
-    """The dimension of a captured tensor that holds the examples; None if there is not just one.
+    """Return the dimension of a captured tensor that
+    holds the examples; None if there is not just one.
 
     A size that depends on the data, such as the number of tokens that an expert got, is of none.
     """
@@ -124,7 +125,7 @@ def _batch_axis(value: Any) -> int | None:
 
 
 class Taps:
-    """Projections that gather while backward passes go by.
+    """A ``Taps`` gathers projections while backward passes go by.
 
     Args:
         names: the parameters, in the order of the columns of :meth:`totals`.
@@ -153,7 +154,7 @@ class Taps:
         return pytree.tree_unflatten(leaves, spec)
 
     def totals(self) -> Tensor:
-        """The projections since the last call, of shape (examples, parameters)."""
+        """Return the projections since the last call, of shape (examples, parameters)."""
         some = next(products[0] for products in self.columns.values() if products)
         zero = some.new_zeros(self.examples)
         totals = torch.stack([sum(products, zero) for products in self.columns.values()], 1)
@@ -230,7 +231,7 @@ def by_taps(
     cotangents: Tensor,
     gather: Gather = gathered,
 ) -> Tensor:
-    r"""The projections :math:`s_{n,i,l} = q_{n,i} \cdot \Delta_l f_n` on given cotangents.
+    r"""Return the projections :math:`s_{n,i,l} = q_{n,i} \cdot \Delta_l f_n` on given cotangents.
 
     Parameters and updates that are sharded over ranks, or on another device than the inputs, are
     gathered where they are read (:mod:`flerm_fx.probe.streamed`).

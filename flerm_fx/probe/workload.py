@@ -1,4 +1,6 @@
-"""How much work the parts of a graph are, and so how far each tangent has to go."""
+"""The workload says how much work the parts of a
+graph are, and so how far each tangent has to go.
+"""
 
 import math
 from collections.abc import Collection
@@ -22,7 +24,7 @@ RANDOM_NUMBER = 50.0
 
 @dataclass(frozen=True)
 class Workload:
-    r"""What measuring takes, in forward passes.
+    r"""A ``Workload`` says what measuring takes, in forward passes.
 
     Attributes:
         parameters: L.
@@ -39,7 +41,7 @@ class Workload:
 
 
 def workload(graph: fx.Graph | None, names: Collection[str]) -> Workload:
-    """What measuring some parameters takes, from the shapes in a probe graph.
+    """Return what measuring some parameters takes, from the shapes in a probe graph.
 
     Args:
         graph: the probe graph; None on the eager path.
@@ -76,14 +78,14 @@ def workload(graph: fx.Graph | None, names: Collection[str]) -> Workload:
 
 
 def _entry(node: fx.Node, data: Collection[fx.Node], downstream: dict[fx.Node, float]) -> float:
-    """The work from where a value of parameters alone enters the flow of data."""
+    """Return the work from where a value of parameters alone enters the flow of data."""
     if node in data:
         return downstream[node]
     return max((_entry(user, data, downstream) for user in node.users), default=0.0)
 
 
 def _head(graph: fx.Graph) -> fx.Node | None:
-    """The product with more outputs than inputs that a graph may end in."""
+    """Return the product with more outputs than inputs that a graph may end in."""
     (output,) = graph.find_nodes(op="output")
     (last,) = output.args
     known = facts(last.target) if isinstance(last, fx.Node) else NOTHING

@@ -1,1 +1,1 @@
-"""The start: FSLRs at the beginning of training, by a procedure that repeats anywhere."""
+"""The start holds the FSLRs at the beginning of training, by a procedure that repeats anywhere."""

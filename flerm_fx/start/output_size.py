@@ -1,4 +1,4 @@
-"""How large a model's outputs are, masks aside."""
+"""This module measures how large a model's outputs are, masks aside."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -46,7 +46,7 @@ def output_rms(run: Callable[[Weights], Tensor], weights: Weights) -> float:
 
 
 def _larger(weights: Weights, nudge: float) -> dict[str, Tensor]:
-    """The weights, larger by a part of themselves, or of 1 where they are 0.
+    """Return the weights, larger by a part of themselves, or of 1 where they are 0.
 
     It is three times the part for a random half of them. All by one part would change nothing of an
     output that is normalised; as many up as down, little of a sum of numbers of one sign.
@@ -62,12 +62,14 @@ def _larger(weights: Weights, nudge: float) -> dict[str, Tensor]:
 
 
 def _is_nudged(weight: Tensor) -> bool:
-    """Not integers, nor the eight bits of a quantised weight, which cannot be multiplied."""
+    """Tell whether weights can be multiplied, as integers
+    and the eight bits of a quantised one cannot.
+    """
     return is_differentiable(weight) and weight.element_size() > 1
 
 
 def _root_mean_square(values: Tensor) -> float:
-    """Without squares that overflow."""
+    """Compute a root mean square without squares that overflow."""
     largest = float(values.abs().max()) if values.numel() else 0.0
     if not largest:
         return 0.0

@@ -1,4 +1,4 @@
-"""The size of an update by what it does to the signal that it meets."""
+"""The size of an update is measured by what it does to the signal that it meets."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -63,7 +63,7 @@ def _size(update: Tensor, op: str, slot: str, seed: int) -> float:
 
 
 def _spectral_norms(matrices: Tensor, seed: int) -> Tensor:
-    """Largest singular values of (n, rows, columns), as (n,)."""
+    """Return the largest singular values of (n, rows, columns), as (n,)."""
     wide = matrices.to(torch.complex128 if matrices.is_complex() else torch.float64)
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(len(wide), wide.shape[2], 1, generator=generator, dtype=torch.float64)

@@ -1,1 +1,1 @@
-"""A run, as it trains: recorded, or matched."""
+"""A run is recorded or matched as it trains."""

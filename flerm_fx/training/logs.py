@@ -1,4 +1,4 @@
-"""Names under which FSLRs and multipliers are logged while a model trains."""
+"""FSLRs and multipliers are logged under these names while a model trains."""
 
 from collections.abc import Callable
 
@@ -11,5 +11,5 @@ MULTIPLIER = "flerm/multiplier/"
 
 
 def log_call(log: Log | None, numbers: dict[str, float], step: int) -> Callable[[], None]:
-    """What logs some numbers, if there is a log."""
+    """Return a call that logs some numbers, if there is a log."""
     return lambda: None if log is None else log(numbers, step)

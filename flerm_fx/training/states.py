@@ -1,4 +1,4 @@
-"""States of recorders and matchers: all of one is checked before any of it is used."""
+"""A state of a recorder or matcher is checked as a whole before any of it is used."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class State:
-    """What a ``state_dict()`` returned, read part by part.
+    """A ``State`` reads what a ``state_dict()`` returned, part by part.
 
     Args:
         whose: ``"recorder"`` or ``"matcher"``, for messages.
@@ -44,24 +44,24 @@ class State:
         self._given = given
 
     def step(self) -> int:
-        """Steps of the run."""
+        """Return the steps of the run."""
         return integer(self._what("step"), self._given["step"], 0)
 
     def waiting(self) -> bool:
-        """Whether a measurement is due."""
+        """Tell whether a measurement is due."""
         return flag(self._what("waiting"), self._given["waiting"])
 
     def part(self, key: str, read: Callable[[str, Any], T]) -> T:
-        """What a function makes of what a part is called and the part itself."""
+        """Return what a function makes of what a part is called and the part itself."""
         return read(self._what(key), self._given[key])
 
     def each(self, key: str, read: Callable[[str, Any], T]) -> list[T]:
-        """A list, each item of it read by a function of what it is called and itself."""
+        """Return a list, each item of it read by a function of what it is called and itself."""
         what = self._what(key)
         return [read(f"an item of {what}", value) for value in items(what, self._given[key])]
 
     def by(self, key: str, read: Callable[[str, Any], T]) -> dict[Any, T]:
-        """A dict, each value of it read so."""
+        """Return a dict, each value of it read so."""
         what, given = self._what(key), self._given[key]
         if not isinstance(given, Mapping):
             raise InputError(f"{what} must be a dict, got {described(given)}")
@@ -76,16 +76,16 @@ class State:
         return estimates(self.of_some(what, value), what)
 
     def multipliers(self, what: str, value: Any) -> dict[str, float]:
-        """Multipliers of all parameters."""
+        """Return the multipliers of all parameters."""
         given = self.of_all(what, value)
         return {name: number(f"{name!r} of {what}", m, above=0) for name, m in given.items()}
 
     def of_all(self, what: str, value: Any) -> Mapping[str, Any]:
-        """A dict with an entry for each parameter."""
+        """Return a dict with an entry for each parameter."""
         return self._of(what, value, lambda given: given ^ self._names)
 
     def of_some(self, what: str, value: Any) -> Mapping[str, Any]:
-        """A dict with entries for some parameters."""
+        """Return a dict with entries for some parameters."""
         return self._of(what, value, lambda given: given - self._names)
 
     def _of(
@@ -106,17 +106,17 @@ class State:
 
 
 def a_step(what: str, value: Any) -> int:
-    """The number of a step."""
+    """Return the number of a step."""
     return integer(what, value, 0)
 
 
 def a_rate(what: str, value: Any) -> float:
-    """A learning rate of a step that was measured."""
+    """Return a learning rate of a step that was measured."""
     return number(what, value, above=0)
 
 
 def items(what: str, value: Any, length: int | None = None) -> list[Any]:
-    """A list or tuple, of a certain length if one is given."""
+    """Return a list or tuple, of a certain length if one is given."""
     if not isinstance(value, list | tuple) or length not in (None, len(value)):
         count = "" if length is None else f" of {length} items"
         raise InputError(f"{what} must be a list{count}, got {described(value)}")

@@ -1,1 +1,1 @@
-"""A learning rate tuned on a small language model, used on a wide one."""
+"""The demo tunes a learning rate on a small language model and uses it on a wide one."""

@@ -1,4 +1,4 @@
-"""``flerm-fx demo``."""
+"""``flerm-fx demo`` runs the demo."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The text of the demo: the Python standard library's own source, as bytes."""
+"""The demo reads the Python standard library's own source, as bytes."""
 
 import sysconfig
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _VALIDATION_EVERY = 10
 
 @dataclass(frozen=True)
 class Corpus:
-    """Bytes to train on and bytes to validate on, from different files.
+    """A ``Corpus`` has bytes to train on and bytes to validate on, from different files.
 
     Attributes:
         train: (n,) uint8.

@@ -1,4 +1,4 @@
-"""The picture: loss against learning rate."""
+"""The picture shows loss against learning rate."""
 
 import io
 import math
@@ -17,7 +17,7 @@ _INK = "#010203"
 
 
 def draw(curves: Sequence[Curve], title: str, ink: str = "black") -> Figure:
-    """Loss against learning rate, with the optimum of each curve marked by a star.
+    """Draw loss against learning rate, with the optimum of each curve marked by a star.
 
     A run that diverged is a cross at the top edge.
     """
@@ -75,14 +75,16 @@ def draw(curves: Sequence[Curve], title: str, ink: str = "black") -> Figure:
 
 
 def to_png(curves: Sequence[Curve], title: str) -> bytes:
-    """The picture as PNG, on white."""
+    """Return the picture as PNG, on white."""
     content = io.BytesIO()
     draw(curves, title).savefig(content, format="png", dpi=160, facecolor="white")
     return content.getvalue()
 
 
 def to_svg(curves: Sequence[Curve], title: str) -> str:
-    """The picture as an ``<svg>`` element without background, in the colour of the text around."""
+    """Return the picture as an ``<svg>`` element without
+    background, in the colour of the text around.
+    """
     text = io.StringIO()
     # The salt makes the element ids, and with them the file, the same every time.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "flerm_fx"}):

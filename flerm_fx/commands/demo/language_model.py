@@ -1,4 +1,4 @@
-"""The demo's model: a decoder-only transformer over bytes."""
+"""The demo's model is a decoder-only transformer over bytes."""
 
 import importlib
 
@@ -9,7 +9,7 @@ VOCABULARY = 256
 
 
 def build_language_model(width: int, depth: int, context: int, norm: str, seed: int) -> nn.Module:
-    """A transformer with weights drawn from ``seed``: tokens (B, T) -> logits (B, T, 256).
+    """Return a transformer with weights drawn from ``seed``: tokens (B, T) -> logits (B, T, 256).
 
     Raises:
         ImportError: if neither the installed package nor the checkout has the model.

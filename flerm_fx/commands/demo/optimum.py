@@ -1,4 +1,6 @@
-"""Where a curve of loss against learning rate is lowest, and how two curves compare."""
+"""This module finds where a curve of loss against
+learning rate is lowest, and compares two curves.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Curve:
-    """Losses of one model trained at several rates.
+    """A ``Curve`` holds losses of one model trained at several rates.
 
     Attributes:
         name: what was trained, for the legend.
@@ -28,7 +30,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Optimum:
-    """The lowest point of a curve.
+    """An ``Optimum`` is the lowest point of a curve.
 
     Attributes:
         log2_rate: its place, in octaves of learning rate.
@@ -43,7 +45,7 @@ class Optimum:
 
 
 def find_optimum(curve: Curve) -> Optimum:
-    r"""The vertex of the parabola through the lowest point and its two neighbours.
+    r"""Return the vertex of the parabola through the lowest point and its two neighbours.
 
     With :math:`x = \log_2 \mathrm{lr}` the vertex of the parabola through three points is
 
@@ -75,7 +77,7 @@ def find_optimum(curve: Curve) -> Optimum:
 
 @dataclass(frozen=True)
 class Transfer:
-    """What became of the small model's best rate on a large one.
+    """A ``Transfer`` says what became of the small model's best rate on a large one.
 
     Attributes:
         octaves: how far the optimum moved, in factors of two of the learning rate.
@@ -108,7 +110,7 @@ def measure_transfer(small: Curve, large: Curve) -> Transfer:
 
 
 def verdict(small: Curve, standard: Curve, compiled: Curve, width: int) -> str:
-    """One sentence: how far the optimum moved, and what the small model's best rate costs.
+    """Say in one sentence how far the optimum moved, and what the small model's best rate costs.
 
     >>> small = Curve("small", (0.25, 0.5, 1.0, 2.0), (2.0, 1.5, 1.0, 1.5))
     >>> large = Curve("large", (0.25, 0.5, 1.0, 2.0), (1.5, 1.0, 1.5, 2.0))

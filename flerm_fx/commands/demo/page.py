@@ -1,4 +1,4 @@
-"""The results as one HTML file that needs nothing else."""
+"""The results become one HTML file that needs nothing else."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,9 @@ th { vertical-align: bottom; }
 
 
 def to_page(curves: Sequence[Curve], title: str, verdict: str, settings: str) -> str:
-    """A page with the verdict, the picture (inline SVG) and the table, for dark and light."""
+    """Return a page with the verdict, the picture
+    (inline SVG) and the table, for dark and light.
+    """
     header = "".join(
         f'<th scope="col" style="border-bottom: 3px solid {colour}">{escape(curve.name)}</th>'
         for curve, colour in zip(curves, COLOURS, strict=True)

@@ -1,4 +1,4 @@
-"""What one run of the demo does."""
+"""The settings say what one run of the demo does."""
 
 import math
 import os
@@ -20,7 +20,7 @@ _FURTHEST = 64  # octaves; Adam's step in float32 holds rates up to 2^127
 
 @dataclass(frozen=True)
 class Settings:
-    """The demo's choices, checked.
+    """A ``Settings`` holds the demo's choices, checked.
 
     Attributes:
         width: how many times wider the large model is.
@@ -84,7 +84,7 @@ class Settings:
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
-    """Learning rates from ``LOW:HIGH`` or ``LOW:HIGH:STEP`` in octaves (powers of two).
+    """Return learning rates from ``LOW:HIGH`` or ``LOW:HIGH:STEP`` in octaves (powers of two).
 
     Raises:
         InputError: for anything else.

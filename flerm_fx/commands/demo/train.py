@@ -1,4 +1,4 @@
-"""Training one language model with Adam at one learning rate."""
+"""One language model trains with Adam at one learning rate."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,8 @@ DIVERGED = 2 * math.log(256)
 
 @dataclass(frozen=True)
 class Task:
-    """What all runs have in common: the steps, the batches and how the loss is taken.
+    """A ``Task`` holds what all runs have in common:
+    the steps, the batches and how the loss is taken.
 
     Attributes:
         steps: optimizer steps.
@@ -69,7 +70,7 @@ def train(
 
 @torch.no_grad()
 def validate(model: nn.Module, corpus: Corpus, task: Task) -> float:
-    """Mean cross entropy over the validation windows, in nats per byte."""
+    """Return the mean cross entropy over the validation windows, in nats per byte."""
     model.eval()
     generator = torch.Generator().manual_seed(task.seed)
     windows = task.validation_windows
@@ -82,5 +83,5 @@ def validate(model: nn.Module, corpus: Corpus, task: Task) -> float:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross entropy: logits (B, T, vocab), targets (B, T) -> scalar, in nats."""
+    """Return the mean cross entropy in nats: logits (B, T, vocab), targets (B, T) -> scalar."""
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())

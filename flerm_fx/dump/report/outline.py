@@ -1,4 +1,5 @@
-"""The parameter graph as rows in execution order, nested by module, with repeated blocks as runs.
+"""The outline has a parameter graph as rows in
+execution order, nested by module, with repeats as runs.
 
 A row is a junction on data: a *site* reads parameters, a *meeting* joins values alone, such as the
 addition of a residual stream. Rows stay in execution order, so that data flows one way; a module
@@ -27,7 +28,7 @@ LONGEST_PERIOD = 8
 
 @dataclass(frozen=True)
 class Row:
-    """A row, or what holds rows.
+    """A ``Row`` is a row, or what holds rows.
 
     Attributes:
         kind: ``"site"``, ``"meeting"``, ``"group"`` (a module) or ``"run"`` (equal groups).
@@ -51,7 +52,7 @@ _Placed = tuple[_Path, Row]
 
 
 def outline(pg: nx.DiGraph) -> tuple[Row, ...]:
-    """The rows of a parameter graph, nested; parameters that are not used come last.
+    """Return the rows of a parameter graph, nested; parameters that are not used come last.
 
     Example::
 
@@ -75,13 +76,13 @@ def outline(pg: nx.DiGraph) -> tuple[Row, ...]:
 
 
 def edges(pg: nx.DiGraph) -> list[tuple[str, str]]:
-    """The flow of data between rows, by junction."""
+    """Return the flow of data between rows, by junction."""
     data = set(_stream(pg))
     return [(tail, head) for tail, head in pg.edges if tail in data and head in data]
 
 
 def _stream(pg: nx.DiGraph) -> list[str]:
-    """The junctions on data, in execution order."""
+    """Return the junctions on data, in execution order."""
     return [
         node
         for node, attributes in pg.nodes(data=True)
@@ -90,7 +91,7 @@ def _stream(pg: nx.DiGraph) -> list[str]:
 
 
 def _placed(pg: nx.DiGraph) -> list[_Placed]:
-    """Every row with its module path."""
+    """Return every row with its module path."""
     read: dict[str, list[str]] = {}
     for name in parameters(pg):
         for site in sites(pg, name):
@@ -121,17 +122,17 @@ def _placed(pg: nx.DiGraph) -> list[_Placed]:
 
 
 def module_path(name: str) -> _Path:
-    """The module that holds a parameter: its name but for the last part."""
+    """Return the module that holds a parameter: its name but for the last part."""
     return tuple(name.split(".")[:-1])
 
 
 def common_module(paths: Sequence[_Path]) -> _Path:
-    """The innermost module that holds all of some."""
+    """Return the innermost module that holds all of some."""
     return common(paths) or ()
 
 
 def _around(before: _Path, after: _Path, sources: Sequence[_Path]) -> _Path:
-    """The module of a meeting, which has no name: the one that the sites around it share.
+    """Return the module of a meeting, which has no name: the one that the sites around it share.
 
     At the end of a block that is the block, though the next site lies outside: so the path goes on
     along the site before up to its next index. At the end of the last block of a list the next site
@@ -145,7 +146,8 @@ def _around(before: _Path, after: _Path, sources: Sequence[_Path]) -> _Path:
 
 
 def _up_to_index(path: _Path, length: int) -> _Path:
-    """A path cut where a block of a list begins: at a length, or behind the next index in it.
+    """Return a path cut where a block of a list begins:
+    at a length, or behind the next index in it.
 
     >>> _up_to_index(("stages", "0", "layers", "2", "norm"), 3)
     ('stages', '0', 'layers', '2')
@@ -160,7 +162,7 @@ def _up_to_index(path: _Path, length: int) -> _Path:
 
 
 def _nested(placed: Sequence[_Placed], depth: int) -> tuple[Row, ...]:
-    """The rows, those of one module in a group of their own."""
+    """Return the rows, those of one module in a group of their own."""
     rows: list[Row] = []
     for key, members in groupby(enumerate(placed), lambda one: _key(one[0], one[1], depth)):
         within = [one for _, one in members]
@@ -177,7 +179,7 @@ def _nested(placed: Sequence[_Placed], depth: int) -> tuple[Row, ...]:
 
 
 def _key(position: int, placed: _Placed, depth: int) -> str | int:
-    """The part of the module path at a depth; what has none is alone."""
+    """Return the part of the module path at a depth; what has none is alone."""
     path, _ = placed
     return path[depth] if len(path) > depth else position
 
@@ -187,7 +189,7 @@ def _named(row: Row, name: str) -> Row:
 
 
 def _with_runs(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """The rows, with members of a list of modules that repeat as runs."""
+    """Return the rows, with members of a list of modules that repeat as runs."""
     signatures = [_signature(row) if row.name.split(".")[0].isdigit() else None for row in rows]
     joined: list[Row] = []
     start = 0
@@ -226,7 +228,7 @@ def _span(rows: Sequence[Row]) -> str:
 
 
 def _signature(row: Row) -> Hashable:
-    """What two copies of a block have in common; their own index is left out."""
+    """Return what two copies of a block have in common; their own index is left out."""
     names = tuple(name.rpartition(".")[2] for name in row.parameters)
     children = tuple((_without_index(c.name), _signature(c)) for c in row.children)
     return row.kind, row.op, names, _without_index(row.name), children
