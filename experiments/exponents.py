@@ -25,6 +25,7 @@ from experiments import data, foreign
 from experiments.report import line, put
 from experiments.training import Sign, optimizers
 from flerm_fx.laws.mup import kind_of, mup_exponent
+from flerm_fx.recipe.update_rule import UpdateRule
 from models.convnet import ConvNet
 from models.lora import add_lora
 from models.resmlp import ResMLP
@@ -205,8 +206,9 @@ def rows(architecture: str, optimizer: str, settle: int) -> Iterator[Row]:
             seeds=SEEDS,
             optimizer=Sign if optimizer == "sign" else None,
         )
+    adam = UpdateRule.of(torch.optim.Adam)  # whose steps are those of sign descent, to muP
     for name, of in law.roles.items():
-        rule = profile.optimizers.rule(name)
+        rule = adam if optimizer == "sign" else profile.optimizers.rule(name)
         ends = zip(of.line.axes, of.line.exponents, of.line.interval(), strict=True)
         for moved, exponent, (low, high) in ends:
             yield Row(

@@ -19,9 +19,10 @@ _EXPONENTS: dict[str, dict[Kind, float]] = {
     # In the width: Yang et al. 2022, table 3, for their initial weights.
     "Adam": {"input": 0.0, "hidden": -1.0, "output": -1.0, "vector": 0.0},
     "SGD": {"input": 1.0, "hidden": 0.0, "output": -1.0, "vector": 1.0},
-    # Yang, Simon, Bernstein 2023: a step's spectral norm is to be as sqrt(outputs / inputs); torch
-    # makes it sqrt(max(1, outputs / inputs)).
-    "Muon": {"input": 0.0, "hidden": 0.0, "output": -0.5},
+    # Yang, Simon, Bernstein 2023: a step's spectral norm is to be as sqrt(outputs / inputs). Torch
+    # makes it sqrt(max(1, rows / columns)), which is that of matrices whose sides grow alike; of
+    # others it depends on which side is longer.
+    "Muon": {"hidden": 0.0},
 }
 _FAMILIES = {
     **dict.fromkeys(("Adam", "AdamW", "Adamax", "NAdam"), "Adam"),

@@ -19,4 +19,5 @@ def test_a_prediction_is_as_good_as_a_measurement_from_another_base(
     assert found["factor"] == 16
     assert found["other_error"] <= 1.1 * found["others_differ"]
     assert found["error"] <= 0.25
+    assert found["covered"] >= 0.85
     assert f"settle 0: predicted {found['error']:.3f}" in capsys.readouterr().out
