@@ -229,6 +229,21 @@ class MatchingResult:
 
 
 @dataclass(frozen=True)
+class HoldingResult:
+    """The most that a call holds at a time, the user's own model included.
+
+    Attributes:
+        call: what was called.
+        copies: the peak in copies of the model's weights.
+        ratio: to the peak of a training step with Adam.
+    """
+
+    call: str
+    copies: float
+    ratio: float
+
+
+@dataclass(frozen=True)
 class Results:
     """One run. Parts that were not run are empty."""
 
@@ -239,6 +254,7 @@ class Results:
     precision: list[PrecisionResult] = field(default_factory=list)
     matching: list[MatchingResult] = field(default_factory=list)
     emitters: dict[str, Any] = field(default_factory=dict)
+    holding: list[HoldingResult] = field(default_factory=list)
 
 
 def write(results: Results, path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from benchmarks.results import (
     CompileResult,
     EstimatorResult,
+    HoldingResult,
     MatchingResult,
     PrecisionResult,
     Results,
@@ -38,6 +39,8 @@ def details(results: Results) -> Iterator[Table]:
     yield from map(estimators, results.estimators)
     if results.compiling:
         yield compiling(results.compiling)
+    if results.holding:
+        yield holding(results.holding)
     if results.scaling is not None:
         yield exponents(results.scaling)
         yield points(results.scaling)
@@ -164,6 +167,18 @@ def compiling(found: Sequence[CompileResult], title: str = "Compiling") -> Table
 def _stage(result: CompileResult, stage: str) -> str:
     calls = result.calls[stage]
     return number(result.stages[stage]) + (f" ({calls})" if calls > 1 else "")
+
+
+def holding(found: Sequence[HoldingResult]) -> Table:
+    """Peaks of memory."""
+    rows = [(r.call, f"{r.copies:.2f}", f"{r.ratio:.2f}") for r in found]
+    note = (
+        "The most that is held at a time, the user's own model included, in copies of the weights "
+        "of a model whose activations are small beside them. With offload=True, what is in the "
+        "temporary file counts as nothing."
+    )
+    header = ("call", "copies of the weights", "beside training with Adam")
+    return Table("Memory", header, rows, (note,))
 
 
 def exponents(scaling: ScalingResult) -> Table:
