@@ -17,6 +17,7 @@ from benchmarks import (
     estimators,
     holding,
     matching,
+    multipliers,
     picture,
     precision,
     scaling,
@@ -29,7 +30,16 @@ from benchmarks.settings import Progress, Settings
 from benchmarks.tables import details, summary
 from benchmarks.warm import warm_up
 
-PARTS = ("estimators", "compiling", "holding", "scaling", "precision", "matching", "emitters")
+PARTS = (
+    "estimators",
+    "compiling",
+    "multipliers",
+    "holding",
+    "scaling",
+    "precision",
+    "matching",
+    "emitters",
+)
 
 Save = Callable[[Results], None]
 
@@ -87,6 +97,8 @@ def measure(
     for compiled in compiling.run(chosen.get("compiling", ()), settings, progress):
         kept = [r for r in results.compiling if _setting(r) != _setting(compiled)]
         keep(compiling=[*kept, compiled])
+    if "multipliers" in chosen:
+        keep(multipliers=multipliers.run(settings, progress))
     if "holding" in chosen:
         keep(holding=holding.run(settings, progress))
     if "scaling" in chosen:

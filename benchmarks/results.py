@@ -229,6 +229,25 @@ class MatchingResult:
 
 
 @dataclass(frozen=True)
+class MultiplierResult:
+    """Multipliers by default against those from exact FSLRs on both sides.
+
+    Attributes:
+        title: the model; the target is 4 times as wide as the base.
+        tensors: of the target.
+        error: RMS of log(multiplier / exact one) over parameters.
+        worst: largest magnitude of it.
+        estimates: what the target's estimates take in its training steps, first call included.
+    """
+
+    title: str
+    tensors: int
+    error: float
+    worst: float
+    estimates: float
+
+
+@dataclass(frozen=True)
 class HoldingResult:
     """The most that a call holds at a time, the user's own model included.
 
@@ -255,6 +274,7 @@ class Results:
     matching: list[MatchingResult] = field(default_factory=list)
     emitters: dict[str, Any] = field(default_factory=dict)
     holding: list[HoldingResult] = field(default_factory=list)
+    multipliers: list[MultiplierResult] = field(default_factory=list)
 
 
 def write(results: Results, path: Path) -> None:

@@ -44,6 +44,7 @@ def test_a_quick_run_measures_writes_and_draws(tmp_path: Path) -> None:
     assert all(math.isfinite(e.exponent) for e in found.scaling.exponents)
     assert found.matching
     assert all(row.copies > 1 for row in found.holding)
+    assert all(0 <= row.error <= row.worst < 2 for row in found.multipliers)
     assert found.emitters["steps"]
     for drawing in (tmp_path / "out" / "error-cost.png", page.parent / "error-cost.png"):
         assert drawing.read_bytes().startswith(b"\x89PNG")

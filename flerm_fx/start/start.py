@@ -41,7 +41,7 @@ def measure_settling(
     *,
     draw_seed: int | None = None,
     prober: Prober | None = None,
-    sized: bool = True,
+    is_sized: Callable[[int], bool] = lambda step: True,
 ) -> dict[int, Moment]:
     """What is measured at each settling step, of which :func:`start_of` makes the start.
 
@@ -58,7 +58,8 @@ def measure_settling(
         follow: multipliers from each measured step on; all are 1, for one round, if None.
         draw_seed: of the random cotangents; the procedure's own if None.
         prober: of ``captured``, where there is one.
-        sized: whether to measure the sizes of outputs and of the first update, too.
+        is_sized: whether to measure the size of the outputs at a step, too; at the first, with
+            that of the update.
     """
     draws = procedure.seed if draw_seed is None else draw_seed
     prober = prober or Prober(captured)
@@ -73,12 +74,16 @@ def measure_settling(
 
     def next_moment(walk: Walk) -> tuple[Moment, bool]:
         """What is found at the next step, which is taken; and whether others follow."""
-        index = walk.index
+        index, sized = walk.index, is_sized(walk.index)
+        is_of_start = step_of_round(index, settle) in of_start
         moment = Moment()
         if sized:  # before there are gradients, so that it takes no memory beside theirs
             moment = replace(moment, output_rms=_output_rms(captured, procedure, walk))
+        if index and not (is_of_start or (sized and follow is not None)):
+            walk.step()
+            return moment, True
         step = walk.propose()
-        if step_of_round(index, settle) in of_start:
+        if is_of_start:
             estimates = _estimate(prober, measured, walk, step, probe, draws)
             moment = replace(moment, fslrs=_noted(estimates, step.rounding))
         if sized and index == 0:

@@ -214,7 +214,7 @@ def record(
     rules = [rule.spec() for rule in run.rules]
     check_printable([list(twin.parameters), to_json(graph), rules])
     prober = Prober(twin, ranks)
-    on_the_way = measure_settling(twin, measured_on, prober=prober, sized=settle > 0)
+    on_the_way = measure_settling(twin, measured_on, prober=prober, is_sized=lambda _: settle > 0)
     start = start_of(on_the_way, measured_on)
     # Exactly 0: an FSLR within rounding, such as that of an attention key's bias, is as small
     # at any later step.
