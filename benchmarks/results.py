@@ -195,7 +195,7 @@ class ScalingResult:
 
     points: list[ScalingPoint]
     exponents: list[Exponent]
-    large: CompileResult
+    many: list[CompileResult]
 
 
 @dataclass(frozen=True)

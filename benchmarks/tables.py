@@ -1,7 +1,7 @@
 """Results as tables of text, for the terminal and for a page."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.results import (
@@ -47,7 +47,7 @@ def details(results: Results) -> Iterator[Table]:
     if results.scaling is not None:
         yield exponents(results.scaling)
         yield points(results.scaling)
-        yield compiling([results.scaling.large], "Compiling a thousand tensors")
+        yield many(results.scaling.many)
     if results.precision:
         yield precision(results.precision)
     if results.matching:
@@ -165,6 +165,15 @@ def compiling(found: Sequence[CompileResult], title: str = "Compiling") -> Table
         "simulated steps, probe: estimates, emit: what is in no other stage."
     )
     return Table(title, header, rows, (note,))
+
+
+def many(found: Sequence[CompileResult]) -> Table:
+    """Time by stage of models of many tensors, and how it grows."""
+    table = compiling(found, "Compiling many tensors")
+    few, most = found[0], found[-1]
+    ratio = (most.seconds / most.tensors) / (few.seconds / few.tensors)
+    note = f"{most.tensors} tensors take {ratio:.2f} times as long, each, as {few.tensors}."
+    return replace(table, notes=(*table.notes, note))
 
 
 def _stage(result: CompileResult, stage: str) -> str:

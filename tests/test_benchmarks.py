@@ -35,7 +35,7 @@ def test_a_quick_run_measures_writes_and_draws(tmp_path: Path) -> None:
         # Tiny batches leave little to tell: the estimators' own tests hold them to account.
         assert statistics.median(m.error for m in case.methods if m.method == "sampled") < 1
     assert {r.settle for r in found.compiling} == set(SETTLE["gpt2"])
-    for result in [*found.compiling, found.scaling.large]:  # type: ignore[union-attr]
+    for result in [*found.compiling, *found.scaling.many]:  # type: ignore[union-attr]
         assert math.isclose(sum(result.stages.values()), result.steps, rel_tol=0.5)
         assert all(0 < steps < math.inf for steps in result.stages.values())
     assert all(row.rounding < 0.5 for row in found.precision)

@@ -230,9 +230,11 @@ def difference(output: Tensor, expected: Tensor) -> float:
     apart = torch.zeros((), dtype=expected.real.dtype, device=expected.device)
     largest = apart
     # A part at a time: beside a large vocabulary's logits, as much again would be seen.
-    output, expected = torch.broadcast_tensors(torch.atleast_1d(output), torch.atleast_1d(expected))
+    shape = torch.broadcast_shapes(output.shape, expected.shape, (1,))
+    output, expected = output.expand(shape), expected.expand(shape)
     rows = max(1, AT_ONCE // max(1, expected[:1].numel()))
-    for one, other in zip(output.split(rows), expected.split(rows), strict=True):
+    for start in range(0, shape[0], rows):
+        one, other = output[start : start + rows], expected[start : start + rows]
         differs = one != other
         if differs.any():
             largest = torch.maximum(largest, other.abs().where(differs, 0).max())
