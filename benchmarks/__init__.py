@@ -1,9 +1,9 @@
 """What measuring, compiling and matching cost, as ratios to the same model's training step.
 
 ``python -m benchmarks`` runs everything; ``--help`` lists the parts. Data flow one way: the parts
-(``estimators``, ``compiling``, ``scaling``, ``precision``, ``matching``, ``emitters``) measure
-:mod:`~benchmarks.cases` and give :mod:`~benchmarks.results`, which ``tables`` and ``picture`` turn
-into what ``report`` writes.
+(``estimators``, ``compiling``, ``multipliers``, ``holding``, ``scaling``, ``precision``,
+``matching``, ``emitters``) measure :mod:`~benchmarks.cases` and give :mod:`~benchmarks.results`,
+which ``tables`` and ``picture`` turn into what ``report`` writes.
 """
 
 import os

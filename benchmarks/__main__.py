@@ -10,7 +10,18 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks import cases, compiling, emitters, estimators, matching, picture, precision, scaling
+from benchmarks import (
+    cases,
+    compiling,
+    emitters,
+    estimators,
+    holding,
+    matching,
+    multipliers,
+    picture,
+    precision,
+    scaling,
+)
 from benchmarks import results as data
 from benchmarks.machine import machine
 from benchmarks.report import show, write_markdown
@@ -19,7 +30,16 @@ from benchmarks.settings import Progress, Settings
 from benchmarks.tables import details, summary
 from benchmarks.warm import warm_up
 
-PARTS = ("estimators", "compiling", "scaling", "precision", "matching", "emitters")
+PARTS = (
+    "estimators",
+    "compiling",
+    "multipliers",
+    "holding",
+    "scaling",
+    "precision",
+    "matching",
+    "emitters",
+)
 
 Save = Callable[[Results], None]
 
@@ -77,6 +97,10 @@ def measure(
     for compiled in compiling.run(chosen.get("compiling", ()), settings, progress):
         kept = [r for r in results.compiling if _setting(r) != _setting(compiled)]
         keep(compiling=[*kept, compiled])
+    if "multipliers" in chosen:
+        keep(multipliers=multipliers.run(settings, progress))
+    if "holding" in chosen:
+        keep(holding=holding.run(settings, progress))
     if "scaling" in chosen:
         keep(scaling=scaling.run(settings, progress))
     if "precision" in chosen:

@@ -195,7 +195,7 @@ class ScalingResult:
 
     points: list[ScalingPoint]
     exponents: list[Exponent]
-    large: CompileResult
+    many: list[CompileResult]
 
 
 @dataclass(frozen=True)
@@ -229,6 +229,40 @@ class MatchingResult:
 
 
 @dataclass(frozen=True)
+class MultiplierResult:
+    """Multipliers by default against those from exact FSLRs on both sides.
+
+    Attributes:
+        title: the model; the target is 4 times as wide as the base.
+        tensors: of the target.
+        error: RMS of log(multiplier / exact one) over parameters.
+        worst: largest magnitude of it.
+        estimates: what the target's estimates take in its training steps, first call included.
+    """
+
+    title: str
+    tensors: int
+    error: float
+    worst: float
+    estimates: float
+
+
+@dataclass(frozen=True)
+class HoldingResult:
+    """The most that a call holds at a time, the user's own model included.
+
+    Attributes:
+        call: what was called.
+        copies: the peak in copies of the model's weights.
+        ratio: to the peak of a training step with Adam.
+    """
+
+    call: str
+    copies: float
+    ratio: float
+
+
+@dataclass(frozen=True)
 class Results:
     """One run. Parts that were not run are empty."""
 
@@ -239,6 +273,8 @@ class Results:
     precision: list[PrecisionResult] = field(default_factory=list)
     matching: list[MatchingResult] = field(default_factory=list)
     emitters: dict[str, Any] = field(default_factory=dict)
+    holding: list[HoldingResult] = field(default_factory=list)
+    multipliers: list[MultiplierResult] = field(default_factory=list)
 
 
 def write(results: Results, path: Path) -> None:

@@ -29,14 +29,14 @@ AXES: dict[str, Sequence[int]] = {
 QUICK: dict[str, Sequence[int]] = {"width": (16, 32), "tensors": (1, 2), "batch": (2, 4)}
 
 WIDTH, BLOCKS, SEQUENCES, LENGTH = 128, 2, 16, 64
-LARGE_TENSORS = 1000
+MANY_TENSORS = (300, 3000)
 REPETITIONS = 3
 
 Times = dict[str, float]
 
 
 def run(settings: Settings, progress: Progress) -> ScalingResult:
-    """Every point, the power laws through them, and a model of a thousand tensors."""
+    """Every point, the power laws through them, and models of many tensors."""
     points = []
     for axis, sizes in (QUICK if settings.quick else AXES).items():
         for size in sizes:
@@ -47,8 +47,11 @@ def run(settings: Settings, progress: Progress) -> ScalingResult:
             if axis == "tensors":
                 times |= _overheads(size, settings)
             points += [ScalingPoint(axis, x, name, seconds) for name, seconds in times.items()]
-    progress("scaling: compile of a thousand tensors")
-    return ScalingResult(points, exponents(points), _large(settings))
+    many = []
+    for wanted in (20, 40) if settings.quick else MANY_TENSORS:
+        progress(f"scaling: compile of {wanted} tensors")
+        many.append(_many(wanted, settings))
+    return ScalingResult(points, exponents(points), many)
 
 
 def exponents(points: Sequence[ScalingPoint]) -> list[Exponent]:
@@ -136,10 +139,9 @@ def _overheads(blocks: int, settings: Settings) -> Times:
     return {f"overhead of {name}": seconds for name, seconds in found.items()}
 
 
-def _large(settings: Settings) -> CompileResult:
-    """``compile`` of a narrow model of a thousand tensors, from one of a few blocks."""
+def _many(wanted: int, settings: Settings) -> CompileResult:
+    """``compile`` of a narrow model of so many tensors, from one of a few blocks."""
     torch.manual_seed(0)
-    wanted = 40 if settings.quick else LARGE_TENSORS
     each = tensors(Transformer(width=16, depth=2)) - tensors(Transformer(width=16, depth=1))
     blocks = 1 + -(-(wanted - tensors(Transformer(width=16, depth=1))) // each)
     model = Transformer(width=16, depth=4, depth_multiplier=-(-blocks // 4), context=LENGTH)

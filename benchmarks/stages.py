@@ -10,6 +10,7 @@ from unittest import mock
 
 import flerm_fx.assign.multipliers
 import flerm_fx.emit.compiling
+import flerm_fx.start.start
 from flerm_fx.probe.prober import Prober
 
 REST = "emit"
@@ -21,10 +22,12 @@ _WRAPPED: tuple[tuple[Any, str, str], ...] = (
     (flerm_fx.assign.multipliers, "measure_settling", "settle"),
     (flerm_fx.assign.multipliers, "measure_start", "settle"),
     (flerm_fx.assign.multipliers, "answers_to", "settle"),
+    (flerm_fx.start.start, "output_rms", "size"),
+    (flerm_fx.start.start, "update_sizes", "size"),
     (Prober, "estimate", "probe"),
 )
 """Where a function is looked up, its name there, and its stage. Simulated steps are what is left of
-``measure_settling`` and ``measure_start`` without the estimates in them."""
+``measure_settling`` and ``measure_start`` without the estimates and sizes in them."""
 
 STAGES = (*dict.fromkeys(stage for *_, stage in _WRAPPED), REST)
 

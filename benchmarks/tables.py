@@ -1,13 +1,15 @@
 """Results as tables of text, for the terminal and for a page."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.results import (
     CompileResult,
     EstimatorResult,
+    HoldingResult,
     MatchingResult,
+    MultiplierResult,
     PrecisionResult,
     Results,
     ScalingResult,
@@ -38,10 +40,14 @@ def details(results: Results) -> Iterator[Table]:
     yield from map(estimators, results.estimators)
     if results.compiling:
         yield compiling(results.compiling)
+    if results.multipliers:
+        yield multipliers(results.multipliers)
+    if results.holding:
+        yield holding(results.holding)
     if results.scaling is not None:
         yield exponents(results.scaling)
         yield points(results.scaling)
-        yield compiling([results.scaling.large], "Compiling a thousand tensors")
+        yield many(results.scaling.many)
     if results.precision:
         yield precision(results.precision)
     if results.matching:
@@ -161,9 +167,45 @@ def compiling(found: Sequence[CompileResult], title: str = "Compiling") -> Table
     return Table(title, header, rows, (note,))
 
 
+def many(found: Sequence[CompileResult]) -> Table:
+    """Time by stage of models of many tensors, and how it grows."""
+    table = compiling(found, "Compiling many tensors")
+    few, most = found[0], found[-1]
+    ratio = (most.seconds / most.tensors) / (few.seconds / few.tensors)
+    note = f"{most.tensors} tensors take {ratio:.2f} times as long, each, as {few.tensors}."
+    return replace(table, notes=(*table.notes, note))
+
+
 def _stage(result: CompileResult, stage: str) -> str:
     calls = result.calls[stage]
     return number(result.stages[stage]) + (f" ({calls})" if calls > 1 else "")
+
+
+def multipliers(found: Sequence[MultiplierResult]) -> Table:
+    """What the default budget costs, in accuracy and in steps."""
+    rows = [
+        (r.title, str(r.tensors), percent(r.error), percent(r.worst), number(r.estimates))
+        for r in found
+    ]
+    header = ("model", "L", "RMS log error", "largest", "estimates, steps")
+    note = (
+        "Against multipliers from exact FSLRs on both sides; the base has a quarter of the width, "
+        "and 20 settling steps. The budget was chosen on the first two. Estimates: of the target, "
+        "the check for coupling included."
+    )
+    return Table("Multipliers by default", header, rows, (note,))
+
+
+def holding(found: Sequence[HoldingResult]) -> Table:
+    """Peaks of memory."""
+    rows = [(r.call, f"{r.copies:.2f}", f"{r.ratio:.2f}") for r in found]
+    note = (
+        "The most that is held at a time, the user's own model included, in copies of the weights "
+        "of a model whose activations are small beside them. With offload=True, what is in the "
+        "temporary file counts as nothing."
+    )
+    header = ("call", "copies of the weights", "beside training with Adam")
+    return Table("Memory", header, rows, (note,))
 
 
 def exponents(scaling: ScalingResult) -> Table:

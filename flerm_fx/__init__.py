@@ -31,7 +31,7 @@ from flerm_fx.laws.building import scaling_law
 from flerm_fx.laws.law import ScalingLaw
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.instrumenting import instrument
-from flerm_fx.probe.measure import measure
+from flerm_fx.probe.measure import Prober, measure
 from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.training.matcher import Matcher
 from flerm_fx.training.matching import match
@@ -58,6 +58,7 @@ __all__ = [
     "MatchWarning",
     "Matcher",
     "OptimizerError",
+    "Prober",
     "ProfileError",
     "Recorder",
     "ScalingLaw",

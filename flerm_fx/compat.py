@@ -243,6 +243,11 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def times_written(tensor: Tensor) -> int:
+    """How often a tensor was written in place, as far as autograd knows."""
+    return tensor._version
+
+
 def memory_of(tensor: Tensor) -> Any:
     """Return what tensors that share memory have in
     common, and no others; the shards of ``DTensor`` too.

@@ -35,7 +35,7 @@ def test_a_quick_run_measures_writes_and_draws(tmp_path: Path) -> None:
         # Tiny batches leave little to tell: the estimators' own tests hold them to account.
         assert statistics.median(m.error for m in case.methods if m.method == "sampled") < 1
     assert {r.settle for r in found.compiling} == set(SETTLE["gpt2"])
-    for result in [*found.compiling, found.scaling.large]:  # type: ignore[union-attr]
+    for result in [*found.compiling, *found.scaling.many]:  # type: ignore[union-attr]
         assert math.isclose(sum(result.stages.values()), result.steps, rel_tol=0.5)
         assert all(0 < steps < math.inf for steps in result.stages.values())
     assert all(row.rounding < 0.5 for row in found.precision)
@@ -43,6 +43,8 @@ def test_a_quick_run_measures_writes_and_draws(tmp_path: Path) -> None:
     assert found.scaling is not None
     assert all(math.isfinite(e.exponent) for e in found.scaling.exponents)
     assert found.matching
+    assert all(row.copies > 1 for row in found.holding)
+    assert all(0 <= row.error <= row.worst < 2 for row in found.multipliers)
     assert found.emitters["steps"]
     for drawing in (tmp_path / "out" / "error-cost.png", page.parent / "error-cost.png"):
         assert drawing.read_bytes().startswith(b"\x89PNG")

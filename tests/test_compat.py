@@ -356,6 +356,15 @@ def test_memory_that_is_shared() -> None:
     assert compat.memory_of(Sharded()) == compat.memory_of(x)  # type: ignore[arg-type]
 
 
+def test_what_was_written_in_place_is_counted() -> None:
+    x = torch.zeros(4)
+    before = compat.times_written(x)
+    x.sum()
+    assert compat.times_written(x) == before
+    x[1:].add_(1)
+    assert compat.times_written(x) == before + 1
+
+
 def test_a_mode_sees_functions_of_tensors() -> None:
     seen = []
 

@@ -1,6 +1,8 @@
 """A step or a compilation that is interrupted anywhere has happened wholly, or not at all."""
 
 import copy
+import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +23,7 @@ OF_A_STEP = (
     "training/matcher.py",
     "emit/scaled.py",
 )
+OF_WALKING = ("start/walk.py", "start/rounding.py", "model/lent.py", "model/untouched.py")
 OF_COMPILING = ("emit/module.py", "emit/scaled.py", "emit/undo.py", "emit/first_steps.py")
 
 
@@ -196,7 +199,7 @@ def test_a_compilation(
 ) -> None:
     profile = recorded()
     found = flerm_fx.compile(Net(12), profile, method="exact")
-    # Measuring changes a copy alone, and takes long.
+    # Measuring is interrupted in a test of its own, and takes long.
     compiler = "flerm_fx.emit.compiling."
     monkeypatch.setattr(compiler + "assigned", lambda *_: (found.assignments, {}))
 
@@ -212,6 +215,61 @@ def test_a_compilation(
             lines(lambda model=model: compile(model), OF_COMPILING, at)
         as_before()
     assert compile(model).fold()(X).shape == (8, 3)
+
+
+@pytest.mark.parametrize("times", [3, slow(100)])
+@pytest.mark.parametrize("what", ["record", "compile"])
+def test_measuring_on_own_weights(what: str, times: int) -> None:
+    xs, ys = [X, X + 1, X - 1], [Y, Y, Y]
+    options: dict[str, Any] = {"method": "sampled", "offload": what == "compile"}
+    base = Net(5)
+    adam = torch.optim.Adam(base.parameters(), lr=1e-2)
+    profile = flerm_fx.record(base, adam, xs, ys, settle=2, method="sampled").profile
+    model = Net(12)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    train(model, optimizer, 1)  # with gradients, which are the user's
+
+    def run() -> None:
+        if what == "record":
+            flerm_fx.record(model, optimizer, xs, ys, settle=2, **options).close()
+        else:
+            flerm_fx.compile(model, profile, emit="param_groups", **options)
+
+    as_before, before = everything(model), state_of(model, optimizer)
+    number = lines(run, OF_WALKING)
+    as_before()
+    for at in range(times // 2, number, number // times):
+        with pytest.raises(Interrupt):
+            lines(run, OF_WALKING, at)
+        as_before()
+        assert_same(state_of(model, optimizer), before)
+
+
+@pytest.mark.slow
+def test_measuring_on_own_weights_under_signals() -> None:
+    """As Ctrl-C: wherever Python happens to be."""
+    xs, ys = [X, X + 1, X - 1], [Y, Y, Y]
+    model = Net(12)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    train(model, optimizer, 1)
+    as_before, before = everything(model), state_of(model, optimizer)
+    began = time.perf_counter()
+    flerm_fx.record(model, optimizer, xs, ys, settle=2, method="sampled").close()
+    seconds = time.perf_counter() - began
+    interrupted = 0
+    for nth in range(60):
+        signal.setitimer(signal.ITIMER_REAL, seconds * (0.3 + 0.7 * nth / 60))
+        handler = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+        try:
+            flerm_fx.record(model, optimizer, xs, ys, settle=2, method="sampled").close()
+        except KeyboardInterrupt:
+            interrupted += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+        as_before()
+        assert_same(state_of(model, optimizer), before)
+    assert interrupted > 10
 
 
 def test_what_fails_while_scales_change_leaves_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,11 +98,13 @@ def assigned(
         run, own_roles = procedure.optimizers, roles(capture_graph(captured), shapes)
         of_role = {name: (role, run.index(name)) for name, role in own_roles.items()}
         way = Way(profile, matches, procedure)
-        moments = measure_settling(captured, procedure, way.follow, prober=prober)
+        moments = measure_settling(
+            captured, procedure, way.follow, prober=prober, is_sized=way.looks_at
+        )
         start = start_of(moments, procedure)
         way.warn(stacklevel=3)
     else:
-        moments = measure_settling(captured, procedure, prober=prober, sized=False)
+        moments = measure_settling(captured, procedure, prober=prober, is_sized=lambda _: False)
         start = start_of(moments, procedure)
 
     def rows_of(

@@ -93,11 +93,18 @@ class Way:
         """The multipliers that the guess leads to expect."""
         return {name: self.length * m for name, m in self.guess.items()}
 
+    def looks_at(self, step: int) -> bool:
+        """Whether the size of outputs at a step tells anything: not if they did not begin large."""
+        return step == 0 or self._ways[0] > 1.0
+
     def follow(self, step: int, moment: Moment) -> Mapping[str, float] | None:
         """Return the multipliers from a settling step on, or None where it is the last one."""
         of_base = step_of_round(step, self._settle)
-        self._sizes[of_base] = moment.output_rms
-        way = self._ways[step] = self._profile.way_from(self._sizes, of_base)
+        way = 1.0
+        if self.looks_at(step):
+            self._sizes[of_base] = moment.output_rms
+            way = self._profile.way_from(self._sizes, of_base)
+        self._ways[step] = way
         is_last = of_base == self._settle
         if is_last and (step >= ROUNDS * self._settle or self.left <= LARGE):
             return None

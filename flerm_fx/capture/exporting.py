@@ -1,12 +1,12 @@
 """This module keeps torch's messages and interrupts out of ``torch.export``."""
 
 import logging
-import signal
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+
+from flerm_fx.boundary.interrupts import deferred_interrupt
 
 
 @contextmanager
@@ -19,37 +19,6 @@ def exporting() -> Iterator[None]:
     with deferred_interrupt(), _without_logs(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-@contextmanager
-def deferred_interrupt() -> Iterator[None]:
-    """Let a SIGINT in the meantime arrive at the end, where Python handles it at all.
-
-    >>> try:
-    ...     with deferred_interrupt():
-    ...         signal.raise_signal(signal.SIGINT)
-    ...         print("unimpressed")
-    ... except KeyboardInterrupt:
-    ...     print("interrupted")
-    unimpressed
-    interrupted
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield  # only the main thread may set handlers, and is interrupted
-        return
-    arrived: list[int] = []
-
-    def later(number: int, frame: FrameType | None) -> None:
-        arrived.append(number)
-
-    signal.signal(signal.SIGINT, later)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if arrived:
-            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def compile(
     seed: Annotated[
         int, typer.Option(help="Of the model's initial weights.", min=0, max=SEEDS)
     ] = 0,
-    rtol: Annotated[float, typer.Option(help="Relative standard error of the FSLRs.")] = 0.05,
+    rtol: Annotated[float, typer.Option(help="Relative standard error of the multipliers.")] = 0.1,
     check: Annotated[
         bool, typer.Option("--check", help="Measure the FSLRs again on the compiled model.")
     ] = False,

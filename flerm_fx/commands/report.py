@@ -24,7 +24,7 @@ def report(
     seed: Annotated[
         int, typer.Option(help="Of the model's initial weights.", min=0, max=SEEDS)
     ] = 0,
-    rtol: Annotated[float, typer.Option(help="Relative standard error of the FSLRs.")] = 0.05,
+    rtol: Annotated[float, typer.Option(help="Relative standard error of the multipliers.")] = 0.1,
     on_unmatched: Annotated[
         OnUnmatched, typer.Option(help="What becomes of parameters without a counterpart.")
     ] = OnUnmatched.error,

@@ -88,7 +88,9 @@ def checked_start(
             taken = settling.get(step)
             return taken and {name: m / held[name] for name, m in taken.items()}
 
-        moments = measure_settling(captured, procedure, follow, draw_seed=CHECK_SEED, sized=False)
+        moments = measure_settling(
+            captured, procedure, follow, draw_seed=CHECK_SEED, is_sized=lambda _: False
+        )
         measured[0] = start_of(moments, procedure)
     # Through scale nodes the unit update of w already moves θ by m; in groups it does not.
     factors = multipliers or dict.fromkeys(model.multipliers, 1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -29,7 +31,7 @@ from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.emit.undo import undone_on_failure
 from flerm_fx.errors import CaptureWarning, InputError, OptimizerError
 from flerm_fx.model.copying import copied, refuse_gradient_hooks
-from flerm_fx.model.distributed import is_sharded, unwrapped
+from flerm_fx.model.distributed import unwrapped
 from flerm_fx.model.hooks import only
 from flerm_fx.model.inputs import (
     Inputs,
@@ -48,7 +50,7 @@ from flerm_fx.recipe.loss import Loss, LossFunction, resolve
 from flerm_fx.recipe.multiplier import node_scale
 from flerm_fx.recipe.pool import Pool, probe_pool
 from flerm_fx.recipe.reflection import OptimizerLike
-from flerm_fx.start.precision import is_coarse, warn_of_rounding
+from flerm_fx.start.precision import is_coarse, on_own_weights, warn_of_rounding
 from flerm_fx.start.procedure import MODEL_LOSS, StartProcedure
 
 if TYPE_CHECKING:
@@ -69,8 +71,10 @@ def compile(
     on_unmatched: OnUnmatched = "error",
     strict: bool = False,
     method: Method = "auto",
-    rtol: float = 0.05,
+    rtol: float = 0.1,
     donate: bool = False,
+    copy: bool = False,
+    offload: bool = False,
 ) -> CompiledModel:
     r"""Give each parameter of a model the multiplier at which it learns as the base's does.
 
@@ -106,7 +110,8 @@ def compile(
 
     Args:
         model: the target, at its initial weights and in the mode in which it will train. It is
-            left as it was, unless ``donate``.
+            left as it was, unless ``donate``: simulated steps are taken on its own weights, which
+            are put back bit for bit whatever happens, or on a copy.
         base_profile: recorded by :func:`flerm_fx.record` on the base model; or a law, which goes
             through such a base, and needs no ``targets``, ``loss_fn``, ``method`` or ``rtol``.
         inputs: probe pool for this model, as for :func:`flerm_fx.record`; the profile's own if
@@ -129,9 +134,12 @@ def compile(
             1 and leave the base's out, with a warning that counts both.
         strict: refuse matches that something speaks against, in place of a warning.
         method: as for :func:`flerm_fx.measure`.
-        rtol: as for :func:`flerm_fx.measure`.
+        rtol: relative standard error to reach of multipliers: what the base's FSLRs leave of it, in
+            the middle of them, is that of the target's, and at least the equal share of both.
         donate: give the compiled model the parameters of ``model`` itself, and leave ``model``
-            unusable; a copy is made only while measuring.
+            unusable.
+        copy: as for :func:`flerm_fx.record`.
+        offload: as for :func:`flerm_fx.record`.
 
     Returns:
         A :class:`CompiledModel`, called and trained like ``model``.
@@ -177,6 +185,7 @@ def compile(
     choice("on_unmatched", on_unmatched, get_args(OnUnmatched))
     choice("method", method, METHODS)
     rtol, donate = checked("rtol", rtol), flag("donate", donate)
+    copy, offload = flag("copy", copy), flag("offload", offload)
     strict = flag("strict", strict)
     for name, value in (("output_fn", output_fn), ("mapping", mapping)):
         checked(name, value)
@@ -204,7 +213,8 @@ def compile(
         optimizer,
         output_fn,
         method,
-        rtol,
+        _share_of_target(base_profile, rtol),
+        offload,
     )
     probe_inputs = to_device(procedure.pool[0][0], device_of(model))
     check_parallel(model, probe_inputs, output_fn)
@@ -221,10 +231,12 @@ def compile(
     )
     emitted = captured
     if is_coarse(model) and not obstacle and not law:  # what is emitted has the model's own types
-        twin = copied(model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CaptureWarning)  # as above
-            emitted = capture(twin, probe_inputs, output_fn, original=model)
+            emitted = capture(copied(model), probe_inputs, output_fn, original=model)
+    emitted = emitted.bound(model)
+    if not law:
+        captured = on_own_weights(captured, model, measured_on, copy=copy)
     matches = find_matches(base_profile, captured, mapping, on_unmatched, strict=strict)
     held = held_as_matched(base_profile, captured, matches)
     procedure, measured_on = procedure.held_as(held), measured_on.held_as(held)
@@ -241,8 +253,8 @@ def compile(
         scales = {a.parameter: node_scale(run.rule(a.parameter), a.multiplier) for a in assignments}
     changes = donate or emitter.in_place
     before = _output(emitted, model, probe_inputs) if emitter.in_place else None
-    with undone_on_failure(model, _copies(model, twin, scales) if changes else {}):
-        skeleton = emitter.skeleton_of(model, twin, donate)
+    with undone_on_failure(model, _copies(model, scales) if changes else {}):
+        skeleton = emitter.skeleton_of(model, donate)
         compiled = CompiledModel(
             None if donate else model,
             skeleton,
@@ -261,7 +273,7 @@ def compile(
             _check_unchanged(before, after, last_bit(model, before))
         compiled.adopt(emitted, probe_inputs)
         if emitter.has_nodes:
-            copy_of = model if skeleton is twin else None
+            copy_of = None if donate or skeleton is model else model
             watch(compiled, procedure.optimizers, copy_of)
         return compiled
 
@@ -276,6 +288,7 @@ def _procedure(
     output_fn: OutputFn | None,
     method: Method,
     rtol: float,
+    offload: bool,
 ) -> StartProcedure:
     if inputs is None and targets is not None:
         raise InputError("targets were given without inputs; pass both, or neither")
@@ -314,7 +327,19 @@ def _procedure(
         method=method,
         rtol=rtol,
         seed=profile.seed,
+        offload=offload,
     )
+
+
+def _share_of_target(profile: BaseProfile, rtol: float) -> float:
+    """The error of a target's FSLRs at which multipliers have ``rtol``, beside the base's own.
+
+    Multipliers are uncertain for other reasons by more than the default: initial weights of the
+    base move them by a fifth to two fifths.
+    """
+    errors = [estimate.relative_error for estimate in profile.start.values() if estimate.value]
+    of_base = statistics.median(errors) if errors else 0.0
+    return math.sqrt(max(rtol**2 - of_base**2, rtol**2 / 2))
 
 
 def _output(captured: Capture, model: nn.Module, inputs: Inputs) -> Tensor:
@@ -337,8 +362,7 @@ def _check_unchanged(before: Tensor, after: Tensor, eps: float) -> None:
         )
 
 
-def _copies(model: nn.Module, twin: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
-    """What a model's parameters hold: the copy that was measured, which has its weights again."""
-    held = dict((model if is_sharded(model) else twin).named_parameters())
-    own = is_sharded(model)
-    return {n: held[n].detach().clone() if own else held[n].detach() for n in names}
+def _copies(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
+    """What a model's parameters hold."""
+    held = dict(model.named_parameters())
+    return {name: held[name].detach().clone() for name in names}

@@ -33,9 +33,9 @@ class GraphEmitter(Emitter):
                     parameter.div_(self._scales[name])
 
     @classmethod
-    def skeleton_of(cls, model: nn.Module, twin: nn.Module, donate: bool) -> nn.Module:
-        """Return the copy that was measured on, or one with the model's own parameters."""
-        return donated(model) if donate else twin
+    def skeleton_of(cls, model: nn.Module, donate: bool) -> nn.Module:
+        """Return a copy, or the model's structure with its own parameters."""
+        return donated(model) if donate else copied(model, on_meta=True)
 
     @property
     def scales(self) -> dict[str, float]:

@@ -22,7 +22,7 @@ class GroupsEmitter(Emitter):
     has_nodes = False
 
     @classmethod
-    def skeleton_of(cls, model: nn.Module, twin: nn.Module, donate: bool) -> nn.Module:
+    def skeleton_of(cls, model: nn.Module, donate: bool) -> nn.Module:
         """Return the model itself."""
         return model
 

@@ -267,7 +267,7 @@ class ModuleEmitter(Emitter):
             put_scales(skeleton, scales)
 
     @classmethod
-    def skeleton_of(cls, model: nn.Module, twin: nn.Module, donate: bool) -> nn.Module:
+    def skeleton_of(cls, model: nn.Module, donate: bool) -> nn.Module:
         """Return the model itself."""
         return model
 

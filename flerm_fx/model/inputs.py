@@ -214,6 +214,10 @@ def device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
+AT_ONCE = 2**22
+"""Numbers of two outputs that are compared at a time."""
+
+
 def difference(output: Tensor, expected: Tensor) -> float:
     """Return the largest difference of two outputs, relative to the largest number that differs.
 
@@ -223,11 +227,19 @@ def difference(output: Tensor, expected: Tensor) -> float:
     >>> difference(torch.tensor([2.0, -torch.inf]), torch.tensor([4.0, -torch.inf]))
     0.5
     """
-    differs = output != expected
-    if not differs.any():
-        return 0.0
-    largest = expected.abs().where(differs, 0).max().clamp_min(torch.finfo(expected.dtype).tiny)
-    return float((output - expected).abs().where(differs, 0).max() / largest)
+    apart = torch.zeros((), dtype=expected.real.dtype, device=expected.device)
+    largest = apart
+    # A part at a time: beside a large vocabulary's logits, as much again would be seen.
+    shape = torch.broadcast_shapes(output.shape, expected.shape, (1,))
+    output, expected = output.expand(shape), expected.expand(shape)
+    rows = max(1, AT_ONCE // max(1, expected[:1].numel()))
+    for start in range(0, shape[0], rows):
+        one, other = output[start : start + rows], expected[start : start + rows]
+        differs = one != other
+        if differs.any():
+            largest = torch.maximum(largest, other.abs().where(differs, 0).max())
+            apart = torch.maximum(apart, (one - other).abs().where(differs, 0).max())
+    return float(apart / largest.clamp_min(torch.finfo(expected.dtype).tiny))
 
 
 def last_bit(model: nn.Module, output: Tensor) -> float:

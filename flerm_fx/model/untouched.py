@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flerm_fx.boundary.interrupts import deferred_interrupt
 from flerm_fx.compat import BACKWARD_HOOKS, FORWARD_HOOKS, gradient_hooks, own_buffers
 from flerm_fx.model.hooks import global_hooks
 from flerm_fx.model.randomness import preserved_rng
@@ -44,28 +45,26 @@ def untouched(model: nn.Module) -> Iterator[None]:
     >>> model.calls
     0
     """
-    buffers = [
-        (buffer, buffer.detach().clone())
-        for module in model.modules()
-        for buffer in own_buffers(module).values()
-        if buffer is not None and not buffer.is_meta  # which has no value to put back
-    ]
     held = {id(t) for t in (*model.parameters(), *model.buffers())}
     state = _State(held)
     for module in model.modules():
         state.keep_module(module)
     for hooks in (*global_hooks(), *(gradient_hooks(p) for p in model.parameters())):
         state.keep(hooks, None)
+    for module in model.modules():
+        for buffer in own_buffers(module).values():
+            if buffer is not None and not buffer.is_meta:  # which has no value to put back
+                state.keep_value(buffer)
     device = next((p.device.type for p in model.parameters() if not p.is_meta), "cpu")
     with preserved_rng(), torch.autocast(device, enabled=False):
         try:
-            yield
+            try:
+                yield
+            finally:
+                with deferred_interrupt():
+                    state.put_back()
         finally:
-            state.put_back()
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    if not torch.equal(buffer, value):
-                        buffer.copy_(value)
+            state.put_back()  # what an interrupt on the way there has left
 
 
 class _State:
@@ -78,7 +77,7 @@ class _State:
     def __init__(self, held: set[int]) -> None:
         self._held = held
         self._seen: dict[int, Any] = {}
-        self._restores: list[Callable[[], None]] = []
+        self._restores: deque[Callable[[], None]] = deque()
 
     def keep_module(self, module: nn.Module) -> None:
         """Keep a module's attributes, and what they hold."""
@@ -105,10 +104,22 @@ class _State:
             self._seen[id(value)] = value
             pending += self._kept(value, package, own)
 
+    def keep_value(self, tensor: Tensor) -> None:
+        """Keep what a tensor holds."""
+        before = tensor.detach().clone()
+
+        def restore() -> None:
+            if not torch.equal(tensor, before):
+                with torch.no_grad():
+                    tensor.copy_(before)
+
+        self._restores.append(restore)
+
     def put_back(self) -> None:
-        """Put everything back."""
-        for restore in self._restores:
-            restore()
+        """Put back all that has not been put back yet."""
+        while self._restores:
+            self._restores[0]()
+            self._restores.popleft()
 
     def _kept(self, value: Any, package: str | None, own: bool) -> list[Any]:
         """Keep a value itself, and return what it holds, to be kept in turn."""
@@ -195,14 +206,7 @@ class _State:
         if id(tensor) in self._held or isinstance(tensor, nn.Parameter) or not plain:
             return
         if own or tensor.numel() <= LARGE:
-            before = tensor.detach().clone()
-
-            def restore() -> None:
-                if not torch.equal(tensor, before):
-                    with torch.no_grad():
-                        tensor.copy_(before)
-
-            self._restores.append(restore)
+            self.keep_value(tensor)
 
     def _generator(self, generator: Any) -> None:
         if isinstance(generator, torch.Generator):

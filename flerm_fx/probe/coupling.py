@@ -28,6 +28,35 @@ TOLERANCE = 1e-3
 above the rounding of float32 kernels at other batch sizes, far below what BatchNorm mixes in."""
 
 
+EXAMPLES, LARGE = 4, 2**24
+"""So many examples are run together and alone, and 2 where the whole output has more numbers than
+this: a step holds about three tensors like it, and a check of all would hold six. What couples a
+batch by its statistics couples few examples more than many."""
+
+
+def few(captured: Capture, inputs: Inputs, size: tuple[int, int]) -> Inputs:
+    """The first examples of a batch, as many as tell whether any influence each other.
+
+    All of it, where the graph does not hold for so few.
+
+    Args:
+        captured: the model.
+        inputs: the batch.
+        size: its examples, and the output coordinates of each.
+    """
+    examples, coordinates = size
+    count = 2 if examples * coordinates > LARGE else EXAMPLES
+    if batch_size(inputs) <= count:
+        return inputs
+    first = pytree.tree_map_only(Tensor, lambda t: t[:count], inputs)
+    if captured.guards is not None:
+        try:
+            captured.guards(*captured.flat(first))
+        except AssertionError:
+            return inputs
+    return first  # type: ignore[no-any-return]
+
+
 def coupling(
     captured: Capture,
     parameters: Mapping[str, Tensor],

@@ -1,4 +1,4 @@
-"""``flerm_fx.measure``: FSLRs of given updates, with no training loop around."""
+"""``flerm_fx.measure`` and ``flerm_fx.Prober``: FSLRs of given updates, with no training loop."""
 
 import difflib
 from collections.abc import Mapping
@@ -7,16 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from flerm_fx.boundary.options import checked, choice, described
+from flerm_fx.capture.captured import Capture, modes
 from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import capture
 from flerm_fx.errors import InputError, shown
 from flerm_fx.model.distributed import Ranks, is_sharded, unwrapped
 from flerm_fx.model.inputs import OutputFn, device_of, to_device
+from flerm_fx.model.unchanged import Structure, settings
 from flerm_fx.model.untouched import untouched
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.parallel import check_parallel
 from flerm_fx.probe.planner import METHODS, Method
-from flerm_fx.probe.prober import Prober
+from flerm_fx.probe.prober import Prober as CaptureProber
 from flerm_fx.recipe.pool import Pool, probe_batch
 
 
@@ -73,30 +75,135 @@ def measure(
         >>> measure(model, {"weight": torch.ones(1, 2)}, x, method="exact")["weight"].value
         4.949747...
     """
-    model, rtol = checked("model", model), checked("rtol", rtol)
-    choice("method", method, METHODS)
-    samples, generator = checked("samples", samples), checked("generator", generator)
-    if samples is not None and method in ("auto", "exact"):
-        raise InputError(
-            f"samples is for the methods that draw, and not for method={method!r}; leave it out, "
-            "or pass method='sampled'"
+    return Prober(model, inputs, output_fn=output_fn, device=device).measure(
+        updates, method=method, rtol=rtol, samples=samples, generator=generator
+    )
+
+
+class Prober:
+    """Measures FSLRs of one model again and again: only the first call makes graphs.
+
+    Each call is at the weights and buffers that the model has by then, and finds what a fresh
+    :func:`flerm_fx.measure` finds. In another mode of the model, or after a change of a hook, of
+    what is trained or of a plain attribute, the next call makes another graph. Whether examples
+    influence each other is found at the first call.
+
+    Args:
+        model: as for :func:`flerm_fx.measure`; it is left exactly as it was.
+        inputs: as for :func:`flerm_fx.measure`.
+        output_fn: as for :func:`flerm_fx.measure`.
+        device: as for :func:`flerm_fx.measure`.
+
+    Raises:
+        InputError: unusable inputs.
+
+    Example::
+
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> prober = Prober(model, torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        >>> update = {"weight": torch.ones(1, 2)}
+        >>> prober.measure(update, method="exact")["weight"].value
+        4.949747...
+        >>> prober.measure({"weight": 2 * update["weight"]}, method="exact")["weight"].value
+        9.899495...
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Pool,
+        *,
+        output_fn: OutputFn | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self._model = model = checked("model", model)
+        self._output_fn = checked("output_fn", output_fn)
+        sharded, own = is_sharded(model), device_of(model)
+        self._device = checked("device", device) or own
+        self._is_elsewhere = sharded or self._device != own
+        self._ranks = Ranks.of(model) if sharded else Ranks()
+        batch = self._ranks.agreed(probe_batch(unwrapped(model), inputs))
+        self._inputs = to_device(batch, self._device)
+        self._structure = Structure(model)
+        self._probers: dict[tuple[bool, ...], tuple[object, CaptureProber]] = {}
+
+    def measure(
+        self,
+        updates: Mapping[str, Tensor],
+        *,
+        method: Method = "auto",
+        rtol: float = 0.05,
+        samples: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Estimate]:
+        """FSLRs of updates at the model's present weights.
+
+        Args:
+            updates: as for :func:`flerm_fx.measure`.
+            method: as for :func:`flerm_fx.measure`.
+            rtol: as for :func:`flerm_fx.measure`.
+            samples: as for :func:`flerm_fx.measure`.
+            generator: as for :func:`flerm_fx.measure`.
+
+        Raises:
+            InputError: as for :func:`flerm_fx.measure`; or the model has other modules, parameters
+                or buffers by now, or ones of other shapes, types or devices. The message names one.
+            EstimateError: a NaN or infinite update or FSLR.
+        """
+        rtol = checked("rtol", rtol)
+        choice("method", method, METHODS)
+        samples, generator = checked("samples", samples), checked("generator", generator)
+        if samples is not None and method in ("auto", "exact"):
+            raise InputError(
+                f"samples is for the methods that draw, and not for method={method!r}; leave it "
+                "out, or pass method='sampled'"
+            )
+        if not isinstance(updates, Mapping):
+            raise InputError(
+                f"updates must be a dict {{parameter: update}}, got {described(updates)}"
+            )
+        change = self._structure.change(self._model)
+        if change:
+            raise InputError(
+                f"the model has changed since its Prober was made: {change}; make another one"
+            )
+        prober = self._prober()
+        captured = prober.captured
+        parameters: dict[str, nn.Parameter] = (
+            dict(self._model.named_parameters(remove_duplicate=False))
+            if self._is_elsewhere
+            else captured.parameters
         )
-    if not isinstance(updates, Mapping):
-        raise InputError(f"updates must be a dict {{parameter: update}}, got {described(updates)}")
-    output_fn, own = checked("output_fn", output_fn), device_of(model)
-    sharded, device = is_sharded(model), checked("device", device) or own
-    ranks = Ranks.of(model) if sharded else Ranks()
-    batch = to_device(ranks.agreed(probe_batch(unwrapped(model), inputs)), device)
-    elsewhere = sharded or device != own
-    check_parallel(model, to_device(batch, own), output_fn)
-    captured = (
-        capture_outline(model, batch, output_fn, device=device)
-        if elsewhere
-        else capture(model, batch, output_fn)
-    )
-    parameters: dict[str, nn.Parameter] = (
-        dict(model.named_parameters(remove_duplicate=False)) if elsewhere else captured.parameters
-    )
+        canonical = _canonical(captured, updates)
+        with untouched(self._model):
+            estimates = prober.estimate(
+                dict(parameters),
+                canonical,
+                self._inputs,
+                method=method,
+                rtol=rtol,
+                samples=samples,
+                generator=generator,
+            )
+        return {name: estimates[captured.aliases[name]] for name in updates}
+
+    def _prober(self) -> CaptureProber:
+        """That of the model's mode, as long as all that its graph holds is as it was."""
+        mode, now = modes(self._model), settings(self._model)
+        if mode not in self._probers or self._probers[mode][0] != now:
+            self._probers[mode] = now, CaptureProber(self._captured(), self._ranks)
+        return self._probers[mode][1]
+
+    def _captured(self) -> Capture:
+        model, inputs = self._model, self._inputs
+        check_parallel(model, to_device(inputs, device_of(model)), self._output_fn)
+        if self._is_elsewhere:
+            return capture_outline(model, inputs, self._output_fn, device=self._device)
+        return capture(model, inputs, self._output_fn)
+
+
+def _canonical(captured: Capture, updates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Updates by the canonical names of their parameters, each of the right shape and type."""
     canonical: dict[str, Tensor] = {}
     for name, update in updates.items():
         if not isinstance(update, Tensor):
@@ -122,14 +229,4 @@ def measure(
         if captured.aliases[name] in canonical:
             raise InputError(f"updates name the tied parameter {name!r} twice; pass it once")
         canonical[captured.aliases[name]] = update
-    with untouched(model):
-        estimates = Prober(captured, ranks).estimate(
-            dict(parameters),
-            canonical,
-            batch,
-            method=method,
-            rtol=rtol,
-            samples=samples,
-            generator=generator,
-        )
-    return {name: estimates[captured.aliases[name]] for name in updates}
+    return canonical

@@ -16,7 +16,7 @@ from flerm_fx.errors import EstimateError
 from flerm_fx.model.distributed import Ranks, check_finite_on_ranks, gathered
 from flerm_fx.model.inputs import Inputs, batch_size
 from flerm_fx.probe.cotangent import Cotangents
-from flerm_fx.probe.coupling import coupling, disagreement
+from flerm_fx.probe.coupling import coupling, disagreement, few
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.exact import exact
 from flerm_fx.probe.paper import PASSES, paper
@@ -267,6 +267,7 @@ class Prober:
         self, parameters: Mapping[str, Tensor], updates: Mapping[str, Tensor], inputs: Inputs
     ) -> str:
         if self._coupling is None:
+            inputs = few(self.captured, inputs, self._size(parameters, inputs))
             reason = self.ranks.agreed(coupling(self.captured, parameters, inputs))
             graph = self._graph(tuple(updates))
             if graph is not None and not reason:

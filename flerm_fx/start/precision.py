@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from flerm_fx.capture.captured import Capture
-from flerm_fx.compat import apply_to_tensors, pytree
+from flerm_fx.compat import apply_to_tensors, memory_of, pytree
+from flerm_fx.model.distributed import is_sharded
+from flerm_fx.model.hooks import only
 from flerm_fx.model.inputs import Batch, device_of, to_device
 from flerm_fx.model.untouched import untouched
-from flerm_fx.start.procedure import StartProcedure
+from flerm_fx.start.procedure import StartProcedure, batch_loss
 from flerm_fx.start.start import first_update
 
 FINER = {
@@ -76,6 +78,41 @@ def measurable(
         summary = str(error).strip().splitlines()
         return copy(), pool, f"{type(error).__name__}: {summary[0] if summary else ''}"
     return twin, finer(pool), ""
+
+
+def on_own_weights(
+    captured: Capture, model: nn.Module, procedure: StartProcedure, *, copy: bool
+) -> Capture:
+    """The capture of a copy of a model, on the model itself wherever it can be walked on.
+
+    That takes no memory for a second model. A copy stays where weights are sharded over ranks,
+    where it is in another type, and where the model's own code changes frozen weights (a teacher
+    that follows its student), which nothing would put back.
+
+    Args:
+        captured: of a copy, which is used up.
+        model: what it is a copy of.
+        procedure: whose batches a run is tried on.
+        copy: whether the user asks for the copy.
+    """
+    twin = captured.model
+    pairs = list(zip(model.parameters(), twin.parameters(), strict=True))
+    if copy or is_sharded(model) or any(own.dtype != other.dtype for own, other in pairs):
+        return captured
+    frozen = [(own, other) for own, other in pairs if not own.requires_grad]
+    if frozen:
+        batch = to_device(procedure.pool[0], device_of(twin))
+        with untouched(twin), only(twin, captured.hooks), torch.no_grad():
+            batch_loss(twin, batch, procedure.loss, procedure.output_fn)
+        if not all(torch.equal(own, other) for own, other in frozen):
+            return captured
+    bound = captured.bound(model)
+    # What refers to the copy, in circles as exported graphs are, goes later; its memory at once.
+    kept = {memory_of(own) for own, _ in pairs}
+    for _, other in pairs:
+        if memory_of(other) not in kept:
+            other.data = other.data.new_empty(0)
+    return bound
 
 
 def warn_of_rounding(

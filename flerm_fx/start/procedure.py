@@ -30,6 +30,8 @@ class StartProcedure:
         output_fn: picks the output tensor.
         method, rtol: as for :func:`flerm_fx.measure`.
         seed: of dropout in the simulated steps and of the random cotangents.
+        offload: whether weights are kept off their device while they are walked on
+            (:class:`flerm_fx.model.lent.Lent`).
     """
 
     optimizers: Optimizers
@@ -41,6 +43,7 @@ class StartProcedure:
     method: Method
     rtol: float
     seed: int
+    offload: bool = False
 
     def after(self, steps: int) -> "StartProcedure":
         """The procedure of the late start: the same with so many more simulated steps."""

@@ -89,7 +89,8 @@ def rounding_alone(
                     sign = 2 * torch.randint(2, part.shape, generator=generator) - 1
                     nudge = max(torch.finfo(p.dtype).eps, NUDGE)
                     part.mul_(1 + nudge * sign.to(part.device, part.dtype))
-            model.zero_grad(set_to_none=True)
+            for p in parameters.values():
+                p.grad = None
             loss = batch_loss(model, batch, procedure.loss, procedure.output_fn)
             loss.backward()  # type: ignore[no-untyped-call]
             for name, p in parameters.items():

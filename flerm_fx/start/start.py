@@ -19,7 +19,7 @@ from flerm_fx.recipe.schedule import settling_steps, start_steps, step_of_round
 from flerm_fx.start.output_size import output_rms
 from flerm_fx.start.procedure import StartProcedure
 from flerm_fx.start.update_size import update_sizes
-from flerm_fx.start.walk import Multipliers, Step, fail, walking
+from flerm_fx.start.walk import Multipliers, Step, Walk, fail, walking
 
 AVERAGED_STEPS = 4
 """A late start is averaged over this many last steps (fewer if fewer were taken)."""
@@ -41,7 +41,7 @@ def measure_settling(
     *,
     draw_seed: int | None = None,
     prober: Prober | None = None,
-    sized: bool = True,
+    is_sized: Callable[[int], bool] = lambda step: True,
 ) -> dict[int, Moment]:
     """What is measured at each settling step, of which :func:`start_of` makes the start.
 
@@ -53,12 +53,13 @@ def measure_settling(
     Everything is undone, as by :func:`measure_start`, which raises the same errors.
 
     Args:
-        captured: the model, captured; a copy that the caller owns.
+        captured: the model, captured.
         procedure: what to do.
         follow: multipliers from each measured step on; all are 1, for one round, if None.
         draw_seed: of the random cotangents; the procedure's own if None.
         prober: of ``captured``, where there is one.
-        sized: whether to measure the sizes of outputs and of the first update, too.
+        is_sized: whether to measure the size of the outputs at a step, too; at the first, with
+            that of the update.
     """
     draws = procedure.seed if draw_seed is None else draw_seed
     prober = prober or Prober(captured)
@@ -70,28 +71,41 @@ def measure_settling(
     rtol = min(procedure.rtol * math.sqrt(len(of_start)), 0.99)
     measured = replace(procedure, rtol=rtol)
     end = settle
+
+    def next_moment(walk: Walk) -> tuple[Moment, bool]:
+        """What is found at the next step, which is taken; and whether others follow."""
+        index, sized = walk.index, is_sized(walk.index)
+        is_of_start = step_of_round(index, settle) in of_start
+        moment = Moment()
+        if sized:  # before there are gradients, so that it takes no memory beside theirs
+            moment = replace(moment, output_rms=_output_rms(captured, procedure, walk))
+        if index and not (is_of_start or (sized and follow is not None)):
+            walk.step()
+            return moment, True
+        step = walk.propose()
+        if is_of_start:
+            estimates = _estimate(prober, measured, walk, step, probe, draws)
+            moment = replace(moment, fslrs=_noted(estimates, step.rounding))
+        if sized and index == 0:
+            sizes = update_sizes(step.updates, capture_graph(captured))
+            moment = replace(moment, update_sizes=sizes)
+        multipliers = follow(index, moment) if follow is not None else None
+        goes_on = index != end or multipliers is not None
+        if goes_on:
+            walk.take(step, multipliers)
+        return moment, goes_on
+
     with walking(captured, procedure) as walk:
-        while end not in moments:
-            step = walk.step()
-            of_round = step_of_round(step.index, settle)
-            if of_round not in wanted:
+        goes_on = True
+        while goes_on:
+            index = walk.index
+            if step_of_round(index, settle) not in wanted:
+                walk.step()
                 continue
-            moment = Moment()
-            if of_round in of_start:
-                estimates = _estimate(prober, measured, step, probe, draws)
-                moment = replace(moment, fslrs=_noted(estimates, step.rounding))
-            if sized:
-                moment = replace(moment, output_rms=_output_rms(captured, procedure, step))
-            if sized and step.index == 0:
-                sizes = update_sizes(step.updates, capture_graph(captured))
-                moment = replace(moment, update_sizes=sizes)
-            moments[step.index] = moment
-            multipliers = follow(step.index, moment) if follow is not None else None
-            if multipliers is not None:
-                walk.rematch(multipliers)
-                if step.index == end:
-                    end += settle
-                    wanted = of_start
+            moments[index], goes_on = next_moment(walk)
+            if goes_on and index == end:
+                end += settle
+                wanted = of_start
     return moments
 
 
@@ -115,8 +129,8 @@ def measure_start(
 
     .. math:: u_l = \frac{\Delta\theta_l}{m_l\, \mathrm{lr}}
 
-    The steps are taken on ``captured.model`` itself, a copy that the caller owns, and undone:
-    weights, buffers, mode and random state end as they were.
+    The steps are taken on ``captured.model`` itself and undone: weights, buffers, mode and random
+    state end as they were.
 
     Args:
         captured: the model, captured.
@@ -144,21 +158,24 @@ def measure_start(
     measured: list[dict[str, Estimate]] = []
     with walking(captured, procedure, multipliers, find_rounding=names is None) as walk:
         for _ in range(procedure.settle + 1):
-            step = walk.step()
-            if step.index <= procedure.settle - averaged:
+            if walk.index <= procedure.settle - averaged:
+                walk.step()
                 continue
+            step = walk.propose()
             chosen = replace(step, updates={name: step.updates[name] for name in wanted})
-            estimates = _estimate(prober, precise, chosen, probe, draws)
+            estimates = _estimate(prober, precise, walk, chosen, probe, draws)
             measured.append(_noted(estimates, step.rounding))
+            walk.take(step)
+            del step, chosen  # as large as the weights
     return {name: Estimate.mean([estimates[name] for estimates in measured]) for name in wanted}
 
 
 def _estimate(
-    prober: Prober, procedure: StartProcedure, step: Step, probe: Batch, draws: int
+    prober: Prober, procedure: StartProcedure, walk: Walk, step: Step, probe: Batch, draws: int
 ) -> dict[str, Estimate]:
     try:
         return prober.estimate(
-            step.before,
+            walk.weights,
             step.updates,
             probe[0],
             method=procedure.method,
@@ -195,18 +212,19 @@ def first_update(
     """The unit update of the first step, which is undone."""
     first = replace(procedure, settle=0, warmup=0)
     with walking(captured, first, multipliers, find_rounding=False) as walk:
-        return walk.step().updates
+        return walk.propose().updates
 
 
-def _output_rms(captured: Capture, procedure: StartProcedure, taken: Step) -> float:
-    """Of the outputs on the batch of a step, before it."""
+def _output_rms(captured: Capture, procedure: StartProcedure, walk: Walk) -> float:
+    """Of the outputs on the batch of the next step, before it."""
+    batch = walk.batch
 
     def run(weights: Mapping[str, Tensor]) -> Tensor:
         with preserved_rng():
             seed_all(procedure.seed)
-            return captured.apply(weights, taken.batch[0])
+            return captured.apply(weights, batch[0])
 
-    return output_rms(run, {**dict(captured.model.named_parameters()), **taken.before})
+    return output_rms(run, dict(captured.model.named_parameters()))
 
 
 def _noted(estimates: Mapping[str, Estimate], rounding: frozenset[str]) -> dict[str, Estimate]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flerm_fx.capture.captured import Capture
+from flerm_fx.compat import forget_compilation
 from flerm_fx.errors import DivergenceError, EstimateError, InputError, OptimizerError
 from flerm_fx.model.hooks import only
 from flerm_fx.model.inputs import Batch, device_of, is_finite, to_device
+from flerm_fx.model.lent import Lent
 from flerm_fx.model.randomness import seed_all
 from flerm_fx.model.untouched import untouched
 from flerm_fx.recipe.multiplier import group_settings
-from flerm_fx.recipe.optimizers import Optimizers
 from flerm_fx.recipe.schedule import warmed_up
 from flerm_fx.start.procedure import StartProcedure, batch_loss
 from flerm_fx.start.rounding import check_moves, rounding_alone, stretch
@@ -25,72 +26,86 @@ from flerm_fx.start.rounding import check_moves, rounding_alone, stretch
 Multipliers = Mapping[str, float]
 
 
+PARTS = 4
+"""In so many parts a step that is measured is taken, where the optimizer's rule allows it: what
+weights were before is kept for one of them at a time, and its gradients are let go behind it."""
+
+
 @dataclass(frozen=True)
 class Step:
-    """A simulated step.
+    """A simulated step that is not taken yet.
 
     Attributes:
         index: its number, from 0.
-        batch: what it was taken on.
-        before: the weights before it.
         updates: the unit update of each parameter, the step divided by its own learning rate; 0
             where that is 0.
-        rounding: the parameters whose gradient is rounding alone.
+        rounding: the parameters whose gradient was rounding alone at the first step.
     """
 
     index: int
-    batch: Batch
-    before: dict[str, Tensor]
     updates: dict[str, Tensor]
     rounding: frozenset[str]
 
 
 class Walk:
-    """Simulated steps on a captured model, from its weights on; all is undone at the end.
+    """Simulated steps on a model, from its weights on. It is to be had from :func:`walking`.
 
-    The rate rises over the procedure's warm-up and stays. Weight decay is left out. It is to be had
-    from :func:`walking`.
+    The rate rises over the procedure's warm-up and stays. Weight decay is left out.
 
     Args:
-        captured: the model, a copy that the caller owns.
+        model: runs with the weights.
+        weights: that the steps change.
         procedure: optimizers, warm-up, pool and loss.
         multipliers: of the learning rates; 1 if None.
         find_rounding: whether to look for gradients of rounding alone at the first step.
+
+    Attributes:
+        weights: as given.
+        index: the number of the next step.
     """
 
     def __init__(
         self,
-        captured: Capture,
+        model: nn.Module,
+        weights: Mapping[str, nn.Parameter],
         procedure: StartProcedure,
         multipliers: Multipliers | None = None,
         *,
         find_rounding: bool = True,
     ) -> None:
-        self._model, self._weights = captured.model, captured.parameters
+        self.weights = weights
+        self.index = 0
+        self._model = model
         self._procedure = procedure
-        self._pool = to_device(procedure.pool, device_of(captured.model))
+        self._pool = to_device(procedure.pool, device_of(model))
         self._is_plain = multipliers is None
-        self._settings = {n: self._of(n, (multipliers or {}).get(n, 1.0)) for n in self._weights}
+        self._settings = {n: self._of(n, (multipliers or {}).get(n, 1.0)) for n in weights}
         # Nothing follows a first step, so it may be as large as it takes for the update not to be
         # lost in the rounding of weights: a power of two is divided out exactly.
-        self._stretch = stretch(self._weights, procedure) if procedure.settle == 0 else 1.0
+        self._stretch = stretch(weights, procedure) if procedure.settle == 0 else 1.0
         self._find_rounding = find_rounding
         self._rounding: frozenset[str] = frozenset()
-        self._taken: Step | None = None
-        self._next = 0
-        run = procedure.optimizers
-        groups = _grouped(self._weights, self._settings, run, apart=procedure.settle > 0)
-        self._optimizers = tuple(run.built(groups))
+        self._parts = [
+            (tuple(procedure.optimizers.built(self._grouped(names))), names)
+            for names in _parts(weights, procedure)
+        ]
         # Each group, by the first parameter in it, whose rate is that of all.
-        names = {id(p): name for name, p in self._weights.items()}
+        by_id = {id(p): name for name, p in weights.items()}
         self._groups = {
-            names[id(group["params"][0])]: group
-            for optimizer in self._optimizers
+            by_id[id(group["params"][0])]: group
+            for optimizers, _ in self._parts
+            for optimizer in optimizers
             for group in optimizer.param_groups
         }
 
-    def step(self) -> Step:
-        """Take one more.
+    @property
+    def batch(self) -> Batch:
+        """What the next step is taken on."""
+        pool: tuple[Batch, ...] = self._pool
+        return pool[0] if len(pool) == 1 else pool[1 + self.index % (len(pool) - 1)]
+
+    def step(self) -> None:
+        """Take the next step.
 
         Raises:
             EstimateError: a loss or gradient is NaN or infinite at the first step.
@@ -98,54 +113,112 @@ class Walk:
             InputError: the loss depends on no parameter, or a gradient is sparse.
             OptimizerError: the optimizer fails, or its first step moves nothing.
         """
-        index, pool, run = self._next, self._pool, self._procedure.optimizers
-        batch = pool[0] if len(pool) == 1 else pool[1 + index % (len(pool) - 1)]
-        before = {name: p.detach().clone() for name, p in self._weights.items()}
-        _differentiate(self._model, self._weights, batch, self._procedure, index)
-        if index == 0 and self._find_rounding:
-            self._rounding = rounding_alone(self._model, self._weights, batch, self._procedure)
-        for name, group in self._groups.items():
-            group["lr"] = self._rate(name)
-        for optimizer in self._optimizers:
-            _take(optimizer)
-        updates = {}
-        for name, parameter in self._weights.items():
-            rate = self._rate(name)
-            moved = parameter.detach() - before[name]
-            updates[name] = moved / rate if rate else torch.zeros_like(moved)  # not trained
-        if index == 0 and self._is_plain:
-            check_moves(before, updates, {name: run.rate(name) for name in before})
-        self._taken = Step(index, batch, before, updates, self._rounding)
-        self._next += 1
-        return self._taken
+        if self.index == 0:  # which is looked at
+            self.take(self.propose())
+            return
+        self._differentiate()
+        for optimizers, names in self._parts:
+            self._move(optimizers, names)
+        self.index += 1
 
-    def rematch(self, multipliers: Multipliers) -> None:
-        """Give parameters other multipliers, for the step just taken and those that follow.
+    def propose(self) -> Step:
+        """What the next step would be; weights stay what they are. :meth:`take` takes it.
 
-        The step's updates are multiplied by new over old, which is exact for rules that are linear
-        in the rate.
+        Raises:
+            FlermError: as :meth:`step`.
         """
-        taken = self._taken
-        assert taken is not None, "no step was taken"
-        changed = {name: self._of(name, multipliers[name]) for name in self._weights}
-        moved = [name for name in changed if changed[name] != self._settings[name]]
-        self._settings = changed
+        self._differentiate()
+        if self.index == 0 and self._find_rounding:
+            self._rounding = rounding_alone(self._model, self.weights, self.batch, self._procedure)
+        updates: dict[str, Tensor] = {}
+        for position, (optimizers, names) in enumerate(self._parts):
+            before = {name: self.weights[name].detach().clone() for name in names}
+            self._move(optimizers, names)
+            for name in names:
+                weight, rate = self.weights[name].detach(), self._rate(name)
+                moved = weight - before[name]
+                updates[name] = moved.div_(rate) if rate else moved.zero_()  # not trained
+                weight.copy_(before.pop(name))
+            if self._procedure.settle == 0:  # nothing follows, and state is let go
+                self._parts[position] = (), names
+        if self.index == 0 and self._is_plain:
+            check_moves(
+                self.weights,
+                updates,
+                {name: self._procedure.optimizers.rate(name) for name in updates},
+            )
+        return Step(self.index, {name: updates[name] for name in self.weights}, self._rounding)
+
+    def take(self, step: Step, multipliers: Multipliers | None = None) -> None:
+        """Take a step that was proposed.
+
+        Args:
+            step: the proposal.
+            multipliers: others, for this step already and those that follow: exact for rules that
+                are linear in the rate.
+        """
+        if multipliers is not None:
+            self._settings = {name: self._of(name, multipliers[name]) for name in self.weights}
+            for name, group in self._groups.items():
+                group.update(self._settings[name])
         with torch.no_grad():
-            for name in moved:
-                parameter, update = self._weights[name], taken.updates[name]
-                self._groups[name].update(changed[name])
-                rate = changed[name]["lr"] * self._factor(taken.index)
-                parameter.copy_(taken.before[name] + rate * update)
+            for name, update in step.updates.items():
+                self.weights[name].add_(update, alpha=self._rate(name))
+        self.index += 1
 
     def _of(self, name: str, multiplier: float) -> dict[str, Any]:
         run = self._procedure.optimizers
         return group_settings(run.rule(name), run.rate(name), multiplier, 0.0)
 
-    def _factor(self, index: int) -> float:
-        return self._stretch * warmed_up(index, self._procedure.warmup)
-
     def _rate(self, name: str) -> float:
-        return float(self._settings[name]["lr"]) * self._factor(self._next)
+        factor = self._stretch * warmed_up(self.index, self._procedure.warmup)
+        return float(self._settings[name]["lr"]) * factor
+
+    def _grouped(self, names: Sequence[str]) -> dict[int, list[dict[str, Any]]]:
+        """For each of the run's groups, parameter groups, one for each distinct set of settings.
+
+        Where steps follow there is one for each parameter, whose settings may change.
+        """
+        groups: dict[int, dict[str, dict[str, Any]]] = {}
+        for name in names:
+            settings = {**self._settings[name]}
+            apart = self._procedure.settle > 0
+            key = name if apart else repr(sorted(settings.items()))
+            of_kind = groups.setdefault(self._procedure.optimizers.index(name), {})
+            group = of_kind.setdefault(key, {"params": [], **settings})
+            group["params"].append(self.weights[name])
+        return {index: list(by_key.values()) for index, by_key in groups.items()}
+
+    def _move(self, optimizers: Sequence[Optimizer], names: Sequence[str]) -> None:
+        """Move weights by the optimizers' step, and let their gradients go."""
+        for optimizer in optimizers:
+            _take(optimizer)
+        for name in names:
+            self.weights[name].grad = None
+
+    def _differentiate(self) -> None:
+        """Gradients of the next batch's loss, all finite, and the rates of the step."""
+        step, procedure = self.index, self._procedure
+        loss = batch_loss(self._model, self.batch, procedure.loss, procedure.output_fn)
+        if not math.isfinite(loss.item()):
+            fail(f"the loss is {loss.item()}", procedure, step)
+        if not loss.requires_grad:
+            raise InputError(
+                "the loss does not depend on any trainable parameter (it was detached, or computed "
+                "without gradients); expected one that .backward() can be called on"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        for name, parameter in self.weights.items():
+            gradient = parameter.grad
+            if gradient is not None and gradient.is_sparse:
+                raise InputError(
+                    f"the gradient of parameter {name!r} is sparse, which is not supported; use "
+                    "sparse=False in its embedding"
+                )
+            if gradient is not None and not is_finite(gradient):
+                fail(f"the gradient of parameter {name!r} is NaN or infinite", procedure, step)
+        for name, group in self._groups.items():
+            group["lr"] = self._rate(name)
 
 
 @contextlib.contextmanager
@@ -156,18 +229,14 @@ def walking(
     *,
     find_rounding: bool = True,
 ) -> Iterator[Walk]:
-    """A :class:`Walk`; the model is as it was at the end of the ``with`` block."""
-    model, parameters = captured.model, captured.parameters
-    with only(model, captured.hooks), untouched(model), torch.enable_grad():
+    """A :class:`Walk` on a model's own weights, which are put back at the end of the block."""
+    model = captured.model
+    lent = Lent(model, captured.parameters, offload=procedure.offload)
+    with only(model, captured.hooks), untouched(model), lent, lent, torch.enable_grad():
+        for module in model.modules():
+            forget_compilation(module)
         seed_all(procedure.seed)
-        weights = {name: p.detach().clone() for name, p in parameters.items()}
-        try:
-            yield Walk(captured, procedure, multipliers, find_rounding=find_rounding)
-        finally:
-            model.zero_grad(set_to_none=True)
-            with torch.no_grad():
-                for name, parameter in parameters.items():
-                    parameter.copy_(weights[name])
+        yield Walk(model, lent.parameters, procedure, multipliers, find_rounding=find_rounding)
 
 
 def fail(what: str, procedure: StartProcedure, step: int) -> NoReturn:
@@ -201,53 +270,17 @@ def _take(optimizer: Optimizer) -> None:
         ) from error
 
 
-def _grouped(
-    parameters: Mapping[str, nn.Parameter],
-    rates: Mapping[str, dict[str, Any]],
-    run: Optimizers,
-    *,
-    apart: bool,
-) -> dict[int, list[dict[str, Any]]]:
-    """For each of the run's groups, parameter groups, one for each distinct set of settings.
+def _parts(weights: Mapping[str, Tensor], procedure: StartProcedure) -> list[list[str]]:
+    """The weights in :data:`PARTS` of about as many bytes; in one, for a rule that may see all.
 
-    With ``apart`` there is one for each parameter, whose settings may change.
+    Each rule of ``torch.optim`` steps a tensor by its own gradients alone.
     """
-    groups: dict[int, dict[str, dict[str, Any]]] = {}
-    for name, parameter in parameters.items():
-        settings = {**rates[name]}
-        key = name if apart else repr(sorted(settings.items()))
-        of_kind = groups.setdefault(run.index(name), {})
-        of_kind.setdefault(key, {"params": [], **settings})["params"].append(parameter)
-    return {index: list(by_key.values()) for index, by_key in groups.items()}
-
-
-def _differentiate(
-    model: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
-    batch: Batch,
-    procedure: StartProcedure,
-    step: int,
-) -> None:
-    """Gradients of one batch's loss, all finite."""
-    model.zero_grad(set_to_none=True)
-    loss = batch_loss(model, batch, procedure.loss, procedure.output_fn)
-    if not math.isfinite(loss.item()):
-        fail(f"the loss is {loss.item()}", procedure, step)
-    if not loss.requires_grad:
-        raise InputError(
-            "the loss does not depend on any trainable parameter (it was detached, or computed "
-            "without gradients); expected one that .backward() can be called on"
-        )
-    loss.backward()  # type: ignore[no-untyped-call]
-    for name, parameter in parameters.items():
-        if parameter.grad is not None and parameter.grad.is_sparse:
-            raise InputError(
-                f"the gradient of parameter {name!r} is sparse, which is not supported; use "
-                "sparse=False in its embedding"
-            )
-        if parameter.grad is not None and not is_finite(parameter.grad):
-            fail(
-                f"the gradient of parameter {name!r} is NaN or infinite",
-                procedure,
-                step,
-            )
+    if any(rule.name is None or rule.factory for rule in procedure.optimizers.rules):
+        return [list(weights)]
+    sizes = {name: weight.numel() * weight.element_size() for name, weight in weights.items()}
+    parts: dict[int, list[str]] = {}
+    before, total = 0, max(sum(sizes.values()), 1)
+    for name, size in sizes.items():
+        parts.setdefault(PARTS * before // total, []).append(name)
+        before += size
+    return list(parts.values())

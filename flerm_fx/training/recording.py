@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from flerm_fx.align.parameter_graph import capture_graph, to_json
-from flerm_fx.boundary.options import checked, choice
+from flerm_fx.boundary.options import checked, choice, flag
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import capture
@@ -28,7 +28,13 @@ from flerm_fx.recipe.loss import LossFunction, resolve
 from flerm_fx.recipe.optimizers import Optimizers, listed
 from flerm_fx.recipe.pool import Pool, probe_pool
 from flerm_fx.recipe.schedule import Schedule, default_settle, default_warmup
-from flerm_fx.start.precision import is_coarse, measurable, refined, warn_of_rounding
+from flerm_fx.start.precision import (
+    is_coarse,
+    measurable,
+    on_own_weights,
+    refined,
+    warn_of_rounding,
+)
 from flerm_fx.start.procedure import StartProcedure, batch_loss
 from flerm_fx.start.start import measure_settling, measure_start, start_of
 from flerm_fx.training.logs import Log
@@ -64,10 +70,13 @@ def record(
     rtol: float = 0.05,
     generator: torch.Generator | None = None,
     log: Log | None = None,
+    copy: bool = False,
+    offload: bool = False,
 ) -> Recorder:
     r"""Record the function-space learning rates of a base model.
 
-    The *start* is measured at once, on a copy of the model: after ``settle`` simulated steps of the
+    The *start* is measured at once, on the model's own weights, which are put back bit for bit
+    whatever happens, or on a copy: after ``settle`` simulated steps of the
     optimizer's rule, the FSLR of each parameter's next unit update
     :math:`u_l = \Delta\theta_l / \mathrm{lr}`. Behind a weight that starts at zero (LoRA's A while
     B is 0, a branch whose gate is 0) nothing has a gradient yet, and that FSLR is exactly 0; where
@@ -114,6 +123,10 @@ def record(
             is measured to twice that, at a quarter of the cost.
         generator: its seed becomes the profile's; 0 if None.
         log: called with ``{"flerm/fslr/<parameter>": FSLR}`` and the step at each measurement.
+        copy: take the simulated steps on a copy of the model, which takes its memory once more, so
+            that whatever else looks at the weights meanwhile never sees others.
+        offload: keep what the weights are put back from elsewhere meanwhile: on the CPU if they are
+            on another device, and else in a temporary file (in ``TMPDIR``).
 
     Returns:
         A :class:`Recorder`: a context manager with a ``profile``.
@@ -155,6 +168,7 @@ def record(
     method = choice("method", method, METHODS)
     output_fn, log = checked("output_fn", output_fn), checked("log", log)
     generator = checked("generator", generator)
+    copy, offload = flag("copy", copy), flag("offload", offload)
     optimizers = listed(optimizer)
     ranks = Ranks.of(model)
     model = unwrapped(model)
@@ -185,6 +199,7 @@ def record(
         method=method,
         rtol=rtol,
         seed=generator.initial_seed() % 2**63 if generator is not None else 0,
+        offload=offload,
     )
     plain, measured_pool, obstacle = measurable(
         lambda: copied(model), pool, lambda m, batch: batch_loss(m, batch, loss, output_fn)
@@ -192,13 +207,14 @@ def record(
     measured_on = replace(procedure, pool=measured_pool)
     probe_inputs = to_device(measured_pool[0][0], device_of(model))
     twin = capture(plain, probe_inputs, output_fn, original=model)
+    twin = on_own_weights(twin, model, measured_on, copy=copy)
     if obstacle:
         warn_of_rounding(twin, measured_on, obstacle, stacklevel=2)
     graph = capture_graph(twin)
     rules = [rule.spec() for rule in run.rules]
     check_printable([list(twin.parameters), to_json(graph), rules])
     prober = Prober(twin, ranks)
-    on_the_way = measure_settling(twin, measured_on, prober=prober, sized=settle > 0)
+    on_the_way = measure_settling(twin, measured_on, prober=prober, is_sized=lambda _: settle > 0)
     start = start_of(on_the_way, measured_on)
     # Exactly 0: an FSLR within rounding, such as that of an attention key's bias, is as small
     # at any later step.

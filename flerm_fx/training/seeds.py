@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -73,19 +74,19 @@ def record_seeds(
     if not chosen:
         raise InputError("seeds are none; expected at least one")
     profiles: list[BaseProfile] = []
-    models: list[nn.Module] = []
+    models: WeakSet[nn.Module] = WeakSet()  # one at a time is all that memory has to hold
     for count, seed in enumerate(chosen, start=1):
         with preserved_rng():
             torch.manual_seed(integer("a seed", seed, 0))
             model = factory()
             if not isinstance(model, nn.Module):
                 raise InputError(f"factory made {described(model)}; expected an nn.Module")
-            if any(model is other for other in models):
+            if model in models:
                 raise InputError(
                     "factory made one and the same model twice; expected new initial weights "
                     "each time"
                 )
-            models.append(model)
+            models.add(model)
             with record(model, optimizer(model), inputs, targets, **options) as recorder:
                 profiles.append(recorder.profile)
         # The first one's batches are all others', whatever they were read from.

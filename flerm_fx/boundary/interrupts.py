@@ -1,0 +1,38 @@
+"""Interrupts, which may arrive between any two lines."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[None]:
+    """Let a SIGINT in the meantime arrive at the end; nothing where Python does not handle it.
+
+    >>> try:
+    ...     with deferred_interrupt():
+    ...         signal.raise_signal(signal.SIGINT)
+    ...         print("unimpressed")
+    ... except KeyboardInterrupt:
+    ...     print("interrupted")
+    unimpressed
+    interrupted
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield  # only the main thread may set handlers, and is interrupted
+        return
+    arrived: list[int] = []
+
+    def later(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+
+    signal.signal(signal.SIGINT, later)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if arrived:
+            signal.raise_signal(signal.SIGINT)
