@@ -23,7 +23,8 @@ CPU = torch.device("cpu")
 
 
 class Derived(nn.Module):
-    """Weights that others are made of, in views and in new memory, and one that is not trained."""
+    """Weights that others are made of, in views and in new memory, one that is not trained, and
+    constants."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +38,8 @@ class Derived(nn.Module):
         first, second = self.packed.transpose(1, 2).unbind()
         x = torch.relu(x @ first + self.shift) @ self.frozen
         scale = torch.arange(5, device=x.device, dtype=x.dtype)
-        return x @ (second * self.log_gain.exp()) + scale
+        x = x @ (second * self.log_gain.exp()) + scale
+        return x * torch.tensor(0.5, device=x.device) + x.new_tensor([0.25])
 
 
 def tapped(captured: Capture, names: tuple[str, ...]) -> fx.GraphModule:
