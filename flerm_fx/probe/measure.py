@@ -95,7 +95,7 @@ def measure(
         else capture(model, batch, output_fn)
     )
     parameters: dict[str, nn.Parameter] = (
-        dict(model.named_parameters(remove_duplicate=False)) if elsewhere else captured.parameters
+        dict(model.named_parameters()) if elsewhere else captured.parameters
     )
     canonical: dict[str, Tensor] = {}
     for name, update in updates.items():
