@@ -2,6 +2,8 @@
 
 import math
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,18 @@ def test_draws_and_costs_between_measured_ones() -> None:
     assert draws_needed(methods, 0.05) == 16
     costs = [cost_of(draws, methods) for draws in (1, 3, 16)]
     assert costs == pytest.approx([2.0, 4.0, 17.0])
+
+
+@pytest.mark.slow
+def test_a_draw_of_a_sharded_model_gathers_one_tensor_at_a_time() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.streaming"], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.split("|") for line in done.stdout.splitlines()[2:]]
+    assert [row[1].strip() for row in rows] == ["FSDP2", "TP"]
+    for row in rows:
+        largest, at_once, traffic = map(float, row[4:7])
+        assert largest == 1.0
+        assert at_once < 1.1
+        assert traffic < 3.0

@@ -1,13 +1,15 @@
 """A model whose weights are elsewhere has a graph without a copy of them."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.tracing import capture
+from flerm_fx.compat import TorchFunctionMode
 from flerm_fx.errors import CaptureError, shown
 from flerm_fx.model.inputs import Inputs, OutputFn, to_device
 from flerm_fx.model.outline import outline, with_buffers_of
@@ -49,9 +51,10 @@ def capture_outline(
     anew = functools.partial(capture, twin, inputs, output_fn, original=model, on_meta=True)
     try:
         try:
-            captured = anew()
+            with _Constants():
+                captured = anew()
         except CaptureError:  # tensors that the forward pass makes without a word on their device
-            with META:
+            with META, _Constants(also_by_default=True):
                 captured = anew()
     except CaptureError as error:
         raise CaptureError(
@@ -64,6 +67,36 @@ def capture_outline(
         assert graph_module is not None
         _move(graph_module, device)
     return captured
+
+
+class _Constants(TorchFunctionMode):
+    """Lets tensors that a forward pass makes of Python's numbers keep them on ``meta``.
+
+    Args:
+        also_by_default: if no device is named, too.
+    """
+
+    def __init__(self, also_by_default: bool = False) -> None:
+        super().__init__()
+        self._devices = (META, None) if also_by_default else (META,)
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is Tensor.new_tensor and args[0].device == META:
+            like, *args_of_tensor = args
+            func, args = torch.tensor, tuple(args_of_tensor)
+            kwargs = {"dtype": like.dtype, "device": META, **kwargs}
+        device = kwargs.get("device")
+        named = None if device is None else torch.device(device)
+        if func in (torch.tensor, torch.as_tensor, torch.scalar_tensor) and named in self._devices:
+            return func(*args, **{**kwargs, "device": "cpu"}).to(META)
+        return func(*args, **kwargs)
 
 
 def _move(graph_module: fx.GraphModule, device: torch.device) -> None:

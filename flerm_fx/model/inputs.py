@@ -230,7 +230,7 @@ def difference(output: Tensor, expected: Tensor) -> float:
     apart = torch.zeros((), dtype=expected.real.dtype, device=expected.device)
     largest = apart
     # A part at a time: beside a large vocabulary's logits, as much again would be seen.
-    shape = torch.broadcast_shapes(output.shape, expected.shape, (1,))
+    shape = torch.broadcast_shapes(output.shape, expected.shape, (1,))  # type: ignore[no-untyped-call]
     output, expected = output.expand(shape), expected.expand(shape)
     rows = max(1, AT_ONCE // max(1, expected[:1].numel()))
     for start in range(0, shape[0], rows):

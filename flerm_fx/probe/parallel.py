@@ -45,8 +45,9 @@ def check_parallel(model: nn.Module, inputs: Inputs, output_fn: OutputFn | None 
     if not apart <= TOLERANCE:
         raise InputError(
             f"{type(model).__name__} is tensor parallel, and with whole weights in each module it "
-            f"is another function (outputs differ by {apart:.1e} of the largest): some module is "
-            "written for its own part of them, as with a number of heads divided by the ranks. "
-            "Write it for any part (view(..., -1, head_dim)), or measure the model before "
-            "parallelize_module"
+            f"is another function (outputs differ by {apart:.1e} of the largest). Either some "
+            "module is written for its own part of them, as with a number of heads divided by the "
+            "ranks: write it for any part (view(..., -1, head_dim)), or measure the model before "
+            "parallelize_module. Or weights that all ranks should have alike differ, as after "
+            "training on other data on each"
         )

@@ -55,6 +55,7 @@ class Prober:
         self._tapped: dict[tuple[str, ...], fx.GraphModule] = {}
         self._workloads: dict[tuple[str, ...], Workload] = {}
         self._sizes: dict[Any, tuple[int, int]] = {}
+        self._names: dict[str, tuple[str, ...]] | None = None
 
     def bound(self, model: nn.Module) -> "Prober":
         """The same for another copy of the model: what couples examples is known already."""
@@ -108,6 +109,7 @@ class Prober:
                 {name: gathered(value, device) for name, value in values.items()}
                 for values in (parameters, ordered)
             )
+        read = self._read_by_graph(parameters)
         if method in ("full_cov", "iid", "kronecker"):
             passes = samples or PASSES
             estimates = {
@@ -123,11 +125,11 @@ class Prober:
                 ).items()
             }
         elif method == "exact":
-            estimates = self._exact(parameters, ordered, inputs)
+            estimates = self._exact(read, ordered, inputs)
         elif method == "sampled":
-            estimates = self._sampled(parameters, ordered, inputs, rtol, samples, generator)
+            estimates = self._sampled(read, ordered, inputs, rtol, samples, generator)
         else:
-            estimates = self._auto(parameters, ordered, inputs, rtol, generator)
+            estimates = self._auto(read, ordered, inputs, rtol, generator)
         for name, estimate in estimates.items():
             if not (math.isfinite(estimate.value) and math.isfinite(estimate.stderr)):
                 raise EstimateError(
@@ -135,6 +137,23 @@ class Prober:
                     "number: the model's outputs or their derivatives overflow on the probe inputs"
                 )
         return self.ranks.agreed(estimates)  # type: ignore[no-any-return]
+
+    def _read_by_graph(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Values under the names that the graph has; of tied weights it may have any one's."""
+        if self.captured.probe_module is None:
+            return parameters
+        if self._names is None:
+            tied: dict[nn.Parameter, list[str]] = {}
+            for name, p in self.captured.model.named_parameters(remove_duplicate=False):
+                tied.setdefault(p, []).append(name)
+            by_name = {name: names for names in tied.values() for name in names}
+            held = self.captured.probe_module.named_parameters(remove_duplicate=False)
+            self._names = {name: (name, *by_name.get(name, ())) for name, _ in held}
+        return {
+            name: parameters[given]
+            for name, names in self._names.items()
+            if (given := next((n for n in names if n in parameters), None)) is not None
+        }
 
     def _exact(
         self,

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from flerm_fx.capture.tracing import capture
 from flerm_fx.model.outline import outline
 from flerm_fx.probe.cotangent import Cotangents
 from flerm_fx.probe.coupling import coupling, disagreement
+from flerm_fx.probe.prober import Prober
 from flerm_fx.probe.sampled import output_size
 from flerm_fx.probe.taps import TapNodes, by_taps
 from tests.cases import CASES, DataDependent, make, random_updates
@@ -23,7 +25,8 @@ CPU = torch.device("cpu")
 
 
 class Derived(nn.Module):
-    """Weights that others are made of, in views and in new memory, and one that is not trained."""
+    """Weights that others are made of, in views and in new memory, one that is not trained, and
+    constants."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +40,8 @@ class Derived(nn.Module):
         first, second = self.packed.transpose(1, 2).unbind()
         x = torch.relu(x @ first + self.shift) @ self.frozen
         scale = torch.arange(5, device=x.device, dtype=x.dtype)
-        return x @ (second * self.log_gain.exp()) + scale
+        x = x @ (second * self.log_gain.exp()) + scale
+        return x * torch.tensor(0.5, device=x.device) + x.new_tensor([0.25])
 
 
 def tapped(captured: Capture, names: tuple[str, ...]) -> fx.GraphModule:
@@ -100,6 +104,38 @@ def test_examples_that_influence_each_other_are_found() -> None:
     captured = capture_outline(model, inputs, device=CPU)
     parameters = {n: p.detach() for n, p in model.named_parameters()}
     assert "examples influence each other" in coupling(captured, parameters, inputs)
+
+
+class Tied(nn.Module):
+    """Weights that are not trained, under two names, of which the graph has the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.middle = nn.Embedding(8, 4), nn.Linear(4, 4)
+        self.readout = nn.Linear(4, 8, bias=False)
+        self.readout.weight = self.embedding.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.readout(self.middle(self.embedding(x)))
+
+
+@pytest.mark.parametrize("method", ["sampled", "exact", "full_cov"])
+def test_tied_weights_that_are_not_trained_are_read_under_any_name(method: Any) -> None:
+    model, x = Tied(), torch.randint(8, (4, 3))
+    updates = {"middle.weight": torch.ones(4, 4)}
+    moved = {name: p.detach() + 1 for name, p in model.named_parameters()}
+    found = [
+        Prober(captured).estimate(moved, updates, x, method=method, samples=2)
+        for captured in (capture_outline(model, x, device=CPU), capture(model, x))
+    ]
+    assert found[0] == found[1]
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(moved[name])
+    assert found[0] == flerm_fx.measure(
+        model, updates, x, method=method, samples=None if method == "exact" else 2
+    )
 
 
 def test_an_outline_holds_no_values_and_leaves_its_model_alone() -> None:
