@@ -170,9 +170,7 @@ class Prober:
         prober = self._prober()
         captured = prober.captured
         parameters: dict[str, nn.Parameter] = (
-            dict(self._model.named_parameters())
-            if self._is_elsewhere
-            else captured.parameters
+            dict(self._model.named_parameters()) if self._is_elsewhere else captured.parameters
         )
         canonical = _canonical(captured, updates)
         with untouched(self._model):
