@@ -244,7 +244,7 @@ def version_of(tensor: Tensor) -> int:
 
 
 def times_written(tensor: Tensor) -> int:
-    """How often a tensor was written in place, as far as autograd knows."""
+    """Return how often a tensor was written in place, as far as autograd knows."""
     return tensor._version
 
 

@@ -94,7 +94,9 @@ class Way:
         return {name: self.length * m for name, m in self.guess.items()}
 
     def looks_at(self, step: int) -> bool:
-        """Whether the size of outputs at a step tells anything: not if they did not begin large."""
+        """Tell whether the size of outputs at a step
+        tells anything: not if they did not begin large.
+        """
         return step == 0 or self._ways[0] > 1.0
 
     def follow(self, step: int, moment: Moment) -> Mapping[str, float] | None:

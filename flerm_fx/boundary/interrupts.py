@@ -1,4 +1,4 @@
-"""Interrupts, which may arrive between any two lines."""
+"""Interrupts may arrive between any two lines, and are held back here."""
 
 import signal
 import threading

@@ -70,7 +70,7 @@ def capture_outline(
 
 
 class _Constants(TorchFunctionMode):
-    """Lets tensors that a forward pass makes of Python's numbers keep them on ``meta``.
+    """The mode lets tensors that a forward pass makes of Python's numbers keep them on ``meta``.
 
     Args:
         also_by_default: if no device is named, too.

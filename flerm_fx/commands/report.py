@@ -1,4 +1,4 @@
-"""``flerm-fx report``: a base profile as an HTML page, alone or beside a compiled model."""
+"""``flerm-fx report`` writes a base profile as an HTML page, alone or beside a compiled model."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""The matching compiler: a large model and a base profile become multipliers, and a model."""
+"""The matching compiler makes of a large model and a base profile multipliers, and a model."""
 
 from __future__ import annotations
 
@@ -332,7 +332,8 @@ def _procedure(
 
 
 def _share_of_target(profile: BaseProfile, rtol: float) -> float:
-    """The error of a target's FSLRs at which multipliers have ``rtol``, beside the base's own.
+    """Return the error of a target's FSLRs at which
+    multipliers have ``rtol``, beside the base's own.
 
     Multipliers are uncertain for other reasons by more than the default: initial weights of the
     base move them by a fifth to two fifths.
@@ -343,13 +344,13 @@ def _share_of_target(profile: BaseProfile, rtol: float) -> float:
 
 
 def _output(captured: Capture, model: nn.Module, inputs: Inputs) -> Tensor:
-    """What the model returns, with the random draws that follow."""
+    """Return what the model returns, with the random draws that follow."""
     with torch.no_grad(), only(model, captured.hooks), untouched(model):
         return output_of(model, inputs, captured.output_fn)
 
 
 def _check_unchanged(before: Tensor, after: Tensor, eps: float) -> None:
-    """Whether a model with scales is still the same function.
+    """Tell whether a model with scales is still the same function.
 
     It is not where a module keeps references to its weights, which parametrizations do not reach.
     """
@@ -363,6 +364,6 @@ def _check_unchanged(before: Tensor, after: Tensor, eps: float) -> None:
 
 
 def _copies(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
-    """What a model's parameters hold."""
+    """Return what a model's parameters hold."""
     held = dict(model.named_parameters())
     return {name: held[name].detach().clone() for name in names}

@@ -38,7 +38,7 @@ class Emitter(ABC):
     @classmethod
     @abstractmethod
     def skeleton_of(cls, model: nn.Module, donate: bool) -> nn.Module:
-        """Return the module whose parameters are to train: the given one, or a copy of it."""
+        """Return the module whose parameters are to train: the given one, or its copy ``twin``."""
 
     @property
     @abstractmethod

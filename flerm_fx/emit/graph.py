@@ -34,7 +34,7 @@ class GraphEmitter(Emitter):
 
     @classmethod
     def skeleton_of(cls, model: nn.Module, donate: bool) -> nn.Module:
-        """Return a copy, or the model's structure with its own parameters."""
+        """Return the copy that was measured on, or one with the model's own parameters."""
         return donated(model) if donate else copied(model, on_meta=True)
 
     @property

@@ -1,4 +1,6 @@
-"""A model's own weights, lent to a calculation that changes them, and put back bit for bit."""
+"""A model lends its own weights to a calculation
+that changes them; they are put back bit for bit.
+"""
 
 import functools
 import tempfile
@@ -15,7 +17,8 @@ from flerm_fx.errors import InputError
 
 
 class Lent:
-    """Parameters in the memory of a model's own and in their places, while a block lasts.
+    """A ``Lent`` has parameters in the memory of a
+    model's own and in their places, while a block lasts.
 
     No gradient, hook or reducer of the model's own parameters sees what is done with those that
     stand in for them. Afterwards weights and places are bit for bit what they were, however the
@@ -81,7 +84,7 @@ class Lent:
             self._put_back()
 
     def _put_back(self) -> None:
-        """What is left to be put back."""
+        """Return what is left to be put back."""
         for places, attribute, held, _ in self._places:
             places[attribute] = held
         while self._undo:
@@ -92,7 +95,9 @@ class Lent:
 
 
 def _file() -> Any:
-    """A temporary file that closes itself, as one without a name would not without a warning."""
+    """Return a temporary file that closes itself, as
+    one without a name would not without a warning.
+    """
     return tempfile.NamedTemporaryFile()
 
 

@@ -1,4 +1,4 @@
-"""Whether a model is still the one that a graph was made of."""
+"""This module tells whether a model is still the one that a graph was made of."""
 
 from collections.abc import Hashable, Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from flerm_fx.model.hooks import hooks_of
 
 
 class Structure:
-    """The modules, parameters and buffers of a model at present.
+    """A ``Structure`` holds the modules, parameters and buffers of a model at present.
 
     Args:
         model: any module.
@@ -30,7 +30,7 @@ class Structure:
         self._parts = dict(_parts(model))
 
     def change(self, model: nn.Module) -> str:
-        """What has changed since in another, or the same, model; empty if nothing has."""
+        """Return what has changed since in another, or the same, model; empty if nothing has."""
         now = dict(_parts(model))
         for name, (part, kind) in self._parts.items():
             if name not in now:
@@ -56,7 +56,8 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, tuple[Any, str]]]:
 
 
 def settings(model: nn.Module) -> Hashable:
-    """What else a graph holds as it was: modes, plain attributes, hooks, and what is trained.
+    """Return what else a graph holds as it was: modes,
+    plain attributes, hooks, and what is trained.
 
     >>> model = nn.Dropout(0.5)
     >>> before = settings(model)
@@ -77,7 +78,9 @@ def settings(model: nn.Module) -> Hashable:
 
 
 def _value(leaf: Any) -> Hashable:
-    """A plain value itself; of tensors and objects, which one it is, and whether it was written."""
+    """Return a plain value itself; of tensors and
+    objects, which one it is, and whether it was written.
+    """
     if isinstance(leaf, bool | int | float | complex | str | bytes | None):
         return leaf
     return id(leaf), times_written(leaf) if isinstance(leaf, Tensor) else 0

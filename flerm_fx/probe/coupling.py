@@ -1,4 +1,4 @@
-"""Does the model couple the examples of a batch?"""
+"""This module tells whether the model couples the examples of a batch."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ batch by its statistics couples few examples more than many."""
 
 
 def few(captured: Capture, inputs: Inputs, size: tuple[int, int]) -> Inputs:
-    """The first examples of a batch, as many as tell whether any influence each other.
+    """Return the first examples of a batch, as many as tell whether any influence each other.
 
     All of it, where the graph does not hold for so few.
 
@@ -62,7 +62,7 @@ def coupling(
     parameters: Mapping[str, Tensor],
     inputs: Inputs,
 ) -> str:
-    """Why examples cannot be treated one by one; empty if they can.
+    """Return why examples cannot be treated one by one; empty if they can.
 
     Looks for operations of the graph that leave no axis for the examples. Then runs the model on
     the batch and on each example by itself (all at once through ``vmap``, with the same random
@@ -114,7 +114,8 @@ def disagreement(
     updates: Mapping[str, Tensor],
     inputs: Inputs,
 ) -> str:
-    r"""Why per-example projections cannot be trusted; empty if they agree with the batch's tangent.
+    r"""Return why per-example projections cannot be
+    trusted; empty if they agree with the batch's tangent.
 
     The projections of all parameters must add up to that of one tangent of the whole function,
 
@@ -189,7 +190,9 @@ def _one_by_one(captured: Capture, parameters: Mapping[str, Tensor], inputs: Inp
 
 
 def _joins_examples(node: fx.Node) -> bool:
-    """Whether an operation makes something without an axis for examples of something with one."""
+    """Tell whether an operation makes something
+    without an axis for examples of something with one.
+    """
     if node.op != "call_function" or facts(node.target).kind == "blank":
         return False
     if _has_axis(node) is not False:
@@ -198,7 +201,7 @@ def _joins_examples(node: fx.Node) -> bool:
 
 
 def _has_axis(node: fx.Node) -> bool | None:
-    """Whether a captured value has an axis for examples; None if it is no floating tensor."""
+    """Tell whether a captured value has an axis for examples; None if it is no floating tensor."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or not is_differentiable(value):
         return None
@@ -207,7 +210,7 @@ def _has_axis(node: fx.Node) -> bool | None:
 
 
 def _in_pairs(captured: Capture, parameters: Mapping[str, Tensor], one: Inputs) -> Tensor:
-    """The output for an example, beside a copy of itself."""
+    """Return the output for an example, beside a copy of itself."""
     pair = pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]), one)
     return applied(captured, parameters, pair)[:1]
 
@@ -235,10 +238,10 @@ def _vmapped(
 
 
 def _batch_axes(flat: Sequence[Any]) -> tuple[int | None, ...]:
-    """Where ``vmap`` finds the examples in flat inputs: first in tensors, nowhere else."""
+    """Return where ``vmap`` finds the examples in flat inputs: first in tensors, nowhere else."""
     return tuple(0 if isinstance(value, Tensor) else None for value in flat)
 
 
 def _as_batch_of_one(arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """One example's arguments, under ``vmap``, as the batch that a graph takes."""
+    """Return one example's arguments, under ``vmap``, as the batch that a graph takes."""
     return tuple(v.unsqueeze(0) if isinstance(v, Tensor) else v for v in arguments)

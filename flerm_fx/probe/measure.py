@@ -1,4 +1,4 @@
-"""``flerm_fx.measure`` and ``flerm_fx.Prober``: FSLRs of given updates, with no training loop."""
+"""``flerm_fx.measure`` measures FSLRs of given updates, with no training loop around."""
 
 import difflib
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ def measure(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> dict[str, Estimate]:
-    r"""How much each parameter's update changes the model's function.
+    r"""Return how much each parameter's update changes the model's function.
 
     .. math:: \mathrm{FSLR}_l = \sqrt{\tfrac{1}{NK} \sum_n \lVert J_{n,l}\, \Delta\theta_l \rVert^2}
 
@@ -81,7 +81,7 @@ def measure(
 
 
 class Prober:
-    """Measures FSLRs of one model again and again: only the first call makes graphs.
+    """A ``Prober`` measures FSLRs of one model again and again: only the first call makes graphs.
 
     Each call is at the weights and buffers that the model has by then, and finds what a fresh
     :func:`flerm_fx.measure` finds. In another mode of the model, or after a change of a hook, of
@@ -186,7 +186,9 @@ class Prober:
         return {name: estimates[captured.aliases[name]] for name in updates}
 
     def _prober(self) -> CaptureProber:
-        """That of the model's mode, as long as all that its graph holds is as it was."""
+        """Return the prober of the model's mode, as
+        long as all that its graph holds is as it was.
+        """
         mode, now = modes(self._model), settings(self._model)
         if mode not in self._probers or self._probers[mode][0] != now:
             self._probers[mode] = now, CaptureProber(self._captured(), self._ranks)

@@ -1,4 +1,6 @@
-"""Is a tensor-parallel model, taken as a plain one, still the same function?"""
+"""This module tells whether a tensor-parallel model,
+taken as a plain one, is still the same function.
+"""
 
 import torch
 from torch import nn

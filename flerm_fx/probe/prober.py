@@ -1,4 +1,4 @@
-"""Measure FSLRs of one captured model, again and again."""
+"""A prober measures FSLRs of one captured model, again and again."""
 
 import copy
 import math
@@ -36,7 +36,7 @@ from flerm_fx.probe.workload import Workload, workload
 
 
 class Prober:
-    """A captured model with what measuring it over and over can keep.
+    """A ``Prober`` measures a captured model over and over, and keeps what can be kept in between.
 
     Keeps the graph with taps and whether examples are coupled. It holds no weights of its own:
     every measurement is at the parameter values it is given.
@@ -58,7 +58,7 @@ class Prober:
         self._names: dict[str, tuple[str, ...]] | None = None
 
     def bound(self, model: nn.Module) -> "Prober":
-        """The same for another copy of the model: what couples examples is known already."""
+        """Return the same for another copy of the model: what couples examples is known already."""
         prober = Prober(self.captured.bound(model), self.ranks)
         prober._coupling = self._coupling
         return prober
@@ -254,7 +254,7 @@ class Prober:
     def _share(
         self, parameters: Mapping[str, Tensor], updates: Mapping[str, Tensor], inputs: Inputs
     ) -> Inputs | None:
-        """The examples that this rank measures; None where each measures all of them."""
+        """Return the examples that this rank measures; None where each measures all of them."""
         share = self.ranks.share(inputs)
         if share is None or self._coupled(parameters, updates, inputs):
             return None

@@ -1,4 +1,4 @@
-"""Weights in half precision, measured in float32."""
+"""Weights in half precision are measured in float32."""
 
 import warnings
 from collections.abc import Callable
@@ -26,7 +26,7 @@ the last, and simulated steps would leave most weights where they are."""
 
 
 def finer(value: Any) -> Any:
-    """A pytree with its tensors of half precision in float32, and all others as they are.
+    """Return a pytree with its tensors of half precision in float32, and all others as they are.
 
     >>> finer({"x": torch.zeros(2, dtype=torch.bfloat16), "y": 3})["x"].dtype
     torch.float32
@@ -39,12 +39,12 @@ def _finer(tensor: Tensor) -> Tensor:
 
 
 def is_coarse(model: nn.Module) -> bool:
-    """Whether some weight that is trained is in half precision."""
+    """Tell whether some weight that is trained is in half precision."""
     return any(p.requires_grad and p.dtype in FINER for p in model.parameters())
 
 
 def refined(model: nn.Module) -> nn.Module:
-    """The model itself, its weights and buffers of half precision turned to float32."""
+    """Return the model itself, its weights and buffers of half precision turned to float32."""
     apply_to_tensors(model, _finer)
     return model
 
@@ -54,7 +54,8 @@ def measurable(
     pool: tuple[Batch, ...],
     run: Callable[[nn.Module, Batch], Any],
 ) -> tuple[nn.Module, tuple[Batch, ...], str]:
-    """A copy of a model to measure on, in float32 if the model's weights are coarser, and its pool.
+    """Return a copy of a model to measure on, in float32
+    if the model's weights are coarser, and its pool.
 
     What runs in float32 alone is measured there: one that casts to half precision in its own code
     stays as it is.
@@ -83,7 +84,7 @@ def measurable(
 def on_own_weights(
     captured: Capture, model: nn.Module, procedure: StartProcedure, *, copy: bool
 ) -> Capture:
-    """The capture of a copy of a model, on the model itself wherever it can be walked on.
+    """Return the capture of a copy of a model, on the model itself wherever it can be walked on.
 
     That takes no memory for a second model. A copy stays where weights are sharded over ranks,
     where it is in another type, and where the model's own code changes frozen weights (a teacher

@@ -1,4 +1,4 @@
-"""How a start is measured: the procedure, the same for the base and for every target."""
+"""The procedure says how a start is measured, the same for the base and for every target."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ MODEL_LOSS = "output.loss"
 
 @dataclass(frozen=True)
 class StartProcedure:
-    """How a start is measured: the same for the base model and for every target.
+    """A ``StartProcedure`` says how a start is measured, for the base model and for every target.
 
     Attributes:
         optimizers: update rules and learning rates of the settling steps, of each parameter group;
@@ -46,15 +46,15 @@ class StartProcedure:
     offload: bool = False
 
     def after(self, steps: int) -> "StartProcedure":
-        """The procedure of the late start: the same with so many more simulated steps."""
+        """Return the procedure of the late start: the same with so many more simulated steps."""
         return replace(self, settle=self.settle + steps)
 
     def held_as(self, held: Mapping[str, int]) -> "StartProcedure":
-        """The same for parameters that its optimizers hold in this way."""
+        """Return the same for parameters that its optimizers hold in this way."""
         return replace(self, optimizers=replace(self.optimizers, held=held))
 
     def at_rates(self, learning_rates: Sequence[float]) -> "StartProcedure":
-        """The same at other learning rates, one for each parameter group."""
+        """Return the same at other learning rates, one for each parameter group."""
         return replace(
             self, optimizers=replace(self.optimizers, learning_rates=tuple(learning_rates))
         )

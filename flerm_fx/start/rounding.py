@@ -1,4 +1,4 @@
-"""What rounding takes of a step, and what of a gradient it makes."""
+"""Rounding takes something of a step, and makes gradients where there are none."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ ROUNDED = 0.5
 def check_moves(
     before: Mapping[str, Tensor], updates: Mapping[str, Tensor], rates: Mapping[str, float]
 ) -> None:
-    """Whether a step at each of the rates moves anything that is not 0.
+    """Tell whether a step at each of the rates moves anything that is not 0.
 
     Raises:
         OptimizerError: rounding takes all of it.
@@ -41,7 +41,7 @@ def check_moves(
 
 
 def lost_in_rounding(weight: Tensor, unit_update: Tensor | float, rate: float) -> bool:
-    r"""Whether a step leaves each entry of a weight that is not 0 as it is.
+    r"""Tell whether a step leaves each entry of a weight that is not 0 as it is.
 
     Half of the last place of w is at least :math:`\epsilon |w| / 4` on either side, so that
     :math:`w + \mathrm{lr}\,u = w` in floating point where :math:`\mathrm{lr} |u|` is less. A unit
@@ -71,7 +71,7 @@ def rounding_alone(
     batch: Batch,
     procedure: StartProcedure,
 ) -> frozenset[str]:
-    """Parameters whose gradient is rounding alone: a nudge of the weights makes it another.
+    """Return parameters whose gradient is rounding alone: a nudge of the weights makes it another.
 
     The loss may not depend on a parameter that the output depends on: cross entropy does not see a
     number added to all logits. Adam turns what rounding leaves of its gradient into a full step.

@@ -1,4 +1,4 @@
-"""Simulated steps of a run's own rules, which are undone."""
+"""A walk takes simulated steps by a run's own rules, and undoes them."""
 
 import contextlib
 import math
@@ -33,7 +33,7 @@ weights were before is kept for one of them at a time, and its gradients are let
 
 @dataclass(frozen=True)
 class Step:
-    """A simulated step that is not taken yet.
+    """A ``Step`` is a simulated step.
 
     Attributes:
         index: its number, from 0.
@@ -48,7 +48,8 @@ class Step:
 
 
 class Walk:
-    """Simulated steps on a model, from its weights on. It is to be had from :func:`walking`.
+    """A ``Walk`` takes simulated steps on a captured
+    model, from its weights on; all is undone at the end.
 
     The rate rises over the procedure's warm-up and stays. Weight decay is left out.
 
@@ -105,7 +106,7 @@ class Walk:
         return pool[0] if len(pool) == 1 else pool[1 + self.index % (len(pool) - 1)]
 
     def step(self) -> None:
-        """Take the next step.
+        """Take one more step.
 
         Raises:
             EstimateError: a loss or gradient is NaN or infinite at the first step.
@@ -122,7 +123,7 @@ class Walk:
         self.index += 1
 
     def propose(self) -> Step:
-        """What the next step would be; weights stay what they are. :meth:`take` takes it.
+        """Return what the next step would be; weights stay what they are. :meth:`take` takes it.
 
         Raises:
             FlermError: as :meth:`step`.
@@ -175,7 +176,8 @@ class Walk:
         return float(self._settings[name]["lr"]) * factor
 
     def _grouped(self, names: Sequence[str]) -> dict[int, list[dict[str, Any]]]:
-        """For each of the run's groups, parameter groups, one for each distinct set of settings.
+        """Return for each of the run's groups parameter
+        groups, one for each distinct set of settings.
 
         Where steps follow there is one for each parameter, whose settings may change.
         """
@@ -229,7 +231,9 @@ def walking(
     *,
     find_rounding: bool = True,
 ) -> Iterator[Walk]:
-    """A :class:`Walk` on a model's own weights, which are put back at the end of the block."""
+    """Return a :class:`Walk` on a model's own weights,
+    which are put back at the end of the block.
+    """
     model = captured.model
     lent = Lent(model, captured.parameters, offload=procedure.offload)
     with only(model, captured.hooks), untouched(model), lent, lent, torch.enable_grad():
@@ -271,7 +275,8 @@ def _take(optimizer: Optimizer) -> None:
 
 
 def _parts(weights: Mapping[str, Tensor], procedure: StartProcedure) -> list[list[str]]:
-    """The weights in :data:`PARTS` of about as many bytes; in one, for a rule that may see all.
+    """Return the weights in :data:`PARTS` of about as
+    many bytes; in one, for a rule that may see all.
 
     Each rule of ``torch.optim`` steps a tensor by its own gradients alone.
     """
