@@ -54,13 +54,13 @@ TORCH_VENV := .venv-torch-$(TORCH)
 TORCH_TESTS := tests/capture/test_exporting.py tests/capture/test_tracing.py tests/emit tests/probe \
 	tests/distributed tests/model tests/dump/test_model_explorer.py tests/test_compiler.py \
 	tests/training/test_matching.py tests/test_operations.py tests/recipe/test_optimizers.py \
-	tests/recipe/test_update_rule.py tests/test_compat.py tests/ops
+	tests/recipe/test_update_rule.py tests/test_compat.py tests/test_packaging.py tests/ops
 
 test-torch: ## Run a third of the tests on another torch: make TORCH=2.10.0 test-torch
 	test -x $(TORCH_VENV)/bin/python || $(PYTHON) -m venv $(TORCH_VENV)
 	grep -v '^torch==' constraints.txt > $(TORCH_VENV)/constraints.txt
 	$(TORCH_VENV)/bin/python -m pip install --quiet --constraint $(TORCH_VENV)/constraints.txt \
-		--editable '.[test]' 'torch$(if $(filter-out newest,$(TORCH)),==$(TORCH))'
+		--editable '.[test]' hatchling 'torch$(if $(filter-out newest,$(TORCH)),==$(TORCH))'
 	$(TORCH_VENV)/bin/python -c 'import sys, torch; print("Python", sys.version, "torch", torch.__version__)'
 	$(TORCH_VENV)/bin/python -m pytest -n $(WORKERS) $(TORCH_TESTS)
 

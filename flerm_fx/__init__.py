@@ -39,7 +39,7 @@ from flerm_fx.training.recorder import Recorder
 from flerm_fx.training.recording import record
 from flerm_fx.training.seeds import record_seeds
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Assignment",

@@ -338,6 +338,7 @@ def trainers(names: Namespace) -> None:
         "module": Module(),
         "loader": torch.utils.data.DataLoader(data, batch_size=4),  # type: ignore[arg-type]
         "SummaryWriter": tensorboard.SummaryWriter,
+        "mlflow": types.SimpleNamespace(log_metrics=lambda numbers, step: None),
         "wandb": types.SimpleNamespace(log=lambda numbers, step: None),
         "optimizer": torch.optim.AdamW(large.parameters(), lr=1e-3),
     }

@@ -74,6 +74,36 @@ def test_what_the_pages_import_is_in_the_wheel(wheel: Path, tmp_path: Path) -> N
     assert python("-c", f"{imports_of_the_pages()}\n{check}", folder=tmp_path) == "all of it\n"
 
 
+EXTRAS = (
+    *("typer", "rich", "matplotlib", "plotly", "transformers", "peft", "accelerate", "lightning"),
+    *("tensorboard", "model_explorer", "pytest", "hypothesis", "pydot", "IPython"),
+)
+
+CORE_ALONE = f"""
+import sys
+sys.modules.update(dict.fromkeys({EXTRAS}))  # so that importing one fails
+import torch, flerm_fx
+from torch import nn
+def mlp(width=8): return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+def adam(model): return torch.optim.Adam(model.parameters(), lr=1e-2)
+pool = [(torch.randn(8, 4), torch.randint(3, (8,))) for _ in range(3)]
+profile = flerm_fx.record_seeds(mlp, adam, pool, seeds=2)
+profile.save("base.safetensors")
+model = flerm_fx.compile(mlp(32), flerm_fx.BaseProfile.load("base.safetensors"))
+model.dump("html", path="page.html")
+print(len(model.multipliers), flerm_fx.__file__)
+"""
+
+
+def test_the_wheel_works_with_the_cores_dependencies_alone(wheel: Path, tmp_path: Path) -> None:
+    """Under the oldest and the newest torch by `make test-torch`."""
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    count, place = python("-c", CORE_ALONE, folder=tmp_path).split()
+    assert count == "4"
+    assert Path(place).is_relative_to(tmp_path)
+    assert (tmp_path / "page.html").stat().st_size > 10_000
+
+
 def test_importing_the_core_brings_nothing_that_can_wait(tmp_path: Path) -> None:
     heavy = ("networkx", "sympy", "matplotlib", "plotly", "transformers", "typer", "rich")
     code = f"import sys, flerm_fx; print([name for name in {heavy} if name in sys.modules])"
