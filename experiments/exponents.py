@@ -293,7 +293,9 @@ def page(found: Sequence[Row]) -> Iterator[str]:
         yield line(["---"] * (2 + len(KINDS)))
         theory = {
             kind: f"{c.theory:+g}"
-            for of in own.values()
+            for of in reversed(
+                own.values()
+            )  # the first one's stands: Muon's convolutions are Adam's
             for kind, c in of.items()
             if c.theory is not None
         }
