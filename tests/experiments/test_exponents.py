@@ -49,7 +49,7 @@ def test_a_law_is_fitted_once(
     lines = out.read_text()
     found = cells(read(out))["mlp", "sgd", 0]
     assert found["hidden"].theory == 0.0
-    assert found["output"].exponent < -0.5 < found["input"].exponent
+    assert found["hidden"].exponent < -0.5 < found["input"].exponent
     assert "## SGD with momentum" in capsys.readouterr().out
     main(chosen)
     assert out.read_text() == lines
