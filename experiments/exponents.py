@@ -51,7 +51,7 @@ TITLES = {
 }
 """By optimizer."""
 
-RATES = {"sgd": 2**-4, "adam": 2**-7, "sign": 2**-10, "muon": 2**-7, "adafactor": 2**-5}
+RATES = {"sgd": 2**-8, "adam": 2**-7, "sign": 2**-10, "muon": 2**-7, "adafactor": 2**-5}
 """At which a start is settled, by optimizer."""
 
 
@@ -293,7 +293,9 @@ def page(found: Sequence[Row]) -> Iterator[str]:
         yield line(["---"] * (2 + len(KINDS)))
         theory = {
             kind: f"{c.theory:+g}"
-            for of in own.values()
+            for of in reversed(
+                own.values()
+            )  # the first one's stands: Muon's convolutions are Adam's
             for kind, c in of.items()
             if c.theory is not None
         }
@@ -311,14 +313,17 @@ def _text(of: Cell) -> str:
 
 
 def draw(found: Sequence[Row], path: Path) -> None:
-    """A panel for each optimizer: exponents by architecture, and theory's."""
+    """A panel for each optimizer: exponents by architecture, hollow at the first step, and bars
+    where theory has them.
+    """
     from matplotlib.figure import Figure
 
     laws = cells(found)
     names = [name for name in RATES if any(key[1] == name for key in laws)]
     figure = Figure(figsize=(5 + 3 * len(names), 7), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    places = {key: -i for i, key in enumerate(ARCHITECTURES)}
+    shown = [name for name in ARCHITECTURES if any(key[0] == name for key in laws)]
+    places = {key: -i for i, key in enumerate(shown)}
     for panel, name in zip(panels, names, strict=True):
         for at, kind in enumerate(KINDS):
             colour, shift = f"C{at}", 0.3 - 0.15 * at
@@ -343,11 +348,11 @@ def draw(found: Sequence[Row], path: Path) -> None:
                     if of.theory is not None:
                         low, high = (places[architecture] + shift + d for d in (-0.07, 0.07))
                         panel.vlines(of.theory, low, high, color=colour, linewidth=3, alpha=0.4)
-        panel.set_title(TITLES[name])
+        panel.set_title(TITLES[name], fontsize="small")
         panel.set_xlabel("exponent of the multiplier")
-        panel.set_xlim(-2.2, 2.2)
+        panel.set_xlim(-3.4, 3.4)
         panel.grid(alpha=0.3)
-    panels[0].set_yticks(list(places.values()), [a.title for a in ARCHITECTURES.values()])
+    panels[0].set_yticks(list(places.values()), [ARCHITECTURES[name].title for name in shown])
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=110)

@@ -61,14 +61,14 @@ def transfers(axis: Axis, method: Method, store: Store) -> list[Transfer]:
 
 
 def at_base_rate(axis: Axis, store: Store) -> Iterator[Cell]:
-    """What every method ends at where the base is best, at each scale but the base."""
+    """What every method but ablations ends at where the base is best, at each larger scale."""
     seeds = complete(store.of(axis, "standard"), 1, axis.grid.rates)
     if not seeds:
         return
     best = best_rate(axis, store, len(seeds))
     for scale in axis.scales[1:]:
         losses: dict[str, dict[int, float]] = defaultdict(dict)
-        for key in METHODS:
+        for key in MAIN:
             for result in store.of(axis, key):
                 if (result.run.scale, result.run.rate) == (scale, best):
                     losses[key][result.run.seed] = result.loss

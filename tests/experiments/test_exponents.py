@@ -44,12 +44,12 @@ def test_a_law_is_fitted_once(
     for name, value in (("FACTORS", (2, 4)), ("BASE_SEEDS", range(2)), ("SEEDS", range(1))):
         monkeypatch.setattr(exponents, name, value)
     out = tmp_path / "laws.jsonl"
-    chosen = ["--architectures", "mlp", "--optimizers", "sgd", "--settle", "0", "--out", str(out)]
+    chosen = ["--architectures", "mlp", "--optimizers", "adam", "--settle", "0", "--out", str(out)]
     main(chosen)
     lines = out.read_text()
-    found = cells(read(out))["mlp", "sgd", 0]
-    assert found["hidden"].theory == 0.0
-    assert found["output"].exponent < -0.5 < found["input"].exponent
-    assert "## SGD with momentum" in capsys.readouterr().out
+    found = cells(read(out))["mlp", "adam", 0]
+    assert found["hidden"].theory == -1.0
+    assert found["hidden"].exponent < -0.7 < found["input"].exponent
+    assert "## Adam" in capsys.readouterr().out
     main(chosen)
     assert out.read_text() == lines

@@ -75,16 +75,16 @@ def test_mups_rates_by_hand_are_1_over_what_a_matrix_reads(kind: str) -> None:
 @pytest.mark.parametrize(
     "key, kinds",
     [
-        ("mlp-width", {"mup", "mup-rates"}),
+        ("mlp-width", {"mup", "mup-rates", "law"}),
         ("mlp-depth", set()),
-        ("mlp-width-readout", set()),
-        ("mlp-width-adamw", set()),
-        ("mlp-recipe-width", {"mup-rates"}),
-        ("llama-width", {"mup-rates", "completep"}),
-        ("llama-both", {"mup-rates", "completep"}),
+        ("mlp-width-readout", {"law"}),
+        ("mlp-width-adamw", {"law"}),
+        ("mlp-recipe-width", {"mup-rates", "law"}),
+        ("llama-width", {"mup-rates", "completep", "law"}),
+        ("llama-both", {"mup-rates", "completep", "law"}),
         ("gpt2-depth", {"completep"}),
         ("gpt2-init", set()),
-        ("vit-width", {"mup-rates", "completep"}),
+        ("vit-width", {"mup-rates", "completep", "law"}),
     ],
 )
 def test_a_rule_has_runs_where_it_says_something(key: str, kinds: set[str]) -> None:
