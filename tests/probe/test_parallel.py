@@ -49,7 +49,7 @@ def test_scale_nodes_on_its_own_weights_are_refused(one_process: None) -> None:
         pass
     parallelize_module(parallel, init_device_mesh("cpu", (1,)), {"0": ColwiseParallel()})
     with pytest.raises(
-        flerm_fx.InputError, match=r"Sequential is tensor parallel, and emit='module' puts scale"
+        flerm_fx.InputError, match=r"weights of Sequential are sharded over ranks, and emit='modu"
     ):
         flerm_fx.compile(parallel, recorder.profile, emit="module")
     compiled = flerm_fx.compile(parallel, recorder.profile, emit="param_groups")
