@@ -220,8 +220,8 @@ def compile(
     if emit == "module" and is_sharded(model):
         raise InputError(
             f"the weights of {type(model).__name__} are sharded over ranks, and emit='module' puts "
-            "scale nodes on whole ones; compile it before fully_shard or parallelize_module, or use "
-            "emit='param_groups'"
+            "scale nodes on whole ones; compile it before fully_shard or parallelize_module, or "
+            "use emit='param_groups'"
         )
     check_parallel(model, probe_inputs, output_fn)
     if law:
