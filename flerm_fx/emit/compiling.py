@@ -31,7 +31,7 @@ from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.emit.undo import undone_on_failure
 from flerm_fx.errors import CaptureWarning, InputError, OptimizerError
 from flerm_fx.model.copying import copied, refuse_gradient_hooks
-from flerm_fx.model.distributed import unwrapped
+from flerm_fx.model.distributed import is_sharded, unwrapped
 from flerm_fx.model.hooks import only
 from flerm_fx.model.inputs import (
     Inputs,
@@ -217,6 +217,12 @@ def compile(
         offload,
     )
     probe_inputs = to_device(procedure.pool[0][0], device_of(model))
+    if emit == "module" and is_sharded(model):
+        raise InputError(
+            f"the weights of {type(model).__name__} are sharded over ranks, and emit='module' puts "
+            "scale nodes on whole ones; compile it before fully_shard or parallelize_module, or "
+            "use emit='param_groups'"
+        )
     check_parallel(model, probe_inputs, output_fn)
     if law:
         twin, measured_on, obstacle = copied(model, on_meta=True), procedure, ""

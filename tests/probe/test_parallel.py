@@ -41,6 +41,21 @@ def test_it_has_the_fslrs_of_the_plain_model(one_process: None, dropout: float) 
     assert parallel.training
 
 
+def test_scale_nodes_on_its_own_weights_are_refused(one_process: None) -> None:
+    plain, parallel = net(), net()
+    y = torch.arange(6) % 3
+    adam = torch.optim.Adam(plain.parameters(), lr=1e-3)
+    with flerm_fx.record(plain, adam, X, y, settle=0) as recorder:
+        pass
+    parallelize_module(parallel, init_device_mesh("cpu", (1,)), {"0": ColwiseParallel()})
+    with pytest.raises(
+        flerm_fx.InputError, match=r"weights of Sequential are sharded over ranks, and emit='modu"
+    ):
+        flerm_fx.compile(parallel, recorder.profile, emit="module")
+    compiled = flerm_fx.compile(parallel, recorder.profile, emit="param_groups")
+    assert compiled.multipliers == pytest.approx(dict.fromkeys(compiled.multipliers, 1.0))
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_one_that_is_another_function_of_whole_weights_is_refused(
     one_process: None, dropout: float
