@@ -32,7 +32,7 @@ Draw = Callable[[], tuple[Tensor, Tensor]]
 def _cases(quick: bool) -> dict[str, tuple[Make, Draw, int]]:
     """By title: a model of a width, a batch for it, and the base's width; the target's is 4 times.
 
-    The budget was chosen on the first two; the last was not looked at before.
+    Budgets were tried on the first; the others are reported as they come.
     """
     wide, sequences, examples = (4, 2, 4) if quick else (32, 16, 64)
     return {

@@ -190,7 +190,7 @@ def multipliers(found: Sequence[MultiplierResult]) -> Table:
     header = ("model", "L", "RMS log error", "largest", "estimates, steps")
     note = (
         "Against multipliers from exact FSLRs on both sides; the base has a quarter of the width, "
-        "and 20 settling steps. The budget was chosen on the first two. Estimates: of the target, "
+        "and 20 settling steps. Budgets were tried on the first. Estimates: of the target, "
         "the check for coupling included."
     )
     return Table("Multipliers by default", header, rows, (note,))

@@ -105,7 +105,11 @@ def on_own_weights(
         batch = to_device(procedure.pool[0], device_of(twin))
         with untouched(twin), only(twin, captured.hooks), torch.no_grad():
             batch_loss(twin, batch, procedure.loss, procedure.output_fn)
-        if not all(torch.equal(own, other) for own, other in frozen):
+        changed = [pair for pair in frozen if not torch.equal(*pair)]
+        with torch.no_grad():
+            for own, other in changed:
+                other.copy_(own)
+        if changed:
             return captured
     bound = captured.bound(model)
     # What refers to the copy, in circles as exported graphs are, goes later; its memory at once.
