@@ -48,7 +48,7 @@ def checked_options(call: Callable[..., Any], options: Mapping[str, Any]) -> dic
     {'every': 10}
     >>> checked_options(record, {"evry": 10})
     Traceback (most recent call last):
-    flerm_fx.errors.InputError: flerm_fx.record has no option 'evry'; it has at, every, ...
+    flerm_fx.errors.InputError: flerm_fx.record has no option 'evry'; it has at, copy, every, ...
     """
     known = {
         name: parameter.default

@@ -245,7 +245,7 @@ def test_options_of_callbacks_are_refused_when_they_are_made(package: str) -> No
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     profile = flerm_fx.record(model, optimizer, features(6, 6), torch.arange(6) % 3).profile
     for options, message in (
-        ({"evry": 10}, "flerm_fx.record has no option 'evry'; it has at, every, generator"),
+        ({"evry": 10}, "flerm_fx.record has no option 'evry'; it has at, copy, every, generator"),
         ({"every": 0}, "every must be a whole number of at least 1, got 0"),
         ({"method": "guess"}, "unknown method 'guess'"),
         ({"path": 3}, "path must be a path or None, got 3"),
