@@ -164,9 +164,9 @@ def test_an_operation_of_torch_library_keeps_its_tangent() -> None:
     for name, estimate in expected.items():
         # A central difference in float32: its step is eps ** (1/3), its error the square of that.
         assert exact[name].value == pytest.approx(estimate.value, rel=1e-3)
-        assert abs(sampled[name].value - estimate.value) <= (
-            4.5 * sampled[name].stderr + 1e-3 * estimate.value
-        )
+        # 18 numbers are drawn: an estimate that is low has a standard error that is low as well.
+        relative = sampled[name].stderr / sampled[name].value
+        assert sampled[name].value == pytest.approx(estimate.value, rel=4.5 * relative + 1e-3)
 
 
 def test_a_custom_backward_pass_is_what_is_measured() -> None:
