@@ -221,11 +221,19 @@ class PrecisionResult:
 
 @dataclass(frozen=True)
 class MatchingResult:
-    """Seconds that matching takes: a base of equal graph, and one half as deep."""
+    """Seconds that matching takes.
+
+    Attributes:
+        parameters: their number, in the target.
+        equal: with a base of equal graph.
+        half: with one half as deep.
+        flat: with that and names without a tree in the target.
+    """
 
     parameters: int
     equal: float
     half: float
+    flat: float | None = None
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,14 @@ BLOCKS = ("plain", "residual", "gated", "branches", "shared")
 
 @dataclass(frozen=True)
 class Plan:
-    """A network: a body of blocks, repeated ``depth`` times in each of its stages."""
+    """A network: a body of blocks, repeated in each of its stages as often as ``depths`` says."""
 
     body: tuple[str, ...]
-    stages: int
-    depth: int
+    depths: tuple[int, ...]
     width: int
 
     def scaled(self, width: int, depth: int) -> "Plan":
-        return Plan(self.body, self.stages, self.depth * depth, self.width * width)
+        return Plan(self.body, tuple(depth * d for d in self.depths), self.width * width)
 
 
 class Network(nn.Module):
@@ -47,11 +46,11 @@ class Network(nn.Module):
         torch.manual_seed(0)
         width = plan.width
         self._make("embed", nn.Linear(6, width))
-        for stage in range(plan.stages):
+        for stage, depth in enumerate(plan.depths):
             self._make(f"stages.{stage}.down", nn.Linear(width, width))
             if "shared" in plan.body:
                 self._make(f"stages.{stage}.shared", nn.Linear(width, width))
-            for index in range(plan.depth):
+            for index in range(depth):
                 for at, kind in enumerate(plan.body):
                     self._make_block(kind, f"stages.{stage}.blocks.{index}.{at}", width)
         self._make("head", nn.Linear(width, 3))
@@ -86,9 +85,9 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.parts["embed"](x)
-        for stage in range(self.plan.stages):
+        for stage, depth in enumerate(self.plan.depths):
             x = self.parts[f"stages.{stage}.down"](x).relu()
-            for index in range(self.plan.depth):
+            for index in range(depth):
                 for at, kind in enumerate(self.plan.body):
                     x = self._block(kind, stage, f"stages.{stage}.blocks.{index}.{at}", x)
         return self.parts["head"](x)
@@ -111,8 +110,7 @@ class Network(nn.Module):
 plans = st.builds(
     Plan,
     body=st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=3, unique=True).map(tuple),
-    stages=st.integers(1, 2),
-    depth=st.integers(1, 2),
+    depths=st.lists(st.integers(1, 2), min_size=1, max_size=2).map(tuple),
     width=st.sampled_from([4, 6]),
 )
 EXAMPLES = features(6, 6)
@@ -126,10 +124,14 @@ def profile_of(plan: Plan) -> flerm_fx.BaseProfile:
     return flerm_fx.record(base, optimizer, EXAMPLES, LABELS, method="exact").profile
 
 
-def compiled(model: nn.Module, profile: flerm_fx.BaseProfile) -> CompiledModel:
+def compiled(
+    model: nn.Module, profile: flerm_fx.BaseProfile, doubtful: bool = False
+) -> CompiledModel:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = flerm_fx.compile(model, profile, method="exact")
+    if doubtful and all(issubclass(each.category, flerm_fx.MatchWarning) for each in caught):
+        return found
     # A late start that multipliers move without end is warned of, and promises nothing.
     if any("late start did not settle" in str(each.message) for each in caught):
         reject()
@@ -146,15 +148,8 @@ def assert_conserved(compiled: CompiledModel, profile: flerm_fx.BaseProfile) -> 
     assert all(abs(mass - 1) < 1e-6 for mass in given_away.values())
 
 
-FLAT = pytest.mark.xfail(
-    reason="a known limit (docs/limits.md): some deeper networks are matched otherwise when their "
-    "names have no tree, by the data flow alone",
-    strict=False,
-)
-
-
 @pytest.mark.parametrize(
-    "examples", [3, pytest.param(40, marks=[pytest.mark.slow, FLAT])], ids=["few", "many"]
+    "examples", [3, pytest.param(40, marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_random_networks(examples: int) -> None:
     @settings(
@@ -190,9 +185,11 @@ def test_random_networks(examples: int) -> None:
             (Network(larger, flat), in_flat),
             (nn.Sequential(Network(larger)), "0.".__add__),
         ):
-            found = compiled(variant, profile).multipliers
+            # Names without a tree may leave a choice, and then say so.
+            found = compiled(variant, profile, doubtful=rename is in_flat)
             expected = {rename(name): m for name, m in plain.multipliers.items()}
-            assert found == pytest.approx(expected, rel=1e-4)
+            if not found.doubts:
+                assert found.multipliers == pytest.approx(expected, rel=1e-4)
 
     check()
 
@@ -250,6 +247,6 @@ def test_a_sequential_flattened() -> None:
 
 
 def test_the_graph_of_a_random_network_is_the_same_at_any_width() -> None:
-    plan = Plan(("gated", "residual"), 2, 2, 4)
+    plan = Plan(("gated", "residual"), (2, 1), 4)
     one, other = (capture_graph(capture(Network(p), EXAMPLES)) for p in (plan, plan.scaled(3, 1)))
     assert dict(one.nodes(data=True)) == dict(other.nodes(data=True))

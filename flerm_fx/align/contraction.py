@@ -104,7 +104,7 @@ class Contraction:
             if operand in self.waiting:
                 self._add_junction(*self.waiting[operand], site=site)
             else:
-                kind, path = _module(site)
+                kind, path = _module(node)
                 self._add_parameter(operand, op=operation(site), kind=kind, path=path)
         key = key or f"%{node.name}"
         self.result.add_node(key, junction=True, op=operation(node), data=node in self.data)

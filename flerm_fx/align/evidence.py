@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from flerm_fx.align.doubts import Doubt
+from flerm_fx.align.ends import Ends
 from flerm_fx.align.isomorphism import neighbourhoods
 from flerm_fx.align.mass import Shares, by_target
 from flerm_fx.align.parameter_graph import on_data, parameters, sites
+from flerm_fx.align.places import Place, places, stem
 from flerm_fx.align.torn import torn
+from flerm_fx.align.uneven import uneven
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -21,7 +23,9 @@ RADIUS = 5
 """Edges to both sides that the surroundings of a parameter reach: a norm, what it feeds, a shortcut
 and the neighbours of these."""
 
-_NUMBER = re.compile(r"\d+")
+
+Around = list[set[int]]
+"""Labels of surroundings, at each radius."""
 
 
 class Flow:
@@ -45,11 +49,15 @@ class Flow:
         """Whether what reads two parameters reads and is read by the same operations."""
         return _neighbours(self.graphs[0], base) == _neighbours(self.graphs[1], target)
 
-    def of_families(self, base: Iterable[str], target: Iterable[str]) -> float:
-        """How much two sets of parameters have in common, as an average over radii."""
-        one = [set(labels) for labels in zip(*(self.base[b] for b in base), strict=True)]
-        other = [set(labels) for labels in zip(*(self.target[t] for t in target), strict=True)]
-        return sum(len(a & b) / len(a | b) for a, b in zip(one, other, strict=True)) / RADIUS
+    def around(self, side: int, names: Iterable[str]) -> Around:
+        """The surroundings of a family of the base (0) or the target (1), at each radius."""
+        labels = (self.base, self.target)[side]
+        return [set(found) for found in zip(*(labels[name] for name in names), strict=True)]
+
+
+def in_common(one: Around, other: Around) -> float:
+    """How much the surroundings of two families have in common, as an average over radii."""
+    return sum(len(a & b) / len(a | b) for a, b in zip(one, other, strict=True)) / RADIUS
 
 
 class Evidence:
@@ -64,7 +72,8 @@ class Evidence:
     classes of their modules are, and place is how purely places in the module tree answer to
     places: the share of the mass of b's masked name that goes to t's, times the share of what t's
     gets that comes from b's, and 0 where t is torn from its block
-    (:func:`flerm_fx.align.torn.torn`). The words of names are not compared, so renaming changes
+    (:func:`flerm_fx.align.torn.torn`) or equal blocks get unequal parts
+    (:func:`flerm_fx.align.uneven.uneven`). The words of names are not compared, so renaming changes
     none of the three. The score of a matching is
 
     .. math:: \sum_{b,t} \mathrm{share}_{bt} \Bigl(1 + \frac{1}{\sum_{b'}
@@ -79,7 +88,7 @@ class Evidence:
         self.base = base
         self.target = target
         self.number = len(parameters(base)) + len(parameters(target))
-        self.places = _places(base), _places(target)
+        self.places = places(base), places(target)
         self.kinds = tuple({pg.nodes[n]["kind"] for n in parameters(pg)} for pg in (base, target))
 
     @cached_property
@@ -98,7 +107,7 @@ class Evidence:
         for row in laid.values():
             for t, share in row.items():
                 taken[t] += float(share)
-        pure, places, apart = self._purity(laid), self.places, torn(laid)
+        pure, places, apart = self._purity(laid), self.places, torn(laid) | self._uneven(laid)
         total = 0.0
         for b, row in laid.items():
             for t, share in row.items():
@@ -117,24 +126,35 @@ class Evidence:
         """Whether all are matched, and nothing speaks against any of the pairs."""
         if not self.is_whole(laid):
             return False
-        if any(p < 1 - 1e-9 for p in self._purity(laid).values()) or torn(laid):
+        if (
+            any(p < 1 - 1e-9 for p in self._purity(laid).values())
+            or torn(laid)
+            or self._uneven(laid)
+        ):
             return False
         return not any(self._against(b, t) for b, row in laid.items() for t in row)
 
     def doubts(
-        self, laid: Shares, others: Sequence[Shares] = (), *, by_tree: bool = False
+        self,
+        laid: Shares,
+        others: Sequence[Shares] = (),
+        *,
+        mixed: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset()),
+        by_tree: bool = False,
     ) -> dict[str, Doubt]:
         """What speaks against a matching, by target parameter.
 
         Args:
             laid: the matching.
             others: others that the evidence speaks for as well.
+            mixed: base and target parameters that it takes for copies of ones elsewhere in the
+                module tree.
             by_tree: whether it follows from the module tree, so that the data flow may differ.
         """
         answers = by_target(laid)
         alternatives = [by_target(other) for other in others]
-        doubts: dict[str, Doubt] = {}
-        apart = torn(laid)
+        found: dict[str, Doubt] = {}
+        apart, unequal = torn(laid), self._uneven(laid)
         by_place: dict[Hashable, list[str]] = defaultdict(list)
         for name, place in self.places[0].items():
             by_place[place].append(name)
@@ -143,8 +163,13 @@ class Evidence:
             reason = next((why for b in names if (why := self._against(b, t))), "")
             if not reason and t in apart:
                 reason = "others of its block answer to other blocks"
-            alone = by_tree and len(names) == len(laid[names[0]]) == 1
-            if not reason and alone and not self.flow.reads_alike(names[0], t):
+            if not reason and t in unequal:
+                reason = "blocks that hold the same get unequal shares"
+            alone = len(names) == len(laid[names[0]]) == 1
+            unknown = not alone and not any(any(self._crossing(b, t)) for b in names)
+            if not reason and unknown and (t in mixed[1] or not mixed[0].isdisjoint(names)):
+                reason = "it is taken for a copy of what is elsewhere in the module tree"
+            if not reason and by_tree and alone and not self.flow.reads_alike(names[0], t):
                 reason = "the data flow around the two differs"
             if reason:
                 like = tuple(n for n in by_place[self.places[1][t]] if n not in names)
@@ -158,13 +183,20 @@ class Evidence:
                     break
         return doubts
 
+    def _uneven(self, laid: Shares) -> frozenset[str]:
+        return uneven(laid, lambda names: self._ends.which(names) != "inner")
+
+    @cached_property
+    def _ends(self) -> Ends:
+        return Ends(self.target)
+
     def _against(self, b: str, t: str) -> str:
         """What speaks against a pair; empty if nothing does."""
         one, other = self.places[0][b], self.places[1][t]
         tied = self._is_tied(b, t)
-        crossing = one in self._known[1], other in self._known[0]
+        crossing = self._crossing(b, t)
         if one != other and (all(crossing) if tied else any(crossing)):
-            stems = _stem(one), _stem(other)
+            stems = stem(one), stem(other)
             if stems[0] != stems[1] or self._numbers[0][stems[0]] == self._numbers[1][stems[0]]:
                 return "their names differ in more than the places of blocks"
         kinds = self.base.nodes[b]["kind"], self.target.nodes[t]["kind"]
@@ -177,18 +209,22 @@ class Evidence:
             return f"their modules are a {kinds[0]} and a {kinds[1]}"
         return ""
 
+    def _crossing(self, b: str, t: str) -> tuple[bool, bool]:
+        """Whether either model has the place of the other's parameter."""
+        return self.places[0][b] in self._known[1], self.places[1][t] in self._known[0]
+
     @cached_property
-    def _known(self) -> tuple[set[Hashable], set[Hashable]]:
+    def _known(self) -> tuple[set[Place], set[Place]]:
         return set(self.places[0].values()), set(self.places[1].values())
 
     @cached_property
-    def _numbers(self) -> tuple[dict[Hashable, set[Hashable]], dict[Hashable, set[Hashable]]]:
+    def _numbers(self) -> tuple[dict[Place, set[Place]], dict[Place, set[Place]]]:
         """Places of each side by what is left of them without any numbers."""
-        by_stem: tuple[dict[Hashable, set[Hashable]], ...] = defaultdict(set), defaultdict(set)
-        for side, places in enumerate(self._known):
-            for place in places:
-                by_stem[side][_stem(place)].add(place)
-        return by_stem[0], by_stem[1]
+        found: tuple[dict[Place, set[Place]], ...] = defaultdict(set), defaultdict(set)
+        for side, known in enumerate(self._known):
+            for place in known:
+                found[side][stem(place)].add(place)
+        return found[0], found[1]
 
     def _is_tied(self, b: str, t: str) -> bool:
         """Whether one of two has several uses, of which the other may have one."""
@@ -226,23 +262,3 @@ def _neighbours(pg: nx.DiGraph, name: str) -> set[Hashable]:
 def count_matched(laid: Shares) -> int:
     """Number of parameters, of both sides, that have a counterpart."""
     return len(laid) + len({t for row in laid.values() for t in row})
-
-
-def _places(pg: nx.DiGraph) -> dict[str, Hashable]:
-    """The place of each parameter in the module tree: its masked name and its rank.
-
-    What surrounds all names, as ``module.`` does, is left out.
-    """
-    names = [name for name in parameters(pg) if pg.nodes[name]["op"]]
-    words = [tuple("#" if p.isdigit() else p for p in name.split(".")) for name in names]
-    while words and len({w[0] for w in words}) == 1 and all(len(w) > 1 for w in words):
-        if words[0][0] == "#":
-            break
-        words = [w[1:] for w in words]
-    return {name: (w, pg.nodes[name]["rank"]) for name, w in zip(names, words, strict=True)}
-
-
-def _stem(place: Hashable) -> Hashable:
-    assert isinstance(place, tuple)
-    words, rank = place
-    return tuple(stem for word in words if word != "#" and (stem := _NUMBER.sub("", word))), rank

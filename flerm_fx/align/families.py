@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import permutations
 from typing import TYPE_CHECKING
 
+from flerm_fx.align.ends import Ends
+from flerm_fx.align.evidence import Flow, in_common
 from flerm_fx.align.mass import Level, Member, Shares, overlaps
-from flerm_fx.align.parameter_graph import on_data, parameters, sites
+from flerm_fx.align.nodes import parameters
+from flerm_fx.align.places import ITEM
 
 if TYPE_CHECKING:
     import networkx as nx
 
-    from flerm_fx.align.evidence import Flow
 
 Path = tuple[str, ...]
 """A name in parts."""
@@ -28,19 +31,7 @@ Path = tuple[str, ...]
 Own = tuple[Hashable, ...]
 """What a parameter is by itself: its rank, the operation that reads it, the class around."""
 
-ITEM = "#"
-"""The part of a masked name that stood for the place of an item in a list."""
-
 _NUMBERED = re.compile(r"(.*?)(\d+)")
-
-
-def masked(name: str) -> Path:
-    """A name in parts, places in lists as ``"#"``.
-
-    >>> masked("h.3.fc1.weight")
-    ('h', '#', 'fc1', 'weight')
-    """
-    return tuple(ITEM if part.isdigit() else part for part in name.split("."))
 
 
 @dataclass(frozen=True)
@@ -73,6 +64,10 @@ class Kind:
         """The kind without words."""
         return self.end, frozenset(Counter((len(rest), own) for rest, own in self.holds).items())
 
+    def within(self, other: Kind) -> bool:
+        """Whether another has the same at the same end, and more."""
+        return self.end == other.end and self.holds < other.holds
+
     def like(self, other: Kind) -> bool:
         """Whether two hold mostly the same, at the same end."""
         alike = 2 * len(self.holds & other.holds) >= len(self.holds | other.holds)
@@ -89,12 +84,12 @@ class Families:
     Args:
         graph: a parameter graph.
         numbered: whether ``stage1`` and ``stage2`` are items of a list, as ``stage.1`` is.
-        ends: whether items at an end of the data flow are told from others.
+        ends: the ends of its data flow, if items there are told from others.
         wrapped: whether an item that all names are in is a wrapper, and no item of a list.
     """
 
     def __init__(
-        self, graph: nx.DiGraph, *, numbered: bool, ends: bool = True, wrapped: bool = False
+        self, graph: nx.DiGraph, *, numbered: bool, ends: Ends | None = None, wrapped: bool = False
     ) -> None:
         self.graph = graph
         self.names = [name for name in parameters(graph) if graph.nodes[name]["op"]]
@@ -102,10 +97,17 @@ class Families:
         while wrapped and _share_an_item(self.parts.values()):
             self.parts = {name: parts[1:] for name, parts in self.parts.items()}
         self.lists: dict[Path, dict[Path, None]] = defaultdict(dict)
+        self.stages: dict[Path, Path] = {}
         self.kinds = self._kinds(ends)
 
     @cached_property
-    def all(self) -> list[Family]:
+    def in_one_list(self) -> bool:
+        """Whether all parameters are in items of one list, which then tells nothing apart."""
+        around = {next((around for around, _ in self._items(name)), ()) for name in self.names}
+        return len(around) == 1 and () not in around
+
+    @cached_property
+    def found(self) -> list[Family]:
         """All families, in the order of their first parameters' execution."""
         grouped: dict[Hashable, list[str]] = defaultdict(list)
         for name in self.names:
@@ -141,9 +143,13 @@ class Families:
         parts = self.parts[name]
         for at, part in enumerate(parts):
             if _mask(part) != part:
-                yield (*parts[:at], _mask(part)), parts[: at + 1]
+                around, item = (*parts[:at], _mask(part)), parts[: at + 1]
+                if item in self.stages:
+                    yield around, self.stages[item]
+                    around = self.stages[item]
+                yield around, item
 
-    def _kinds(self, told: bool) -> dict[Path, Kind]:
+    def _kinds(self, ends: Ends | None) -> dict[Path, Kind]:
         """What each item of a list holds, and whether it is at an end of the data flow."""
         holds: dict[Path, set[tuple[Path, Own]]] = defaultdict(set)
         inside: dict[Path, list[str]] = defaultdict(list)
@@ -154,9 +160,8 @@ class Families:
                 holds[item].add((rest, (a["rank"], a["op"], a["kind"])))
                 inside[item].append(name)
                 self.lists[around].setdefault(item)
-        ends = Ends(self.graph)
         return {
-            item: Kind(frozenset(held), ends.which(inside[item]) if told else "")
+            item: Kind(frozenset(held), ends.which(inside[item]) if ends else "")
             for item, held in holds.items()
         }
 
@@ -168,6 +173,57 @@ class Families:
             kinds |= {kind for at, kind in enumerate(row) if kind in row[:at]}
             kinds |= set(row[1:-1])
         return kinds
+
+    def fuller(self) -> dict[tuple[Hashable, Hashable], tuple[int, int]]:
+        """How often kinds are in one list that hold what another has and more, and that other."""
+        found: Counter[tuple[Hashable, Hashable, int]] = Counter()
+        for items in self.lists.values():
+            row = Counter(self.kinds[item] for item in items)
+            for full, lacking in permutations(row, 2):
+                if lacking.within(full):
+                    for which, kind in enumerate((full, lacking)):
+                        found[full.bare, lacking.bare, which] += row[kind]
+        return {(b, a): (found[b, a, 0], found[b, a, 1]) for b, a, _ in found}
+
+    def open_stages(self, opening: set[Hashable]) -> None:
+        """Cut lists into stages before each item of some kinds, and make one kind of their items.
+
+        In a list that goes on through stages, the first block of a stage has a shortcut.
+        """
+        for around, items in self.lists.items():
+            row = [self.kinds[item] for item in items]
+            full = [kind for kind in row if kind.bare in opening]
+            stage = 0
+            for at, (item, kind) in enumerate(zip(items, row, strict=True)):
+                stage += at > 0 and kind.bare in opening
+                if full:
+                    self.stages[item] = (*around, f"stage {stage}")
+                    self.kinds[item] = full[0]
+
+    def join_alike(self) -> None:
+        """Give blocks of a list the kind of the fullest there that holds mostly the same."""
+        for items in self.lists.values():
+            kinds = [self.kinds[item] for item in items]
+            if any(len(rest) < 2 for kind in kinds for rest, _ in kind.holds):
+                continue  # single layers, of which one may have a bias
+            for item in items:
+                like = [kind for kind in kinds if kind.like(self.kinds[item])]
+                self.kinds[item] = max(like, key=lambda kind: len(kind.holds))
+
+    def rows(self) -> Iterator[tuple[list[Path], list[Hashable]]]:
+        """The items of each list, and their kinds whatever their words."""
+        for items in self.lists.values():
+            yield list(items), [self.kinds[item].bare for item in items]
+
+    def go_round(self, rounds: Collection[tuple[Hashable, ...]]) -> None:
+        """Tell items apart that are of one kind and at different places of a round of kinds."""
+        for items, row in self.rows():
+            for around in rounds:
+                if _is_round(row, around):
+                    for at, item in enumerate(items):
+                        kind, k = self.kinds[item], at % len(around)
+                        self.kinds[item] = replace(kind, end=f"{kind.end}, {k} of {len(around)}")
+                    break
 
     def join_ends(self, common: set[Hashable]) -> None:
         """Give items at the ends of lists the kind of those that hold mostly the same.
@@ -192,52 +248,58 @@ class Families:
                     self.kinds[item] = joined[self.kinds[item]]
 
 
-class Ends:
-    """Which parameters stand at an end of the data flow."""
+def stages_opened(base: Families, target: Families) -> bool:
+    """Cut the lists of both into stages, where both have as many first blocks of stages.
 
-    def __init__(self, graph: nx.DiGraph) -> None:
-        self.graph = graph
-        behind: set[str] = set()  # junctions that something with parameters leads to
-        for v in graph:
-            if on_data(graph, v) and any(
-                u in behind or not on_data(graph, u) for u in graph.pred[v]
-            ):
-                behind.add(v)
-        before: set[str] = set()  # junctions that lead to something with parameters
-        for v in reversed(list(graph)):
-            if any(
-                w in before or any(not on_data(graph, u) for u in graph.pred[w])
-                for w in graph.adj[v]
-                if on_data(graph, v)
-            ):
-                before.add(v)
-        self.before = before
-        self.behind = behind
+    These hold what other items of their lists do and more, and are rarer.
+    """
+    numbers = base.fuller(), target.fuller()
+    opening = {
+        kind[0]
+        for side in numbers
+        for kind, (full, lacking) in side.items()
+        if full < lacking and len({n[kind][0] for n in numbers if kind in n}) == 1
+    }
+    for families in (base, target):
+        families.open_stages(opening)
+    return bool(opening)
 
-    def which(self, names: list[str]) -> str:
-        """``"entrance"`` if nothing precedes them, ``"readout"`` if all ends there, ``"inner"``."""
-        read = {site for name in names for site in sites(self.graph, name)}
-        if not any(u in self.behind for v in read for u in self.graph.pred[v]):
-            return "entrance"
-        if not read & self.before and self._closes(read, set(names)):
-            return "readout"
-        return "inner"
 
-    def _closes(self, read: set[str], names: set[str]) -> bool:
-        """Whether all parameters before some junctions reach the output through these alone."""
-        pending = [v for v in self.graph if on_data(self.graph, v) and not self.graph.adj[v]]
-        seen = set(pending)
-        while pending:
-            v = pending.pop()
-            if v in read:
-                continue
-            for u in self.graph.pred[v]:
-                if not on_data(self.graph, u) and u not in names:
-                    return False
-                if u not in seen:
-                    seen.add(u)
-                    pending.append(u)
-        return True
+def alike_joined(base: Families, target: Families) -> bool:
+    """Make one kind of the items of each list that hold mostly the same.
+
+    A stage of one block may have the first block's shortcut alone, and no block without one.
+    """
+    for families in (base, target):
+        families.join_alike()
+    return True
+
+
+def rounds_in_both(base: Families, target: Families) -> bool:
+    """Count rounds of items in lists where both go round in the same kinds.
+
+    A block may be several items in a row, such as feed-forward, attention, feed-forward.
+    """
+    rows = [[tuple(row) for _, row in families.rows()] for families in (base, target)]
+    rounds = {
+        row[:period]
+        for row in (*rows[0], *rows[1])
+        for period in range(1, len(row) // 2 + 1)
+        if _is_round(row, row[:period])
+    }
+    # A longer round repeats a shorter one; one with each kind once needs no count of rounds.
+    least = [r for r in rounds if not any(len(o) < len(r) and _is_round(r, o) for o in rounds)]
+    least = [r for r in least if len(set(r)) < len(r)]
+    least = [r for r in least if all(any(_is_round(row, r) for row in side) for side in rows)]
+    for families in (base, target):
+        families.go_round(least)
+    return bool(least)
+
+
+def _is_round(row: Sequence[Hashable], around: tuple[Hashable, ...]) -> bool:
+    """Whether a row of kinds is a number of rounds."""
+    times, over = divmod(len(row), len(around))
+    return times > 0 and not over and tuple(row) == around * times
 
 
 def shares_by_families(base: Families, target: Families, flow: Flow) -> Shares:
@@ -258,13 +320,14 @@ def _pairs(base: Families, target: Families, flow: Flow) -> list[tuple[Family, F
     scored = []
     base_words, target_words = [_unwrapped(f.all) for f in (base, target)]
     own = _by_own(base), _by_own(target)
+    surroundings = [
+        [flow.around(side, (m.name for m in family.members)) for family in families.found]
+        for side, families in enumerate((base, target))
+    ]
     for signature in own[0].keys() & own[1].keys():
         for i in own[0][signature]:
             for j in own[1][signature]:
-                one, other = base.all[i], target.all[j]
-                around = flow.of_families(
-                    [m.name for m in one.members], [m.name for m in other.members]
-                )
+                around = in_common(surroundings[0][i], surroundings[1][j])
                 named = base_words[i] == target_words[j]
                 near = 1 - abs(i / len(base.all) - j / len(target.all))
                 scored.append((around + named / 2 + near / 16, i, j))

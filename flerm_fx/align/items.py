@@ -19,6 +19,7 @@ class Item:
     node: str
     forked: bool  # whether branches with parameters come together here
     path: tuple[str, ...] | None  # common module path of its parameters
+    places: tuple[tuple[str, ...], ...] = ()  # of its parameters in the items of lists
     copies: tuple[Item, ...] = ()
     run: object = None
     hole: str = ""  # last junction of the branch that holds the next level of a nest

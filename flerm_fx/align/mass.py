@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from flerm_fx.align.overlay import Link
 from flerm_fx.align.repeats import Address, Folded, WeightPath
@@ -30,23 +30,22 @@ class Member:
     copies: Copies
 
 
-def shares(base: Folded, target: Folded, links: Sequence[Link]) -> Shares:
-    r"""Lay the copies of what is linked over each other, in order, and share out their mass.
+class Uses(NamedTuple):
+    """The uses of parameters of both sides that answer to one another, at one place of a block."""
 
-    Copy i of n covers :math:`[i/n, (i+1)/n)`, copy j of m gets what falls in
-    :math:`[j/m, (j+1)/m)`; with nested runs, shares multiply. Runs answer to one another if they
-    hold mostly the same links. A parameter with several uses gives an equal part at each.
+    givers: list[Member]
+    takers: list[Member]
+    levels: list[Level]  # of runs that they lie in, the outermost first
 
-    Returns:
-        Shares of each base parameter that has a link; they sum to 1.
-    """
+
+def uses(base: Folded, target: Folded, links: Sequence[Link]) -> Iterator[Uses]:
+    """What is linked, with its copies; runs that hold mostly the same links are one level."""
     levels, order = _levels(base, target, links)
     import networkx as nx
 
     ends: nx.Graph = nx.Graph()
     for link in links:
         ends.add_edge(("base", link.base), ("target", link.target), link=link)
-    totals: Shares = defaultdict(lambda: defaultdict(Fraction))
     for nodes in nx.connected_components(ends):
         joined = [link for _, _, link in ends.subgraph(nodes).edges(data="link")]
         cuts = [link.counted for link in joined if link.counted is not None]
@@ -63,13 +62,57 @@ def shares(base: Folded, target: Folded, links: Sequence[Link]) -> Shares:
                 for which, (side, folded) in enumerate((("base", base), ("target", target)))
             )
             runs = {level for member in givers + takers for level in member.copies}
-            nested = sorted(runs, key=lambda level: order.get(level, (1, 0)))
-            for giver, taker, share in overlaps(givers, takers, nested):
-                totals[giver][taker] += share
+            yield Uses(givers, takers, sorted(runs, key=lambda level: order.get(level, (1, 0))))
+
+
+def shares(found: Iterable[Uses]) -> Shares:
+    r"""Lay the copies of what is linked over each other, in order, and share out their mass.
+
+    Copy i of n covers :math:`[i/n, (i+1)/n)`, copy j of m gets what falls in
+    :math:`[j/m, (j+1)/m)`; with nested runs, shares multiply. A parameter with several uses gives
+    an equal part at each.
+
+    Returns:
+        Shares of each base parameter that has a link; they sum to 1.
+    """
+    totals: Shares = defaultdict(lambda: defaultdict(Fraction))
+    for givers, takers, levels in found:
+        for giver, taker, share in overlaps(givers, takers, levels):
+            totals[giver][taker] += share
     return {
         giver: {taker: share / sum(row.values()) for taker, share in row.items()}
         for giver, row in totals.items()
     }
+
+
+def mixed(
+    found: Iterable[Uses], places: tuple[Mapping[str, Hashable], Mapping[str, Hashable]]
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Parameters taken for copies of ones at other places, in runs of which the sides differ.
+
+    Args:
+        found: what is linked.
+        places: of the base's parameters, and of the target's, where they are known.
+    """
+    crossed: tuple[set[str], set[str]] = set(), set()
+    for givers, takers, levels in found:
+        if all(
+            len({p.get(m.name) for m in side}) < 2
+            for side, p in zip((givers, takers), places, strict=True)
+        ):
+            continue
+        for level in levels:
+            if len({m.copies.get(level, (0, 1))[1] for m in (*givers, *takers)}) < 2:
+                continue
+            for which, side in enumerate((givers, takers)):
+                beside: dict[Hashable, list[str]] = defaultdict(list)
+                for member in side:
+                    rest = frozenset((k, at) for k, at in member.copies.items() if k != level)
+                    beside[rest].append(member.name)
+                for names in beside.values():
+                    if len({places[which].get(name) for name in names}) > 1:
+                        crossed[which].update(names)
+    return frozenset(crossed[0]), frozenset(crossed[1])
 
 
 def _levels(

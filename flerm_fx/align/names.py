@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from flerm_fx.align.lists import in_each_list
 from flerm_fx.align.mass import Level, Member, Shares, overlaps
 from flerm_fx.align.parameter_graph import parameters
+from flerm_fx.align.places import Words
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -36,15 +38,52 @@ def shares_by_names(base: nx.DiGraph, target: nx.DiGraph) -> Shares:
     """
     shares: Shares = defaultdict(dict)
     givers, takers = _copies(base), _copies(target)
+    kinds = _kinds(base), _kinds(target)
     for pattern in givers.keys() & takers.keys():
         ours, theirs = givers[pattern], takers[pattern]
         levels = sum(part == "#" for part in pattern)
         if pattern[-3:-2] == ("#",) and {n[-1] for n in ours} != {n[-1] for n in theirs}:
             continue
-        members = numbered(ours, levels), numbered(theirs, levels)
-        for name, other, share in overlaps(*members, range(levels)):
-            shares[name][other] = share
-    return shares
+        for alike in _by_kind(ours, kinds[0], theirs, kinds[1]):
+            one, another = (numbered(side, levels) for side in alike)
+            for name, other, share in overlaps(one, another, range(levels)):
+                found[name][other] = share
+    return found
+
+
+_Kind = tuple[frozenset[Words], ...]
+
+
+def _kinds(pg: nx.DiGraph) -> dict[str, _Kind]:
+    """For each parameter what the items of lists around it hold."""
+    held: dict[tuple[Words, int], set[Words]] = defaultdict(set)
+    for name in parameters(pg):
+        for at in in_each_list(name):
+            held[at.list, at.item].add(at.place)
+    return {
+        name: tuple(frozenset(held[at.list, at.item]) for at in in_each_list(name))
+        for name in parameters(pg)
+    }
+
+
+def _by_kind(
+    ours: dict[Numbers, str],
+    our_kinds: Mapping[str, _Kind],
+    theirs: dict[Numbers, str],
+    their_kinds: Mapping[str, _Kind],
+) -> Iterator[tuple[dict[Numbers, str], dict[Numbers, str]]]:
+    """Copies in items that hold the same, where both sides have items of the same kinds.
+
+    Attention and feed-forward layers may alternate in one list, each with a norm.
+    """
+    split: tuple[dict[_Kind, dict[Numbers, str]], ...] = defaultdict(dict), defaultdict(dict)
+    for side, copies, kinds in zip(split, (ours, theirs), (our_kinds, their_kinds), strict=True):
+        for numbers, name in copies.items():
+            side[kinds[name]][numbers] = name
+    if split[0].keys() == split[1].keys():
+        yield from ((split[0][kind], split[1][kind]) for kind in split[0])
+    else:
+        yield ours, theirs
 
 
 def _copies(pg: nx.DiGraph) -> dict[Pattern, dict[Numbers, str]]:

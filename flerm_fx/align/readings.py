@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import product
 from typing import TYPE_CHECKING
 
 from flerm_fx.align.doubts import Doubt
-from flerm_fx.align.evidence import Evidence, count_matched
-from flerm_fx.align.families import Families, in_items, shares_by_families
+from flerm_fx.align.ends import Ends
+from flerm_fx.align.evidence import Evidence, matched
+from flerm_fx.align.families import (
+    Families,
+    alike_joined,
+    in_items,
+    rounds_in_both,
+    shares_by_families,
+    stages_opened,
+)
 from flerm_fx.align.isomorphism import isomorphism
-from flerm_fx.align.mass import Shares, shares
+from flerm_fx.align.mass import Shares, mixed, shares, uses
 from flerm_fx.align.overlay import Link, links
 from flerm_fx.align.parameter_graph import parameters
 from flerm_fx.align.repeats import Folded, WeightPath, fold_alike
@@ -23,12 +32,22 @@ if TYPE_CHECKING:
 AS_GOOD = 1e-3
 """Relative difference of scores within which the evidence does not decide."""
 
-_WAYS = ((False, True), (True, True), (False, False))
+Way = tuple[bool, bool]
+
+_WAYS: tuple[Way, ...] = ((False, True), (True, True), (False, False))
 """Whether runs may be without a fork, and whether runs are folded.
 
 Without a fork late, since beside residual blocks two norms are no repeated block; without runs at
 all where these are not exact, as with one block a stage in some stages.
 """
+
+
+_Cut = Callable[[Families, Families], bool]
+
+_CUTS: tuple[_Cut, ...] = (rounds_in_both, stages_opened, lambda base, target: True)
+"""What is done to the lists of both sides, if anything is to be done there."""
+
+Mixed = tuple[frozenset[str], frozenset[str]]
 
 
 @dataclass(frozen=True)
@@ -38,15 +57,18 @@ class Reading:
     Attributes:
         shares: the shares that follow from it.
         exact: whether copies answer to copies of one run each, and none had to be counted through.
-        folded: whether repeats were folded.
+        way: whether runs may be without a fork, and whether runs are folded.
         in_time: base parameters of which it takes several uses for copies.
+        mixed: base and target parameters that it takes for copies of ones at other places of the
+            module tree, of which the other side has more or fewer.
         by_tree: whether it follows from the module tree alone.
     """
 
     shares: Shares
     exact: bool = True
-    folded: bool = True
+    way: Way = True, True
     in_time: frozenset[str] = frozenset()
+    mixed: Mixed = frozenset(), frozenset()
     by_tree: bool = False
 
 
@@ -70,19 +92,21 @@ def by_structure(b: nx.DiGraph, t: nx.DiGraph) -> tuple[Shares, dict[str, Doubt]
                 if not t.nodes[other].get("junction")
             }
             return laid, evidence.doubts(laid)
-    first = _by_flow(b, t, True, *_WAYS[0])
+    first = _by_flow(b, t, True, _WAYS[0])
     if first.exact and not first.in_time and evidence.is_clean(first.shares):
-        return first.shares, evidence.doubts(first.shares)
+        return first.shares, evidence.doubts(first.shares, mixed=first.mixed)
     # Without runs, O(T²): only for where these do not go round.
     ways = _WAYS[1:2] if first.exact and evidence.is_whole(first.shares) else _WAYS[1:]
-    flow = [first, *(_by_flow(b, t, True, *way) for way in ways)]
+    flow = [first, *(_by_flow(b, t, True, way) for way in ways)]
     tree: list[Reading] = []
-    for ends in (True, False):  # a list of one item may have to stand for those at the ends as well
+    # A list of one item may have to stand for those at the ends as well, or for all like it.
+    ends = Ends(b), Ends(t)
+    for told, cuts in ((ends, _CUTS), (None, _CUTS), (None, (alike_joined,))):
         if not tree:
-            readings = _by_tree(b, t, evidence, ends)
+            readings = _by_tree(b, t, evidence, told, cuts)
             tree = [reading for reading in readings if evidence.is_whole(reading.shares)]
     if not any(evidence.is_whole(reading.shares) for reading in (*flow, *tree)):
-        flow += (_by_flow(b, t, False, *way) for way in _WAYS)
+        flow += (_by_flow(b, t, False, way) for way in _WAYS)
 
     def score(reading: Reading) -> tuple[float, float]:
         return count_matched(reading.shares), evidence.score(reading.shares, reading.in_time)
@@ -96,31 +120,51 @@ def by_structure(b: nx.DiGraph, t: nx.DiGraph) -> tuple[Shares, dict[str, Doubt]
         for reading, (other, as_good) in zip(every, scores, strict=True)
         if other == number and as_good > value * (1 - AS_GOOD)
     ]
-    return best.shares, evidence.doubts(best.shares, others, by_tree=best.by_tree)
+    if not tree:
+        late = _by_flow(b, t, True, best.way, late=True)
+        others += [late.shares] * (_fewest_over(late) == _fewest_over(best))
+    doubts = evidence.doubts(best.shares, others, mixed=best.mixed, by_tree=best.by_tree)
+    return best.shares, doubts
 
 
 def _fewest_over(reading: Reading) -> tuple[int, bool, bool]:
     """How good a reading by the data flow is where the module tree has no say."""
-    return count_matched(reading.shares), reading.exact, not reading.exact and not reading.folded
+    return matched(reading.shares), reading.exact, not reading.exact and not reading.way[1]
 
 
-def _by_flow(b: nx.DiGraph, t: nx.DiGraph, kinds: bool, bare: bool, fold: bool) -> Reading:
-    folded = fold_alike(b, t, kinds=kinds, bare=bare, fold=fold)
+def _by_flow(b: nx.DiGraph, t: nx.DiGraph, kinds: bool, way: Way, *, late: bool = False) -> Reading:
+    bare, fold = way
+    folded = fold_alike(b, t, kinds=kinds, bare=bare, fold=fold, late=late)
     linked = links(*folded)
-    exact = all(link.counted is None for link in linked)
-    return Reading(shares(*folded, linked), exact, fold, _in_time(*folded, linked))
+    found = list(uses(*folded, linked))
+    return Reading(
+        shares(found),
+        exact=all(link.counted is None for link in linked),
+        way=way,
+        in_time=_in_time(*folded, linked),
+        mixed=mixed(found, (folded[0].in_lists, folded[1].in_lists)),
+    )
 
 
-def _by_tree(b: nx.DiGraph, t: nx.DiGraph, evidence: Evidence, ends: bool) -> Iterator[Reading]:
+def _by_tree(
+    b: nx.DiGraph,
+    t: nx.DiGraph,
+    evidence: Evidence,
+    ends: tuple[Ends, Ends] | None,
+    cuts: Sequence[_Cut],
+) -> Iterator[Reading]:
     # What one side alone has around all of it is a wrapper; on both it may be a list of blocks.
     around = [in_items(name for name in parameters(pg) if pg.nodes[name]["op"]) for pg in (b, t)]
     wrapped = [own and not other for own, other in (around, reversed(around))]
-    for numbered in (False, True):
+    for numbered, cut in product((False, True), cuts):
         one, other = (
-            Families(pg, numbered=numbered, ends=ends, wrapped=own)
-            for pg, own in zip((b, t), wrapped, strict=True)
+            Families(pg, numbered=numbered, ends=told, wrapped=own)
+            for pg, told, own in zip((b, t), ends or (None, None), wrapped, strict=True)
         )
-        yield Reading(shares_by_families(one, other, evidence.flow), by_tree=True)
+        if numbered and (one.in_one_list or other.in_one_list):
+            continue  # as with p1.weight, p2.weight, … for all layers of whatever kind
+        if cut(one, other):
+            yield Reading(shares_by_families(one, other, evidence.flow), by_tree=True)
 
 
 def _in_time(base: Folded, target: Folded, linked: Sequence[Link]) -> frozenset[str]:

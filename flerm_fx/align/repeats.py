@@ -17,6 +17,7 @@ from flerm_fx.align.chains import Chains
 from flerm_fx.align.isomorphism import Interner, node_label
 from flerm_fx.align.items import Item, common, shared_path
 from flerm_fx.align.levels import fold_levels
+from flerm_fx.align.places import in_lists
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -30,13 +31,19 @@ junction of parameters alone on the way back to it."""
 
 
 def fold_alike(
-    base: nx.DiGraph, target: nx.DiGraph, *, kinds: bool, bare: bool, fold: bool = True
+    base: nx.DiGraph,
+    target: nx.DiGraph,
+    *,
+    kinds: bool,
+    bare: bool,
+    fold: bool = True,
+    late: bool = False,
 ) -> tuple[Folded, Folded]:
     """Fold both graphs, and cut what both repeat in the same way.
 
     Where one side has the better reason for where a block starts, the other follows it. Reasons
-    are, in this order: the stream forks there; one block is one module of the model; the cut is in
-    step with the beginning of the network.
+    are, in this order: the stream forks there; one block is one module of the model; copies are at
+    one place of the items of lists; the cut is in step with the beginning of the network.
 
     Args:
         base: a parameter graph.
@@ -45,6 +52,8 @@ def fold_alike(
         bare: whether a run may consist of blocks without a fork where the chain it lies in has
             forks (in a chain without any, it may in any case).
         fold: whether to fold repeats at all.
+        late: whether a block starts at the last of the places for which there is as good a reason,
+            in place of the first.
 
     Returns:
         Both graphs, folded. O(V + E + T p) time for T junctions in sequence and p up to T / 2
@@ -70,7 +79,8 @@ def fold_alike(
     starts: _Starts = {}
     for settled in (False, True):
         first, second = (
-            Folded(graph, kinds, bare, fold, intern, starts, settled) for graph in (base, target)
+            Folded(graph, kinds, bare, fold, late, intern, starts, settled)
+            for graph in (base, target)
         )
     return first, second
 
@@ -93,6 +103,7 @@ class Folded(Chains):
         kinds: bool,
         bare: bool,
         fold: bool,
+        late: bool,
         intern: Interner,
         starts: _Starts,
         settled: bool,
@@ -100,6 +111,8 @@ class Folded(Chains):
         super().__init__(graph)
         self.kinds = kinds
         self.bare = bare
+        self.late = late
+        self.in_lists = in_lists(graph)
         self.intern = intern
         self.starts = starts
         self.settled = settled
@@ -134,14 +147,19 @@ class Folded(Chains):
         inflow = sorted(slot[u] for u in slot if u in self.data and u not in branches)
         op = self.pg.nodes[v]["op"]
         plain = self.intern["item", op, tuple(weights), tuple(hanging)]
-        paths = [p for u in slot if u not in self.data for p in self._paths(u)]
-        paths += [item.path for c in branches for item in self.items[c] if item.path is not None]
+        read = [name for u in slot if u not in self.data for name in self._read(u)]
+        inside = [item for c in branches for item in self.items[c]]
+        paths = [tuple(self.pg.nodes[name]["path"].split(".")) for name in read]
+        paths += [item.path for item in inside if item.path is not None]
+        places = [self.in_lists[name] for name in read if name in self.in_lists]
+        places += [place for item in inside for place in item.places]
         return Item(
             label=self.intern["item", plain, tuple(inflow)],
             plain=plain,
             node=v,
-            forked=any(item.path is not None for c in branches for item in self.items[c]),
+            forked=any(item.path is not None for item in inside),
             path=common(paths),
+            places=tuple(sorted(places)),
         )
 
     def describe(self, node: str) -> int:
@@ -152,10 +170,11 @@ class Folded(Chains):
             self.described[node] = self.intern["weight", label, tuple(operands)]
         return self.described[node]
 
-    def _paths(self, node: str) -> list[tuple[str, ...]]:
+    def _read(self, node: str) -> list[str]:
+        """The parameters that a parameter, or a junction of parameters alone, depends on."""
         if self.pg.nodes[node].get("junction"):
-            return [path for u in self.pg.pred[node] for path in self._paths(u)]
-        return [tuple(self.pg.nodes[node]["path"].split("."))]
+            return [name for u in self.pg.pred[node] for name in self._read(u)]
+        return [node]
 
     # Repeats
 
@@ -209,11 +228,17 @@ class Folded(Chains):
             ]
             around = common([path for path in modules if path is not None]) or ()
             own = {path for path in modules if path is not None and len(path) > len(around)}
+            in_place = sum(
+                bool(items[at].places)
+                and len({item.places for item in items[at : first + copies * period : period]}) == 1
+                for at in range(first, first + period)
+            )
             in_step = origin == 0 and first % period == 0
-            return (float(items[first].forked), len(own) / copies, float(in_step))
+            fork = float(items[first].forked)
+            return fork, len(own) / copies, in_place / period, float(in_step)
 
         offered = range(spare + 1)
-        best = max(offered, key=lambda k: (reasons(k), -k))
+        best = max(offered, key=lambda k: (reasons(k), k if self.late else -k))
         cycle = min(rotations)
         if not self.settled:
             evidence = reasons(best)

@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
-from typing import NamedTuple
 
+from flerm_fx.align.lists import InList, Lists, in_each_list
 from flerm_fx.align.mass import Shares, by_target
-
-Words = tuple[str, ...]
-
-TOLERANCE = 1e-6
-"""Difference of the parts of two parameters' mass that is rounding."""
-
-
-class Place(NamedTuple):
-    """Where a parameter is in a list.
-
-    Attributes:
-        inner: how many lists there are within the item around it, which no wrapping changes.
-        list: what the list is called.
-        item: the number of the item.
-        rest: what the parameter is called in the item.
-    """
-
-    inner: int
-    list: Words
-    item: int
-    rest: Words
+from flerm_fx.align.places import ITEM, Words
 
 
 def torn(laid: Shares) -> frozenset[str]:
@@ -39,7 +18,8 @@ def torn(laid: Shares) -> frozenset[str]:
     list have them, on both sides, they answer to the same items, whatever their names are: a
     matching that has the attention of a block from one block and its feed-forward layer from the
     next one has counted blocks from somewhere within them. The siblings that most agree with are
-    right.
+    right. Lists of as many items answer to one another item by item, such as the stages of two
+    models.
 
     >>> straight = {f"b.{i}.{p}": {f"h.{i}.{p}": Fraction(1)} for i in (0, 1) for p in "xz"}
     >>> crossed = {f"b.{i}.y": {f"h.{1 - i}.y": Fraction(1)} for i in (0, 1)}
@@ -47,73 +27,60 @@ def torn(laid: Shares) -> frozenset[str]:
     ['h.0.y', 'h.1.y']
     """
     answers = by_target(laid)
-    everywhere = _in_all_items(laid)
-    apart: set[str] = set()
-    for siblings in _siblings(answers):
+    base, target = Lists(laid), Lists(answers)
+    found: set[str] = set()
+    for (of, item), siblings in _siblings(answers, target).items():
         rows = {
-            place.rest: _items(answers[name], place.inner, everywhere)
-            for name, place in siblings.items()
+            name: row
+            for name, at in siblings.items()
+            if (row := _items(answers[name], at.inner, base.places))
         }
-        kept = [row for row in rows.values() if row]
-        if not kept:
+        if not rows:
             continue
-        usual = max(kept, key=lambda row: sum(_same(row, other) for other in kept))
-        apart |= {
-            name
-            for name, place in siblings.items()
-            if rows[place.rest] and not _same(rows[place.rest], usual)
-        }
-    return frozenset(apart)
+        usual = Counter(rows.values()).most_common(1)
+        apart = {name for name, row in rows.items() if row != usual[0][0]}
+        # Within an item of blocks, what most agree with may be what is counted wrongly.
+        nested = any(ITEM in siblings[name].place for name in apart)
+        found |= rows.keys() if nested else apart
+        found |= {name for name, row in rows.items() if not _in_step(row, base, target, of, item)}
+    return frozenset(found)
 
 
-def _places(name: str) -> list[Place]:
-    """A parameter's place in each list that it is in."""
-    words = tuple(name.split("."))
-    numbers = [i for i, word in enumerate(words) if word.isdigit()]
-    return [
-        Place(inner, words[:i], int(words[i]), words[i + 1 :])
-        for inner, i in enumerate(reversed(numbers))
-    ]
+_Row = frozenset[tuple[Words, int, Fraction]]
 
 
-def _in_all_items(names: Iterable[str]) -> dict[Words, set[Words]]:
-    """What every item of a list has, for each list."""
-    rests: dict[Words, dict[int, set[Words]]] = defaultdict(lambda: defaultdict(set))
-    for name in names:
-        for place in _places(name):
-            rests[place.list][place.item].add(place.rest)
-    return {of: set.intersection(*items.values()) for of, items in rests.items()}
-
-
-def _siblings(names: Iterable[str]) -> list[dict[str, Place]]:
+def _siblings(names: Iterable[str], lists: Lists) -> dict[tuple[Words, int], dict[str, InList]]:
     """The parameters of each item that all items of its list have."""
-    everywhere = _in_all_items(names)
-    by_item: dict[tuple[Words, int], dict[str, Place]] = defaultdict(dict)
+    found: dict[tuple[Words, int], dict[str, InList]] = defaultdict(dict)
     for name in names:
-        for place in _places(name):
-            if place.rest in everywhere[place.list]:
-                by_item[place.list, place.item][name] = place
-    return [siblings for siblings in by_item.values() if len(siblings) > 1]
+        for at in in_each_list(name):
+            if at.place in lists.places[at.list]:
+                found[at.list, at.item][name] = at
+    return {key: siblings for key, siblings in found.items() if len(siblings) > 1}
+
+
+def _in_step(row: _Row, base: Lists, target: Lists, of: Words, item: int) -> bool:
+    """Whether what an item answers to is the item at its place, if that list has as many."""
+    lists = {other for other, _, _ in row}
+    (other, *more) = lists
+    theirs, ours = sorted(base.holding[other]), sorted(target.holding[of])
+    if more or len(theirs) != len(ours):
+        return True
+    return {number for _, number, _ in row} == {theirs[ours.index(item)]}
 
 
 def _items(
     answer: Mapping[str, Fraction], inner: int, everywhere: Mapping[Words, set[Words]]
-) -> dict[tuple[Words, int], float]:
+) -> _Row:
     """The part of a parameter's mass that comes from each item of lists as far out.
 
     Empty where some of it is from outside of them, or from what not all of their items have.
     """
-    parts: dict[tuple[Words, int], float] = defaultdict(float)
+    parts: dict[tuple[Words, int], Fraction] = defaultdict(Fraction)
     whole = sum(answer.values())
     for name, share in answer.items():
-        places = _places(name)
-        if inner >= len(places) or places[inner].rest not in everywhere[places[inner].list]:
-            return {}
-        parts[places[inner].list, places[inner].item] += float(share / whole)
-    return parts
-
-
-def _same(one: Mapping[tuple[Words, int], float], other: Mapping[tuple[Words, int], float]) -> bool:
-    return one.keys() == other.keys() and all(
-        math.isclose(part, other[item], abs_tol=TOLERANCE) for item, part in one.items()
-    )
+        places = in_each_list(name)
+        if inner >= len(places) or places[inner].place not in everywhere[places[inner].list]:
+            return frozenset()
+        parts[places[inner].list, places[inner].item] += share / whole
+    return frozenset((of, item, part) for (of, item), part in parts.items())

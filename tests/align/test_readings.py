@@ -2,7 +2,8 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -14,7 +15,10 @@ from torch.nn import functional as F
 
 from flerm_fx.align.aligning import align
 from flerm_fx.align.doubts import doubts_of
+from flerm_fx.align.mass import Shares
 from flerm_fx.align.parameter_graph import capture_graph
+from flerm_fx.align.torn import torn
+from flerm_fx.align.uneven import uneven
 from flerm_fx.capture.tracing import capture
 
 Answers = dict[str, dict[str, float]]
@@ -252,25 +256,31 @@ class Woven(nn.Module):
     """
 
     def __init__(
-        self, depth: int, reads: tuple[tuple[int, ...], ...], out: tuple[int, ...]
+        self, depths: Sequence[int], reads: tuple[tuple[int, ...], ...], out: tuple[int, ...]
     ) -> None:
         super().__init__()
         self.reads, self.used = reads, out
         self.inputs = nn.ModuleDict({f"in{k}": nn.Linear(4, 4) for k in range(len(reads))})
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict({f"to{k}": nn.Linear(4 * len(r), 4) for k, r in enumerate(reads)})
-            for _ in range(depth)
+        self.stages = nn.ModuleList(
+            nn.ModuleList(
+                nn.ModuleDict({f"to{k}": nn.Linear(4 * len(r), 4) for k, r in enumerate(reads)})
+                for _ in range(depth)
+            )
+            for depth in depths
         )
+        self.between = nn.ModuleList(nn.Linear(4, 4) for _ in depths[1:])
         self.out = nn.Linear(4 * len(out), 2)
 
     def forward(self, x: Tensor) -> Tensor:
         streams = [self.inputs[f"in{k}"](x) for k in range(len(self.reads))]
-        for block in self.blocks:
-            assert isinstance(block, nn.ModuleDict)
-            streams = [
-                s + torch.tanh(block[f"to{k}"](torch.cat([streams[i] for i in self.reads[k]], 1)))
-                for k, s in enumerate(streams)
-            ]
+        for at, stage in enumerate(self.stages):
+            assert isinstance(stage, nn.ModuleList)
+            if at:
+                streams = [self.between[at - 1](s).relu() for s in streams]
+            for block in stage:
+                assert isinstance(block, nn.ModuleDict)
+                read = [torch.cat([streams[i] for i in r], 1) for r in self.reads]
+                streams = [s + torch.tanh(block[f"to{k}"](read[k])) for k, s in enumerate(streams)]
         return self.out(torch.cat([streams[k] for k in self.used], 1))
 
 
@@ -283,8 +293,9 @@ def test_random_streams(data: st.DataObject) -> None:
     )
     reads = tuple(data.draw(some) for _ in range(number))
     out = data.draw(some)
-    n, m = data.draw(st.integers(2, 3)), data.draw(st.integers(2, 3))
-    models = [Woven(depth, reads, out) for depth in (n, m)]
+    stages = data.draw(st.integers(1, 2))
+    depths = st.lists(st.integers(2, 3), min_size=stages, max_size=stages)
+    models = [Woven(data.draw(depths), reads, out) for _ in range(2)]
     found = answers(*models, torch.randn(3, 4))
     given: defaultdict[str, float] = defaultdict(float)
     for name, row in found.items():
@@ -297,11 +308,10 @@ def test_random_streams(data: st.DataObject) -> None:
 
 def _in_order(found: Mapping[str, Mapping[str, float]]) -> bool:
     """Whether deeper copies answer to deeper ones."""
-    last: defaultdict[str, int] = defaultdict(int)
+    last: defaultdict[str, list[int]] = defaultdict(list)
     for name, row in found.items():
         for base in row:
-            place = LIST.search(base)
-            number = int(place[0]) if place else 0
+            number = [int(place) for place in LIST.findall(base)]
             if number < last[LIST.sub("#", name)]:
                 return False
             last[LIST.sub("#", name)] = number
@@ -334,3 +344,91 @@ def test_renaming_changes_nothing_where_the_tree_stays() -> None:
         for name, row in plain.items()
     }
     assert renamed == expected
+
+
+class Normed(nn.Module):
+    """Attention or a feed-forward layer with its norm; its shortcut may be projected."""
+
+    def __init__(self, kind: str, projected: bool = False) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.layers = nn.ModuleDict({"out": nn.Linear(4, 4)})
+        if kind == "attention":
+            self.layers["gate"] = nn.Linear(4, 4)
+        if projected:
+            self.layers["shortcut"] = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        h = torch.sin(self.layers["gate"](h)) * h if "gate" in self.layers else h.relu()
+        kept = self.layers["shortcut"](x) if "shortcut" in self.layers else x
+        return kept + self.layers["out"](h)
+
+
+class InOneList(nn.Module):
+    """Blocks one behind the other, with an entrance and a head."""
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.entrance, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.entrance(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def staged_in_one_list(depths: Sequence[int]) -> nn.Module:
+    return InOneList(
+        [
+            Normed("attention", projected=stage > 0 and at == 0)
+            for stage, depth in enumerate(depths)
+            for at in range(depth)
+        ]
+    )
+
+
+@pytest.mark.parametrize("depths", [(1, 2), (2, 3)])
+def test_stages_in_one_list_stay_apart(depths: tuple[int, int]) -> None:
+    found = answers(staged_in_one_list((1, 1)), staged_in_one_list(depths), torch.randn(3, 4))
+    for at in range(sum(depths)):
+        stage = int(at >= depths[0])
+        row = found[f"blocks.{at}.norm.weight"]
+        assert row == {f"blocks.{stage}.norm.weight": pytest.approx(1 / depths[stage])}
+
+
+def test_a_block_of_several_items_is_not_counted_item_by_item() -> None:
+    kinds = ("feed-forward", "attention", "feed-forward")
+    models = [InOneList([Normed(kind) for kind in kinds * depth]) for depth in (1, 2)]
+    x = torch.randn(3, 4)
+    matches = align(*(capture_graph(capture(model, x)) for model in models))
+    for at in range(6):
+        match = matches[f"blocks.{at}.norm.weight"]
+        right = match.base == ((f"blocks.{at % 3}.norm.weight", 0.5),)
+        assert right or match.doubt is not None
+
+
+def test_equal_blocks_with_unequal_shares_speak_against_a_matching() -> None:
+    half = Fraction(1, 2)
+    odd = {
+        "b.0.fc.w": {"h.0.fc.w": Fraction(1)},
+        "b.1.fc.w": {"h.1.fc.w": half, "h.2.fc.w": half},
+    }
+    assert uneven(odd, lambda names: False) == {"h.0.fc.w", "h.1.fc.w", "h.2.fc.w"}
+    # What reads the input is another layer, although it holds the same.
+    assert not uneven(odd, lambda names: "h.0.fc.w" in names)
+
+
+def test_stages_that_answer_to_others_are_torn() -> None:
+    def name(stage: int, block: int, part: str) -> str:
+        return f"stages.{stage}.blocks.{block}.{part}.w"
+
+    laid: Shares = {}
+    for part in ("x", "y"):
+        laid[name(0, 0, part)] = {name(0, 0, part): Fraction(1)}
+        laid[name(1, 0, part)] = {
+            name(stage, block, part): Fraction(1, 2) for stage, block in ((0, 1), (1, 0))
+        }
+    assert name(0, 1, "x") in torn(laid)

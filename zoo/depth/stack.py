@@ -1,13 +1,18 @@
 """An architecture of several depths, and whether it is matched as its names tell."""
 
+from __future__ import annotations
+
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 from flerm_fx.align.aligning import align
 from flerm_fx.align.parameter_graph import capture_graph, parameters
@@ -17,6 +22,8 @@ from flerm_fx.errors import MatchError
 from flerm_fx.model.inputs import Inputs
 
 Depths = tuple[int, ...]
+Pair = tuple[Depths, Depths]
+Rule = Mapping[str, str] | Callable[[Pair], Mapping[str, str]]
 Verdict = Literal["right", "in doubt", "refused", "wrong", "wrong, in doubt"]
 
 
@@ -39,8 +46,8 @@ class Stack:
     kind: str
     build: Callable[[Depths], nn.Module]
     inputs: Callable[[], Inputs]
-    pairs: Sequence[tuple[Depths, Depths]]
-    rule: Mapping[str, str] | None = None
+    pairs: Sequence[Pair]
+    rule: Rule | None = None
 
 
 @dataclass(frozen=True)
@@ -48,22 +55,29 @@ class Outcome:
     """What came of one pair of depths; the message names what is wrong or in doubt."""
 
     stack: Stack
-    pair: tuple[Depths, Depths]
+    pair: Pair
     verdict: Verdict
     message: str = ""
 
 
-def outcome(stack: Stack, pair: tuple[Depths, Depths]) -> Outcome:
+def outcome(stack: Stack, pair: Pair) -> Outcome:
     """Align two depths of an architecture and compare with what names tell."""
-    graphs = []
-    for depths in pair:
-        torch.manual_seed(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            graphs.append(capture_graph(capture(stack.build(depths).train(), stack.inputs())))
-    base, target = graphs
-    used = [[n for n in parameters(g) if g.nodes[n]["op"]] for g in graphs]
-    expected = expected_shares(used[0], used[1], stack.rule or {})
+    return judged(stack, pair, graph(stack, pair[0]), graph(stack, pair[1]))
+
+
+def graph(stack: Stack, depths: Depths) -> nx.DiGraph:
+    """The parameter graph of an architecture at some depths."""
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return capture_graph(capture(stack.build(depths).train(), stack.inputs()))
+
+
+def judged(stack: Stack, pair: Pair, base: nx.DiGraph, target: nx.DiGraph) -> Outcome:
+    """What comes of laying one depth over another."""
+    used = [[n for n in parameters(g) if g.nodes[n]["op"]] for g in (base, target)]
+    rule = stack.rule(pair) if callable(stack.rule) else stack.rule
+    expected = expected_shares(used[0], used[1], rule or {})
     try:
         matches = align(base, target)
     except MatchError as error:

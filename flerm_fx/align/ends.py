@@ -1,0 +1,59 @@
+"""Ends of the data flow: what reads the input, and what gives the output."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from flerm_fx.align.nodes import on_data, sites
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+
+class Ends:
+    """Which parameters stand at an end of the data flow."""
+
+    def __init__(self, graph: nx.DiGraph) -> None:
+        self.graph = graph
+        behind: set[str] = set()  # junctions that something with parameters leads to
+        for v in graph:
+            if on_data(graph, v) and any(
+                u in behind or not on_data(graph, u) for u in graph.pred[v]
+            ):
+                behind.add(v)
+        before: set[str] = set()  # junctions that lead to something with parameters
+        for v in reversed(list(graph)):
+            if any(
+                w in before or any(not on_data(graph, u) for u in graph.pred[w])
+                for w in graph.adj[v]
+                if on_data(graph, v)
+            ):
+                before.add(v)
+        self.before = before
+        self.behind = behind
+
+    def which(self, names: Collection[str]) -> str:
+        """``"entrance"`` if nothing precedes them, ``"readout"`` if all ends there, ``"inner"``."""
+        read = {site for name in names for site in sites(self.graph, name)}
+        if not any(u in self.behind for v in read for u in self.graph.pred[v]):
+            return "entrance"
+        if not read & self.before and self._closes(read, set(names)):
+            return "readout"
+        return "inner"
+
+    def _closes(self, read: set[str], names: set[str]) -> bool:
+        """Whether all parameters before some junctions reach the output through these alone."""
+        pending = [v for v in self.graph if on_data(self.graph, v) and not self.graph.adj[v]]
+        seen = set(pending)
+        while pending:
+            v = pending.pop()
+            if v in read:
+                continue
+            for u in self.graph.pred[v]:
+                if not on_data(self.graph, u) and u not in names:
+                    return False
+                if u not in seen:
+                    seen.add(u)
+                    pending.append(u)
+        return True

@@ -1,0 +1,98 @@
+"""Uneven lists: blocks of one list that get unequal parts of what another list gives."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Mapping
+from fractions import Fraction
+from itertools import pairwise
+
+from flerm_fx.align.lists import InList, Lists, in_each_list
+from flerm_fx.align.mass import Shares, by_target
+from flerm_fx.align.places import Words
+
+_Siblings = list[tuple[InList, str]]  # parameters at one place of the items of a list
+
+
+def uneven(laid: Shares, is_end: Callable[[Collection[str]], bool]) -> frozenset[str]:
+    """The target parameters in lists of blocks of which some get more than others.
+
+    Where items of a list hold the same, and so do those of the list that they answer to, no block
+    is special by itself. A matching in which the first answers alone, and those behind it share the
+    rest, takes an end of the stack for a kind of block. Where they do not hold the same, unequal
+    shares are odd if they are out of order as well. Items that are single layers are
+    left out, since a list of these may hold an entrance and a head.
+
+    Args:
+        laid: the matching.
+        is_end: whether target parameters stand at an end of the data flow.
+
+    >>> half = Fraction(1, 2)
+    >>> even = {"b.0.fc.w": {"h.0.fc.w": Fraction(1)}, "b.1.fc.w": {"h.1.fc.w": Fraction(1)}}
+    >>> odd = {**even, "b.1.fc.w": {"h.1.fc.w": half, "h.2.fc.w": half}}
+    >>> [sorted(uneven(laid, lambda names: False)) for laid in (even, odd)]
+    [[], ['h.0.fc.w', 'h.1.fc.w', 'h.2.fc.w']]
+    """
+    answers = by_target(laid)
+    base, target = Lists(laid), Lists(answers)
+    groups: dict[tuple[int, Words, Words], _Siblings] = defaultdict(list)
+    for name in answers:
+        for at in in_each_list(name):
+            if len(at.rest) > 1:
+                groups[at.inner, at.list, at.rest].append((at, name))
+    found: set[str] = set()
+    ends: dict[tuple[Words, int], bool] = {}
+    for (inner, of, rest), siblings in groups.items():
+        if _even(siblings, answers):
+            continue
+        kinds: dict[frozenset[Words], _Siblings] = defaultdict(list)
+        for at, name in siblings:
+            kinds[target.rests[of][at.item]].append((at, name))
+        alike = [
+            row
+            for row in kinds.values()
+            if len({k for _, name in row for k in _kinds(answers[name], inner, base)}) == 1
+        ]
+        if rest in target.everywhere[of] and not _in_order(siblings, answers, inner, base):
+            alike = [siblings]
+        for row in alike:
+            if _even(row, answers):
+                continue
+            for at, _ in row:
+                if (of, at.item) not in ends:
+                    ends[of, at.item] = is_end(target.holding[of][at.item])
+            inside = [(at, name) for at, name in row if not ends[of, at.item]]
+            if not _even(inside, answers):
+                found.update(name for _, name in inside)
+    return frozenset(found)
+
+
+def _even(siblings: _Siblings, answers: Mapping[str, Mapping[str, Fraction]]) -> bool:
+    return len({sum(answers[name].values()) for _, name in siblings}) < 2
+
+
+def _in_order(
+    siblings: _Siblings, answers: Mapping[str, Mapping[str, Fraction]], inner: int, base: Lists
+) -> bool:
+    """Whether later items answer to no earlier ones than those before them do.
+
+    True as well where they answer to several lists, or to what not all items there have.
+    """
+    rows: list[list[int]] = []
+    lists: set[Words] = set()
+    for _, name in sorted(siblings, key=lambda sibling: sibling[0].item):
+        places = [in_each_list(b)[inner:][:1] for b in answers[name]]
+        if not all(at and at[0].rest in base.everywhere[at[0].list] for at in places):
+            return True
+        lists |= {at[0].list for at in places}
+        rows.append(sorted(at[0].item for at in places))
+    return len(lists) > 1 or all(one[-1] <= other[0] for one, other in pairwise(rows))
+
+
+def _kinds(answer: Mapping[str, Fraction], inner: int, base: Lists) -> set[Hashable]:
+    """The lists as far out that a parameter's mass comes from, with what the items there hold."""
+    found: set[Hashable] = set()
+    for name in answer:
+        at = in_each_list(name)[inner:][:1]
+        found.add((at[0].list, base.rests[at[0].list][at[0].item]) if at else name)
+    return found
