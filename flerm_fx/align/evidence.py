@@ -120,7 +120,7 @@ class Evidence:
 
     def is_whole(self, laid: Shares) -> bool:
         """Whether all parameters of both sides are matched."""
-        return count_matched(laid) == self.number
+        return matched(laid) == self.number
 
     def is_clean(self, laid: Shares) -> bool:
         """Whether all are matched, and nothing speaks against any of the pairs."""
@@ -173,15 +173,15 @@ class Evidence:
                 reason = "the data flow around the two differs"
             if reason:
                 like = tuple(n for n in by_place[self.places[1][t]] if n not in names)
-                doubts[t] = Doubt(t, names, reason, like)
+                found[t] = Doubt(t, names, reason, like)
                 continue
             for other in alternatives:
                 if other.get(t, base) != base:
                     instead = tuple(other[t])
                     reason = "structure allows several matchings"
-                    doubts[t] = Doubt(t, names, reason, instead)
+                    found[t] = Doubt(t, names, reason, instead)
                     break
-        return doubts
+        return found
 
     def _uneven(self, laid: Shares) -> frozenset[str]:
         return uneven(laid, lambda names: self._ends.which(names) != "inner")
@@ -252,13 +252,13 @@ class Evidence:
 
 def _neighbours(pg: nx.DiGraph, name: str) -> set[Hashable]:
     """The operations before and behind those that read a parameter, however often."""
-    neighbours: set[Hashable] = set()
+    found: set[Hashable] = set()
     for site in sites(pg, name):
-        neighbours |= {("reads", pg.nodes[u]["op"]) for u in pg.pred[site] if on_data(pg, u)}
-        neighbours |= {("is read by", pg.nodes[v]["op"]) for v in pg.adj[site]}
-    return neighbours
+        found |= {("reads", pg.nodes[u]["op"]) for u in pg.pred[site] if on_data(pg, u)}
+        found |= {("is read by", pg.nodes[v]["op"]) for v in pg.adj[site]}
+    return found
 
 
-def count_matched(laid: Shares) -> int:
+def matched(laid: Shares) -> int:
     """Number of parameters, of both sides, that have a counterpart."""
     return len(laid) + len({t for row in laid.values() for t in row})

@@ -167,12 +167,12 @@ class Families:
 
     def common(self) -> set[Hashable]:
         """Kinds, whatever their words, of which a list has several or one that is at no end."""
-        kinds: set[Hashable] = set()
+        found: set[Hashable] = set()
         for items in self.lists.values():
             row = [self.kinds[item].bare for item in items]
-            kinds |= {kind for at, kind in enumerate(row) if kind in row[:at]}
-            kinds |= set(row[1:-1])
-        return kinds
+            found |= {kind for at, kind in enumerate(row) if kind in row[:at]}
+            found |= set(row[1:-1])
+        return found
 
     def fuller(self) -> dict[tuple[Hashable, Hashable], tuple[int, int]]:
         """How often kinds are in one list that hold what another has and more, and that other."""
@@ -307,18 +307,18 @@ def shares_by_families(base: Families, target: Families, flow: Flow) -> Shares:
     common = base.common() | target.common()
     for families in (base, target):
         families.join_ends(common)
-    shares: Shares = defaultdict(dict)
+    found: Shares = defaultdict(dict)
     for one, other in _pairs(base, target, flow):
         levels: set[Level] = {k for m in (*one.members, *other.members) for k in m.copies}
         for name, answer, share in overlaps(one.members, other.members, sorted(levels, key=str)):
-            shares[name][answer] = share
-    return shares
+            found[name][answer] = share
+    return found
 
 
 def _pairs(base: Families, target: Families, flow: Flow) -> list[tuple[Family, Family]]:
     """Families that answer to one another, those with most in common first."""
     scored = []
-    base_words, target_words = [_unwrapped(f.all) for f in (base, target)]
+    base_words, target_words = [_unwrapped(f.found) for f in (base, target)]
     own = _by_own(base), _by_own(target)
     surroundings = [
         [flow.around(side, (m.name for m in family.members)) for family in families.found]
@@ -329,7 +329,7 @@ def _pairs(base: Families, target: Families, flow: Flow) -> list[tuple[Family, F
             for j in own[1][signature]:
                 around = in_common(surroundings[0][i], surroundings[1][j])
                 named = base_words[i] == target_words[j]
-                near = 1 - abs(i / len(base.all) - j / len(target.all))
+                near = 1 - abs(i / len(base.found) - j / len(target.found))
                 scored.append((around + named / 2 + near / 16, i, j))
     taken: tuple[set[int], set[int]] = set(), set()
     pairs = []
@@ -337,17 +337,17 @@ def _pairs(base: Families, target: Families, flow: Flow) -> list[tuple[Family, F
         if i not in taken[0] and j not in taken[1]:
             taken[0].add(i)
             taken[1].add(j)
-            pairs.append((base.all[i], target.all[j]))
+            pairs.append((base.found[i], target.found[j]))
     return pairs
 
 
 def _by_own(families: Families) -> Mapping[Hashable, list[int]]:
     """Families by what their first parameter is by itself."""
-    by_own: dict[Hashable, list[int]] = defaultdict(list)
-    for index, family in enumerate(families.all):
+    found: dict[Hashable, list[int]] = defaultdict(list)
+    for index, family in enumerate(families.found):
         a = families.graph.nodes[family.members[0].name]
-        by_own[a["rank"], a["op"], a["slot"].partition("[")[0]].append(index)
-    return by_own
+        found[a["rank"], a["op"], a["slot"].partition("[")[0]].append(index)
+    return found
 
 
 def _unwrapped(families: list[Family]) -> list[Path]:

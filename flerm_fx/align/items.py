@@ -27,9 +27,9 @@ class Item:
 
 def common(sequences: Iterable[tuple[_Part, ...]]) -> tuple[_Part, ...] | None:
     """The longest common beginning; None of none."""
-    all_parts = list(sequences)
-    alike = takewhile(lambda parts: len(set(parts)) == 1, zip(*all_parts, strict=False))
-    return tuple(parts[0] for parts in alike) if all_parts else None
+    found = list(sequences)
+    alike = takewhile(lambda parts: len(set(parts)) == 1, zip(*found, strict=False))
+    return tuple(parts[0] for parts in alike) if found else None
 
 
 def shared_path(items: Iterable[Item]) -> tuple[str, ...] | None:

@@ -127,7 +127,7 @@ def _levels(
     depth: dict[object, int] = {}
     both: Counter[tuple[object, object]] = Counter()
     for link in links:
-        runs = []
+        found = []
         for which, (folded, node) in enumerate(((base, link.base), (target, link.target))):
             cut = link.counted[which] if link.counted is not None else None
             inside = {
@@ -135,10 +135,10 @@ def _levels(
                 for _, address in folded.places[node]
                 for at, (run, _, _) in enumerate(address[:cut])
             }
-            runs.append(inside)
+            found.append(inside)
             size[which].update(inside.keys())
             depth.update(inside)
-        both.update((r, s) for r in runs[0] for s in runs[1])
+        both.update((r, s) for r in found[0] for s in found[1])
     closeness = {
         (r, s): (number / (size[0][r] + size[1][s] - number), -abs(depth[r] - depth[s]))
         for (r, s), number in both.items()
@@ -216,8 +216,8 @@ def by_target(laid: Shares) -> Shares:
     >>> by_target({"b": {"t": Fraction(1, 2), "u": Fraction(1, 2)}})["u"]
     {'b': Fraction(1, 2)}
     """
-    turned: Shares = defaultdict(dict)
+    found: Shares = defaultdict(dict)
     for base, row in laid.items():
         for target, share in row.items():
-            turned[target][base] = share
-    return turned
+            found[target][base] = share
+    return found

@@ -36,7 +36,7 @@ def shares_by_names(base: nx.DiGraph, target: nx.DiGraph) -> Shares:
     >>> {name: dict(row) for name, row in shares_by_names(stack(1), stack(2)).items()}
     {'h.0.fc.weight': {'h.0.fc.weight': Fraction(1, 2), 'h.1.fc.weight': Fraction(1, 2)}}
     """
-    shares: Shares = defaultdict(dict)
+    found: Shares = defaultdict(dict)
     givers, takers = _copies(base), _copies(target)
     kinds = _kinds(base), _kinds(target)
     for pattern in givers.keys() & takers.keys():
@@ -95,13 +95,13 @@ def _copies(pg: nx.DiGraph) -> dict[Pattern, dict[Numbers, str]]:
         len({p[around] for p in parts.values()}) == 1
     ):
         around += 1
-    copies: dict[Pattern, dict[Numbers, str]] = defaultdict(dict)
+    found: dict[Pattern, dict[Numbers, str]] = defaultdict(dict)
     for name in names:
         own = parts[name][around:]
         words = ("#" if part.isdigit() else part for part in own)
         pattern: Pattern = (*words, int(pg.nodes[name]["rank"]))
-        copies[pattern][tuple(int(part) for part in own if part.isdigit())] = name
-    return copies
+        found[pattern][tuple(int(part) for part in own if part.isdigit())] = name
+    return found
 
 
 def numbered(copies: dict[Numbers, str], levels: int) -> list[Member]:

@@ -109,7 +109,7 @@ def by_structure(b: nx.DiGraph, t: nx.DiGraph) -> tuple[Shares, dict[str, Doubt]
         flow += (_by_flow(b, t, False, way) for way in _WAYS)
 
     def score(reading: Reading) -> tuple[float, float]:
-        return count_matched(reading.shares), evidence.score(reading.shares, reading.in_time)
+        return matched(reading.shares), evidence.score(reading.shares, reading.in_time)
 
     every = [*tree, *flow]
     scores = [score(reading) for reading in every]
@@ -180,7 +180,7 @@ def _in_time(base: Folded, target: Folded, linked: Sequence[Link]) -> frozenset[
                     for path, name in folded.weights(place).items()
                 )
     again = {(which, name) for (which, _, _, name), number in uses.items() if number > 1}
-    in_time: set[str] = set()
+    found: set[str] = set()
     for link in linked:
         for path in link.weights:
             names = [
@@ -188,5 +188,5 @@ def _in_time(base: Folded, target: Folded, linked: Sequence[Link]) -> frozenset[
                 for folded, own in zip(sides, (link.base, link.target), strict=True)
             ]
             if any((which, name) in again for which in (0, 1) for name in names[which]):
-                in_time |= names[0]
-    return frozenset(in_time)
+                found |= names[0]
+    return frozenset(found)

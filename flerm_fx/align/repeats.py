@@ -85,7 +85,7 @@ def fold_alike(
     return first, second
 
 
-# For each cycle of labels, as its least rotation: the best reasons for where a block starts,
+# For each cycle of labels, as its least rotation: the best reasons found for where a block starts,
 # and the rotation that starts there.
 _Starts = dict[tuple[int, ...], tuple[tuple[float, ...], tuple[int, ...]]]
 
@@ -183,11 +183,11 @@ class Folded(Chains):
         bare = self.bare or not any(item.forked for item in items)
         period = 1
         while 2 * period <= len(items):
-            repeat = self._find(items, period, bare)
-            if repeat is None:
+            found = self._find(items, period, bare)
+            if found is None:
                 period += 1
                 continue
-            start, copies = repeat
+            start, copies = found
             end = start + copies * period
             run = object()
             twins = [items[position:end:period] for position in range(start, start + period)]
@@ -254,7 +254,7 @@ class Folded(Chains):
     @cached_property
     def places(self) -> dict[str, list[tuple[str, Address]]]:
         """For each junction that was kept, the junctions that it stands for, with their places."""
-        stood_for: dict[str, list[tuple[str, Address]]] = {}
+        found: dict[str, list[tuple[str, Address]]] = {}
         pending: list[tuple[Sequence[Item], Sequence[Item], Address]] = [
             (self.items[head], self.items[head], ()) for head in self.roots
         ]
@@ -264,7 +264,7 @@ class Folded(Chains):
             while position < len(items):
                 item, twin = items[position], kept[position]
                 if not item.copies:
-                    stood_for.setdefault(twin.node, []).append((item.node, where))
+                    found.setdefault(twin.node, []).append((item.node, where))
                     for mine, theirs in zip(self._own(item), self._own(twin), strict=True):
                         pending.append((self.items[mine], self.items[theirs], where))
                     position += 1
@@ -283,9 +283,9 @@ class Folded(Chains):
                     copy = [each.copies[index] for each in items[position:end]]
                     pending.append((copy, first, (*where, (run, index, number))))
                 position = end
-        for places in stood_for.values():
+        for places in found.values():
             places.sort(key=lambda place: self.order[place[0]])
-        return stood_for
+        return found
 
     def depth_in_common(self, kept: Iterable[str]) -> int:
         """How many runs hold all of some kept junctions."""
@@ -298,7 +298,7 @@ class Folded(Chains):
 
     def weights(self, node: str) -> dict[WeightPath, str]:
         """The parameters that a junction on data reads, by how they arrive."""
-        by_path: dict[WeightPath, str] = {}
+        found: dict[WeightPath, str] = {}
         pending: list[tuple[WeightPath, str]] = [
             ((slot,), u) for u, slot in self.slots(node).items() if u not in self.data
         ]
@@ -307,8 +307,8 @@ class Folded(Chains):
             if self.pg.nodes[u].get("junction"):
                 pending += [((*path, self.op(u), s), w) for w, s in self.slots(u).items()]
             else:
-                by_path[path] = u
-        return by_path
+                found[path] = u
+        return found
 
     def equal_branches(self, node: str) -> list[tuple[str, tuple[str, ...]]]:
         """A junction's branches, those of one label and argument together, with that argument."""
