@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flerm_fx import __version__
 from flerm_fx.errors import FlermError
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def build_app() -> "typer.Typer":
     """The commands, imported only now: the library itself needs none of their packages."""
     import typer
+    from typer.core import TyperGroup
 
     from flerm_fx.commands.compile import compile
     from flerm_fx.commands.demo.command import demo
@@ -56,8 +57,17 @@ def build_app() -> "typer.Typer":
     from flerm_fx.commands.plot import plot
     from flerm_fx.commands.report import report
 
+    class Commands(TyperGroup):
+        def invoke(self, ctx: Any) -> Any:
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt:  # of which typer itself would not say a word
+                print("flerm-fx: interrupted", file=sys.stderr)
+                raise typer.Exit(_INTERRUPTED) from None
+
     app = typer.Typer(
         name="flerm-fx",
+        cls=Commands,
         help="Function-space learning rates as a torch.fx compiler pass.",
         no_args_is_help=True,
         add_completion=False,

@@ -80,8 +80,7 @@ def compile(
     check_dump(dump.value, out, level.value, focus)
     base = ScalingLaw.load(profile) if profile.suffix == ".json" else BaseProfile.load(profile)
     compiled = compiled_model(base, model, seed, rtol, on_unmatched, mapping)
-    with Console(stderr=True).status("measuring it again"):
-        failed = [c for c in compiled.check() if not c.passed] if check else []
+    failed = [c for c in compiled.check() if not c.passed] if check else []
     text = compiled.dump(dump.value, out, level=level.value, focus=focus)
     if out is None and dump is Dump.code and sys.stdout.isatty():
         Console().print(Syntax("", "python", theme="ansi_dark").highlight(text), soft_wrap=True)
@@ -114,7 +113,6 @@ def compiled_model(
     profile = base.profile if isinstance(base, ScalingLaw) else base
     with torch.device("meta") if predicted else nullcontext():
         target = load_model(model).train(profile.training)
-    with Console(stderr=True).status("measuring the model"):
-        return flerm_fx.compile(
-            target, base, rtol=rtol, mapping=parsed(mapping), on_unmatched=on_unmatched.value
-        )
+    return flerm_fx.compile(
+        target, base, rtol=rtol, mapping=parsed(mapping), on_unmatched=on_unmatched.value
+    )

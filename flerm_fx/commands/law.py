@@ -55,7 +55,7 @@ def fit(
     logger.setLevel(logging.INFO)
     try:
         with Console(stderr=True).status("measuring models"):
-            fitted = scaling_law(factory, chosen, base, seeds=seeds, rtol=rtol)
+            fitted = scaling_law(factory, chosen, base, seeds=seeds, rtol=rtol, progress=False)
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)

@@ -16,6 +16,7 @@ from flerm_fx.align.doubts import Doubt, doubts_of
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.assign.way import Settling
 from flerm_fx.boundary.options import choice
+from flerm_fx.boundary.progress import Progress
 from flerm_fx.compat import pytree
 from flerm_fx.dump import Format, Level, dump
 from flerm_fx.emit.checking import Check, checked_start
@@ -315,7 +316,7 @@ class CompiledModel(ScaledModel):
             doubts=self.doubts,
         )
 
-    def check(self) -> tuple[Check, ...]:
+    def check(self, *, progress: bool = True) -> tuple[Check, ...]:
         r"""Measure the FSLRs again on the compiled model and compare them with the base's.
 
         The start is repeated on a copy of what was emitted, with one optimizer group for a graph
@@ -331,6 +332,9 @@ class CompiledModel(ScaledModel):
 
         with the machine epsilon of the coarsest weights, which is :math:`2^{-7}` in bfloat16.
 
+        Args:
+            progress: as for :func:`flerm_fx.compile`.
+
         Raises:
             InputError: a law predicted the multipliers, and nothing was measured to compare with.
         """
@@ -340,7 +344,10 @@ class CompiledModel(ScaledModel):
                 "measured again; law.check() says where the law holds, and compile(model, profile) "
                 "measures this model"
             )
-        return checked_start(self, self._trainable, self.procedure, self.assignments, self.settling)
+        with Progress("check", progress)("measuring the model again"):
+            return checked_start(
+                self, self._trainable, self.procedure, self.assignments, self.settling
+            )
 
     def _trainable(self) -> nn.Module:
         """Return a plain copy, of which those parameters train that have a multiplier."""

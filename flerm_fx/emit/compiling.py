@@ -20,6 +20,7 @@ from flerm_fx.assign.multipliers import assigned
 from flerm_fx.assign.predictor import Predictor
 from flerm_fx.assign.way import Settling
 from flerm_fx.boundary.options import checked, choice, flag, instance
+from flerm_fx.boundary.progress import Progress
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.tracing import capture
 from flerm_fx.emit.checking import measurable_twin
@@ -75,6 +76,7 @@ def compile(
     donate: bool = False,
     copy: bool = False,
     offload: bool = False,
+    progress: bool = True,
 ) -> CompiledModel:
     r"""Give each parameter of a model the multiplier at which it learns as the base's does.
 
@@ -140,6 +142,8 @@ def compile(
             unusable.
         copy: as for :func:`flerm_fx.record`.
         offload: as for :func:`flerm_fx.record`.
+        progress: whether to draw a bar in a terminal or a notebook, with tqdm installed; the logger
+            ``flerm_fx`` tells the same at the level ``INFO``.
 
     Returns:
         A :class:`CompiledModel`, called and trained like ``model``.
@@ -186,7 +190,7 @@ def compile(
     choice("method", method, METHODS)
     rtol, donate = checked("rtol", rtol), flag("donate", donate)
     copy, offload = flag("copy", copy), flag("offload", offload)
-    strict = flag("strict", strict)
+    strict, told = flag("strict", strict), Progress("compile", progress)
     for name, value in (("output_fn", output_fn), ("mapping", mapping)):
         checked(name, value)
     if isinstance(model, ScaledModel) or scales_of(model):
@@ -228,13 +232,14 @@ def compile(
         twin, measured_on, obstacle = copied(model, on_meta=True), procedure, ""
     else:
         twin, measured_on, obstacle = measurable_twin(lambda: copied(model), procedure)
-    captured = capture(
-        twin,
-        to_device(measured_on.pool[0][0], device_of(model)),
-        output_fn,
-        original=model,
-        on_meta=law is not None,
-    )
+    with told("capturing the model"):
+        captured = capture(
+            twin,
+            to_device(measured_on.pool[0][0], device_of(model)),
+            output_fn,
+            original=model,
+            on_meta=law is not None,
+        )
     emitted = captured
     if is_coarse(model) and not obstacle and not law:  # what is emitted has the model's own types
         with warnings.catch_warnings():
@@ -252,7 +257,8 @@ def compile(
     if law:
         assignments = law.predicted(captured, matches)
     else:
-        assignments, settling = assigned(captured, base_profile, matches, measured_on)
+        with told("measuring the model"):
+            assignments, settling = assigned(captured, base_profile, matches, measured_on)
     emitter, scales = EMITTERS[emit], {}
     if emitter.has_nodes:
         run = procedure.optimizers

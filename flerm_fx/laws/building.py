@@ -12,6 +12,7 @@ from torch import nn
 
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.boundary.options import described, instance, integer
+from flerm_fx.boundary.progress import Progress, counting
 from flerm_fx.emit.compiling import compile
 from flerm_fx.errors import InputError
 from flerm_fx.laws.law import ScalingLaw
@@ -93,25 +94,28 @@ def scaling_law(
         raise InputError("seeds are none; expected at least one")
     measured = []
     plan = list(itertools.product(models, chosen))
-    for count, (arguments, seed) in enumerate(plan, start=1):
-        began = time.monotonic()
-        with preserved_rng():
-            torch.manual_seed(integer("a seed", seed, 0))
-            model = factory(**arguments)
-            if not isinstance(model, nn.Module):
-                raise InputError(f"factory made {described(model)}; expected an nn.Module")
-            compiled = compile(
-                model.train(base_profile.training), base_profile, emit="param_groups", **options
+    told = Progress("scaling_law", options.get("progress", True))
+    with told("measuring"), counting(f"{len(plan)} models", len(plan)) as done:
+        for count, (arguments, seed) in enumerate(plan, start=1):
+            began = time.monotonic()
+            with preserved_rng():
+                torch.manual_seed(integer("a seed", seed, 0))
+                model = factory(**arguments)
+                if not isinstance(model, nn.Module):
+                    raise InputError(f"factory made {described(model)}; expected an nn.Module")
+                compiled = compile(
+                    model.train(base_profile.training), base_profile, emit="param_groups", **options
+                )
+            measured.append(_Measured(compiled.assignments, base_profile))
+            _LOG.info(
+                "measured model %d of %d (%s, seed %d) in %.1f s",
+                count,
+                len(plan),
+                ", ".join(f"{name}={value}" for name, value in arguments.items()),
+                seed,
+                time.monotonic() - began,
             )
-        measured.append(_Measured(compiled.assignments, base_profile))
-        _LOG.info(
-            "measured model %d of %d (%s, seed %d) in %.1f s",
-            count,
-            len(plan),
-            ", ".join(f"{name}={value}" for name, value in arguments.items()),
-            seed,
-            time.monotonic() - began,
-        )
+            done(1)
     return ScalingLaw.fit(measured)
 
 

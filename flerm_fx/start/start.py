@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from flerm_fx.align.parameter_graph import capture_graph
+from flerm_fx.boundary.progress import MEASUREMENT, Count, counting
 from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import EstimateError
 from flerm_fx.model.inputs import Batch, device_of, to_device
@@ -95,14 +97,17 @@ def measure_settling(
             walk.take(step, multipliers)
         return moment, goes_on
 
-    with walking(captured, procedure) as walk:
+    with walking(captured, procedure) as walk, _counting(end + 1, len(of_start)) as count:
         goes_on = True
         while goes_on:
             index = walk.index
+            count(1)
             if step_of_round(index, settle) not in wanted:
                 walk.step()
                 continue
             moments[index], goes_on = next_moment(walk)
+            if moments[index].fslrs:
+                count(MEASUREMENT)
             if goes_on and index == end:
                 end += settle
                 wanted = of_start
@@ -156,8 +161,12 @@ def measure_start(
     probe = to_device(procedure.pool[0], device_of(captured.model))
     wanted = [n for n in captured.parameters if names is None or n in names]
     measured: list[dict[str, Estimate]] = []
-    with walking(captured, procedure, multipliers, find_rounding=names is None) as walk:
+    with (
+        walking(captured, procedure, multipliers, find_rounding=names is None) as walk,
+        _counting(procedure.settle + 1, averaged) as count,
+    ):
         for _ in range(procedure.settle + 1):
+            count(1)
             if walk.index <= procedure.settle - averaged:
                 walk.step()
                 continue
@@ -165,9 +174,18 @@ def measure_start(
             chosen = replace(step, updates={name: step.updates[name] for name in wanted})
             estimates = _estimate(prober, precise, walk, chosen, probe, draws)
             measured.append(_noted(estimates, step.rounding))
+            count(MEASUREMENT)
             walk.take(step)
             del step, chosen  # as large as the weights
     return {name: Estimate.mean([estimates[name] for estimates in measured]) for name in wanted}
+
+
+def _counting(steps: int, measured: int) -> AbstractContextManager[Count]:
+    """Tells whoever waits of simulated steps, at some of which FSLRs are measured."""
+    what = (
+        f"{steps} simulated steps, FSLRs at {measured} of them" if steps > 1 else "the first step"
+    )
+    return counting(what, steps + MEASUREMENT * measured)
 
 
 def _estimate(

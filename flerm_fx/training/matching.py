@@ -15,6 +15,7 @@ from flerm_fx.align.patterns import Mapped
 from flerm_fx.assign.matches import find_matches, held_as_matched
 from flerm_fx.assign.multipliers import floor
 from flerm_fx.boundary.options import checked, choice, instance
+from flerm_fx.boundary.progress import Progress
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import capture
@@ -58,6 +59,7 @@ def match(
     method: Method = "auto",
     rtol: float = 0.05,
     log: Log | None = None,
+    progress: bool = True,
 ) -> Matcher:
     r"""Match a model to a base again and again while it trains (Milsom et al. 2025, algorithm 1).
 
@@ -105,6 +107,8 @@ def match(
         rtol: as for :func:`flerm_fx.measure`.
         log: called with ``{"flerm/fslr/<parameter>": …, "flerm/multiplier/<parameter>": …}`` and
             the step at each measurement.
+        progress: whether to show in a terminal or a notebook, with tqdm installed, what a step
+            waits for; the logger ``flerm_fx`` tells the same at the level ``INFO``.
 
     Returns:
         A :class:`Matcher`: a context manager that has the present ``multipliers``.
@@ -143,6 +147,7 @@ def match(
     instance("base_profile", base_profile, BaseProfile, "a BaseProfile", LOAD)
     schedule = Schedule(every, at)
     stretch, ema, rtol = checked("stretch", stretch), checked("ema", ema), checked("rtol", rtol)
+    told = Progress("match", progress)
     choice("method", method, METHODS)
     choice("on_unmatched", on_unmatched, get_args(OnUnmatched))
     for name, value in (("output_fn", output_fn), ("mapping", mapping), ("log", log)):
@@ -172,7 +177,8 @@ def match(
     capture_of = functools.partial(
         _captured, model, probe, output_fn, device_of(model) if sharded else None
     )
-    captured = capture_of(twin)
+    with told("capturing the model"):
+        captured = capture_of(twin)
     if obstacle:
         warnings.warn(
             "the model has weights in half precision and does not run in float32 "
@@ -201,6 +207,7 @@ def match(
         method=method,
         rtol=rtol,
         seed=base_profile.seed,
+        progress=told,
         captured=(lambda: capture_of(refined(copied_anew()) if precise else copied_anew()))
         if precise or sharded or (scaled is not None and scaled.emitter.in_place)
         else None,

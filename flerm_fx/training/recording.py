@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from flerm_fx.align.parameter_graph import capture_graph, to_json
 from flerm_fx.boundary.options import checked, choice, flag
+from flerm_fx.boundary.progress import Progress
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import capture
@@ -19,6 +20,7 @@ from flerm_fx.model.copying import copied, refuse_gradient_hooks
 from flerm_fx.model.distributed import Ranks, is_sharded, unwrapped
 from flerm_fx.model.inputs import OutputFn, device_of, to_device
 from flerm_fx.model.outline import outline, with_buffers_of
+from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.parallel import check_parallel
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.probe.prober import Prober
@@ -72,6 +74,7 @@ def record(
     log: Log | None = None,
     copy: bool = False,
     offload: bool = False,
+    progress: bool = True,
 ) -> Recorder:
     r"""Record the function-space learning rates of a base model.
 
@@ -127,6 +130,8 @@ def record(
             that whatever else looks at the weights meanwhile never sees others.
         offload: keep what the weights are put back from elsewhere meanwhile: on the CPU if they are
             on another device, and else in a temporary file (in ``TMPDIR``).
+        progress: whether to draw a bar while the start is measured, in a terminal or a notebook and
+            with tqdm installed; the logger ``flerm_fx`` tells the same at the level ``INFO``.
 
     Returns:
         A :class:`Recorder`: a context manager with a ``profile``.
@@ -169,6 +174,7 @@ def record(
     output_fn, log = checked("output_fn", output_fn), checked("log", log)
     generator = checked("generator", generator)
     copy, offload = flag("copy", copy), flag("offload", offload)
+    told = Progress("record", progress)
     optimizers = listed(optimizer)
     ranks = Ranks.of(model)
     model = unwrapped(model)
@@ -206,7 +212,8 @@ def record(
     )
     measured_on = replace(procedure, pool=measured_pool)
     probe_inputs = to_device(measured_pool[0][0], device_of(model))
-    twin = capture(plain, probe_inputs, output_fn, original=model)
+    with told("capturing the model"):
+        twin = capture(plain, probe_inputs, output_fn, original=model)
     twin = on_own_weights(twin, model, measured_on, copy=copy)
     if obstacle:
         warn_of_rounding(twin, measured_on, obstacle, stacklevel=2)
@@ -214,17 +221,24 @@ def record(
     rules = [rule.spec() for rule in run.rules]
     check_printable([list(twin.parameters), to_json(graph), rules])
     prober = Prober(twin, ranks)
-    on_the_way = measure_settling(twin, measured_on, prober=prober, is_sized=lambda _: settle > 0)
+    with told("measuring the start"):
+        on_the_way = measure_settling(
+            twin, measured_on, prober=prober, is_sized=lambda _: settle > 0
+        )
     start = start_of(on_the_way, measured_on)
     # Exactly 0: an FSLR within rounding, such as that of an attention key's bias, is as small
     # at any later step.
     at_zero = any(e.value == 0 and graph.nodes[n]["op"] and run.rate(n) for n, e in start.items())
-    late = resolve_after if at_zero else 0
+    steps_on = resolve_after if at_zero else 0
+    late: dict[str, Estimate] = {}
+    if steps_on:
+        with told("measuring the late start"):
+            late = measure_start(twin, measured_on.after(steps_on), prober=prober)
     beginning = Beginning(
         graph=graph,
         shapes={name: tuple(p.shape) for name, p in twin.parameters.items()},
         start=start,
-        late=measure_start(twin, measured_on.after(late), prober=prober) if late else {},
+        late=late,
         settling=on_the_way if settle else {},
         resolve_after=resolve_after,
     )
@@ -250,6 +264,7 @@ def record(
         method=method,
         rtol=min(TRAJECTORY * rtol, 0.99),
         seed=procedure.seed,
+        progress=told,
         captured=captured_anew if precise or is_sharded(model) else None,
     )
     return Recorder(model, optimizer, procedure, beginning, running, schedule, log)

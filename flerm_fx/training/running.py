@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from flerm_fx.boundary.progress import Progress
 from flerm_fx.capture.captured import Capture, modes
 from flerm_fx.capture.tracing import capture
 from flerm_fx.model.distributed import whole
@@ -28,6 +29,7 @@ class RunningProber:
         method: as for :func:`flerm_fx.measure`.
         rtol: as for :func:`flerm_fx.measure`.
         seed: of the random cotangents, with the step added.
+        progress: tells whoever waits of each measurement.
         captured: captures a copy of the model, as where it has parametrizations, or weights in
             half precision or on other ranks; it is measured on such copies then, with its own
             buffers.
@@ -43,6 +45,7 @@ class RunningProber:
         method: Method,
         rtol: float,
         seed: int,
+        progress: Progress,
         captured: Callable[[], Capture] | None = None,
     ) -> None:
         model = live()
@@ -53,6 +56,7 @@ class RunningProber:
         self._rtol = rtol
         self._seed = seed
         self._ranks = prober.ranks
+        self._progress = progress
         self._captured = captured
         self._probers = {modes(model): prober if captured else prober.bound(model)}
 
@@ -63,7 +67,7 @@ class RunningProber:
             EstimateError: a NaN or infinite FSLR.
         """
         model = self._live()
-        with untouched(model):
+        with self._progress(f"measuring step {observed.step}"), untouched(model):
             prober = self._prober(model)
             kinds = {name: p.dtype for name, p in prober.captured.parameters.items()}
             before, updates = (

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from flerm_fx.boundary.options import described, integer
+from flerm_fx.boundary.progress import Progress, counting
 from flerm_fx.errors import InputError
 from flerm_fx.model.randomness import preserved_rng
 from flerm_fx.profile.profile import BaseProfile
@@ -75,23 +76,26 @@ def record_seeds(
         raise InputError("seeds are none; expected at least one")
     profiles: list[BaseProfile] = []
     models: WeakSet[nn.Module] = WeakSet()  # one at a time is all that memory has to hold
-    for count, seed in enumerate(chosen, start=1):
-        with preserved_rng():
-            torch.manual_seed(integer("a seed", seed, 0))
-            model = factory()
-            if not isinstance(model, nn.Module):
-                raise InputError(f"factory made {described(model)}; expected an nn.Module")
-            if model in models:
-                raise InputError(
-                    "factory made one and the same model twice; expected new initial weights "
-                    "each time"
-                )
-            models.add(model)
-            with record(model, optimizer(model), inputs, targets, **options) as recorder:
-                profiles.append(recorder.profile)
-        # The first one's batches are all others', whatever they were read from.
-        inputs = [batch for batch, _ in profiles[0].pool]
-        own = [batch_targets for _, batch_targets in profiles[0].pool]
-        targets = None if own[0] is None else own
-        _LOG.info("recorded base %d of %d (seed %d)", count, len(chosen), seed)
+    told = Progress("record_seeds", options.get("progress", True))
+    with told("recording"), counting(f"{len(chosen)} bases", len(chosen)) as done:
+        for count, seed in enumerate(chosen, start=1):
+            with preserved_rng():
+                torch.manual_seed(integer("a seed", seed, 0))
+                model = factory()
+                if not isinstance(model, nn.Module):
+                    raise InputError(f"factory made {described(model)}; expected an nn.Module")
+                if model in models:
+                    raise InputError(
+                        "factory made one and the same model twice; expected new initial weights "
+                        "each time"
+                    )
+                models.add(model)
+                with record(model, optimizer(model), inputs, targets, **options) as recorder:
+                    profiles.append(recorder.profile)
+            # The first one's batches are all others', whatever they were read from.
+            inputs = [batch for batch, _ in profiles[0].pool]
+            own = [batch_targets for _, batch_targets in profiles[0].pool]
+            targets = None if own[0] is None else own
+            _LOG.info("recorded base %d of %d (seed %d)", count, len(chosen), seed)
+            done(1)
     return BaseProfile.mean(profiles)

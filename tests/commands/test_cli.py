@@ -404,3 +404,14 @@ def test_ctrl_c_is_one_line_and_exit_code_130(
     code, _, err = run(capsys, "demo", "--out", str(tmp_path))
     assert code == 130
     assert err == f"flerm-fx: interrupted; no results were written to {tmp_path}/\n"
+
+
+def test_ctrl_c_while_measuring_is_one_line_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flerm_fx.commands.inspect.BaseProfile.load", interrupted)
+    code, out, err = run(capsys, "inspect", str(tmp_path / "base.safetensors"))
+    assert (code, out, err) == (130, "", "flerm-fx: interrupted\n")

@@ -100,7 +100,7 @@ def record_base(arm: Arm, rate: float, corpus: Corpus, settings: Settings, path:
     inputs: list[Inputs] = [batch[0] for batch in batches]
     targets = [batch[1] for batch in batches]
     # compile() uses the start, which is measured at once on a copy: nothing is trained here.
-    flerm_fx.record(model, optimizer, inputs, targets).profile.save(path)
+    flerm_fx.record(model, optimizer, inputs, targets, progress=False).profile.save(path)
 
 
 def to_table(curves: Sequence[Curve]) -> Table:

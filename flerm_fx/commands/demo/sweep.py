@@ -51,7 +51,8 @@ def build(arm: Arm, settings: Settings) -> nn.Module:
     )
     if arm.profile is None:
         return model
-    return flerm_fx.compile(model, flerm_fx.BaseProfile.load(arm.profile))
+    profile = flerm_fx.BaseProfile.load(arm.profile)
+    return flerm_fx.compile(model, profile, progress=False)  # the demo has bars of its own
 
 
 def sweep(
