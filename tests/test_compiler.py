@@ -519,7 +519,9 @@ def test_every_dump_format_names_every_parameter(tmp_path: Any) -> None:
     small, large, x, y = wide_pair()
     compiled = flerm_fx.compile(large, profile_of(small, x, y))
     for format in ("table", "json", "dot", "code"):
-        text = compiled.dump(format, tmp_path / format)  # type: ignore[arg-type]
+        text = compiled.dump(format)  # type: ignore[arg-type]
+        path = compiled.dump(format, tmp_path / format)  # type: ignore[arg-type]
+        assert path == str(tmp_path / format)
         assert (tmp_path / format).read_text().rstrip() == text.rstrip()
         if format == "json":
             assert len(json.loads(text)["parameters"]) == len(compiled.multipliers)

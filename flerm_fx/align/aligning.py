@@ -42,6 +42,11 @@ class Match:
     base: tuple[tuple[str, float], ...]
     doubt: Doubt | None = field(default=None, compare=False)
 
+    def __repr__(self) -> str:
+        parts = [f"{name!r}" + f" ×{share:.3g}" * (share != 1) for name, share in self.base]
+        doubt = ", in doubt" if self.doubt else ""
+        return f"Match({self.target!r} answers to {', '.join(parts) or 'nothing'}{doubt})"
+
 
 def align(
     base: nx.DiGraph,
@@ -198,6 +203,9 @@ def _without(pg: nx.DiGraph, names: set[str]) -> nx.DiGraph:
 
 # What does not match
 
+LISTED = 5
+"""Parameters of either side that an error describes."""
+
 
 def _unmatched(
     base: nx.DiGraph,
@@ -206,33 +214,35 @@ def _unmatched(
     odd_base: list[str],
     odd_target: list[str],
 ) -> MatchError:
-    """The error that names every parameter without a counterpart, and its nearest candidates."""
+    """The error that says what to do, and names parameters with their nearest candidates."""
+    example = odd_target[0] if odd_target else "target name"
     lines = [
+        f"pass mapping={{{example!r}: 'base name', ...}} (--mapping), from target to base names of "
+        'parameters or modules, or on_unmatched="unit" (--on-unmatched unit) for a multiplier of 1',
         f"structure leaves {_count(len(odd_target), 'target parameter')} and "
-        f"{_count(len(odd_base), 'base parameter')} without a counterpart:"
+        f"{_count(len(odd_base), 'base parameter')} without a counterpart:",
     ]
+    if given:
+        lines[1] = f"with {_count(len(given), 'parameter')} mapped, {lines[1]}"
     for side, other, pg, names, near in (
         ("target", "base", target, odd_target, _Nearest(base)),
         ("base", "target", base, odd_base, _Nearest(target)),
     ):
         number = len(parameters(pg))
-        for name in names:
+        for name in names[:LISTED]:
             position = (pg.nodes[name]["order"] + 0.5) / number
             lines.append(
                 f"  {side} {_described(pg, name)}; nearest in the {other}: "
                 f"{near(pg, name, position)}"
             )
-    example = odd_target[0] if odd_target else "target name"
+        if len(names) > LISTED:
+            lines.append(f"  and {len(names) - LISTED} more of the {side}")
     lines.append(
-        f"Settle it with mapping={{{example!r}: 'base name', ...}}, from target to base names, of "
-        "parameters or modules, with patterns such as 'blocks.*.attn': 'layers.*.attention' "
-        "(--mapping); what it names more than once is split equally, what it leaves out is aligned "
-        "by structure without the parameters that it names, and a mapping of every target "
-        "parameter needs no structure at all. Or pass "
-        'on_unmatched="unit" (--on-unmatched unit) to give these a multiplier of 1'
+        "A mapping may have patterns, such as 'blocks.*.attn': 'layers.*.attention'. What it names "
+        "more than once is split equally, and what it leaves out is aligned by structure without "
+        "the parameters that it names; one of every target parameter needs no structure at all. "
+        "flerm-fx match --on-unmatched unit shows the whole matching"
     )
-    if given:
-        lines[0] = f"with {_count(len(given), 'parameter')} mapped, {lines[0]}"
     return MatchError("\n".join(lines))
 
 

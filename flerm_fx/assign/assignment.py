@@ -7,6 +7,9 @@ from flerm_fx.probe.estimate import Estimate
 
 Status = Literal["matched", "unresolved", "unmatched", "unused", "predicted"]
 
+RESOLVED: tuple[Status, ...] = ("matched", "predicted")
+"""The statuses of a multiplier that was found, by measurement or by a law."""
+
 
 @dataclass(frozen=True)
 class Assignment:

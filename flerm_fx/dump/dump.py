@@ -58,8 +58,8 @@ def dump(
             with a comment on every parameter; ``"dot"``, a picture in the DOT language, and
             ``"svg"`` and ``"png"``, the same drawn by Graphviz; ``"model-explorer"``, a folder of
             files for Google's Model Explorer.
-        path: a file to write the text to as well, in UTF-8; an existing one is replaced as a
-            whole, and keeps its mode. A device or a FIFO is none: print the text in its place. A
+        path: a file to write it to, text in UTF-8; an existing one is replaced as a whole, and
+            keeps its mode. A device or a FIFO is none: print the text in its place. A
             ``"png"`` is no text, and needs one; ``"model-explorer"`` needs that of a folder.
         level: what a picture shows: every ``"parameter"`` and the data flow between them, or every
             ``"op"`` of the graph, with its scale nodes.
@@ -71,8 +71,7 @@ def dump(
         doubts: the matches that something speaks against, which ``"html"`` marks.
 
     Returns:
-        The text, FSLRs in output units per unit of learning rate; for ``"png"`` and
-        ``"model-explorer"`` the path.
+        The text, FSLRs in output units per unit of learning rate; with ``path``, the path.
 
     Raises:
         InputError: for an unknown format, for one without what it needs, an option that it does not
@@ -119,9 +118,11 @@ def dump(
         if format != "dot":
             drawn = render(content, format)
             content = drawn if format == "png" else drawn.decode()
-    if path is not None:
-        write(content, path)
-    return content if isinstance(content, str) else str(path)
+    if path is None:
+        assert isinstance(content, str)
+        return content
+    write(content, path)
+    return str(path)
 
 
 def check_dump(

@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from flerm_fx.assign.assignment import Assignment
+from flerm_fx.assign.assignment import RESOLVED, Assignment
+from flerm_fx.boundary.notebook import folded_table
 from flerm_fx.dump.columns import columns
 
 _HEADER = (
@@ -20,6 +21,23 @@ _HEADER = (
 )
 _ENDING = "'…' is the ending of the parameter's own name"
 _NUMERIC = frozenset({"base FSLR", "target FSLR", "multiplier", "error"})
+
+
+def to_notebook(line: str, assignments: Sequence[Assignment]) -> str:
+    """A line, and the table of all parameters behind it, as HTML."""
+    rows = [
+        (
+            assignment.parameter,
+            format_shape(assignment.shape),
+            format_base(assignment.base),
+            format_fslr(assignment),
+            f"{assignment.multiplier:.4g}",
+            format_status(assignment),
+        )
+        for assignment in assignments
+    ]
+    header = ("parameter", "shape", "base", "target FSLR", "multiplier", "status")
+    return folded_table(line, header, rows, _NUMERIC)
 
 
 def to_table(assignments: Sequence[Assignment]) -> str:
@@ -41,17 +59,27 @@ def to_table(assignments: Sequence[Assignment]) -> str:
     return "\n".join([*columns(_HEADER, rows, _NUMERIC), summary(assignments)])
 
 
-def summary(assignments: Sequence[Assignment]) -> str:
-    """Counts by status, the range of the multipliers, and what the shorthands mean."""
+def headline(assignments: Sequence[Assignment], digits: int = 4) -> str:
+    """Counts by status, and the range of the multipliers found.
+
+    >>> headline([])
+    '0 parameters'
+    """
     count = len(assignments)
     text = f"{count} parameter{'' if count == 1 else 's'}"
     if not assignments:
-        return text + "."
+        return text
     statuses = Counter(assignment.status for assignment in assignments)
     text += ": " + ", ".join(f"{number} {status}" for status, number in statuses.items())
-    matched = [a.multiplier for a in assignments if a.status in ("matched", "predicted")]
+    matched = [a.multiplier for a in assignments if a.status in RESOLVED]
     if matched:
-        text += f"; multipliers {min(matched):.4g} to {max(matched):.4g}"
+        text += f"; multipliers {min(matched):.{digits}g} to {max(matched):.{digits}g}"
+    return text
+
+
+def summary(assignments: Sequence[Assignment]) -> str:
+    """The headline, and what the shorthands mean."""
+    text = headline(assignments)
     names = [name for a in assignments for name in (_node(a), _base(a))]
     shorthands = []
     if any("=" in name for name in names):
@@ -112,7 +140,7 @@ def _row(assignment: Assignment) -> tuple[str, ...]:
         f"{assignment.base_fslr:.4g}",
         format_fslr(assignment),
         f"{assignment.multiplier:.4g}",
-        f"{assignment.error:.0%}" if assignment.status in ("matched", "predicted") else "-",
+        f"{assignment.error:.0%}" if assignment.status in RESOLVED else "-",
         format_status(assignment),
     )
 

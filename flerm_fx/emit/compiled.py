@@ -19,6 +19,7 @@ from flerm_fx.boundary.options import choice
 from flerm_fx.boundary.progress import Progress
 from flerm_fx.compat import pytree
 from flerm_fx.dump import Format, Level, dump
+from flerm_fx.dump.table import headline, to_notebook
 from flerm_fx.emit.checking import Check, checked_start
 from flerm_fx.emit.emitter import Emitter
 from flerm_fx.emit.graph import GraphEmitter
@@ -278,10 +279,16 @@ class CompiledModel(ScaledModel):
                 groups.append({**group, "params": [names[id(p)] for p in group["params"]]})
         return overrides(self.multipliers, groups, format)
 
+    def __repr__(self) -> str:
+        text = f"CompiledModel({type(self.skeleton).__name__}, {headline(self.assignments, 2)}"
+        base = self._base_profile
+        return f"{text}; {base.settled})" if base is not None else f"{text})"
+
+    def _repr_html_(self) -> str:
+        return to_notebook(repr(self), self.assignments)
+
     def fold(self) -> nn.Module:
-        """Return a plain model of the original class
-        with the scales multiplied into its weights.
-        """
+        """Return a plain model of the original class, with the scales in its weights."""
         return self.plain()
 
     def dump(
@@ -292,7 +299,7 @@ class CompiledModel(ScaledModel):
         level: Level = "parameter",
         focus: str | None = None,
     ) -> str:
-        """Return what was decided for each parameter, in execution order, as text.
+        """Show what was decided for each parameter, in execution order.
 
         Args:
             format: ``"table"``, ``"json"``, ``"html"`` (a report to explore in a browser, with the
@@ -302,6 +309,9 @@ class CompiledModel(ScaledModel):
             path: also write it there; a ``"png"`` and a folder go nowhere else.
             level: what a picture shows, each ``"parameter"`` or each ``"op"``.
             focus: a module path, such as ``"blocks.0"``, that a picture or code is confined to.
+
+        Returns:
+            The text; with ``path``, the path.
         """
         return dump(
             self.assignments,

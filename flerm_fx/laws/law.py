@@ -14,6 +14,7 @@ from flerm_fx.align.parameter_graph import capture_graph
 from flerm_fx.assign.assignment import Assignment, Status
 from flerm_fx.assign.matches import leader, wanted
 from flerm_fx.assign.predictor import Predictor
+from flerm_fx.boundary.notebook import folded_table
 from flerm_fx.boundary.options import described
 from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import LawError, shown
@@ -275,6 +276,29 @@ class ScalingLaw(Predictor):
             f"the law has no role {shown(role)}, to which {shown(name)} belongs; compile models "
             "that have such a parameter, and fit the law to them as well"
         )
+
+    def __repr__(self) -> str:
+        exponents = [e for of in self.roles.values() for e in of.line.exponents]
+        models = {point.model for of in self.points.values() for point in of}
+        text = f"ScalingLaw({len(self.roles)} roles, fitted to {len(models)} models"
+        if exponents:
+            text += f"; exponents {min(exponents):.2g} to {max(exponents):.2g}"
+        error = self.held_out_error
+        if error is not None:
+            text += f"; largest size missed by {error:.0%}"
+        return f"{text}; {len(self.check())} findings)"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                name,
+                "; ".join(", ".join(map(str, axis)) for axis in of.line.axes) or "-",
+                "; ".join(f"{exponent:+.2f}" for exponent in of.line.exponents) or "-",
+                ", ".join(finding.kind for finding in of.findings) or "-",
+            )
+            for name, of in self.roles.items()
+        ]
+        return folded_table(repr(self), ("role", "dimension", "exponent", "findings"), rows)
 
     def save(self, path: str | Path) -> None:
         """Write the law, and of its base what predicting needs, to one JSON file, or nothing.

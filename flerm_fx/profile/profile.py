@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from flerm_fx.boundary.notebook import folded_table
 from flerm_fx.errors import InputError
 from flerm_fx.profile.averaging import averaged
 from flerm_fx.profile.fields import ProfileFields
@@ -169,6 +170,18 @@ class BaseProfile(ProfileFields):
                 parameters, shapes, parameter graph, steps or any setting other than the seed.
         """
         return averaged(profiles, cls)
+
+    @property
+    def settled(self) -> str:
+        """The rate at which the start was measured, in words."""
+        return f"{'settled' if self.settle else 'first step'} at {self.learning_rate:.3g}"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, "×".join(map(str, self.shapes[name])) or "()", f"{self.start[name].value:.4g}")
+            for name in self.parameters
+        ]
+        return folded_table(repr(self), ("parameter", "shape", "FSLR"), rows, {"FSLR"})
 
     def __repr__(self) -> str:
         return (

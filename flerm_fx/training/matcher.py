@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from flerm_fx.boundary.notebook import folded_table
 from flerm_fx.boundary.options import number
 from flerm_fx.errors import InputError, ProfileError
 from flerm_fx.probe.estimate import Estimate, rows
@@ -17,7 +18,7 @@ from flerm_fx.recipe.schedule import Schedule
 from flerm_fx.training.averages import MovingAverage
 from flerm_fx.training.course import Course
 from flerm_fx.training.logs import FSLR, MULTIPLIER, Log, log_call
-from flerm_fx.training.observer import Attached, Observed, UpdateObserver
+from flerm_fx.training.observer import Attached, Observed, UpdateObserver, measured_at
 from flerm_fx.training.running import RunningProber
 from flerm_fx.training.states import State, a_rate, a_step, items
 from flerm_fx.training.targets import PlainTarget, ScaledTarget
@@ -102,6 +103,22 @@ class Matcher(Attached):
                 for name in self.multipliers
             },
         )
+
+    def __repr__(self) -> str:
+        values = self.multipliers.values()
+        return (
+            f"Matcher({len(values)} parameters; multipliers {min(values):.2g} to {max(values):.2g}; "
+            f"step {self.step}, {measured_at([matched.step for matched in self.history])})"
+        )
+
+    def _repr_html_(self) -> str:
+        fslrs = self.history[-1].fslrs if self.history else {}
+        rows = [
+            (name, f"{fslrs[name].value:.4g}" if name in fslrs else "-", f"{multiplier:.4g}")
+            for name, multiplier in self.multipliers.items()
+        ]
+        header = ("parameter", "FSLR", "multiplier")
+        return folded_table(repr(self), header, rows, header[1:])
 
     def state_dict(self) -> dict[str, Any]:
         """Multipliers, and what was measured so far, in plain numbers, for a checkpoint."""

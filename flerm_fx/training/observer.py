@@ -215,6 +215,17 @@ def _cloned(value: Any) -> Any:
     return copy.deepcopy(value)
 
 
+def measured_at(steps: Sequence[int]) -> str:
+    """The steps at which a run was measured, in words.
+
+    >>> measured_at([]), measured_at([0]), measured_at([0, 10, 20])
+    ('not measured yet', 'measured at step 0', 'measured at 3 steps from 0 to 20')
+    """
+    if len(steps) > 1:
+        return f"measured at {len(steps)} steps from {steps[0]} to {steps[-1]}"
+    return f"measured at step {steps[0]}" if steps else "not measured yet"
+
+
 class Attached:
     """What hangs on hooks of optimizers, until its ``with`` block ends or it is closed.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flerm_fx.boundary.notebook import folded_table
 from flerm_fx.boundary.options import number
 from flerm_fx.errors import InputError, OptimizerError, ProfileError
 from flerm_fx.probe.estimate import Estimate, rows
@@ -19,7 +20,7 @@ from flerm_fx.recipe.optimizers import listed
 from flerm_fx.recipe.schedule import Schedule
 from flerm_fx.start.procedure import MODEL_LOSS, StartProcedure
 from flerm_fx.training.logs import FSLR, Log, log_call
-from flerm_fx.training.observer import Attached, Observed, UpdateObserver
+from flerm_fx.training.observer import Attached, Observed, UpdateObserver, measured_at
 from flerm_fx.training.running import RunningProber
 from flerm_fx.training.states import State, a_rate, a_step, items
 
@@ -137,6 +138,24 @@ class Recorder(Attached):
             training=self._training,
         )
 
+    def __repr__(self) -> str:
+        return (
+            f"Recorder({type(self.model).__name__}, {len(self._shapes)} parameters, "
+            f"{self.profile.settled}; step {self.step}, {measured_at(self._steps)})"
+        )
+
+    def _repr_html_(self) -> str:
+        columns = {"start": self._start} | {
+            f"step {step}": {name: of[i] for name, of in self._fslrs.items()}
+            for i, step in list(enumerate(self._steps))[-1:]
+        }
+        rows = [
+            (name, *(f"{fslrs[name].value:.4g}" for fslrs in columns.values()))
+            for name in self._shapes
+        ]
+        header = ("parameter", *(f"FSLR, {column}" for column in columns))
+        return folded_table(repr(self), header, rows, header[1:])
+
     def state_dict(self) -> dict[str, Any]:
         """What has been recorded and seen so far, in plain numbers, for a checkpoint.
 
@@ -201,12 +220,6 @@ class Recorder(Attached):
 
     def _before(self, optimizer: Optimizer) -> None:
         self._observer.before(optimizer)
-        if self._observer.resting:
-            self._warn(
-                "resting",
-                f"the learning rate is 0 at step {self.step}, so unit updates are not defined; "
-                "recording at the next step with a rate above 0",
-            )
         for group in optimizer.param_groups:
             rate, settled = group["lr"], self._settled_at.get(id(next(iter(group["params"]), None)))
             on_host = not isinstance(rate, Tensor) or rate.device.type == "cpu"

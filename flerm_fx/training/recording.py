@@ -150,8 +150,7 @@ def record(
             a line, which a profile refuses.
 
     Warns:
-        UserWarning: the run's learning rate is 0 at a step to be measured, or far above the one at
-            which the start was settled.
+        UserWarning: the run's learning rate is far above the one at which the start was settled.
 
     Example::
 

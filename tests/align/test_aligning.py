@@ -790,8 +790,11 @@ def test_a_doubt_of_other_connections() -> None:
 
 
 def test_no_block_in_the_base() -> None:
-    with pytest.raises(MatchError, match=r"'blocks\.4\.1\.bias'"):
+    with pytest.raises(MatchError, match=r"^pass mapping={'blocks\.0\.0\.weight'") as error:
         align(with_extra(False, 0), with_extra(False, 5))
+    text = str(error.value)
+    assert text.count("\n  target ") == 5
+    assert "\n  and 15 more of the target\n" in text
 
 
 def test_mapping_settles_it() -> None:

@@ -384,12 +384,12 @@ def test_unknown_format_names_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("as_path", [str, Path])
-def test_text_is_written_to_a_path_and_returned(
+def test_text_is_written_to_a_path_which_is_returned(
     tmp_path: Path, as_path: Callable[[Path], str | Path]
 ) -> None:
     file = tmp_path / "dump.txt"
-    text = dump([one()], None, path=as_path(file))
-    assert file.read_text(encoding="utf-8") == text + "\n"
+    assert dump([one()], None, path=as_path(file)) == str(file)
+    assert file.read_text(encoding="utf-8") == dump([one()], None) + "\n"
 
 
 def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:

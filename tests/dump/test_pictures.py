@@ -251,13 +251,12 @@ def test_a_chain_of_modules_is_drawn_downwards(transformer: Dumped) -> None:
 @pytest.mark.parametrize("case", sorted(CASES))
 def test_every_model_is_drawn(case: str, level: Any, tmp_path: Path) -> None:
     assignments, graph_module = with_scales(*make(case))
-    svg = dump(assignments, graph_module, "svg", tmp_path / "picture.svg", level=level)
+    svg = dump(assignments, graph_module, "svg", level=level)
     root = ET.fromstring(svg.encode())
     texts = "".join(root.itertext())
     for assignment in assignments:
         if level == "parameter" or assignment.node:  # what is frozen or unused has no scale node
             assert f"multiplier {assignment.multiplier:.4g}" in texts
-    assert (tmp_path / "picture.svg").read_text(encoding="utf-8") == svg + "\n"
     path = tmp_path / "picture.png"
     assert dump(assignments, graph_module, "png", path, level=level) == str(path)
     assert path.read_bytes().startswith(b"\x89PNG")

@@ -175,8 +175,10 @@ def test_dump_writes_the_report_for_every_emitter(
     tmp_path: Path, recorded: flerm_fx.BaseProfile, emit: Any
 ) -> None:
     compiled = flerm_fx.compile(small(), recorded, emit=emit)
-    text = compiled.dump("html", out := tmp_path / "out.html")
-    assert out.read_text(encoding="utf-8") == text + "\n"
+    out = tmp_path / "out.html"
+    assert compiled.dump("html", out) == str(out)
+    text = out.read_text(encoding="utf-8")
+    assert text == compiled.dump("html") + "\n"
     found = {p["name"]: p["multiplier"] for p in data_of(text)["sides"][1]["parameters"]}
     assert found == pytest.approx(compiled.multipliers, rel=1e-5)
     with pytest.raises(FlermError, match="cannot write to"):
