@@ -107,7 +107,8 @@ class Matcher(Attached):
     def __repr__(self) -> str:
         values = self.multipliers.values()
         return (
-            f"Matcher({len(values)} parameters; multipliers {min(values):.2g} to {max(values):.2g}; "
+            f"Matcher({len(values)} parameters; "
+            f"multipliers {min(values):.2g} to {max(values):.2g}; "
             f"step {self.step}, {measured_at([matched.step for matched in self.history])})"
         )
 
