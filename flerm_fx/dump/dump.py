@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -24,6 +24,7 @@ from flerm_fx.dump.write import write, writing
 from flerm_fx.errors import InputError
 from flerm_fx.model.inputs import Inputs
 from flerm_fx.profile.profile import BaseProfile
+from flerm_fx.profile.trajectory import Trajectory
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -46,6 +47,9 @@ def dump(
     profile: BaseProfile | None = None,
     graph: nx.DiGraph | None = None,
     doubts: Iterable[Doubt] = (),
+    name: str = "",
+    checks: Mapping[str, bool] | None = None,
+    trajectory: Trajectory | None = None,
 ) -> str:
     """Show what the compiler decided for each parameter.
 
@@ -69,6 +73,9 @@ def dump(
         profile: of the base, which ``"html"`` shows beside the target.
         graph: the target's parameter graph, which ``"html"`` needs as well.
         doubts: the matches that something speaks against, which ``"html"`` marks.
+        name: of the target's class, for ``"html"``.
+        checks: whether ``check()`` passed, by parameter, for ``"html"``; None if it was not run.
+        trajectory: of the target's run, for ``"html"``.
 
     Returns:
         The text, FSLRs in output units per unit of learning rate; with ``path``, the path.
@@ -97,7 +104,9 @@ def dump(
     elif format == "html":
         if profile is None or graph is None:
             raise InputError("dump: format 'html' needs the base profile and the parameter graph")
-        content = to_html(profile, graph, assignments, doubts)
+        content = to_html(
+            profile, graph, assignments, doubts, name=name, checks=checks, trajectory=trajectory
+        )
     elif graph_module is None:
         raise InputError(
             f"dump: format {format!r} draws the captured graph, and this model has none, because "

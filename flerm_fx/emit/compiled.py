@@ -30,6 +30,7 @@ from flerm_fx.errors import InputError
 from flerm_fx.model.inputs import Inputs, call_arguments, device_of, to_device
 from flerm_fx.ops.scale import is_scale
 from flerm_fx.profile.profile import BaseProfile
+from flerm_fx.profile.trajectory import Trajectory
 from flerm_fx.recipe.multiplier import node_multiplier
 from flerm_fx.start.procedure import StartProcedure
 
@@ -61,6 +62,7 @@ class CompiledModel(ScaledModel):
     settling: Settling
     _base_profile: BaseProfile | None
     _parameter_graph: nx.DiGraph | None
+    _checks: dict[str, bool] | None
     _model: Callable[[], nn.Module | None]
 
     def __init__(
@@ -88,6 +90,7 @@ class CompiledModel(ScaledModel):
             settling=settling or {},
             _base_profile=base_profile,
             _parameter_graph=parameter_graph,
+            _checks=None,
             _model=_gone if model is None else weakref.ref(model),
         )
 
@@ -298,6 +301,7 @@ class CompiledModel(ScaledModel):
         *,
         level: Level = "parameter",
         focus: str | None = None,
+        trajectory: Trajectory | None = None,
     ) -> str:
         """Show what was decided for each parameter, in execution order.
 
@@ -309,6 +313,8 @@ class CompiledModel(ScaledModel):
             path: also write it there; a ``"png"`` and a folder go nowhere else.
             level: what a picture shows, each ``"parameter"`` or each ``"op"``.
             focus: a module path, such as ``"blocks.0"``, that a picture or code is confined to.
+            trajectory: of this model's run, as a :class:`flerm_fx.Matcher` or the profile of a
+                :class:`flerm_fx.Recorder` has it, which ``"html"`` draws beside the base's.
 
         Returns:
             The text; with ``path``, the path.
@@ -324,6 +330,9 @@ class CompiledModel(ScaledModel):
             profile=self._base_profile,
             graph=self._parameter_graph,
             doubts=self.doubts,
+            name=type(self.skeleton).__name__,
+            checks=self._checks,
+            trajectory=trajectory,
         )
 
     def check(self, *, progress: bool = True) -> tuple[Check, ...]:
@@ -355,9 +364,11 @@ class CompiledModel(ScaledModel):
                 "measures this model"
             )
         with Progress("check", progress)("measuring the model again"):
-            return checked_start(
+            checks = checked_start(
                 self, self._trainable, self.procedure, self.assignments, self.settling
             )
+        self.__dict__["_checks"] = {check.parameter: check.passed for check in checks}
+        return checks
 
     def _trainable(self) -> nn.Module:
         """Return a plain copy, of which those parameters train that have a multiplier."""

@@ -46,6 +46,7 @@ TYPES: dict[str, Any] = {
     "rtol": int | float,
     "seed": int,
     "training": bool,
+    "model": str,
 }
 
 
@@ -97,6 +98,7 @@ class ProfileFields:
     late: Mapping[str, Estimate] = field(default_factory=dict)
     warmup: int = 0
     moments: Mapping[int, Moment] = field(default_factory=dict)
+    model: str = ""
     versions: Mapping[str, str | int] = field(default_factory=present_versions)
 
     def __post_init__(self) -> None:

@@ -48,6 +48,7 @@ RECORD_AGAIN = "record the base model again with flerm_fx.record"
 # What the header of a file lacks that was written before there were late starts, several
 # optimizers or groups, or matching on the way to the start.
 _ADDED: dict[str, Any] = {
+    "model": "",
     "resolve_after": 0,
     "late": False,
     "others": [],

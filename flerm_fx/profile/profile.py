@@ -46,6 +46,7 @@ class BaseProfile(ProfileFields):
         training: whether the model was in training mode.
         late: FSLRs of all parameters ``resolve_after`` steps after the start, where one that is
             used had an FSLR of exactly 0 at the start; else empty.
+        model: name of the base's class; empty in files from before it was kept.
         versions: of the file format, flerm_fx and torch.
 
     Raises:

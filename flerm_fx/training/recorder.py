@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from flerm_fx.boundary.notebook import folded_table
 from flerm_fx.boundary.options import number
-from flerm_fx.errors import InputError, OptimizerError, ProfileError
+from flerm_fx.errors import InputError, OptimizerError, ProfileError, shown
 from flerm_fx.probe.estimate import Estimate, rows
 from flerm_fx.profile.moment import Moment
 from flerm_fx.profile.profile import BaseProfile
@@ -136,6 +136,7 @@ class Recorder(Attached):
             seed=self.procedure.seed,
             pool=self.procedure.pool,
             training=self._training,
+            model=shown(type(self.model).__name__),
         )
 
     def __repr__(self) -> str:

@@ -58,6 +58,7 @@ def target_side(
             "base_fslr": finite(row.base_fslr),
             **_estimate(row.target),
             "multiplier": finite(row.multiplier),
+            **({"interval": [finite(end) for end in row.interval]} if row.interval else {}),
             "status": row.status,
             "after": row.after,
             **_doubt(of.get(row.parameter)),

@@ -14,13 +14,24 @@ from flerm_fx.assign.assignment import Assignment
 from flerm_fx.boundary.text import json_text
 from flerm_fx.dump.report.graph import base_side, matched_sides, target_side
 from flerm_fx.dump.report.trajectory import trajectory_data
+from flerm_fx.dump.report.verdict import verdict
 from flerm_fx.errors import InputError, shown
 from flerm_fx.profile.profile import BaseProfile
+from flerm_fx.profile.trajectory import Trajectory
 
 if TYPE_CHECKING:
     import networkx as nx
 
-_SCRIPTS = ("page.js", "colours.js", "details.js", "graph.js", "matching.js", "table.js")
+_SCRIPTS = (
+    "page.js",
+    "terms.js",
+    "colours.js",
+    "details.js",
+    "graph.js",
+    "matching.js",
+    "verdict.js",
+    "table.js",
+)
 
 
 def to_html(
@@ -28,6 +39,10 @@ def to_html(
     graph: nx.DiGraph | None = None,
     assignments: Sequence[Assignment] = (),
     doubts: Iterable[Doubt] = (),
+    *,
+    name: str = "",
+    checks: Mapping[str, bool] | None = None,
+    trajectory: Trajectory | None = None,
 ) -> str:
     """The report of a base profile, or of a target beside it.
 
@@ -36,10 +51,13 @@ def to_html(
         graph: the target's parameter graph; None for the base alone.
         assignments: what the compiler decided for each of the target's parameters.
         doubts: the matches that something speaks against.
+        name: of the target's class.
+        checks: whether ``check()`` passed, by parameter; None if it was not run.
+        trajectory: of the target's run.
 
     Returns:
-        A page with the parameter graph, the table of all parameters and, if the profile has a
-        trajectory, its heat map and lines. Names are data in it, and never markup.
+        A page with a verdict, the parameter graph, the table of all parameters and, if the profile
+        has a trajectory, its heat map and lines. Names are data in it, and never markup.
 
     Raises:
         InputError: the profile has a trajectory, and plotly, which draws it, is not installed.
@@ -47,7 +65,12 @@ def to_html(
     sides = [base_side(profile, assignments)]
     if graph is not None:
         sides.append(target_side(graph, assignments, doubts))
-    data = {"sides": sides, "trajectory": trajectory_data(profile), "matching": False}
+    data = {
+        "sides": sides,
+        "trajectory": trajectory_data(profile, assignments, trajectory),
+        "matching": False,
+        "verdict": verdict(profile, assignments, name, checks),
+    }
     return _page(f"Function-space learning rates: {_counts(sides)}", profile, data)
 
 
@@ -71,7 +94,12 @@ def matching_to_html(
         counterpart by name.
     """
     sides = matched_sides(profile, graph, shapes, matches)
-    data = {"sides": sides, "trajectory": None, "matching": True}
+    data = {
+        "sides": sides,
+        "trajectory": None,
+        "matching": True,
+        "verdict": {"names": [profile.model, ""], "start": "", "checks": None, "cautions": []},
+    }
     return _page(f"Matching: {_counts(sides)}", profile, data)
 
 

@@ -15,6 +15,7 @@ from flerm_fx.align.doubts import Doubt
 from flerm_fx.align.parameter_graph import capture_graph, parameters
 from flerm_fx.capture.tracing import capture
 from flerm_fx.dump.report import matching_to_html, to_html
+from flerm_fx.profile.trajectory import Trajectory
 from tests.cases import make
 from tests.dump.report.profiles import assigned, block_names, profile
 
@@ -93,6 +94,75 @@ def test_search_filters_and_a_header_sorts(opened: Open, both: str) -> None:
     assert page.locator("th[aria-sort=descending]").inner_text().startswith("FSLR")
 
 
+def test_the_verdict_comes_first(opened: Open) -> None:
+    base = profile(block_names(3), steps=(0, 10))
+    rows = assigned(base)
+    rows[0] = replace(rows[0], multiplier=2.0)
+    rows[1] = replace(rows[1], status="unresolved", multiplier=1.0)
+    rows[2] = replace(rows[2], status="predicted", multiplier=0.25)
+    rows[-1] = replace(rows[-1], status="unmatched", multiplier=1.0, base=())
+    checks = {row.parameter: row.parameter != rows[4].parameter for row in rows}
+    page = opened(to_html(base, base.graph, rows, name="Net", checks=checks))
+    assert page.inner_text("#headline") == (
+        "Net: 14 parameters, 11 matched, 1 unresolved, 1 predicted, 1 unmatched; "
+        "multipliers 0.25 to 2"
+    )
+    told = page.inner_text("#verdict-facts")
+    assert "base: 14 parameters of 168 numbers; target: Net, 14 parameters of 672 numbers" in told
+    assert "0.25 of blocks.0.up.weight to 2 of embed.weight" in told
+    assert "of the first step, at a learning rate of 0.01" in told
+    assert "failed for 1 parameter: blocks.0.down.weight" in told
+    cautions = page.locator("#cautions li").all_inner_texts()
+    assert "one recording" in cautions[0]
+    assert cautions[1].endswith("first guess: blocks.0.norm.weight")
+    assert cautions[2].endswith("multiplier of 1: head.weight")
+    page.locator("#cautions button").first.click()
+    assert "blocks.0.norm.weight" in page.inner_text("#selection")
+    kinds = page.locator("#bars .kind")
+    assert kinds.count() == 6
+    assert kinds.nth(2).inner_text().split() == ["blocks.*.up.weight", "0.25", "to", "0.5"]
+    heights = [
+        float(bar.get_attribute("height") or 0)
+        for bar in kinds.nth(2).locator("rect:not(.area)").all()
+    ]
+    assert heights[0] == pytest.approx(2 * heights[1])
+    assert page.locator("#bars rect.above").count() == 1
+    assert page.locator("#bars rect.predicted").count() == 1
+    for status in ("unresolved", "unmatched", "predicted"):
+        assert page.locator(f"#graph .swatch i.{status}").count() == 1
+        assert status in page.inner_text("#legend")
+    page.select_option("#colour", "fslr")
+    assert page.locator("#graph .swatch i.unresolved").count() == 0
+
+
+def test_what_is_the_same_on_every_row_is_told_once(opened: Open) -> None:
+    page = opened(to_html(profile(block_names(2))))
+    assert page.inner_text("#alike") == (
+        "The same on every row: status used, shape 4×3, ± stderr 0.01, method exact, samples 0."
+    )
+    heads = page.locator("#table th").all_inner_texts()
+    assert heads == ["parameter", "op", "FSLR"]
+    assert page.locator("#table th button").last.get_attribute("title")
+    page.locator("summary", has_text="words").click()
+    assert "function-space learning rate" in page.inner_text("#terms")
+
+
+def test_two_steps_have_two_ticks_and_a_target_has_its_line(opened: Open) -> None:
+    base = profile(block_names(2), steps=(0, 100))
+    run = Trajectory((0, 100), (0.1, 0.1), {n: (e, e) for n, e in base.start.items()})
+    page = opened(to_html(base, base.graph, assigned(base), trajectory=run))
+    for plot in ("heat-map", "lines"):
+        assert page.locator(f"#{plot} .xtick text").all_text_contents() == ["0", "100"]
+    legend = page.locator("#lines .legendtext")
+    assert legend.all_text_contents() == [
+        "base, mean of all",
+        "target, before its multipliers, mean of all",
+    ]
+    page.locator("#table tbody button").first.click()
+    page.wait_for_timeout(600)
+    assert legend.all_text_contents() == ["base", "target, before its multipliers"]
+
+
 def test_a_run_folds_lists_its_copies_and_answers_to_keys(opened: Open, both: str) -> None:
     page = opened(both)
     target = page.locator(".side").nth(1)
@@ -136,7 +206,10 @@ def test_a_selection_shows_its_numbers_and_what_it_matches(opened: Open, both: s
 
 def test_hovering_shows_a_tip_inside_of_the_window(opened: Open, both: str) -> None:
     page = opened(both)
-    page.locator(".chip").last.hover()
+    chip = page.locator(".chip").last
+    chip.scroll_into_view_if_needed()
+    page.wait_for_timeout(200)  # scrolling hides tips
+    chip.hover()
     tip = page.locator("#tip").bounding_box()
     assert tip is not None
     assert tip["x"] >= 0 and tip["y"] >= 0

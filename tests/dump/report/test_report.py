@@ -16,6 +16,7 @@ from flerm_fx.commands.cli import main
 from flerm_fx.dump import dump
 from flerm_fx.dump.report import to_html
 from flerm_fx.errors import FlermError, InputError
+from flerm_fx.profile.trajectory import Trajectory
 from tests.dump.report.profiles import assigned, block_names, profile
 
 NASTY = "a</script><script>alert(1)</script><b>&amp;{{scripts}}\u2028'\""
@@ -76,6 +77,35 @@ def test_a_trajectory_brings_its_numbers_and_plotly() -> None:
     assert course["steps"] == [0, 10, 30]
     assert course["fslrs"][0] == [1.0, 0.5, 0.25]
     assert re.search(r"plotly\.js v[\d.]+\s.*\s.*\s\* Licensed under the MIT license", text)
+
+
+def test_the_verdict_knows_names_the_start_and_the_check(recorded: flerm_fx.BaseProfile) -> None:
+    model = small()
+    compiled = flerm_fx.compile(model, recorded)
+    found = data_of(compiled.dump("html"))["verdict"]
+    name = type(model).__name__
+    assert found["names"] == [name, name]
+    assert found["checks"] is None
+    assert f"at a learning rate of {recorded.learning_rate:g}" in found["start"]
+    assert len(found["cautions"]) == 1
+    checks = compiled.check()
+    found = data_of(compiled.dump("html", trajectory=recorded.trajectory))
+    assert found["verdict"]["checks"] == {check.parameter: check.passed for check in checks}
+    mean = flerm_fx.BaseProfile.mean([recorded, recorded])
+    assert data_of(to_html(mean))["verdict"] == {
+        **{"names": [name], "start": found["verdict"]["start"]},
+        **{"checks": None, "cautions": []},
+    }
+
+
+def test_a_run_of_the_target_stands_beside_the_base() -> None:
+    base = profile(block_names(1), steps=(0, 10))
+    run = Trajectory((0, 5), (0.1, 0.1), {n: (e, e * 2) for n, e in base.start.items()})
+    rows = assigned(base)
+    assert data_of(to_html(base, base.graph, rows))["trajectory"]["target"] is None
+    target = data_of(to_html(base, base.graph, rows, trajectory=run))["trajectory"]["target"]
+    assert target["steps"] == [0, 5]
+    assert target["fslrs"][1] == [2.0, 4.0]
 
 
 def test_nothing_is_loaded() -> None:

@@ -21,6 +21,7 @@ function terms(parameter) {
     ["base FSLR", "base_fslr" in parameter ? format(parameter.base_fslr) : null],
     ["FSLR", "fslr" in parameter ? `${format(parameter.fslr)} ± ${format(parameter.stderr, 2)}` : null],
     ["late FSLR", (parameter.late ?? null) !== null ? format(parameter.late) : null],
+    ["interval", parameter.interval ? `${format(parameter.interval[0], 3)} to ${format(parameter.interval[1], 3)}` : null],
     ["method", parameter.method ? parameter.method + (parameter.samples ? `, ${parameter.samples} samples` : "") : null],
     ["multiplier", (parameter.multiplier ?? null) !== null ? format(parameter.multiplier) : null],
     ["status", parameter.status + after],
@@ -41,7 +42,7 @@ function details(parameters, title) {
   const list = one ? terms(parameters[0]) : manyTerms(parameters);
   const heading = one ? parameters[0].name : `${title}: ${parameters.length} parameters`;
   return make("div", { className: "details" }, make("b", {}, heading),
-    make("dl", {}, ...list.flatMap(([t, v]) => [make("dt", {}, t), make("dd", {}, v)])));
+    make("dl", {}, ...list.flatMap(([t, v]) => [make("dt", {}, term(t)), make("dd", {}, v)])));
 }
 
 const tip = byId("tip");

@@ -117,7 +117,7 @@ class Column {
   chip(row, chip) {
     const parameters = chip.parameters.map((i) => this.data.parameters[i]);
     const button = make("button", { type: "button", className: "chip", "aria-pressed": "false" },
-      swatch(parameters), chip.label);
+      swatch(parameters, this.data), chip.label);
     Object.assign(button, { row, label: chip.label, parameters: chip.parameters });
     withTip(button, () => details(parameters, chip.label));
     button.addEventListener("click", () => select(this.side, button.matches("[aria-pressed=true]") ? [] : chip.parameters));
@@ -137,7 +137,7 @@ class Column {
     if (!row.open) {
       const parameters = within(row, "parameters");
       const all = parameters.map((i) => this.data.parameters[i]);
-      head.append(swatch(all), make("span", { className: "op" }, `${all.length} parameters`));
+      head.append(swatch(all, this.data) || "", make("span", { className: "op" }, `${all.length} parameters`));
       if (all.some((p) => p.doubt)) head.append(mark());
       withTip(toggle, () => details(all, row.name));
       this.hold(toggle, parameters);
@@ -276,7 +276,7 @@ function drawGraph(changed = columns) {
   drawMatching();
 }
 
-graph.style.gridTemplateColumns = `repeat(${columns.length}, minmax(min(22rem, 40vw), 1fr))`;
+graph.style.gridTemplateColumns = `repeat(${columns.length}, minmax(${columns.length > 1 ? "19rem" : 0}, 1fr))`;
 graph.append(...columns.map((column) => column.element), links);
 byId("colour").append(...shown.map((key) => make("option", { value: key }, QUANTITIES[key].title)));
 byId("colour").addEventListener("change", (event) => {

@@ -109,7 +109,7 @@ function drawJudgement() {
     .map(([i]) => make("li", {}, chooser(side, i))));
   const content = [
     ...listed(`In doubt: ${doubts.length}`, doubts),
-    ...listed(`Of the target, without a counterpart: ${left[1].length}`, left[1]),
+    ...(DATA.matching ? listed(`Of the target, without a counterpart: ${left[1].length}`, left[1]) : []),
     ...listed(`Of the base, without a counterpart: ${left[0].length}`, left[0]),
   ];
   byId("judgement").hidden = !content.length && !DATA.matching;
@@ -119,7 +119,7 @@ function drawJudgement() {
 
 listeners.push(drawMatching);
 if (columns.length > 1) {
-  byId("lines-of").hidden = false;
+  byId("lines-of").hidden = byId("lines-hint").hidden = false;
   byId("whole").checked = Boolean(DATA.matching);
   byId("whole").addEventListener("change", () => {
     graph.classList.toggle("apart", byId("whole").checked);

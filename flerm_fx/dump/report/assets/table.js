@@ -7,6 +7,8 @@ const FIRST = 200; // rows shown until all are asked for
 const COLUMNS = [
   { title: "side", text: (p) => p.side },
   { title: "parameter", text: (p) => p.name },
+  { title: "multiplier", order: (p) => p.multiplier },
+  { title: "status", text: (p) => p.status + (p.after ? ` after ${p.after}` : "") },
   { title: "op", text: (p) => p.op },
   { title: "shape", text: (p) => shape(p.shape), order: (p) => p.shape.reduce((a, b) => a * b, 1) },
   { title: "base", text: (p) => base(p.base).join(", ") },
@@ -17,8 +19,6 @@ const COLUMNS = [
   { title: "doubt", text: (p) => p.doubt?.reason || "" },
   { title: "method", text: (p) => p.method || "" },
   { title: "samples", order: (p) => p.samples },
-  { title: "multiplier", order: (p) => p.multiplier },
-  { title: "status", text: (p) => p.status + (p.after ? ` after ${p.after}` : "") },
   { title: "note", text: (p) => p.note || "" },
 ];
 
@@ -26,8 +26,15 @@ const COLUMNS = [
 const ENTRIES = SIDES.flatMap((side, s) =>
   side.parameters.map((p, index) => ({ ...p, side: side.title, s, index }))).sort((a, b) => b.s - a.s);
 const cells = (column) => column.text || ((p) => format(column.order(p), column.digits));
-const used = COLUMNS.filter((column) => column.title === "side" ? SIDES.length > 1
+const present = COLUMNS.filter((column) => column.title === "side" ? SIDES.length > 1
   : ENTRIES.some((p) => !["", "–"].includes(cells(column)(p))));
+// What is the same on every row is told once.
+const alike = present.filter((column) => !["side", "parameter"].includes(column.title) && ENTRIES.length > 1
+  && ENTRIES.every((p) => cells(column)(p) === cells(column)(ENTRIES[0])));
+const used = present.filter((column) => !alike.includes(column));
+byId("alike").hidden = !alike.length;
+byId("alike").append("The same on every row: ", ...alike.flatMap((column, i) =>
+  [i ? ", " : "", term(column.title), ` ${printable(cells(column)(ENTRIES[0]))}`]), ".");
 for (const entry of ENTRIES) {
   entry.found = used.filter((c) => c.text).map((c) => c.text(entry)).join("\n").toLowerCase();
 }
@@ -91,7 +98,7 @@ function sortBy(column) {
 }
 
 byId("table").tHead.append(make("tr", {}, ...used.map((column) => {
-  const button = make("button", { type: "button" }, column.title);
+  const button = make("button", { type: "button", title: TERMS[column.title] || "" }, column.title);
   button.addEventListener("click", () => sortBy(column));
   const head = make("th", { scope: "col", className: column.order ? "number" : "" }, button);
   head.column = column;

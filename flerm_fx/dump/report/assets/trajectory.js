@@ -5,6 +5,7 @@
 const COURSE = DATA.trajectory;
 const ROW = 14; // least pixels from name to name beside the heat map
 const DRAWN = 400; // lines
+const FEW = 24; // steps that each have a tick of their own
 const SHADES = 12; // colours of lines, from first to last in execution order
 
 /** A name as plotly.js shows it: it takes some markup, which a name is not to have. */
@@ -69,13 +70,14 @@ function drawHeatMap(indices) {
   const rows = indices.map((i) => COURSE.fslrs[i]);
   const logs = rows.map((row) => row.map(log));
   const { tickvals, ticktext } = ticks(...ends(rows));
+  const asked = COURSE.steps.length <= FEW;
   const height = Math.max(260, Math.min(140 + 16 * indices.length, 1000));
   const every = Math.ceil((ROW * indices.length) / (height - 84)); // what is above and below the rows
   const positions = indices.map((_, row) => row).filter((row) => row % every === 0);
   const longest = narrow.matches ? 24 : 44;
   const names = indices.map((i) => plain(nameOf(i)));
   Plotly.react("heat-map", [{
-    type: "heatmap", x: COURSE.steps, z: logs, y: indices.map((_, row) => row),
+    type: "heatmap", x: asked ? COURSE.steps.map(String) : COURSE.steps, z: logs, y: indices.map((_, row) => row),
     text: rows.map((row) => row.map((v) => format(v))),
     customdata: rows.map((row, i) => row.map(() => names[i])),
     hovertemplate: "%{customdata}<br>step %{x}<br>FSLR %{text}<extra></extra>",
@@ -84,7 +86,7 @@ function drawHeatMap(indices) {
   }], {
     ...layout, title: { text: "FSLR of each parameter", x: 0.01, xanchor: "left", font: { size: 14 } },
     height,
-    xaxis: { ...axis, title: { text: "step" } },
+    xaxis: { ...axis, ...(asked ? { type: "category" } : {}), title: { text: "step" } },
     yaxis: { ...axis, autorange: "reversed", showgrid: false, tickvals: positions,
       ticktext: positions.map((row) => plain(short(nameOf(indices[row]), longest))) },
     shapes: marks(indices),
@@ -101,14 +103,41 @@ function marks(indices) {
 
 const chosenOfBase = () => selection.side === 0 ? selection.parameters : selection.answers;
 
-/** Several lines as one trace, with a gap after each. */
-function trace(indices, style) {
+/** Several lines of a side's run as one trace, with a gap after each. */
+function trace(indices, style, side = 0) {
+  const run = side ? COURSE.target : COURSE;
+  const nameThere = (i) => plain(SIDES[side].parameters[i].name);
   const gapped = (values) => indices.flatMap((i) => [...values(i), null]);
-  return { type: "scatter", mode: COURSE.steps.length > 1 ? "lines" : "markers", connectgaps: false,
-    x: gapped(() => COURSE.steps), y: gapped((i) => COURSE.fslrs[i].map((v) => (v > 0 ? v : null))),
-    customdata: gapped((i) => COURSE.steps.map(() => i)),
-    text: gapped((i) => COURSE.steps.map(() => plain(nameOf(i)))),
+  return { type: "scatter", mode: run.steps.length > 1 ? "lines" : "markers", connectgaps: false,
+    showlegend: false,
+    x: gapped(() => run.steps), y: gapped((i) => run.fslrs[i].map((v) => (v > 0 ? v : null))),
+    customdata: gapped((i) => run.steps.map(() => [side, i])),
+    text: gapped((i) => run.steps.map(() => nameThere(i))),
     hovertemplate: "%{text}<br>step %{x}<br>FSLR %{y:.4g}<extra></extra>", ...style };
+}
+
+/** The geometric mean over all parameters that have an FSLR at a step. */
+function mean(run) {
+  return run.steps.map((_, step) => {
+    const logs = run.fslrs.map((row) => log(row[step])).filter((v) => v !== null);
+    return logs.length ? 10 ** (logs.reduce((a, b) => a + b, 0) / logs.length) : null;
+  });
+}
+
+const TARGET_LINE = "target, before its multipliers";
+
+/** Base and target side by side: what is selected, or the means of all. */
+function beside(chosen, ink) {
+  const dashed = { line: { color: ink, width: 3, dash: "dash" }, marker: { color: ink, symbol: "diamond" } };
+  if (!COURSE.target) return [];
+  if (chosen.length) {
+    const theirs = selection.side === 1 ? selection.parameters : selection.answers;
+    return [trace(theirs.slice(0, DRAWN), { ...dashed, name: TARGET_LINE, showlegend: true }, 1)];
+  }
+  return [[COURSE, "base, mean of all", {}], [COURSE.target, `${TARGET_LINE}, mean of all`, dashed]]
+    .map(([run, name, style]) => ({ type: "scatter", mode: run.steps.length > 1 ? "lines" : "markers",
+      x: run.steps, y: mean(run), name, line: { color: ink, width: 3 }, marker: { color: ink }, ...style,
+      hovertemplate: "%{fullData.name}<br>step %{x}<br>FSLR %{y:.4g}<extra></extra>" }));
 }
 
 function drawLines(indices) {
@@ -124,14 +153,19 @@ function drawLines(indices) {
     traces.push(trace(lines.slice(start, start + size),
       { line: { color: colour, width: 1.5 }, marker: { color: colour }, opacity: faint }));
   }
-  if (chosen.length) traces.push(trace(chosen, { line: { color: ink, width: 3 }, marker: { color: ink } }));
+  if (chosen.length) traces.push(trace(chosen, { line: { color: ink, width: 3 }, marker: { color: ink },
+    name: "base", showlegend: Boolean(COURSE.target) }));
+  traces.push(...beside(chosen, ink));
+  const drawn = [COURSE, COURSE.target].flatMap((run) => (run ? run.fslrs : []));
   Plotly.react("lines", traces, {
-    ...layout, height: 420, showlegend: false, hovermode: "closest",
+    ...layout, height: 420, hovermode: "closest", showlegend: Boolean(COURSE.target),
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 1, xanchor: "right" },
     title: { text: "The same as lines, from dark to light in execution order", x: 0.01,
       xanchor: "left", font: { size: 14 } },
-    xaxis: { ...axis, title: { text: "step" } },
+    xaxis: { ...axis, title: { text: "step" }, tickformat: "d",
+      ...(COURSE.steps.length <= FEW / 2 ? { tickvals: COURSE.steps } : {}) },
     yaxis: { ...axis, type: "log", title: { text: "FSLR" },
-      ...ticks(...ends(lines.map((i) => COURSE.fslrs[i]))) },
+      ...ticks(...ends(drawn)) },
   }, CONFIG);
 }
 
@@ -165,7 +199,7 @@ function drawChosen() {
 
 byId("trajectory").hidden = false;
 drawCourse();
-byId("lines").on("plotly_click", ({ points: [point] }) => select(0, [point.customdata]));
+byId("lines").on("plotly_click", ({ points: [point] }) => point.customdata && select(point.customdata[0], [point.customdata[1]]));
 byId("course-search").addEventListener("input", () => later(drawCourse));
 listeners.push(() => later(drawChosen));
 dark.addEventListener("change", drawCourse);
