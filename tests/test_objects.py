@@ -2,6 +2,7 @@
 
 import copy
 from html import escape
+from operator import methodcaller
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ from torch import nn
 import flerm_fx
 from flerm_fx.align.aligning import Match
 from flerm_fx.align.doubts import Doubt
+
+in_a_notebook = methodcaller("_repr_html_")
+"""What IPython asks an object for."""
 
 X, Y = torch.linspace(-1, 1, 64).reshape(16, 4), torch.arange(16) % 3
 
@@ -37,7 +41,7 @@ def one_line(found: Any) -> str:
     """The line, which a notebook shows too, with each parameter behind it."""
     line = repr(found)
     assert "\n" not in line
-    page = found._repr_html_()
+    page = in_a_notebook(found)
     assert f"<code>{escape(line)}</code>" in page
     assert "2.weight" in page
     return line

@@ -101,13 +101,12 @@ def measure_settling(
         goes_on = True
         while goes_on:
             index = walk.index
-            count(1)
             if step_of_round(index, settle) not in wanted:
                 walk.step()
+                count(1)
                 continue
             moments[index], goes_on = next_moment(walk)
-            if moments[index].fslrs:
-                count(MEASUREMENT)
+            count(1 + MEASUREMENT * bool(moments[index].fslrs))
             if goes_on and index == end:
                 end += settle
                 wanted = of_start
@@ -166,15 +165,15 @@ def measure_start(
         _counting(procedure.settle + 1, averaged) as count,
     ):
         for _ in range(procedure.settle + 1):
-            count(1)
             if walk.index <= procedure.settle - averaged:
                 walk.step()
+                count(1)
                 continue
             step = walk.propose()
             chosen = replace(step, updates={name: step.updates[name] for name in wanted})
             estimates = _estimate(prober, precise, walk, chosen, probe, draws)
             measured.append(_noted(estimates, step.rounding))
-            count(MEASUREMENT)
+            count(1 + MEASUREMENT)
             walk.take(step)
             del step, chosen  # as large as the weights
     return {name: Estimate.mean([estimates[name] for estimates in measured]) for name in wanted}
