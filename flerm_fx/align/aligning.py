@@ -1,4 +1,4 @@
-"""Alignment: which base parameters each target parameter answers to, found from structure."""
+"""Alignment finds from structure which base parameters each target parameter answers to."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OnUnmatched = Literal["error", "unit"]
 
 @dataclass(frozen=True)
 class Match:
-    r"""The base parameters that one target parameter answers to.
+    r"""A ``Match`` holds the base parameters that one target parameter answers to.
 
     Attributes:
         target: the target parameter.
@@ -148,7 +148,7 @@ def align(
 
 
 def unanswered(base: nx.DiGraph, matches: Iterable[Match]) -> list[str]:
-    """The used base parameters that no target parameter answers to, in execution order."""
+    """Return the used base parameters that no target parameter answers to, in execution order."""
     left = _used(base) - {name for match in matches for name, _ in match.base}
     return [name for name in parameters(base) if name in left]
 
@@ -160,7 +160,7 @@ def _used(pg: nx.DiGraph) -> set[str]:
 def _given(
     base: nx.DiGraph, target: nx.DiGraph, mapping: Mapped | None
 ) -> dict[str, dict[str, Fraction]]:
-    """What the caller decided: shares of base parameters, by target name."""
+    """Return what the caller decided: shares of base parameters, by target name."""
     if mapping is None:
         return {}
     names = parameters(target)
@@ -189,7 +189,7 @@ def _by_names_and_structure(
 
 
 def _without(pg: nx.DiGraph, names: set[str]) -> nx.DiGraph:
-    """The graph without some parameters, the unused ones, and junctions of these alone."""
+    """Return the graph without some parameters, the unused ones, and junctions of these alone."""
     rest = pg.copy()
     for node in list(pg):
         attributes = pg.nodes[node]
@@ -214,7 +214,7 @@ def _unmatched(
     odd_base: list[str],
     odd_target: list[str],
 ) -> MatchError:
-    """The error that says what to do, and names parameters with their nearest candidates."""
+    """Return the error that says what to do, and names parameters with their nearest candidates."""
     example = odd_target[0] if odd_target else "target name"
     lines = [
         f"pass mapping={{{example!r}: 'base name', ...}} (--mapping), from target to base names of "
@@ -250,7 +250,9 @@ _SIGNATURE = ("op", "slot", "rank", "kind")
 
 
 class _Nearest:
-    """The parameters of a graph that are most like a given one, in attributes and position."""
+    """A ``_Nearest`` names the parameters of a graph that
+    are most like a given one, in attributes and position.
+    """
 
     def __init__(self, pg: nx.DiGraph) -> None:
         names = parameters(pg)

@@ -1,4 +1,4 @@
-"""Contraction: a captured graph becomes its parameters and the flow between them."""
+"""Contraction leaves of a captured graph its parameters and the flow between them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 class Contraction:
-    """One pass over a captured graph; ``origin`` maps a value to the node it is a function of."""
+    """A ``Contraction`` passes once over a graph; ``origin``
+    maps a value to the node that it is a function of.
+    """
 
     def __init__(self) -> None:
         import networkx as nx
@@ -141,7 +143,7 @@ def _straighten(edges: list[dict[str, str]]) -> None:
 
 
 def live(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that the output depends on."""
+    """Return the nodes that the output depends on."""
     pending = [graph.output_node()]
     live = set(pending)
     while pending:
@@ -152,7 +154,9 @@ def live(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _operands(node: fx.Node) -> Iterator[tuple[str, fx.Node]]:
-    """The operands that flow into a node, each with its argument; ``tensors[1]`` in a list."""
+    """Return the operands that flow into a node,
+    each with its argument; ``tensors[1]`` in a list.
+    """
     schema = schema_of(node.target)
     names = [known.name for known in schema.arguments] if schema is not None else []
     slots = [*names, *(f"arg{index}" for index in range(len(names), len(node.args)))]
@@ -171,13 +175,13 @@ def _operands(node: fx.Node) -> Iterator[tuple[str, fx.Node]]:
 
 
 def _is_shape(node: fx.Node) -> bool:
-    """Whether nothing but the shape and type of what a node reads has a part in its value."""
+    """Tell whether nothing but the shape and type of what a node reads has a part in its value."""
     integer = isinstance(node.meta.get("val"), int | torch.SymInt)
     return integer or node.target in CONSTANT or operation(node) in SHAPED_LIKE
 
 
 def _flows(node: fx.Node) -> bool:
-    """Whether the value is, or holds, a tensor of numbers that can carry a tangent."""
+    """Tell whether the value is, or holds, a tensor of numbers that can carry a tangent."""
     if _is_shape(node):
         return False
     if "val" not in node.meta:

@@ -1,4 +1,4 @@
-"""Ends of the data flow: what reads the input, and what gives the output."""
+"""Ends of the data flow are what reads the input, and what gives the output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Ends:
-    """Which parameters stand at an end of the data flow."""
+    """``Ends`` says which parameters stand at an end of the data flow."""
 
     def __init__(self, graph: nx.DiGraph) -> None:
         self.graph = graph
@@ -34,7 +34,10 @@ class Ends:
         self.behind = behind
 
     def which(self, names: Collection[str]) -> str:
-        """``"entrance"`` if nothing precedes them, ``"readout"`` if all ends there, ``"inner"``."""
+        """Return ``"entrance"`` if nothing precedes them, ``"readout"`` if all ends there.
+
+        It is ``"inner"`` elsewhere.
+        """
         read = {site for name in names for site in sites(self.graph, name)}
         if not any(u in self.behind for v in read for u in self.graph.pred[v]):
             return "entrance"
@@ -43,7 +46,9 @@ class Ends:
         return "inner"
 
     def _closes(self, read: set[str], names: set[str]) -> bool:
-        """Whether all parameters before some junctions reach the output through these alone."""
+        """Tell whether all parameters before some
+        junctions reach the output through these alone.
+        """
         pending = [v for v in self.graph if on_data(self.graph, v) and not self.graph.adj[v]]
         seen = set(pending)
         while pending:

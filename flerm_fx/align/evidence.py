@@ -1,4 +1,6 @@
-"""Evidence: what speaks for a matching of two parameter graphs, as one score, and what against."""
+"""Evidence says what speaks for a matching of two
+parameter graphs, as one score, and what against.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ Around = list[set[int]]
 
 
 class Flow:
-    """How alike the surroundings of parameters of two graphs are, whatever they are called."""
+    """A ``Flow`` says how alike the surroundings of
+    parameters of two graphs are, whatever they are called.
+    """
 
     def __init__(self, base: nx.DiGraph, target: nx.DiGraph) -> None:
         rounds = neighbourhoods((base, target), RADIUS)
@@ -41,27 +45,27 @@ class Flow:
         )
 
     def of_parameters(self, base: str, target: str) -> float:
-        """The share of radii up to which their surroundings are the same."""
+        """Return the share of radii up to which their surroundings are the same."""
         one, other = self.base[base], self.target[target]
         return sum(a == b for a, b in zip(one, other, strict=True)) / RADIUS
 
     def reads_alike(self, base: str, target: str) -> bool:
-        """Whether what reads two parameters reads and is read by the same operations."""
+        """Tell whether what reads two parameters reads and is read by the same operations."""
         return _neighbours(self.graphs[0], base) == _neighbours(self.graphs[1], target)
 
     def around(self, side: int, names: Iterable[str]) -> Around:
-        """The surroundings of a family of the base (0) or the target (1), at each radius."""
+        """Return the surroundings of a family of the base (0) or the target (1), at each radius."""
         labels = (self.base, self.target)[side]
         return [set(found) for found in zip(*(labels[name] for name in names), strict=True)]
 
 
 def in_common(one: Around, other: Around) -> float:
-    """How much the surroundings of two families have in common, as an average over radii."""
+    """Return how much the surroundings of two families have in common, as an average over radii."""
     return sum(len(a & b) / len(a | b) for a, b in zip(one, other, strict=True)) / RADIUS
 
 
 class Evidence:
-    r"""What speaks for and against ways to lay a base over a target.
+    r"""An ``Evidence`` says what speaks for and against ways to lay a base over a target.
 
     A pair of a base parameter b and a target parameter t agrees by
 
@@ -97,7 +101,7 @@ class Evidence:
         return Flow(self.base, self.target)
 
     def score(self, laid: Shares, in_time: Collection[str] = ()) -> float:
-        """The number of parameters that are matched, each times its agreement.
+        """Return the number of parameters that are matched, each times its agreement.
 
         Args:
             laid: the matching.
@@ -119,11 +123,11 @@ class Evidence:
         return total
 
     def is_whole(self, laid: Shares) -> bool:
-        """Whether all parameters of both sides are matched."""
+        """Tell whether all parameters of both sides are matched."""
         return matched(laid) == self.number
 
     def is_clean(self, laid: Shares) -> bool:
-        """Whether all are matched, and nothing speaks against any of the pairs."""
+        """Tell whether all are matched, and nothing speaks against any of the pairs."""
         if not self.is_whole(laid):
             return False
         if (
@@ -142,7 +146,7 @@ class Evidence:
         mixed: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset()),
         by_tree: bool = False,
     ) -> dict[str, Doubt]:
-        """What speaks against a matching, by target parameter.
+        """Return what speaks against a matching, by target parameter.
 
         Args:
             laid: the matching.
@@ -191,7 +195,7 @@ class Evidence:
         return Ends(self.target)
 
     def _against(self, b: str, t: str) -> str:
-        """What speaks against a pair; empty if nothing does."""
+        """Return what speaks against a pair; empty if nothing does."""
         one, other = self.places[0][b], self.places[1][t]
         tied = self._is_tied(b, t)
         crossing = self._crossing(b, t)
@@ -210,7 +214,7 @@ class Evidence:
         return ""
 
     def _crossing(self, b: str, t: str) -> tuple[bool, bool]:
-        """Whether either model has the place of the other's parameter."""
+        """Tell whether either model has the place of the other's parameter."""
         return self.places[0][b] in self._known[1], self.places[1][t] in self._known[0]
 
     @cached_property
@@ -227,14 +231,14 @@ class Evidence:
         return found[0], found[1]
 
     def _is_tied(self, b: str, t: str) -> bool:
-        """Whether one of two has several uses, of which the other may have one."""
+        """Tell whether one of two has several uses, of which the other may have one."""
         return bool(self.base.nodes[b]["uses"] > 1 or self.target.nodes[t]["uses"] > 1)
 
     def _same_kind(self, b: str, t: str) -> bool:
         return bool(self.base.nodes[b]["kind"] == self.target.nodes[t]["kind"])
 
     def _purity(self, laid: Shares) -> dict[tuple[Hashable, Hashable], float]:
-        """How purely places answer to places, for each pair of them."""
+        """Return how purely places answer to places, for each pair of them."""
         mass: dict[tuple[Hashable, Hashable], float] = defaultdict(float)
         for b, row in laid.items():
             for t, share in row.items():
@@ -251,7 +255,7 @@ class Evidence:
 
 
 def _neighbours(pg: nx.DiGraph, name: str) -> set[Hashable]:
-    """The operations before and behind those that read a parameter, however often."""
+    """Return the operations before and behind those that read a parameter, however often."""
     found: set[Hashable] = set()
     for site in sites(pg, name):
         found |= {("reads", pg.nodes[u]["op"]) for u in pg.pred[site] if on_data(pg, u)}
@@ -260,5 +264,5 @@ def _neighbours(pg: nx.DiGraph, name: str) -> set[Hashable]:
 
 
 def matched(laid: Shares) -> int:
-    """Number of parameters, of both sides, that have a counterpart."""
+    """Return the number of parameters, of both sides, that have a counterpart."""
     return len(laid) + len({t for row in laid.values() for t in row})

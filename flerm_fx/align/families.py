@@ -1,4 +1,4 @@
-"""Families: the parameters that hold one place in modules that repeat, from the tree of modules.
+"""A family holds the parameters at one place in modules that repeat, from the tree of modules.
 
 What a module tree says is its shape: which modules are items of one list, and what each holds. The
 words in it tell places of one model apart; between two models, families answer to each other by
@@ -36,7 +36,7 @@ _NUMBERED = re.compile(r"(.*?)(\d+)")
 
 @dataclass(frozen=True)
 class Family:
-    """Parameters at one place of the items of one list, or of nested lists.
+    """A ``Family`` holds parameters at one place of the items of one list, or of nested lists.
 
     Attributes:
         words: their masked name.
@@ -49,7 +49,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Kind:
-    """What an item of a list is.
+    """A ``Kind`` says what an item of a list is.
 
     Attributes:
         holds: its parameters by their places in it, each with what it is by itself.
@@ -65,11 +65,11 @@ class Kind:
         return self.end, frozenset(Counter((len(rest), own) for rest, own in self.holds).items())
 
     def within(self, other: Kind) -> bool:
-        """Whether another has the same at the same end, and more."""
+        """Tell whether another has the same at the same end, and more."""
         return self.end == other.end and self.holds < other.holds
 
     def like(self, other: Kind) -> bool:
-        """Whether two hold mostly the same, at the same end."""
+        """Tell whether two hold mostly the same, at the same end."""
         alike = 2 * len(self.holds & other.holds) >= len(self.holds | other.holds)
         return self.end == other.end and alike
 
@@ -79,7 +79,7 @@ class Kind:
 
 
 class Families:
-    """The families of one parameter graph.
+    """A ``Families`` finds the families of one parameter graph.
 
     Args:
         graph: a parameter graph.
@@ -122,7 +122,9 @@ class Families:
         return tuple(_mask(part) for part in parts)
 
     def _members(self, names: list[str]) -> tuple[Member, ...]:
-        """Which item each is in, at each level; items are in the order of their execution."""
+        """Return which item each is in, at each level;
+        items are in the order of their execution.
+        """
         items: dict[Path, dict[Path, int]] = defaultdict(dict)
         for name in names:
             for around, item in self._items(name):
@@ -139,7 +141,7 @@ class Families:
         )
 
     def _items(self, name: str) -> Iterable[tuple[Path, Path]]:
-        """The lists around a parameter, the outermost first, each with the item that it is in."""
+        """Return the lists around a parameter, outermost first, each with the item it is in."""
         parts = self.parts[name]
         for at, part in enumerate(parts):
             if _mask(part) != part:
@@ -150,7 +152,7 @@ class Families:
                 yield around, item
 
     def _kinds(self, ends: Ends | None) -> dict[Path, Kind]:
-        """What each item of a list holds, and whether it is at an end of the data flow."""
+        """Return what each item of a list holds, and whether it is at an end of the data flow."""
         holds: dict[Path, set[tuple[Path, Own]]] = defaultdict(set)
         inside: dict[Path, list[str]] = defaultdict(list)
         for name in self.names:
@@ -175,7 +177,9 @@ class Families:
         return found
 
     def fuller(self) -> dict[tuple[Hashable, Hashable], tuple[int, int]]:
-        """How often kinds are in one list that hold what another has and more, and that other."""
+        """Return how often kinds are in one list that
+        hold what another has and more, and that other.
+        """
         found: Counter[tuple[Hashable, Hashable, int]] = Counter()
         for items in self.lists.values():
             row = Counter(self.kinds[item] for item in items)
@@ -211,7 +215,7 @@ class Families:
                 self.kinds[item] = max(like, key=lambda kind: len(kind.holds))
 
     def rows(self) -> Iterator[tuple[list[Path], list[Hashable]]]:
-        """The items of each list, and their kinds whatever their words."""
+        """Return the items of each list, and their kinds whatever their words."""
         for items in self.lists.values():
             yield list(items), [self.kinds[item].bare for item in items]
 
@@ -297,7 +301,7 @@ def rounds_in_both(base: Families, target: Families) -> bool:
 
 
 def _is_round(row: Sequence[Hashable], around: tuple[Hashable, ...]) -> bool:
-    """Whether a row of kinds is a number of rounds."""
+    """Tell whether a row of kinds is a number of rounds."""
     times, over = divmod(len(row), len(around))
     return times > 0 and not over and tuple(row) == around * times
 
@@ -351,7 +355,7 @@ def _by_own(families: Families) -> Mapping[Hashable, list[int]]:
 
 
 def _unwrapped(families: list[Family]) -> list[Path]:
-    """The words of families without what surrounds all, as ``module.`` does."""
+    """Return the words of families without what surrounds all, as ``module.`` does."""
     words = [family.words for family in families]
     while (
         len({w[0] for w in words}) == 1 and all(len(w) > 1 for w in words) and words[0][0] != ITEM
@@ -361,7 +365,7 @@ def _unwrapped(families: list[Family]) -> list[Path]:
 
 
 def in_items(names: Iterable[str]) -> bool:
-    """Whether all names are in items of one list, which may be a wrapper of the whole model.
+    """Tell whether all names are in items of one list, which may be a wrapper of the whole model.
 
     >>> in_items(["0.embed.weight", "0.head.weight"]), in_items(["embed.weight"])
     (True, False)
@@ -370,13 +374,13 @@ def in_items(names: Iterable[str]) -> bool:
 
 
 def _share_an_item(names: Collection[Path]) -> bool:
-    """Whether all names, in parts, go on within one and the same item."""
+    """Tell whether all names, in parts, go on within one and the same item."""
     first = {parts[0] for parts in names if len(parts) > 1 and parts[0].startswith(ITEM)}
     return len(first) == 1 and all(len(parts) > 1 and parts[0] in first for parts in names)
 
 
 def _parts(name: str, numbered: bool) -> Path:
-    """A name in parts; places in lists begin with ``"#"``, so that they are told from words."""
+    """Return a name in parts; places in lists begin with ``"#"``, which tells them from words."""
     parts: list[str] = []
     for part in name.split("."):
         split = _NUMBERED.fullmatch(part)

@@ -1,4 +1,4 @@
-"""Items: what a chain of junctions consists of, one by one or as copies that were folded."""
+"""A chain of junctions consists of items, single ones or copies that were folded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ _Part = TypeVar("_Part")
 
 @dataclass(eq=False)
 class Item:
-    """A junction of a chain with all that hangs from it; or the copies of one, folded."""
+    """An ``Item`` is a junction of a chain with all
+    that hangs from it, or the folded copies of one.
+    """
 
     label: int
     plain: int  # the label without what tells the first and the last of the network from others
@@ -26,12 +28,12 @@ class Item:
 
 
 def common(sequences: Iterable[tuple[_Part, ...]]) -> tuple[_Part, ...] | None:
-    """The longest common beginning; None of none."""
+    """Return the longest common beginning; None of none."""
     found = list(sequences)
     alike = takewhile(lambda parts: len(set(parts)) == 1, zip(*found, strict=False))
     return tuple(parts[0] for parts in alike) if found else None
 
 
 def shared_path(items: Iterable[Item]) -> tuple[str, ...] | None:
-    """The module path that all items with parameters have in common; None of none."""
+    """Return the module path that all items with parameters have in common; None of none."""
     return common(item.path for item in items if item.path is not None)

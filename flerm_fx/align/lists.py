@@ -1,4 +1,4 @@
-"""Lists: where parameters are in the lists of a module tree, and what the items of these hold."""
+"""Lists of a module tree: where parameters are in them is found here, and what their items hold."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flerm_fx.align.places import Words, masked
 
 
 class InList(NamedTuple):
-    """Where a parameter is in a list.
+    """An ``InList`` says where a parameter is in a list.
 
     Attributes:
         inner: how many lists there are within the item around it, which no wrapping changes.
@@ -30,7 +30,7 @@ class InList(NamedTuple):
 
 @lru_cache(maxsize=2**16)
 def in_each_list(name: str) -> tuple[InList, ...]:
-    """A parameter's place in each list that it is in, the innermost first.
+    """Return a parameter's place in each list that it is in, the innermost first.
 
     >>> [(at.inner, at.list, at.item, at.rest) for at in in_each_list("h.3.fc.weight")]
     [(0, ('h',), 3, ('fc', 'weight'))]
@@ -47,7 +47,7 @@ _Held = dict[Words, dict[int, set[Words]]]
 
 
 class Lists:
-    """The lists that some parameters are in.
+    """``Lists`` holds the lists that some parameters are in.
 
     Attributes:
         everywhere: what every item of a list has, for each list.

@@ -1,4 +1,4 @@
-"""Function-space mass: how copies of base parameters share out theirs to copies in the target."""
+"""Mass says how copies of base parameters share out theirs to copies in the target."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ Copies = dict[Level, tuple[int, int]]  # which copy of how many, at each level o
 
 @dataclass(frozen=True)
 class Member:
-    """One copy of a parameter's use: its name, and which copy of how many it is at each level."""
+    """A ``Member`` is one copy of a parameter's use,
+    and says which copy of how many it is at each level.
+    """
 
     name: str
     copies: Copies
 
 
 class Uses(NamedTuple):
-    """The uses of parameters of both sides that answer to one another, at one place of a block."""
+    """``Uses`` holds uses of both sides that answer to one another, at one place of a block."""
 
     givers: list[Member]
     takers: list[Member]
@@ -39,7 +41,9 @@ class Uses(NamedTuple):
 
 
 def uses(base: Folded, target: Folded, links: Sequence[Link]) -> Iterator[Uses]:
-    """What is linked, with its copies; runs that hold mostly the same links are one level."""
+    """Return what is linked, with its copies; runs
+    that hold mostly the same links are one level.
+    """
     levels, order = _levels(base, target, links)
     import networkx as nx
 
@@ -88,7 +92,8 @@ def shares(found: Iterable[Uses]) -> Shares:
 def mixed(
     found: Iterable[Uses], places: tuple[Mapping[str, Hashable], Mapping[str, Hashable]]
 ) -> tuple[frozenset[str], frozenset[str]]:
-    """Parameters taken for copies of ones at other places, in runs of which the sides differ.
+    """Return parameters taken for copies of ones at
+    other places, in runs of which the sides differ.
 
     Args:
         found: what is linked.
@@ -118,7 +123,8 @@ def mixed(
 def _levels(
     base: Folded, target: Folded, links: Sequence[Link]
 ) -> tuple[tuple[dict[object, Level], dict[object, Level]], dict[Level, tuple[int, int]]]:
-    """The level that each run stands for, on both sides, and the order of levels, outermost first.
+    """Return the level that each run stands for, on both
+    sides, and the order of levels, outermost first.
 
     Runs that hold mostly the same links, by the ratio of those in both to those in either, are one
     level.
@@ -164,7 +170,9 @@ def _members(
     levels: dict[object, Level],
     cut: int | None,
 ) -> list[Member]:
-    """All uses of a parameter, or of those linked together, with the copies that they lie in."""
+    """Return all uses of a parameter, or of those
+    linked together, with the copies that they lie in.
+    """
     places = [place for node in kept for place in folded.places[node]]
     places.sort(key=lambda place: folded.order[place[0]])
     counted = Counter(address[:cut] for _, address in places)
@@ -211,7 +219,7 @@ def overlaps(
 
 
 def by_target(laid: Shares) -> Shares:
-    """The same shares, of each target parameter by base parameter.
+    """Return the same shares, of each target parameter by base parameter.
 
     >>> by_target({"b": {"t": Fraction(1, 2), "u": Fraction(1, 2)}})["u"]
     {'b': Fraction(1, 2)}

@@ -1,4 +1,4 @@
-"""Names as evidence, for models whose data flow is not known."""
+"""Names are evidence for models whose data flow is not known."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _Kind = tuple[frozenset[Words], ...]
 
 
 def _kinds(pg: nx.DiGraph) -> dict[str, _Kind]:
-    """For each parameter what the items of lists around it hold."""
+    """Return for each parameter what the items of lists around it hold."""
     held: dict[tuple[Words, int], set[Words]] = defaultdict(set)
     for name in parameters(pg):
         for at in in_each_list(name):
@@ -72,7 +72,7 @@ def _by_kind(
     theirs: dict[Numbers, str],
     their_kinds: Mapping[str, _Kind],
 ) -> Iterator[tuple[dict[Numbers, str], dict[Numbers, str]]]:
-    """Copies in items that hold the same, where both sides have items of the same kinds.
+    """Return copies in items that hold the same, where both sides have items of the same kinds.
 
     Attention and feed-forward layers may alternate in one list, each with a norm.
     """
@@ -87,7 +87,7 @@ def _by_kind(
 
 
 def _copies(pg: nx.DiGraph) -> dict[Pattern, dict[Numbers, str]]:
-    """Names of used parameters by pattern, then by the numbers in them."""
+    """Return names of used parameters by pattern, then by the numbers in them."""
     names = [name for name in parameters(pg) if pg.nodes[name]["op"]]
     parts = {name: name.split(".") for name in names}
     around = 0
@@ -105,7 +105,7 @@ def _copies(pg: nx.DiGraph) -> dict[Pattern, dict[Numbers, str]]:
 
 
 def numbered(copies: dict[Numbers, str], levels: int) -> list[Member]:
-    """Which copy each is of how many, at each level."""
+    """Return which copy each is of how many, at each level."""
     siblings: dict[Numbers, list[int]] = defaultdict(list)
     for numbers in sorted(copies):
         for level in range(levels):

@@ -1,4 +1,4 @@
-"""Places: where a parameter is in the module tree, by its name without the numbers of items."""
+"""A place is where a parameter is in the module tree: its name without the numbers of items."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"\d+")
 
 
 def masked(name: str) -> Words:
-    """A name in parts, numbers of items as ``"#"``.
+    """Return a name in parts, numbers of items as ``"#"``.
 
     >>> masked("h.3.fc1.weight")
     ('h', '#', 'fc1', 'weight')
@@ -32,7 +32,7 @@ def masked(name: str) -> Words:
 
 
 def places(pg: nx.DiGraph) -> dict[str, Place]:
-    """The place of each used parameter in the module tree.
+    """Return the place of each used parameter in the module tree.
 
     What surrounds all names, as ``module.`` does, is left out.
     """
@@ -46,7 +46,7 @@ def places(pg: nx.DiGraph) -> dict[str, Place]:
 
 
 def in_lists(pg: nx.DiGraph) -> dict[str, Words]:
-    """The masked names of the parameters that are in items of lists.
+    """Return the masked names of the parameters that are in items of lists.
 
     Empty for a model of which all are in one and the same item, as in a wrapper: its list says
     nothing.
@@ -64,6 +64,6 @@ def in_lists(pg: nx.DiGraph) -> dict[str, Words]:
 
 
 def stem(place: Place) -> Place:
-    """A place without any numbers, those in words either."""
+    """Return a place without any numbers, those in words either."""
     words, rank = place
     return tuple(own for word in words if word != ITEM and (own := _NUMBER.sub("", word))), rank

@@ -1,4 +1,4 @@
-"""Readings: the ways to lay one parameter graph over another, and the choice among them."""
+"""A reading is one way to lay a parameter graph over another; this module chooses among them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ Mixed = tuple[frozenset[str], frozenset[str]]
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to lay a base over a target.
+    """A ``Reading`` is one way to lay a base over a target.
 
     Attributes:
         shares: the shares that follow from it.
@@ -128,7 +128,7 @@ def by_structure(b: nx.DiGraph, t: nx.DiGraph) -> tuple[Shares, dict[str, Doubt]
 
 
 def _fewest_over(reading: Reading) -> tuple[int, bool, bool]:
-    """How good a reading by the data flow is where the module tree has no say."""
+    """Return how good a reading by the data flow is where the module tree has no say."""
     return matched(reading.shares), reading.exact, not reading.exact and not reading.way[1]
 
 
@@ -168,7 +168,9 @@ def _by_tree(
 
 
 def _in_time(base: Folded, target: Folded, linked: Sequence[Link]) -> frozenset[str]:
-    """The base parameters of links where either side has several uses of one in the same way."""
+    """Return the base parameters of links where either
+    side has several uses of one in the same way.
+    """
     uses: Counter[tuple[int, str, WeightPath, str]] = Counter()
     sides = base, target
     kept = [dict.fromkeys(getattr(link, side) for link in linked) for side in ("base", "target")]

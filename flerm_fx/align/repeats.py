@@ -1,4 +1,4 @@
-"""Repeated blocks: a parameter graph read as chains of junctions, with repeats folded.
+"""Repeated blocks are found in a parameter graph read as chains of junctions, with repeats folded.
 
 A chain is, for one, the residual stream with what each addition adds; equal stretches in a row are
 runs of one block, and so are the levels of a U-Net, each inside the one before. Where the sequence
@@ -91,7 +91,7 @@ _Starts = dict[tuple[int, ...], tuple[tuple[float, ...], tuple[int, ...]]]
 
 
 class Folded(Chains):
-    """Chains of junctions, and the repeats in each, of one parameter graph.
+    """A ``Folded`` holds chains of junctions, and the repeats in each, of one parameter graph.
 
     Attributes:
         items: the folded chain that ends in a junction, by that junction.
@@ -163,7 +163,7 @@ class Folded(Chains):
         )
 
     def describe(self, node: str) -> int:
-        """A label for a parameter, or a junction of parameters alone."""
+        """Return a label for a parameter, or a junction of parameters alone."""
         if node not in self.described:
             operands = sorted((s, self.describe(u)) for u, s in self.slots(node).items())
             label = node_label(self.pg, node, self.kinds)
@@ -171,7 +171,7 @@ class Folded(Chains):
         return self.described[node]
 
     def _read(self, node: str) -> list[str]:
-        """The parameters that a parameter, or a junction of parameters alone, depends on."""
+        """Return the parameters that a parameter, or a junction of parameters alone, depends on."""
         if self.pg.nodes[node].get("junction"):
             return [name for u in self.pg.pred[node] for name in self._read(u)]
         return [node]
@@ -213,7 +213,7 @@ class Folded(Chains):
         return None
 
     def _start(self, items: list[Item], start: int, period: int, copies: int, spare: int) -> int:
-        """Where the first copy starts, if a run leaves ``spare`` items over."""
+        """Return where the first copy starts, if a run leaves ``spare`` items over."""
         body = [item.label for item in items[start : start + period]]
         rotations = [tuple(body[k:] + body[:k]) for k in range(period)]
         origin = start
@@ -288,16 +288,16 @@ class Folded(Chains):
         return found
 
     def depth_in_common(self, kept: Iterable[str]) -> int:
-        """How many runs hold all of some kept junctions."""
+        """Return how many runs hold all of some kept junctions."""
         runs = (tuple(run for run, _, _ in self.places[node][0][1]) for node in kept)
         return len(common(runs) or ())
 
     def op(self, node: str) -> str:
-        """A junction's operation."""
+        """Return a junction's operation."""
         return str(self.pg.nodes[node]["op"])
 
     def weights(self, node: str) -> dict[WeightPath, str]:
-        """The parameters that a junction on data reads, by how they arrive."""
+        """Return the parameters that a junction on data reads, by how they arrive."""
         found: dict[WeightPath, str] = {}
         pending: list[tuple[WeightPath, str]] = [
             ((slot,), u) for u, slot in self.slots(node).items() if u not in self.data
@@ -311,7 +311,9 @@ class Folded(Chains):
         return found
 
     def equal_branches(self, node: str) -> list[tuple[str, tuple[str, ...]]]:
-        """A junction's branches, those of one label and argument together, with that argument."""
+        """Return a junction's branches, those of one
+        label and argument together, with that argument.
+        """
         slots = self.slots(node)
 
         def key(head: str) -> tuple[str, int]:
@@ -322,7 +324,7 @@ class Folded(Chains):
         return [(slot, tuple(alike)) for (slot, _), alike in groupby(ordered, key)]
 
     def _own(self, item: Item) -> list[str]:
-        """The branches of an item but for the one that holds the next level."""
+        """Return the branches of an item but for the one that holds the next level."""
         return [head for head in self.branches[item.node] if head != item.hole]
 
     def _sort_branches(self, v: str) -> None:

@@ -1,4 +1,4 @@
-"""Torn items: parameters of one item of a list that answer to different items of another."""
+"""Torn items are parameters of one item of a list that answer to different items of another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flerm_fx.align.places import ITEM, Words
 
 
 def torn(laid: Shares) -> frozenset[str]:
-    """The target parameters whose base parameters are of other items than their siblings'.
+    """Return the target parameters whose base parameters are of other items than their siblings'.
 
     Siblings are the parameters of one item of a list, such as ``blocks.3``. Where all items of the
     list have them, on both sides, they answer to the same items, whatever their names are: a
@@ -50,7 +50,7 @@ _Row = frozenset[tuple[Words, int, Fraction]]
 
 
 def _siblings(names: Iterable[str], lists: Lists) -> dict[tuple[Words, int], dict[str, InList]]:
-    """The parameters of each item that all items of its list have."""
+    """Return the parameters of each item that all items of its list have."""
     found: dict[tuple[Words, int], dict[str, InList]] = defaultdict(dict)
     for name in names:
         for at in in_each_list(name):
@@ -60,7 +60,7 @@ def _siblings(names: Iterable[str], lists: Lists) -> dict[tuple[Words, int], dic
 
 
 def _in_step(row: _Row, base: Lists, target: Lists, of: Words, item: int) -> bool:
-    """Whether what an item answers to is the item at its place, if that list has as many."""
+    """Tell whether what an item answers to is the item at its place, if that list has as many."""
     lists = {other for other, _, _ in row}
     (other, *more) = lists
     theirs, ours = sorted(base.holding[other]), sorted(target.holding[of])
@@ -72,7 +72,7 @@ def _in_step(row: _Row, base: Lists, target: Lists, of: Words, item: int) -> boo
 def _items(
     answer: Mapping[str, Fraction], inner: int, everywhere: Mapping[Words, set[Words]]
 ) -> _Row:
-    """The part of a parameter's mass that comes from each item of lists as far out.
+    """Return the part of a parameter's mass that comes from each item of lists as far out.
 
     Empty where some of it is from outside of them, or from what not all of their items have.
     """

@@ -1,4 +1,4 @@
-"""Uneven lists: blocks of one list that get unequal parts of what another list gives."""
+"""A list is uneven if its blocks get unequal parts of what another list gives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Siblings = list[tuple[InList, str]]  # parameters at one place of the items of 
 
 
 def uneven(laid: Shares, is_end: Callable[[Collection[str]], bool]) -> frozenset[str]:
-    """The target parameters in lists of blocks of which some get more than others.
+    """Return the target parameters in lists of blocks of which some get more than others.
 
     Where items of a list hold the same, and so do those of the list that they answer to, no block
     is special by itself. A matching in which the first answers alone, and those behind it share the
@@ -74,7 +74,7 @@ def _even(siblings: _Siblings, answers: Mapping[str, Mapping[str, Fraction]]) ->
 def _in_order(
     siblings: _Siblings, answers: Mapping[str, Mapping[str, Fraction]], inner: int, base: Lists
 ) -> bool:
-    """Whether later items answer to no earlier ones than those before them do.
+    """Tell whether later items answer to no earlier ones than those before them do.
 
     True as well where they answer to several lists, or to what not all items there have.
     """
@@ -90,7 +90,9 @@ def _in_order(
 
 
 def _kinds(answer: Mapping[str, Fraction], inner: int, base: Lists) -> set[Hashable]:
-    """The lists as far out that a parameter's mass comes from, with what the items there hold."""
+    """Return the lists as far out that a parameter's
+    mass comes from, with what the items there hold.
+    """
     found: set[Hashable] = set()
     for name in answer:
         at = in_each_list(name)[inner:][:1]

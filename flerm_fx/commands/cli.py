@@ -1,4 +1,4 @@
-"""The command line: ``flerm-fx``."""
+"""The command line is ``flerm-fx``."""
 
 import sys
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def build_app() -> "typer.Typer":
-    """The commands, imported only now: the library itself needs none of their packages."""
+    """Return the commands, imported only now: the library itself needs none of their packages."""
     import typer
     from typer.core import TyperGroup
 

@@ -1,4 +1,4 @@
-"""``flerm-fx compile``: the multipliers of a model, measured against a base profile."""
+"""``flerm-fx compile`` shows the multipliers of a model, measured against a base profile."""
 
 import sys
 from contextlib import nullcontext
@@ -25,7 +25,7 @@ SEEDS = 2**63 - 1
 
 
 class Dump(StrEnum):
-    """The forms of a dump."""
+    """A ``Dump`` is a form of a dump."""
 
     table = "table"
     json = "json"
@@ -38,7 +38,7 @@ class Dump(StrEnum):
 
 
 class Level(StrEnum):
-    """What a picture shows."""
+    """A ``Level`` says what a picture shows."""
 
     parameter = "parameter"
     op = "op"
@@ -102,7 +102,7 @@ def compiled_model(
     on_unmatched: OnUnmatched,
     mapping: list[str] | None,
 ) -> CompiledModel:
-    """The model that a name gives, compiled against a base profile in the base's mode.
+    """Return the model that a name gives, compiled against a base profile in the base's mode.
 
     For a law it is built on the device meta.
     """

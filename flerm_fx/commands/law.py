@@ -1,4 +1,4 @@
-"""``flerm-fx law``: fit a scaling law, and show what is in one."""
+"""``flerm-fx law`` fits a scaling law, and shows what is in one."""
 
 import ast
 import logging
@@ -83,7 +83,7 @@ def show(
 
 
 def _size(text: str) -> tuple[str, list[Any]]:
-    """An argument's name and its values.
+    """Return an argument's name and its values.
 
     >>> _size("width=64,128")
     ('width', [64, 128])

@@ -1,4 +1,4 @@
-"""One call for all formats."""
+"""One call makes all formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The assignments as aligned text."""
+"""The assignments become aligned text."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _NUMERIC = frozenset({"base FSLR", "target FSLR", "multiplier", "error"})
 
 
 def to_notebook(line: str, assignments: Sequence[Assignment]) -> str:
-    """A line, and the table of all parameters behind it, as HTML."""
+    """Return a line, and the table of all parameters behind it, as HTML."""
     rows = [
         (
             assignment.parameter,
@@ -41,7 +41,7 @@ def to_notebook(line: str, assignments: Sequence[Assignment]) -> str:
 
 
 def to_table(assignments: Sequence[Assignment]) -> str:
-    """One line a parameter in execution order, between a header and a summary.
+    """Return one line a parameter in execution order, between a header and a summary.
 
     Names are printed once: ``=`` is a node or base parameter called like the parameter itself, and
     ``…`` at the end of a base parameter stands for the ending of the parameter's own name. Of
@@ -78,7 +78,7 @@ def headline(assignments: Sequence[Assignment], digits: int = 4) -> str:
 
 
 def summary(assignments: Sequence[Assignment]) -> str:
-    """The headline, and what the shorthands mean."""
+    """Return counts by status, the range of the multipliers, and what the shorthands mean."""
     text = headline(assignments)
     names = [name for a in assignments for name in (_node(a), _base(a))]
     shorthands = []
@@ -92,17 +92,17 @@ def summary(assignments: Sequence[Assignment]) -> str:
 
 
 def format_shape(shape: Sequence[int]) -> str:
-    """``2×3``; a scalar is ``()``."""
+    """Return a shape as ``2×3``, and that of a scalar as ``()``."""
     return "×".join(str(size) for size in shape) or "()"
 
 
 def format_fslr(assignment: Assignment) -> str:
-    """The target's FSLR ± its standard error."""
+    """Return the target's FSLR ± its standard error."""
     return format_estimate(assignment.target.value, assignment.target.stderr)
 
 
 def format_estimate(value: float, stderr: float) -> str:
-    """An FSLR to four digits ± its standard error to two.
+    """Return an FSLR to four digits ± its standard error to two.
 
     >>> format_estimate(1.23456, 0.01), format_estimate(1192.2, 211.1)
     ('1.235 ± 0.01', '1192 ± 210')
@@ -111,12 +111,15 @@ def format_estimate(value: float, stderr: float) -> str:
 
 
 def format_status(assignment: Assignment) -> str:
-    """``matched``; ``matched after 4`` where that was measured 4 steps after the start."""
+    """Return ``matched``, or ``matched after 4``
+    where that was measured 4 steps after the start.
+    """
     return assignment.status + (f" after {assignment.after}" if assignment.after else "")
 
 
 def format_base(base: Sequence[tuple[str, float]]) -> str:
-    """The base parameter with the largest share, its share if not the whole, and how many others.
+    """Return the base parameter with the largest share,
+    its share if not the whole, and how many others.
 
     >>> format_base([("a", 0.5), ("b", 1.0), ("c", 0.25)])
     'b +2 more'
@@ -156,7 +159,9 @@ def _base(assignment: Assignment) -> str:
 
 
 def _without_ending(name: str, own: str) -> str:
-    """``blocks.0.…`` for ``blocks.0.up.weight`` where the parameter is ``blocks.3.up.weight``."""
+    """Return ``blocks.0.…`` for ``blocks.0.up.weight``
+    where the parameter is ``blocks.3.up.weight``.
+    """
     if name == own:
         return "="
     parts, own_parts = name.split("."), own.split(".")

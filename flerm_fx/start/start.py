@@ -1,4 +1,4 @@
-"""The start: FSLRs at the beginning of training, measured by a procedure that repeats anywhere."""
+"""The start is measured at the beginning of training, by a procedure that repeats anywhere."""
 
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -45,7 +45,7 @@ def measure_settling(
     prober: Prober | None = None,
     is_sized: Callable[[int], bool] = lambda step: True,
 ) -> dict[int, Moment]:
-    """What is measured at each settling step, of which :func:`start_of` makes the start.
+    """Return what is measured at each settling step, of which :func:`start_of` makes the start.
 
     The steps are :func:`flerm_fx.recipe.schedule.settling_steps`, and after them, for as many more
     rounds of ``settle`` steps as ``follow`` asks for, those of
@@ -75,7 +75,7 @@ def measure_settling(
     end = settle
 
     def next_moment(walk: Walk) -> tuple[Moment, bool]:
-        """What is found at the next step, which is taken; and whether others follow."""
+        """Return what is found at the next step, which is taken; and whether others follow."""
         index, sized = walk.index, is_sized(walk.index)
         is_of_start = step_of_round(index, settle) in of_start
         moment = Moment()
@@ -114,7 +114,9 @@ def measure_settling(
 
 
 def start_of(moments: Mapping[int, Moment], procedure: StartProcedure) -> dict[str, Estimate]:
-    """The start: the mean over :func:`flerm_fx.recipe.schedule.start_steps` of the last round."""
+    """Return the start: the mean over
+    :func:`flerm_fx.recipe.schedule.start_steps` of the last round.
+    """
     steps = start_steps(procedure.settle, procedure.warmup, max(moments))
     averaged = [moments[step].fslrs for step in steps]
     return {name: Estimate.mean([each[name] for each in averaged]) for name in averaged[0]}
@@ -208,7 +210,7 @@ def _estimate(
 def answers_to(
     captured: Capture, procedure: StartProcedure, multipliers: Mapping[str, float]
 ) -> frozenset[str]:
-    """The parameters whose first unit update is another one under these multipliers.
+    """Return the parameters whose first unit update is another one under these multipliers.
 
     It is where an ``eps`` is not small beside a gradient: a scale node of s makes it ``eps / s``.
     """
@@ -226,14 +228,14 @@ def answers_to(
 def first_update(
     captured: Capture, procedure: StartProcedure, multipliers: Multipliers | None = None
 ) -> dict[str, Tensor]:
-    """The unit update of the first step, which is undone."""
+    """Return the unit update of the first step, which is undone."""
     first = replace(procedure, settle=0, warmup=0)
     with walking(captured, first, multipliers, find_rounding=False) as walk:
         return walk.propose().updates
 
 
 def _output_rms(captured: Capture, procedure: StartProcedure, walk: Walk) -> float:
-    """Of the outputs on the batch of the next step, before it."""
+    """Measure the outputs on the batch of a step, before it."""
     batch = walk.batch
 
     def run(weights: Mapping[str, Tensor]) -> Tensor:

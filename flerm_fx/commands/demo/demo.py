@@ -1,4 +1,4 @@
-"""The demo from beginning to end: record, sweep, compile, sweep, show."""
+"""The demo goes from beginning to end: record, sweep, compile, sweep, show."""
 
 import math
 import time
@@ -104,7 +104,9 @@ def record_base(arm: Arm, rate: float, corpus: Corpus, settings: Settings, path:
 
 
 def to_table(curves: Sequence[Curve]) -> Table:
-    """Loss at every rate; the lowest of each column in bold, and the optima below."""
+    """Return the loss at every rate, with the lowest
+    of each column in bold, and the optima below.
+    """
     table = Table(title="Validation loss, nats per byte")
     table.add_column("learning rate", justify="right")
     for curve, colour in zip(curves, COLOURS, strict=True):

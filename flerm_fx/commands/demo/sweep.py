@@ -1,4 +1,4 @@
-"""Training many models side by side, in processes of one thread each."""
+"""Many models train side by side, in processes of one thread each."""
 
 import multiprocessing
 import signal
@@ -30,7 +30,7 @@ Progress = Callable[[str, int], None]
 
 @dataclass(frozen=True)
 class Arm:
-    """One curve of the comparison.
+    """An ``Arm`` is one curve of the comparison.
 
     Attributes:
         name: for the legend.
@@ -44,7 +44,7 @@ class Arm:
 
 
 def build(arm: Arm, settings: Settings) -> nn.Module:
-    """The arm's model before training. Equal seeds give equal weights for equal widths."""
+    """Return the arm's model before training. Equal seeds give equal weights for equal widths."""
     task = settings.task
     model = build_language_model(
         arm.width, settings.depth, task.context, settings.norm, seed=task.seed
@@ -106,7 +106,9 @@ def _collect(
     steps: int,
     progress: Progress,
 ) -> dict[tuple[str, float], float]:
-    """Wait for all runs, passing their steps on to ``progress``; the losses by name and rate."""
+    """Wait for all runs, pass their steps on to
+    ``progress``, and return the losses by name and rate.
+    """
     missing = dict.fromkeys(futures.values(), steps)
     losses: dict[tuple[str, float], float] = {}
     pending = set(futures)
@@ -130,12 +132,12 @@ _Report = tuple[str, float, int]
 
 
 class _StoppedError(Exception):
-    """The parent was interrupted."""
+    """It is raised where the parent was interrupted."""
 
 
 @dataclass(frozen=True)
 class _Worker:
-    """What a worker process is told once."""
+    """A ``_Worker`` holds what a worker process is told once."""
 
     settings: Settings
     corpus: Corpus

@@ -1,4 +1,4 @@
-"""One model of the report: its parameters with their numbers, and its rows."""
+"""The report has for each model its parameters with their numbers, and its rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Packed = dict[str, Any]
 
 
 def base_side(profile: BaseProfile, assignments: Sequence[Assignment] = ()) -> Packed:
-    """The base model; with assignments, whether a target's parameters answer to its own."""
+    """Return the base model; with assignments, whether a target's parameters answer to its own."""
     answered = {name for row in assignments for name, _ in row.base}
 
     def status(name: str) -> str:
@@ -47,7 +47,7 @@ def base_side(profile: BaseProfile, assignments: Sequence[Assignment] = ()) -> P
 def target_side(
     graph: nx.DiGraph, assignments: Sequence[Assignment], doubts: Iterable[Doubt] = ()
 ) -> Packed:
-    """The target, with what was assigned to each of its parameters."""
+    """Return the target, with what was assigned to each of its parameters."""
     of = {doubt.target: doubt for doubt in doubts}
     numbers = [
         {
@@ -104,7 +104,8 @@ def _doubt(doubt: Doubt | None) -> Packed:
 
 
 def finite(number: float) -> float | None:
-    """The number to six digits, which a report shows at most; None for what JSON cannot hold.
+    """Return the number to six digits, which a report
+    shows at most; None for what JSON cannot hold.
 
     >>> finite(1 / 3), finite(float("nan"))
     (0.333333, None)
@@ -125,7 +126,7 @@ def _side(title: str, graph: nx.DiGraph, numbers: Sequence[Packed]) -> Packed:
 
 
 def _row(row: Row, index: Mapping[str, int], stream: dict[str, int]) -> Packed:
-    """A row with positions in place of names; junctions are numbered as they come."""
+    """Return a row with positions in place of names; junctions are numbered as they come."""
     if row.junction:
         stream[row.junction] = len(stream)
     packed: Packed = {"kind": row.kind, "name": row.name}
@@ -143,7 +144,7 @@ def _row(row: Row, index: Mapping[str, int], stream: dict[str, int]) -> Packed:
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """Names below the module that all share."""
+    """Return names below the module that all share."""
     depth = len(common_module([module_path(name) for name in names]))
     return [".".join(name.split(".")[depth:]) for name in names]
 

@@ -1,4 +1,4 @@
-"""The report: one HTML file with its data, style and scripts, which loads nothing."""
+"""The report is one HTML file with its data, style and scripts, and loads nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def to_html(
     checks: Mapping[str, bool] | None = None,
     trajectory: Trajectory | None = None,
 ) -> str:
-    """The report of a base profile, or of a target beside it.
+    """Return the report of a base profile, or of a target beside it.
 
     Args:
         profile: of the base.
@@ -80,7 +80,8 @@ def matching_to_html(
     shapes: Mapping[str, Sequence[int]],
     matches: Mapping[str, Match],
 ) -> str:
-    """The matching of a base and a target, for a person to judge before anything is measured.
+    """Return the matching of a base and a target, for
+    a person to judge before anything is measured.
 
     Args:
         profile: of the base.
@@ -122,7 +123,7 @@ def _asset(name: str) -> str:
 
 
 def _plotly() -> str:
-    """plotly.js (MIT), as the Python package holds it, with its notice."""
+    """Return plotly.js (MIT), as the Python package holds it, with its notice."""
     try:
         from plotly.offline import get_plotlyjs
     except ModuleNotFoundError as error:
@@ -134,7 +135,7 @@ def _plotly() -> str:
 
 
 def _embedded(data: Any) -> str:
-    """JSON that ends no script element and opens no comment, whatever names hold."""
+    """Return JSON that ends no script element and opens no comment, whatever names hold."""
     text = json_text(data, indent=None)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -146,7 +147,7 @@ def _counts(sides: Sequence[dict[str, Any]]) -> str:
 
 
 def _facts(profile: BaseProfile) -> str:
-    """How the base was recorded, as a list of terms."""
+    """Return how the base was recorded, as a list of terms."""
     steps = profile.trajectory.steps
     recorded = f"{steps[0]} to {steps[-1]}, {len(steps)} recorded" if steps else "none recorded"
     facts = {

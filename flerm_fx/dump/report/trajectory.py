@@ -1,4 +1,4 @@
-"""FSLRs of the recorded run, and of a target's, as the report's heat map and lines read them."""
+"""The report's heat map and lines read the FSLRs of the recorded run in this form."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,8 @@ def trajectory_data(
     assignments: Sequence[Assignment] = (),
     target: Trajectory | None = None,
 ) -> dict[str, Any] | None:
-    """Steps, learning rates and, for each parameter, one FSLR a step; None if none was recorded.
+    """Return steps, learning rates and one FSLR a step
+    for each parameter, or None if none was recorded.
 
     Args:
         profile: of the base.

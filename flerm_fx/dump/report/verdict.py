@@ -1,4 +1,4 @@
-"""What the report says first of a base and of the target that was compiled against it."""
+"""The verdict is what a report says first of a base and of the target compiled against it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def verdict(
     name: str = "",
     checks: Mapping[str, bool] | None = None,
 ) -> dict[str, Any]:
-    """What cannot be read off the parameters themselves.
+    """Return what cannot be read off the parameters themselves.
 
     Args:
         profile: of the base.
