@@ -44,8 +44,9 @@ def test_so_it_has_for_any_settle(settle: int) -> None:
     model = Transformer(vocab=17, width=16, depth=1, heads=2, context=8, dropout=0.1)
     x = [tokens(), tokens(4), tokens(5)]
     y = [target_for(model, batch) for batch in x]
-    profile = profile_of(model, x, y, settle=settle)
-    compiled = flerm_fx.compile(model, profile)
+    profile = profile_of(model, x, y, settle=settle, rtol=0.05)
+    # Equal shares of the error of a ratio: as many draws as the base has had, and the same ones.
+    compiled = flerm_fx.compile(model, profile, rtol=0.05 * math.sqrt(2))
     assert set(compiled.multipliers.values()) == {1.0}
 
 

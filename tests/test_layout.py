@@ -37,6 +37,7 @@ OUTSIDE = {"distributed", "experiments", "models"}
 """Folders of tests that are not of flerm_fx: of runs on several ranks, and of other folders."""
 
 OF_TORCH = {
+    "_flat_weights",
     "_forward_hooks",
     "_forward_pre_hooks",
     "_node_metadata_hook",

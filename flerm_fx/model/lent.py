@@ -1,6 +1,4 @@
-"""A model lends its own weights to a calculation
-that changes them; they are put back bit for bit.
-"""
+"""A model lends its weights to a calculation that changes them; they are put back bit for bit."""
 
 import functools
 import tempfile
@@ -54,18 +52,19 @@ class Lent:
         self.parameters = {n: type(p)(p.data, p.requires_grad) for n, p in parameters.items()}
         lent = {id(parameters[name]): leaf for name, leaf in self.parameters.items()}
         self._places = [
-            (places, attribute, held, lent[id(held)])
-            for places in map(own_parameters, model.modules())
-            for attribute, held in places.items()
-            if id(held) in lent
+            (places, name, held, instead)
+            for module in model.modules()
+            for places in (own_parameters(module), vars(module))
+            for name, held in places.items()
+            if (instead := _instead(held, lent)) is not held
         ]
         self._file = _file() if offload else None
         self._undo = [_kept(parameter.data, self._file) for parameter in parameters.values()]
 
     def __enter__(self) -> "Lent":
         try:
-            for places, attribute, _, leaf in self._places:
-                places[attribute] = leaf
+            for places, name, _, instead in self._places:
+                places[name] = instead
             return self
         except BaseException:  # an interrupt on the way in
             self._put_back()
@@ -84,9 +83,9 @@ class Lent:
             self._put_back()
 
     def _put_back(self) -> None:
-        """Return what is left to be put back."""
-        for places, attribute, held, _ in self._places:
-            places[attribute] = held
+        """Put back what is left to be put back."""
+        for places, name, held, _ in self._places:
+            places[name] = held
         while self._undo:
             self._undo[-1]()
             self._undo.pop()
@@ -94,10 +93,18 @@ class Lent:
             self._file.close()
 
 
-def _file() -> Any:
-    """Return a temporary file that closes itself, as
-    one without a name would not without a warning.
+def _instead(held: Any, lent: Mapping[int, nn.Parameter]) -> Any:
+    """Return what is in the place of a parameter, or of a list of some; else what is there itself.
+
+    A recurrent module of torch has its weights in a list as well, and runs with that.
     """
+    if isinstance(held, list) and any(id(each) in lent for each in held):
+        return [lent.get(id(each), each) for each in held]
+    return lent.get(id(held), held)
+
+
+def _file() -> Any:
+    """Return a temporary file that closes itself; one without a name would warn of it."""
     return tempfile.NamedTemporaryFile()
 
 

@@ -92,3 +92,13 @@ def test_a_disk_without_room_is_refused_and_nothing_has_changed(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert state(model) == before
+
+
+def test_a_recurrent_module_runs_with_what_stands_in() -> None:
+    layer, x = nn.LSTM(3, 2), torch.ones(4, 1, 3)
+    own = dict(layer.named_parameters())
+    with Lent(layer, own) as lent:
+        layer(x)[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in lent.parameters.values())
+    assert all(parameter.grad is None for parameter in own.values())
+    assert all(any(held is p for p in own.values()) for held in layer._flat_weights)
