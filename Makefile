@@ -54,7 +54,7 @@ TORCH_VENV := .venv-torch-$(TORCH)
 TORCH_TESTS := tests/capture/test_exporting.py tests/capture/test_tracing.py tests/emit tests/probe \
 	tests/distributed tests/model tests/dump/test_model_explorer.py tests/test_compiler.py \
 	tests/training/test_matching.py tests/test_operations.py tests/recipe/test_optimizers.py \
-	tests/recipe/test_update_rule.py tests/test_compat.py tests/test_packaging.py tests/ops
+	tests/recipe/test_update_rule.py tests/boundary/test_compat.py tests/test_packaging.py tests/ops
 
 test-torch: ## Run a third of the tests on another torch: make TORCH=2.10.0 test-torch
 	test -x $(TORCH_VENV)/bin/python || $(PYTHON) -m venv $(TORCH_VENV)

@@ -20,8 +20,8 @@ from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.tracing import capture
 from flerm_fx.model.inputs import batch_size, call_arguments, select_output
 from flerm_fx.model.untouched import untouched
+from flerm_fx.probe.capture_prober import CaptureProber
 from flerm_fx.probe.planner import Method
-from flerm_fx.probe.prober import Prober
 
 RTOL = 0.05
 """Relative standard error that the planner is asked for."""
@@ -41,7 +41,7 @@ class Way:
 
     Attributes:
         name: for tables.
-        method, samples: as for ``Prober.estimate``.
+        method, samples: as for ``CaptureProber.estimate``.
         builds: a first call builds what later ones use, and no way above in the list built it.
     """
 
@@ -105,7 +105,7 @@ class _Bench:
         progress("capture")
         _, call = beside(case.step, lambda: capture(case.model, case.inputs), self.device)
         self.capture, self.captured = call.ratio, _captured(call)
-        self.prober = Prober(self.captured)
+        self.prober = CaptureProber(self.captured)
         self.first: dict[str, float] = {}
         self.runs: dict[str, list[Call]] = {}
         self.memory: dict[str, int] = {}
@@ -148,7 +148,9 @@ class _Bench:
             hindsight=hindsight(methods, RTOL, self._coordinates(methods)),
         )
 
-    def _estimate(self, way: Way, prober: Prober | None = None) -> Callable[[int], Estimates]:
+    def _estimate(
+        self, way: Way, prober: CaptureProber | None = None
+    ) -> Callable[[int], Estimates]:
         prober = prober or self.prober
 
         def call(seed: int) -> Estimates:
@@ -176,7 +178,7 @@ class _Bench:
     def _first_call(self, way: Way) -> None:
         """A first call on a prober of its own; then one on the prober that all share."""
         self.progress(f"{way.name}, first call")
-        estimate = self._estimate(way, Prober(self.captured))
+        estimate = self._estimate(way, CaptureProber(self.captured))
         _, call = beside(self.case.step, lambda: estimate(0), self.device)
         self.first[way.name] = call.ratio
         if not self.case.large:

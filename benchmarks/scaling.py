@@ -15,7 +15,7 @@ from benchmarks.results import CompileResult, Exponent, ScalingPoint, ScalingRes
 from benchmarks.settings import Progress, Settings
 from benchmarks.timing import mean_seconds, once
 from flerm_fx.capture.tracing import capture
-from flerm_fx.probe.prober import Prober
+from flerm_fx.probe.capture_prober import CaptureProber
 from models.transformer import Transformer
 
 AXES: dict[str, Sequence[int]] = {
@@ -91,7 +91,7 @@ def _times(case: Case, settings: Settings) -> Times:
 
 def _estimating(case: Case, settings: Settings) -> Times:
     updates = case.unit_updates()
-    prober = Prober(capture(case.model, case.inputs))
+    prober = CaptureProber(capture(case.model, case.inputs))
 
     def estimate(method: str) -> Callable[[], object]:
         return lambda: prober.estimate(

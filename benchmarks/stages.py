@@ -11,7 +11,7 @@ from unittest import mock
 import flerm_fx.assign.multipliers
 import flerm_fx.emit.compiling
 import flerm_fx.start.start
-from flerm_fx.probe.prober import Prober
+from flerm_fx.probe.capture_prober import CaptureProber
 
 REST = "emit"
 """What is in no other stage: copies, multipliers, and the compiled model."""
@@ -24,7 +24,7 @@ _WRAPPED: tuple[tuple[Any, str, str], ...] = (
     (flerm_fx.assign.multipliers, "answers_to", "settle"),
     (flerm_fx.start.start, "output_rms", "size"),
     (flerm_fx.start.start, "update_sizes", "size"),
-    (Prober, "estimate", "probe"),
+    (CaptureProber, "estimate", "probe"),
 )
 """Where a function is looked up, its name there, and its stage. Simulated steps are what is left of
 ``measure_settling`` and ``measure_start`` without the estimates and sizes in them."""

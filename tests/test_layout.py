@@ -11,7 +11,6 @@ ROOT = Path(__file__).parents[1]
 
 ORDER = (
     "errors",
-    "compat",
     "boundary",
     "ops",
     "model",

@@ -24,7 +24,7 @@ from flerm_fx.capture.tracing import capture
 from flerm_fx.emit.emitters import Emit
 from flerm_fx.model.inputs import call_arguments, select_output
 from flerm_fx.model.untouched import untouched
-from flerm_fx.probe.prober import Prober
+from flerm_fx.probe.capture_prober import CaptureProber
 from flerm_fx.recipe.loss import resolve
 from zoo.architecture import Architecture
 from zoo.reference import (
@@ -95,7 +95,7 @@ class Subject:
         self.targets = architecture.targets()
         self.profile: flerm_fx.BaseProfile | None = None
         self._references: dict[bool, Reference] = {}
-        self._probers: dict[bool, Prober] = {}
+        self._probers: dict[bool, CaptureProber] = {}
 
     def base(self) -> nn.Module:
         """The base model at its initial weights, in training mode."""
@@ -126,11 +126,11 @@ class Subject:
             )
         return self._references[model.training]
 
-    def prober(self, model: nn.Module) -> Prober:
+    def prober(self, model: nn.Module) -> CaptureProber:
         """What :func:`flerm_fx.measure` measures with, one for several methods."""
         if model.training not in self._probers:
             found = capture(model, self.inputs, self.architecture.output_fn)
-            self._probers[model.training] = Prober(found)
+            self._probers[model.training] = CaptureProber(found)
         return self._probers[model.training]
 
     def losses(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from flerm_fx.align.nodes import TURNED, UNUSED, parameters, sites
+from flerm_fx.boundary.compat import schema_of
 from flerm_fx.capture.probed_as import CONSTANT
-from flerm_fx.compat import schema_of
 from flerm_fx.ops.operation import argument, operation
 from flerm_fx.ops.table import RECURRENT, SHAPED_AS, SHAPED_LIKE, TURNING
 

@@ -18,8 +18,8 @@ from flerm_fx.assign.pooling import pooled, warn_of_implausible
 from flerm_fx.assign.way import Settling, Way
 from flerm_fx.capture.captured import Capture
 from flerm_fx.ops.scale import parameter_nodes
+from flerm_fx.probe.capture_prober import CaptureProber
 from flerm_fx.probe.estimate import NOT_MEASURED, Estimate
-from flerm_fx.probe.prober import Prober
 from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.recipe.multiplier import degree
 from flerm_fx.start.procedure import StartProcedure
@@ -87,7 +87,7 @@ def assigned(
         UserWarning: multipliers did not settle or are implausible, or outputs are much larger than
             the base's.
     """
-    prober = Prober(captured)
+    prober = CaptureProber(captured)
     measure = functools.partial(measure_start, captured, prober=prober)
     late = dict.fromkeys(captured.parameters, NOT_MEASURED)
     assign = functools.partial(_assign, captured, profile, matches)
@@ -163,7 +163,7 @@ class _Again:
         self,
         captured: Capture,
         procedure: StartProcedure,
-        prober: Prober,
+        prober: CaptureProber,
         start: Mapping[str, Estimate],
     ) -> None:
         self._measure = functools.partial(

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from flerm_fx.compat import (
+from flerm_fx.boundary.compat import (
     FORWARD_HOOKS,
     pytree,
     tree_flatten_spec,

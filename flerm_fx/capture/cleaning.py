@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from flerm_fx.capture.captured import attribute
-from flerm_fx.capture.probed_as import AT_ANY_STRIDES, PROBED_AS
-from flerm_fx.compat import (
+from flerm_fx.boundary.compat import (
     GUARDS,
     NO_GRAD_REGION,
     input_spec,
@@ -18,6 +16,8 @@ from flerm_fx.compat import (
     rename,
     return_first_alone,
 )
+from flerm_fx.capture.captured import attribute
+from flerm_fx.capture.probed_as import AT_ANY_STRIDES, PROBED_AS
 from flerm_fx.ops.table import facts
 
 

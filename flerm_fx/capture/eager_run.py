@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flerm_fx.capture.obstacles import where_defined, where_drawn, where_replaced
-from flerm_fx.compat import (
+from flerm_fx.boundary.compat import (
     BACKWARD_HOOKS,
     BackwardCFunction,
     forward_class,
@@ -18,6 +17,7 @@ from flerm_fx.compat import (
     own_parameters,
     taken_names,
 )
+from flerm_fx.capture.obstacles import where_defined, where_drawn, where_replaced
 from flerm_fx.model.changing import that_change
 from flerm_fx.model.hooks import Hook, function_of, hooks_of, only
 from flerm_fx.model.inputs import (

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from flerm_fx.compat import schema_of
+from flerm_fx.boundary.compat import schema_of
 from flerm_fx.ops.aliasing import is_last_word, is_mutation, may_alias
 from flerm_fx.ops.operation import argument, position_of
 from flerm_fx.ops.table import facts

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from flerm_fx.boundary.compat import (
+    guards_of,
+    pytree,
+    tree_flatten_spec,
+)
 from flerm_fx.capture.cleaning import clean, output_only, without_selected_output
 from flerm_fx.capture.exporting import TracedError, exporting
 from flerm_fx.capture.functionalize import functionalize
 from flerm_fx.capture.obstacles import construct, where_defined, where_written
 from flerm_fx.capture.probed_as import separate_draws
 from flerm_fx.capture.recurrent import layer_by_layer
-from flerm_fx.compat import (
-    guards_of,
-    pytree,
-    tree_flatten_spec,
-)
 from flerm_fx.model.inputs import (
     OutputFn,
     difference,

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from flerm_fx.boundary.compat import TorchFunctionMode
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.tracing import capture
-from flerm_fx.compat import TorchFunctionMode
 from flerm_fx.errors import CaptureError, shown
 from flerm_fx.model.inputs import Inputs, OutputFn, to_device
 from flerm_fx.model.outline import outline, with_buffers_of

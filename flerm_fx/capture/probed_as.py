@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flerm_fx.compat import attention_and_weights
+from flerm_fx.boundary.compat import attention_and_weights
 from flerm_fx.ops.table import facts
 
 

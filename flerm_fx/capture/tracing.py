@@ -5,14 +5,14 @@ import warnings
 
 from torch import nn
 
+from flerm_fx.boundary.compat import (
+    REGISTRIES,
+    pytree,
+)
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.cleaning import graph_order
 from flerm_fx.capture.eager_run import Run, run_eagerly, taken_name
 from flerm_fx.capture.graphs import Exported, NoGraphError, check_same, export
-from flerm_fx.compat import (
-    REGISTRIES,
-    pytree,
-)
 from flerm_fx.errors import CaptureError, CaptureWarning, FlermError, InputError, shown
 from flerm_fx.model.hooks import hooks_of, only
 from flerm_fx.model.inputs import (

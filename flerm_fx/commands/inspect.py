@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 from torch import Tensor
 
+from flerm_fx.boundary.compat import pytree
 from flerm_fx.boundary.text import json_text
-from flerm_fx.compat import pytree
 from flerm_fx.dump.columns import columns
 from flerm_fx.dump.table import format_estimate, format_shape
 from flerm_fx.probe.estimate import Estimate

@@ -19,10 +19,10 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
 from flerm_fx.assign.assignment import Assignment
+from flerm_fx.boundary.compat import input_spec, tree_flatten_spec
 from flerm_fx.boundary.files import check, write_all
 from flerm_fx.boundary.text import json_text
 from flerm_fx.capture.exporting import exporting
-from flerm_fx.compat import input_spec, tree_flatten_spec
 from flerm_fx.dump.dot import multiplier_colour
 from flerm_fx.errors import FlermError
 from flerm_fx.model.inputs import Inputs, call_arguments

@@ -5,7 +5,7 @@ import difflib
 import torch
 from torch.fx import Graph, Node
 
-from flerm_fx.compat import OF_EXPORT
+from flerm_fx.boundary.compat import OF_EXPORT
 from flerm_fx.dump.parameter_nodes import parameter_of
 from flerm_fx.errors import InputError
 

@@ -15,9 +15,9 @@ from flerm_fx.align.aligning import Match
 from flerm_fx.align.doubts import Doubt, doubts_of
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.assign.way import Settling
+from flerm_fx.boundary.compat import pytree
 from flerm_fx.boundary.options import choice
 from flerm_fx.boundary.progress import Progress
-from flerm_fx.compat import pytree
 from flerm_fx.dump import Format, Level, dump
 from flerm_fx.dump.table import headline, to_notebook
 from flerm_fx.emit.checking import Check, checked_start

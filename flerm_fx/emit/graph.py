@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flerm_fx.compat import own_buffers, own_parameters
+from flerm_fx.boundary.compat import own_buffers, own_parameters
 from flerm_fx.emit.emitted import Emitted
 from flerm_fx.emit.emitter import Emitter
 from flerm_fx.emit.state import effective, packed_units

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from flerm_fx.compat import PassBase, PassResult
+from flerm_fx.boundary.compat import PassBase, PassResult
 from flerm_fx.emit.absorb import (
     ahead,
     behind,

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from flerm_fx.boundary.compat import own_modules, own_parameters, state_dict_hooks
 from flerm_fx.capture.captured import Capture
-from flerm_fx.compat import own_modules, own_parameters, state_dict_hooks
 from flerm_fx.emit.emitter import Emitter
 from flerm_fx.emit.loading import as_stored
 from flerm_fx.emit.state import (

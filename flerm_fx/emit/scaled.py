@@ -9,9 +9,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, fx, nn
 
+from flerm_fx.boundary.compat import adopt, pytree
 from flerm_fx.capture.captured import Capture, modes
 from flerm_fx.capture.tracing import capture
-from flerm_fx.compat import adopt, pytree
 from flerm_fx.emit.emitted import EAGER, Emitted
 from flerm_fx.emit.emitter import Emitter
 from flerm_fx.emit.graph import GraphEmitter

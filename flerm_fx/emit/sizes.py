@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor, fx
 
-from flerm_fx.compat import hint_of
+from flerm_fx.boundary.compat import hint_of
 
 
 def numel(node: fx.Node) -> float:

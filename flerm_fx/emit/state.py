@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flerm_fx.compat import EXTRA_STATE
+from flerm_fx.boundary.compat import EXTRA_STATE
 from flerm_fx.errors import InputError
 
 EXTRA = EXTRA_STATE

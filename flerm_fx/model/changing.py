@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flerm_fx.compat import gradient_hooks, own_buffers, own_parameters, pytree, version_of
+from flerm_fx.boundary.compat import gradient_hooks, own_buffers, own_parameters, pytree, version_of
 from flerm_fx.model.hooks import Hook, hooks_of, only, replaced
 from flerm_fx.model.untouched import untouched
 

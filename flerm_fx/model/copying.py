@@ -7,7 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from flerm_fx.compat import REGISTRIES, forget_compilation, gradient_hooks, memory_of, pytree
+from flerm_fx.boundary.compat import (
+    REGISTRIES,
+    forget_compilation,
+    gradient_hooks,
+    memory_of,
+    pytree,
+)
 from flerm_fx.errors import InputError
 from flerm_fx.model.distributed import as_plain, without_sharding
 from flerm_fx.model.untouched import untouched

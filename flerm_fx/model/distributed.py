@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from flerm_fx.compat import (
+from flerm_fx.boundary.compat import (
     forward_hooks,
     is_hook_of_sharding,
     is_hook_of_tensor_parallelism,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from flerm_fx.compat import BACKWARD_HOOKS, FORWARD_HOOKS, GLOBAL_HOOKS, global_name
+from flerm_fx.boundary.compat import BACKWARD_HOOKS, FORWARD_HOOKS, GLOBAL_HOOKS, global_name
 
 
 class Hook(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flerm_fx.compat import pytree
+from flerm_fx.boundary.compat import pytree
 from flerm_fx.errors import EstimateError, InputError
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]

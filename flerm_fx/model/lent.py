@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flerm_fx.boundary.compat import own_parameters
 from flerm_fx.boundary.interrupts import deferred_interrupt
-from flerm_fx.compat import own_parameters
 from flerm_fx.errors import InputError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flerm_fx.compat import TorchFunctionMode, memory_of, pytree
+from flerm_fx.boundary.compat import TorchFunctionMode, memory_of, pytree
 from flerm_fx.errors import InputError
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flerm_fx.compat import own_buffers, own_parameters
+from flerm_fx.boundary.compat import own_buffers, own_parameters
 
 
 def called_with(

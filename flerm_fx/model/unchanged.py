@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flerm_fx.compat import REGISTRIES, pytree, times_written
+from flerm_fx.boundary.compat import REGISTRIES, pytree, times_written
 from flerm_fx.model.hooks import hooks_of
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flerm_fx.boundary.compat import BACKWARD_HOOKS, FORWARD_HOOKS, gradient_hooks, own_buffers
 from flerm_fx.boundary.interrupts import deferred_interrupt
-from flerm_fx.compat import BACKWARD_HOOKS, FORWARD_HOOKS, gradient_hooks, own_buffers
 from flerm_fx.model.hooks import global_hooks
 from flerm_fx.model.randomness import preserved_rng
 

@@ -3,7 +3,7 @@
 import torch
 from torch import fx
 
-from flerm_fx.compat import schema_of
+from flerm_fx.boundary.compat import schema_of
 from flerm_fx.ops.scale import is_scale
 from flerm_fx.ops.table import facts
 

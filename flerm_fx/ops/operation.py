@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from flerm_fx.compat import HigherOrderOperator, OpOverload, schema_of
+from flerm_fx.boundary.compat import HigherOrderOperator, OpOverload, schema_of
 
 
 def is_opaque(target: Any) -> bool:

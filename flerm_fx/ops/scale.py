@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, fx
 
-from flerm_fx.compat import PassBase, PassResult
+from flerm_fx.boundary.compat import PassBase, PassResult
 from flerm_fx.errors import FlermError, InputError
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from flerm_fx.compat import hint_of
+from flerm_fx.boundary.compat import hint_of
 from flerm_fx.ops.operation import argument
 from flerm_fx.ops.table import facts
 

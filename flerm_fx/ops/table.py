@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from flerm_fx.compat import schema_of
+from flerm_fx.boundary.compat import schema_of
 from flerm_fx.ops.operation import operation_name
 
 Kind = Literal[

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flerm_fx.compat import pytree
+from flerm_fx.boundary.compat import pytree
 from flerm_fx.ops.operation import argument_name, is_random
 from flerm_fx.ops.table import facts
 from flerm_fx.probe.derivative import jvp

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from flerm_fx.boundary.compat import pytree
 from flerm_fx.capture.captured import Capture, cloned_buffers
-from flerm_fx.compat import pytree
 from flerm_fx.model.inputs import Inputs, batch_size, difference, is_differentiable
 from flerm_fx.model.randomness import preserved_rng, rng_state, set_rng_state
 from flerm_fx.ops.operation import is_opaque, operation

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flerm_fx.compat import pytree
+from flerm_fx.boundary.compat import pytree
 from flerm_fx.model.inputs import is_differentiable
 from flerm_fx.model.randomness import preserved_rng, rng_state, set_rng_state
 from flerm_fx.ops.operation import is_opaque, is_random

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from flerm_fx.boundary.compat import pytree
 from flerm_fx.capture.captured import cloned_buffers
 from flerm_fx.capture.probed_as import CONSTANT
-from flerm_fx.compat import pytree
 from flerm_fx.model.inputs import is_differentiable
 from flerm_fx.model.randomness import rng_state
 from flerm_fx.ops.operation import argument_name, argument_of_call, is_random

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx
 
+from flerm_fx.boundary.compat import PassBase, PassResult, pytree
 from flerm_fx.capture.probed_as import CONSTANT
-from flerm_fx.compat import PassBase, PassResult, pytree
 from flerm_fx.errors import FlermError, InputError
 from flerm_fx.model.inputs import is_differentiable
 from flerm_fx.ops.aliasing import is_functional

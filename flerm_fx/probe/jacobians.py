@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flerm_fx.boundary.compat import softmax_backward
 from flerm_fx.capture.probed_as import attention_weights
-from flerm_fx.compat import softmax_backward
 from flerm_fx.probe.stacks import LinearMap, OneStack, Stacks, by_rows, dimension_of_stack, times
 
 aten = torch.ops.aten

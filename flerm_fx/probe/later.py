@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flerm_fx.compat import pytree
+from flerm_fx.boundary.compat import pytree
 
 
 class Later:

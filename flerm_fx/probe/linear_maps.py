@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flerm_fx.boundary.compat import pytree
 from flerm_fx.capture.probed_as import attention
-from flerm_fx.compat import pytree
 from flerm_fx.model.inputs import is_differentiable
 from flerm_fx.model.randomness import RandomState, set_rng_state
 from flerm_fx.ops.operation import argument_name, argument_of_call, is_opaque, operation_name

@@ -15,10 +15,10 @@ from flerm_fx.model.distributed import Ranks, is_sharded, unwrapped
 from flerm_fx.model.inputs import OutputFn, device_of, to_device
 from flerm_fx.model.unchanged import Structure, settings
 from flerm_fx.model.untouched import untouched
+from flerm_fx.probe.capture_prober import CaptureProber
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.parallel import check_parallel
 from flerm_fx.probe.planner import METHODS, Method
-from flerm_fx.probe.prober import Prober as CaptureProber
 from flerm_fx.recipe.pool import Pool, probe_batch
 
 

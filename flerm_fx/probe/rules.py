@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flerm_fx.compat import pytree
+from flerm_fx.boundary.compat import pytree
 from flerm_fx.ops.operation import argument_name, argument_of_call, position_of
 from flerm_fx.ops.table import facts
 from flerm_fx.probe.derivative import jvp

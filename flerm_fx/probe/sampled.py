@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from flerm_fx.boundary.compat import pytree
 from flerm_fx.capture.captured import Capture
-from flerm_fx.compat import pytree
 from flerm_fx.errors import EstimateError
 from flerm_fx.model.inputs import Inputs, as_real
 from flerm_fx.model.randomness import preserved_rng

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from flerm_fx.boundary.compat import PassResult, depends_on_data, pytree
 from flerm_fx.capture.probed_as import attention
-from flerm_fx.compat import PassResult, depends_on_data, pytree
 from flerm_fx.model.distributed import gathered
 from flerm_fx.model.inputs import is_differentiable
 from flerm_fx.ops.operation import operation

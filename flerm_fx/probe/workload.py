@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from flerm_fx.compat import pytree
+from flerm_fx.boundary.compat import pytree
 from flerm_fx.ops.operation import argument
 from flerm_fx.ops.sizes import flops, shape_of
 from flerm_fx.ops.table import NOTHING, facts

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from flerm_fx.compat import has_step_hooks
+from flerm_fx.boundary.compat import has_step_hooks
 from flerm_fx.errors import InputError, OptimizerError
 from flerm_fx.recipe.likeness import is_linear
 from flerm_fx.recipe.update_rule import UpdateRule

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from flerm_fx.compat import forget_workers
+from flerm_fx.boundary.compat import forget_workers
 from flerm_fx.errors import InputError
 from flerm_fx.model.copying import copied
 from flerm_fx.model.inputs import (

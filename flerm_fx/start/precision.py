@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flerm_fx.boundary.compat import apply_to_tensors, memory_of, pytree
 from flerm_fx.capture.captured import Capture
-from flerm_fx.compat import apply_to_tensors, memory_of, pytree
 from flerm_fx.model.distributed import is_sharded
 from flerm_fx.model.hooks import only
 from flerm_fx.model.inputs import Batch, device_of, to_device

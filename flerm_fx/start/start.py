@@ -14,8 +14,8 @@ from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import EstimateError
 from flerm_fx.model.inputs import Batch, device_of, to_device
 from flerm_fx.model.randomness import preserved_rng, seed_all
+from flerm_fx.probe.capture_prober import CaptureProber
 from flerm_fx.probe.estimate import Estimate
-from flerm_fx.probe.prober import Prober
 from flerm_fx.profile.moment import Moment
 from flerm_fx.recipe.schedule import settling_steps, start_steps, step_of_round
 from flerm_fx.start.output_size import output_rms
@@ -42,7 +42,7 @@ def measure_settling(
     follow: Follow | None = None,
     *,
     draw_seed: int | None = None,
-    prober: Prober | None = None,
+    prober: CaptureProber | None = None,
     is_sized: Callable[[int], bool] = lambda step: True,
 ) -> dict[int, Moment]:
     """Return what is measured at each settling step, of which :func:`start_of` makes the start.
@@ -64,7 +64,7 @@ def measure_settling(
             that of the update.
     """
     draws = procedure.seed if draw_seed is None else draw_seed
-    prober = prober or Prober(captured)
+    prober = prober or CaptureProber(captured)
     probe = to_device(procedure.pool[0], device_of(captured.model))
     moments: dict[int, Moment] = {}
     settle, warmup = procedure.settle, procedure.warmup
@@ -128,7 +128,7 @@ def measure_start(
     multipliers: Multipliers | None = None,
     *,
     draw_seed: int | None = None,
-    prober: Prober | None = None,
+    prober: CaptureProber | None = None,
     names: Collection[str] | None = None,
 ) -> dict[str, Estimate]:
     r"""FSLRs of the unit update after ``settle`` steps of the optimizer's own rule.
@@ -155,7 +155,7 @@ def measure_start(
         EstimateError: so it is at the first step.
     """
     draws = procedure.seed if draw_seed is None else draw_seed
-    prober = prober or Prober(captured)
+    prober = prober or CaptureProber(captured)
     averaged = min(AVERAGED_STEPS, procedure.settle + 1)
     # Errors of several steps are independent, and their mean has less.
     precise = replace(procedure, rtol=min(procedure.rtol * math.sqrt(averaged), 0.99))
@@ -190,7 +190,12 @@ def _counting(steps: int, measured: int) -> AbstractContextManager[Count]:
 
 
 def _estimate(
-    prober: Prober, procedure: StartProcedure, walk: Walk, step: Step, probe: Batch, draws: int
+    prober: CaptureProber,
+    procedure: StartProcedure,
+    walk: Walk,
+    step: Step,
+    probe: Batch,
+    draws: int,
 ) -> dict[str, Estimate]:
     try:
         return prober.estimate(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flerm_fx.boundary.compat import forget_compilation
 from flerm_fx.capture.captured import Capture
-from flerm_fx.compat import forget_compilation
 from flerm_fx.errors import DivergenceError, EstimateError, InputError, OptimizerError
 from flerm_fx.model.hooks import only
 from flerm_fx.model.inputs import Batch, device_of, is_finite, to_device

@@ -26,9 +26,9 @@ from flerm_fx.model.copying import copied
 from flerm_fx.model.distributed import Ranks, is_sharded, unwrapped
 from flerm_fx.model.inputs import Inputs, OutputFn, device_of, output_of, to_device
 from flerm_fx.model.outline import outline
+from flerm_fx.probe.capture_prober import CaptureProber
 from flerm_fx.probe.parallel import check_parallel
 from flerm_fx.probe.planner import METHODS, Method
-from flerm_fx.probe.prober import Prober
 from flerm_fx.profile.profile import LOAD, BaseProfile
 from flerm_fx.recipe.as_base import check_as_base
 from flerm_fx.recipe.likeness import check_state_is_free
@@ -201,7 +201,7 @@ def match(
     )
     prober = RunningProber(
         (lambda: model) if scaled is None else (lambda: scaled.skeleton),
-        Prober(captured, ranks),
+        CaptureProber(captured, ranks),
         probe,
         output_fn=output_fn,
         method=method,

@@ -20,10 +20,10 @@ from flerm_fx.model.copying import copied, refuse_gradient_hooks
 from flerm_fx.model.distributed import Ranks, is_sharded, unwrapped
 from flerm_fx.model.inputs import OutputFn, device_of, to_device
 from flerm_fx.model.outline import outline, with_buffers_of
+from flerm_fx.probe.capture_prober import CaptureProber
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.parallel import check_parallel
 from flerm_fx.probe.planner import METHODS, Method
-from flerm_fx.probe.prober import Prober
 from flerm_fx.profile.packing import check_pool
 from flerm_fx.profile.text import check_printable
 from flerm_fx.recipe.loss import LossFunction, resolve
@@ -219,7 +219,7 @@ def record(
     graph = capture_graph(twin)
     rules = [rule.spec() for rule in run.rules]
     check_printable([list(twin.parameters), to_json(graph), rules])
-    prober = Prober(twin, ranks)
+    prober = CaptureProber(twin, ranks)
     with told("measuring the start"):
         on_the_way = measure_settling(
             twin, measured_on, prober=prober, is_sized=lambda _: settle > 0

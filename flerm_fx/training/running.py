@@ -12,9 +12,9 @@ from flerm_fx.capture.tracing import capture
 from flerm_fx.model.distributed import whole
 from flerm_fx.model.inputs import Inputs, OutputFn
 from flerm_fx.model.untouched import untouched
+from flerm_fx.probe.capture_prober import CaptureProber
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
-from flerm_fx.probe.prober import Prober
 from flerm_fx.training.observer import Observed
 
 
@@ -38,7 +38,7 @@ class RunningProber:
     def __init__(
         self,
         live: Callable[[], nn.Module],
-        prober: Prober,
+        prober: CaptureProber,
         inputs: Inputs,
         *,
         output_fn: OutputFn | None,
@@ -83,11 +83,11 @@ class RunningProber:
                 generator=torch.Generator().manual_seed((self._seed + observed.step) % 2**64),
             )
 
-    def _prober(self, model: nn.Module) -> Prober:
+    def _prober(self, model: nn.Module) -> CaptureProber:
         mode = modes(model)
         if mode not in self._probers:
             anew = functools.partial(capture, model, self._inputs, self._output_fn)
-            self._probers[mode] = Prober((self._captured or anew)(), self._ranks)
+            self._probers[mode] = CaptureProber((self._captured or anew)(), self._ranks)
         prober = self._probers[mode]
         if self._captured is not None:
             buffers = dict(prober.captured.model.named_buffers())

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import flerm_fx
+from flerm_fx.boundary.compat import pytree
 from flerm_fx.capture.tracing import capture
-from flerm_fx.compat import pytree
 from flerm_fx.emit.lower import LowerScales, lowered
 from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.ops.scale import ScaleNodes, is_scale

@@ -8,8 +8,8 @@ from torch.profiler import ProfilerActivity, profile
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.tracing import capture
 from flerm_fx.model.inputs import difference
+from flerm_fx.probe.capture_prober import CaptureProber
 from flerm_fx.probe.coupling import EXAMPLES, LARGE, few
-from flerm_fx.probe.prober import Prober
 from tests.cases import features, random_updates
 
 
@@ -40,7 +40,7 @@ def test_all_are_taken_where_the_graph_does_not_hold_for_few() -> None:
     graph = capture(model, x)
     assert few(graph, x, (9, 2)) is x
     updates = random_updates(model)
-    estimates = Prober(graph).estimate(dict(graph.parameters), updates, x, method="sampled")
+    estimates = CaptureProber(graph).estimate(dict(graph.parameters), updates, x, method="sampled")
     assert "influence each other" in estimates["weight"].note
 
 
@@ -56,7 +56,7 @@ def test_coupling_of_a_large_batch_is_found() -> None:
     torch.manual_seed(0)
     x, model = features(40, 3), MixesInto(3, 2)
     graph = capture(model, x)
-    estimates = Prober(graph).estimate(
+    estimates = CaptureProber(graph).estimate(
         dict(graph.parameters), random_updates(model), x, method="sampled"
     )
     assert "influence each other" in estimates["weight"].note
@@ -99,7 +99,9 @@ def test_a_first_call_holds_no_more_logits_than_a_step() -> None:
 
     def first() -> None:
         graph = capture(model, x)
-        Prober(graph).estimate(dict(graph.parameters), updates, x, method="sampled", samples=1)
+        CaptureProber(graph).estimate(
+            dict(graph.parameters), updates, x, method="sampled", samples=1
+        )
 
     first()
     assert peak(first) <= 1.1 * peak(step)

@@ -9,8 +9,8 @@ from torch import nn
 import flerm_fx
 from flerm_fx.capture.tracing import capture
 from flerm_fx.probe import cotangent
+from flerm_fx.probe.capture_prober import CaptureProber
 from flerm_fx.probe.coupling import disagreement
-from flerm_fx.probe.prober import Prober
 from flerm_fx.probe.taps import TapNodes
 from tests.cases import CASES, DataDependent, features, make, random_updates
 from tests.rounding import assert_close, rounding, terms
@@ -30,7 +30,7 @@ SEEDS = 200
 def test_unbiased_with_the_standard_error_it_reports(name: str, draws: int) -> None:
     model, inputs = make(name)
     updates = random_updates(model)
-    prober = Prober(capture(model, inputs))
+    prober = CaptureProber(capture(model, inputs))
     parameters = dict(prober.captured.parameters)
     exact = prober.estimate(parameters, updates, inputs, method="exact")
     runs = [

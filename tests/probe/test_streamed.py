@@ -14,9 +14,9 @@ from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import capture
 from flerm_fx.model.outline import outline
+from flerm_fx.probe.capture_prober import CaptureProber
 from flerm_fx.probe.cotangent import Cotangents
 from flerm_fx.probe.coupling import coupling, disagreement
-from flerm_fx.probe.prober import Prober
 from flerm_fx.probe.sampled import output_size
 from flerm_fx.probe.taps import TapNodes, by_taps
 from tests.cases import CASES, DataDependent, make, random_updates
@@ -126,7 +126,7 @@ def test_tied_weights_that_are_not_trained_are_read_under_any_name(method: Any) 
     updates = {"middle.weight": torch.ones(4, 4)}
     moved = {name: p.detach() + 1 for name, p in model.named_parameters()}
     found = [
-        Prober(captured).estimate(moved, updates, x, method=method, samples=2)
+        CaptureProber(captured).estimate(moved, updates, x, method=method, samples=2)
         for captured in (capture_outline(model, x, device=CPU), capture(model, x))
     ]
     assert found[0] == found[1]

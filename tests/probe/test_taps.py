@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 import flerm_fx
 from flerm_fx.capture.tracing import capture
-from flerm_fx.probe.prober import Prober
+from flerm_fx.probe.capture_prober import CaptureProber
 from flerm_fx.probe.taps import TapNodes, by_taps, no_axis, products
 from tests.cases import make, random_updates
 from tests.rounding import rounding, terms
@@ -132,7 +132,7 @@ def test_a_lost_axis_is_named_and_takes_the_batch_as_one() -> None:
 def test_draws_of_an_estimate_share_their_tangents_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = make("pre-norm")
     updates = random_updates(model)
-    prober = Prober(capture(model, inputs))
+    prober = CaptureProber(capture(model, inputs))
     parameters = dict(prober.captured.parameters)
 
     def values() -> list[float]:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from flerm_fx.boundary.compat import pytree
 from flerm_fx.boundary.options import checked, choice
 from flerm_fx.capture.captured import Capture
-from flerm_fx.compat import pytree
 from flerm_fx.errors import EstimateError
 from flerm_fx.model.distributed import Ranks, check_finite_on_ranks, gathered
 from flerm_fx.model.inputs import Inputs, batch_size
@@ -35,8 +35,8 @@ from flerm_fx.probe.taps import TapNodes, no_axis
 from flerm_fx.probe.workload import Workload, workload
 
 
-class Prober:
-    """A ``Prober`` measures a captured model over and over, and keeps what can be kept in between.
+class CaptureProber:
+    """A ``CaptureProber`` measures a captured model again and again, and keeps what it can between.
 
     Keeps the graph with taps and whether examples are coupled. It holds no weights of its own:
     every measurement is at the parameter values it is given.
@@ -57,9 +57,9 @@ class Prober:
         self._sizes: dict[Any, tuple[int, int]] = {}
         self._names: dict[str, tuple[str, ...]] | None = None
 
-    def bound(self, model: nn.Module) -> "Prober":
+    def bound(self, model: nn.Module) -> "CaptureProber":
         """Return the same for another copy of the model: what couples examples is known already."""
-        prober = Prober(self.captured.bound(model), self.ranks)
+        prober = CaptureProber(self.captured.bound(model), self.ranks)
         prober._coupling = self._coupling
         return prober
 

@@ -1,7 +1,8 @@
 """The library names here, and nowhere else, whatever torch keeps to itself or may still change.
 
 What differs between versions of torch is told apart here. :data:`OLDEST` is the first release that
-has all of it; ``tests/test_compat.py`` holds that each name exists and does what is relied on.
+has all of it; ``tests/boundary/test_compat.py`` holds that each name exists and does what is
+relied on.
 """
 
 import contextlib

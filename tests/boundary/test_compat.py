@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader
 
 import flerm_fx
-from flerm_fx import compat
-from flerm_fx.compat import pytree
+from flerm_fx.boundary import compat
+from flerm_fx.boundary.compat import pytree
 
 PACKAGE = Path(flerm_fx.__file__).parent
 aten = torch.ops.aten
@@ -448,7 +448,7 @@ def test_a_copied_loader_makes_workers_of_its_own() -> None:
 
 
 def test_every_name_has_a_test() -> None:
-    tree = ast.parse((PACKAGE / "compat.py").read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGE / "boundary" / "compat.py").read_text(encoding="utf-8"))
     names = set(compat.__all__)
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):
@@ -508,7 +508,7 @@ def test_nothing_private_of_torch_is_named_elsewhere() -> None:
         str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8"))
         for path in PACKAGE.rglob("*.py")
     }
-    here = trees.pop("compat.py")
+    here = trees.pop("boundary/compat.py")
     hidden = OF_TORCH | {name for name in literals(here) if re.fullmatch(r"_[a-z]\w*", name)}
     found = {}
     for name, tree in trees.items():
