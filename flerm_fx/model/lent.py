@@ -1,4 +1,6 @@
-"""A model lends its weights to a calculation that changes them; they are put back bit for bit."""
+"""A model lends its own weights to a calculation
+that changes them; they are put back bit for bit.
+"""
 
 import functools
 import tempfile

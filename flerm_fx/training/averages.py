@@ -1,4 +1,4 @@
-"""Moving averages of what is measured while a model trains."""
+"""Moving averages are kept of what is measured while a model trains."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,14 +7,14 @@ from flerm_fx.probe.estimate import Estimate
 
 
 class MovingAverage:
-    """Moving averages of squared FSLRs, each corrected for its start at 0."""
+    """A ``MovingAverage`` averages squared FSLRs, and corrects for its start at 0."""
 
     def __init__(self, decay: float) -> None:
         self._decay = decay
         self._sums: dict[str, tuple[float, float]] = {}
 
     def after(self, fslrs: Mapping[str, Estimate]) -> dict[str, float]:
-        """The roots of the averages as they would be with these FSLRs in them."""
+        """Return the roots of the averages as they would be with these FSLRs in them."""
         return {n: math.sqrt(s / w) for n, (s, w) in self._with(fslrs).items()}
 
     def keep(self, fslrs: Mapping[str, Estimate]) -> None:
@@ -30,7 +30,7 @@ class MovingAverage:
         return sums
 
     def state(self) -> dict[str, tuple[float, float]]:
-        """The sum and the weight of each parameter, from which :meth:`load` goes on."""
+        """Return the sum and the weight of each parameter, from which :meth:`load` goes on."""
         return dict(self._sums)
 
     def load(self, state: Mapping[str, Sequence[float]]) -> None:

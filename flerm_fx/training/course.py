@@ -1,4 +1,4 @@
-"""The base's recorded course, as the multipliers by which a target follows it."""
+"""The base's recorded course gives the multipliers by which a target follows it."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,8 @@ from flerm_fx.start.update_size import update_sizes
 
 
 class Course:
-    r"""FSLRs of the base along its run, and which of them each parameter of a target answers to.
+    r"""A ``Course`` holds FSLRs of the base along its run,
+    and which of them each target parameter answers to.
 
     .. math:: m_l(t) = \frac{\sum_b \mathrm{share}_{b \to l}\,
                              \mathrm{FSLR}_b(t / \mathrm{stretch})}{\mathrm{FSLR}_l(t)}
@@ -50,7 +51,7 @@ class Course:
         self._stretch = stretch
 
     def guess(self, updates: Mapping[str, Tensor]) -> dict[str, float]:
-        """The multipliers at which a first step is as large as the base's was.
+        """Return the multipliers at which a first step is as large as the base's was.
 
         Args:
             updates: unit updates of the target's first step.
@@ -66,7 +67,7 @@ class Course:
     def multipliers(
         self, step: int, measured: Mapping[str, Estimate], smoothed: Mapping[str, float]
     ) -> dict[str, float]:
-        """The multipliers at which the target's FSLRs meet the base's at a step.
+        """Return the multipliers at which the target's FSLRs meet the base's at a step.
 
         Args:
             step: of the target.

@@ -1,4 +1,4 @@
-"""Matching in progress: what was measured so far, and the multipliers that followed from it."""
+"""A matcher holds what was measured so far, and the multipliers that followed from it."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ RISEN = 0.5
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measurement of a model in training, and the multipliers that followed from it.
+    """A ``Measurement`` is one of a model in training, with the multipliers that followed from it.
 
     Attributes:
         step: at which it was.
@@ -45,7 +45,7 @@ class Measurement:
 
 
 class Matcher(Attached):
-    """Matching in progress; see :func:`flerm_fx.match`.
+    """A ``Matcher`` is matching in progress; see :func:`flerm_fx.match`.
 
     Leaving the ``with`` block, or :meth:`close`, takes the hooks off; multipliers of a plain model
     no longer hold then.
@@ -194,7 +194,7 @@ class Matcher(Attached):
         self._target.forget()
 
     def _saved(self) -> Callable[[], None]:
-        """What undoes :meth:`_observed`."""
+        """Return what undoes :meth:`_observed`."""
         multipliers, measured = self.multipliers, len(self.history)
         squares, restore = self._squares.state(), self._target.saved()
 
@@ -223,7 +223,7 @@ class Matcher(Attached):
     def _next_multipliers(
         self, observed: Observed, smoothed: Mapping[str, float], fslrs: Mapping[str, Estimate]
     ) -> dict[str, float]:
-        """Multipliers at which the smoothed FSLRs meet the base's.
+        """Return multipliers at which the smoothed FSLRs meet the base's.
 
         Old ones where that is not resolved, and the first guess while the rate still rises.
         """
@@ -233,7 +233,7 @@ class Matcher(Attached):
         return self.multipliers | (self._course.guess(observed.updates) if first else {})
 
     def _has_risen(self, observed: Observed) -> bool:
-        """Whether the rate has been at half of the run's peak, or does not rise any more."""
+        """Tell whether the rate has been at half of the run's peak, or does not rise any more."""
         name, rate = next((n, r) for n, r in observed.rates.items() if r > 0)
         before = [row.learning_rate for row in self.history]
         if before and rate <= before[-1]:

@@ -1,4 +1,4 @@
-"""Matching again and again while the target trains, along the base's recorded trajectory."""
+"""A target is matched again and again while it trains, along the base's recorded trajectory."""
 
 import functools
 import warnings
@@ -223,14 +223,14 @@ def _captured(
     gathered_to: torch.device | None,
     twin: nn.Module,
 ) -> Capture:
-    """A copy of a model; without weights, if they are to be gathered to a device."""
+    """Return a copy of a model; without weights, if they are to be gathered to a device."""
     if gathered_to is None:
         return capture(twin, inputs, output_fn, original=model)
     return capture_outline(model, inputs, output_fn, device=gathered_to, twin=twin)
 
 
 def _scaled(model: nn.Module) -> ScaledModel | None:
-    """The scale nodes of a model, if it has any."""
+    """Return the scale nodes of a model, if it has any."""
     if isinstance(model, ScaledModel):
         return model if model.emitter.has_nodes else None
     scales = scales_of(model)

@@ -1,4 +1,4 @@
-"""What the steps of a real run do to the weights, seen by hooks on its optimizers."""
+"""Hooks on optimizers see what the steps of a real run do to the weights."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from flerm_fx.start.precision import finer
 
 @dataclass(frozen=True)
 class Observed:
-    """One step of the run.
+    """An ``Observed`` is one step of the run.
 
     Attributes:
         step: its number, from 0.
@@ -40,7 +40,7 @@ class Observed:
 
 
 class UpdateObserver:
-    r"""Takes the unit updates of a run's own steps.
+    r"""An ``UpdateObserver`` takes the unit updates of a run's own steps.
 
     .. math:: u_l = (\Delta\theta_l + c\,\theta_l) / \mathrm{lr}_l
 
@@ -95,7 +95,7 @@ class UpdateObserver:
         return self.waiting and not any(rates)
 
     def before(self, optimizer: Optimizer) -> None:
-        """To be called before a step of this optimizer."""
+        """Look at a step of this optimizer before it is taken."""
         if id(optimizer) in self._stepped:
             self._all_or_nothing(self._ended)
         if self._due(self.step):
@@ -104,7 +104,7 @@ class UpdateObserver:
             self._snapshots[id(optimizer)] = _Snapshot.of(self._model, optimizer, self._run)
 
     def after(self, optimizer: Optimizer) -> None:
-        """To be called after a step of this optimizer."""
+        """Look at a step of this optimizer after it was taken."""
         self._all_or_nothing(lambda: self._after(optimizer))
 
     def _after(self, optimizer: Optimizer) -> Callable[[], None]:
@@ -164,7 +164,7 @@ class UpdateObserver:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """What one optimizer trains, its state, and its rates, before a step."""
+    """A ``_Snapshot`` keeps what one optimizer trains, its state, and its rates, before a step."""
 
     optimizer: Optimizer
     parameters: dict[str, nn.Parameter]
@@ -204,7 +204,7 @@ class _Snapshot:
 
 
 def _nothing() -> None:
-    """There is nothing to undo, or to tell."""
+    """Do nothing, since there is nothing to undo, or to tell."""
 
 
 def _cloned(value: Any) -> Any:
@@ -216,7 +216,7 @@ def _cloned(value: Any) -> Any:
 
 
 def measured_at(steps: Sequence[int]) -> str:
-    """The steps at which a run was measured, in words.
+    """Return the steps at which a run was measured, in words.
 
     >>> measured_at([]), measured_at([0]), measured_at([0, 10, 20])
     ('not measured yet', 'measured at step 0', 'measured at 3 steps from 0 to 20')
@@ -227,7 +227,7 @@ def measured_at(steps: Sequence[int]) -> str:
 
 
 class Attached:
-    """What hangs on hooks of optimizers, until its ``with`` block ends or it is closed.
+    """An ``Attached`` hangs on hooks of optimizers until its ``with`` block ends or it is closed.
 
     Args:
         optimizers: whose steps have hooks.

@@ -1,4 +1,4 @@
-"""A recording in progress: what was measured at the start, and what each measurement adds."""
+"""A recorder holds what was measured at the start, and what each measurement adds."""
 
 import copy
 import warnings
@@ -33,7 +33,7 @@ FAR = 2.0
 
 @dataclass(frozen=True)
 class Beginning:
-    """What is measured of a base before its run is followed.
+    """A ``Beginning`` is what is measured of a base before its run is followed.
 
     Attributes:
         graph: its parameter graph.
@@ -53,7 +53,7 @@ class Beginning:
 
 
 class Recorder(Attached):
-    """A recording in progress; see :func:`flerm_fx.record`.
+    """A ``Recorder`` is a recording in progress; see :func:`flerm_fx.record`.
 
     Leaving the ``with`` block, or :meth:`close`, takes the hooks off the optimizer; the profile
     stays.
@@ -158,7 +158,7 @@ class Recorder(Attached):
         return folded_table(repr(self), header, rows, header[1:])
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been recorded and seen so far, in plain numbers, for a checkpoint.
+        """Return what has been recorded and seen so far, in plain numbers, for a checkpoint.
 
         Save it with the model's and the optimizer's; see :meth:`load_state_dict`.
         """
@@ -238,7 +238,7 @@ class Recorder(Attached):
             warnings.warn(message, stacklevel=3)
 
     def _saved(self) -> Callable[[], None]:
-        """What undoes :meth:`_observed`."""
+        """Return what undoes :meth:`_observed`."""
         measured = len(self._steps)
 
         def undo() -> None:

@@ -1,4 +1,4 @@
-"""Recording a base model: its start at once, its trajectory as it trains."""
+"""A base model is recorded: its start at once, its trajectory as it trains."""
 
 import warnings
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Measure a model while it trains, in whichever mode it is in."""
+"""A model is measured while it trains, in whichever mode it is in."""
 
 import functools
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from flerm_fx.training.observer import Observed
 
 
 class RunningProber:
-    """FSLRs of a live model's steps; its buffers are the model's own, and nothing is changed.
+    """A ``RunningProber`` measures a live model's steps, on its own buffers, and changes nothing.
 
     Args:
         live: the model in training, without wrappers around it.

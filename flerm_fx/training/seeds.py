@@ -1,4 +1,4 @@
-"""Recording the starts of several base models, under a seed each."""
+"""The starts of several base models are recorded, under a seed each."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence

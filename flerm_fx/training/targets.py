@@ -1,4 +1,4 @@
-"""How multipliers act on a model in training, and how they are changed between two steps."""
+"""A target has multipliers act on a model in training, and changes them between two steps."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ Multipliers = Mapping[str, float]
 
 
 class PlainTarget:
-    """A model whose optimizer steps at the multiplied rates.
+    """A ``PlainTarget`` is a model whose optimizer steps at the multiplied rates.
 
     Args:
         model: in training, without wrappers around it.
@@ -36,7 +36,7 @@ class PlainTarget:
         }
 
     def multipliers(self) -> dict[str, float]:
-        """Those that hold at first."""
+        """Return the multipliers that hold at first."""
         return {}
 
     def check(self, multipliers: Multipliers) -> None:
@@ -52,14 +52,14 @@ class PlainTarget:
             groups.restore()
 
     def saved(self) -> Callable[[], None]:
-        """What goes back to the present, where the observer does not do that."""
+        """Return what goes back to the present, where the observer does not do that."""
         return _nothing
 
     def forget(self) -> None:
-        """What was saved is not needed any more."""
+        """Forget what was saved, which is not needed any more."""
 
     def unit(self, observed: Observed, multipliers: Multipliers) -> Observed:
-        """The step for multipliers of 1."""
+        """Return the step for multipliers of 1."""
         return replace(
             observed, updates={n: u / multipliers.get(n, 1.0) for n, u in observed.updates.items()}
         )
@@ -75,7 +75,8 @@ class PlainTarget:
 
 
 class ScaledTarget:
-    """A model with scale nodes; its optimizer trains the stored weights at one rate.
+    """A ``ScaledTarget`` is a model with scale nodes,
+    whose optimizer trains stored weights at one rate.
 
     Args:
         model: with scale nodes.
@@ -97,11 +98,11 @@ class ScaledTarget:
         self._gradients: dict[nn.Parameter, Tensor] = {}  # before the last change of scales
 
     def multipliers(self) -> dict[str, float]:
-        """Those that hold at first."""
+        """Return the multipliers that hold at first."""
         return {n: node_multiplier(self._run.rule(n), s) for n, s in self._model.scales.items()}
 
     def check(self, multipliers: Multipliers) -> None:
-        """Whether the scales are these.
+        """Tell whether the scales are these.
 
         Raises:
             InputError: they are not.
@@ -121,7 +122,9 @@ class ScaledTarget:
         """After each step."""
 
     def saved(self) -> Callable[[], None]:
-        """What goes back to the present scales and gradients; weights are the observer's affair."""
+        """Return what goes back to the present scales
+        and gradients; weights are the observer's affair.
+        """
         held = self._model.held()
         gradients = self._gradients = {}
 
@@ -135,11 +138,11 @@ class ScaledTarget:
         return restore
 
     def forget(self) -> None:
-        """What was saved is not needed any more."""
+        """Forget what was saved, which is not needed any more."""
         self._gradients = {}
 
     def unit(self, observed: Observed, multipliers: Multipliers) -> Observed:
-        r"""The step of θ = s·w for multipliers of 1."""
+        r"""Return the step of θ = s·w for multipliers of 1."""
         scales = self._model.scales
         return replace(
             observed,
@@ -183,11 +186,13 @@ class ScaledTarget:
 
 
 def _nothing() -> None:
-    """All is as it was."""
+    """Do nothing, since all is as it was."""
 
 
 def _stretched(parameter: Tensor, observed: Observed, name: str, ratio: float) -> Tensor:
-    """Where a step would have led whose rate, but not whose decay, is ``ratio`` times as large."""
+    """Return where a step would have led whose rate,
+    but not whose decay, is ``ratio`` times as large.
+    """
     before, decay = observed.before[name], observed.decays[name]
     kept = before - decay * before
     return kept + ratio * (parameter.detach() - kept)
