@@ -34,7 +34,7 @@ class Method:
             that answer to it; split by the root of their number instead, which is right where
             their changes of the function are orthogonal; or, the paper's ablations, equal ones,
             1/L for each of the target's L tensors, or 1/L for each of the base's, split over depth.
-        at: the steps to match at.
+        at: the steps to match at; ``"start"``, those of the start.
         fitted: scales of the models that a law is fitted to.
         off_rate: the base is recorded at so many times its best rate.
     """
@@ -46,7 +46,7 @@ class Method:
     seeds: int = 8
     estimator: Estimator = "auto"
     mass: Mass = "recorded"
-    at: tuple[int, ...] = EVERY_100
+    at: tuple[int, ...] | Literal["start"] = EVERY_100
     fitted: tuple[float, ...] = (2, 3, 4)
     off_rate: float = 1.0
 
@@ -58,7 +58,7 @@ class Method:
     @property
     def trajectory(self) -> bool:
         """Whether the base is to be trained, and recorded on the way."""
-        return self.kind == "match"
+        return self.kind == "match" and self.at != "start"
 
     @property
     def recorded(self) -> str:
@@ -77,7 +77,9 @@ METHODS: dict[str, Method] = {
         Method("mup-rates", "muP's rates", "mup-rates"),
         Method("completep", "CompleteP", "completep"),
         Method("first-step", "compile, first step", "compile"),
-        Method("match", "match, every 100 steps", "match"),
+        Method("match", "match, each by itself", "match"),
+        Method("match-pooled", "match, every 100 steps", "match", settle=100),
+        Method("match-start", "match, at the start", "match", settle=100, at="start"),
         Method("match-log", "match, at powers of 2", "match", at=POWERS_OF_2),
         Method("paper", "the paper's estimator", "match", estimator="kronecker"),
         Method("one-seed", "compile, one base", "compile", settle=100, seeds=1),
@@ -105,6 +107,8 @@ MAIN = (
     "completep",
     "mup",
     "first-step",
+    "match-pooled",
+    "match-start",
     "match",
     "paper",
 )

@@ -63,7 +63,7 @@ class Recording:
             run,
             [x for x, _ in pool],
             [y for _, y in pool],
-            at=method.at,
+            at=None if method.at == "start" else method.at,
             settle=settle,
             method=method.estimator,
         ) as recorder:

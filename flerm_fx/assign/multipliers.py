@@ -279,8 +279,9 @@ def _assign(
         sides[profile.resolve_after] = (profile.late, late)
     # Where a mean over bases is uncertain, pooling trusts it less in place of not at all.
     noise = 1.0 if profile.settle else NOISE
+    rounding = floor(captured)
     above_noise = {
-        after: (resolved(base, captured, noise), resolved(target, captured, noise))
+        after: (resolved(base, rounding, noise), resolved(target, rounding, noise))
         for after, (base, target) in sides.items()
     }
     rows = []
@@ -316,11 +317,9 @@ def _assign(
     return tuple(rows)
 
 
-def resolved(
-    estimates: Mapping[str, Estimate], captured: Capture, noise: float = NOISE
-) -> set[str]:
-    """Return the parameters whose FSLR is above so many standard errors and above rounding."""
-    least = floor(captured) * max(e.value for e in estimates.values())
+def resolved(estimates: Mapping[str, Estimate], rounding: float, noise: float = NOISE) -> set[str]:
+    """Return the parameters whose FSLR is above some standard errors and a part of the largest."""
+    least = rounding * max(e.value for e in estimates.values())
     return {n for n, e in estimates.items() if e.is_above(noise, least)}
 
 

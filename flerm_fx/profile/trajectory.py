@@ -92,6 +92,15 @@ class Trajectory:
             for name, estimates in self.fslrs.items()
         }
 
+    def then(self, other: Trajectory) -> Trajectory:
+        """This one, and behind its last step another of the same parameters."""
+        later = [i for i, step in enumerate(other.steps) if step > self.steps[-1]]
+        return Trajectory(
+            self.steps + tuple(other.steps[i] for i in later),
+            self.learning_rates + tuple(other.learning_rates[i] for i in later),
+            {n: fslrs + tuple(other.fslrs[n][i] for i in later) for n, fslrs in self.fslrs.items()},
+        )
+
     def smoothed(self, decay: float) -> Trajectory:
         r"""Return roots of moving averages of the squared FSLRs, corrected for their start.
 

@@ -11,6 +11,7 @@ class Schedule:
     Args:
         every: steps between two measurements.
         at: the steps themselves, in place of every so many.
+        beside: more steps, beside either.
 
     Raises:
         InputError: not whole numbers, too small ones, or no step at all.
@@ -21,12 +22,17 @@ class Schedule:
     [0, 1, 2, 4, 8, 16]
     """
 
-    def __init__(self, every: int = 100, at: Iterable[int] | None = None) -> None:
+    def __init__(
+        self, every: int = 100, at: Iterable[int] | None = None, beside: Iterable[int] = ()
+    ) -> None:
         self._every: int = checked("every", every)
         self._at: frozenset[int] | None = checked("at", at)
+        self._beside = frozenset(beside)
 
     def due(self, step: int) -> bool:
         """Tell whether this step is measured."""
+        if step in self._beside:
+            return True
         return step % self._every == 0 if self._at is None else step in self._at
 
 

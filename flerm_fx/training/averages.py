@@ -1,38 +1,81 @@
-"""Moving averages are kept of what is measured while a model trains."""
+"""Averages of what is measured again and again while a model trains."""
 
 import math
 from collections.abc import Mapping, Sequence
 
-from flerm_fx.probe.estimate import Estimate
+POINTS = 8
+"""Over how many measurements a geometric mean is taken before older ones fade: as many as a start
+has (:data:`flerm_fx.recipe.schedule.POINTS`)."""
+
+Sums = dict[str, tuple[float, float]]
+"""By parameter, a weighted sum of what was measured, and the sum of the weights."""
 
 
-class MovingAverage:
-    """A ``MovingAverage`` averages squared FSLRs, and corrects for its start at 0."""
+class Averages:
+    """Weighted means by parameter, of as many measurements as it took part in."""
 
-    def __init__(self, decay: float) -> None:
-        self._decay = decay
-        self._sums: dict[str, tuple[float, float]] = {}
+    def __init__(self) -> None:
+        self._sums: Sums = {}
 
-    def after(self, fslrs: Mapping[str, Estimate]) -> dict[str, float]:
-        """Return the roots of the averages as they would be with these FSLRs in them."""
-        return {n: math.sqrt(s / w) for n, (s, w) in self._with(fslrs).items()}
-
-    def keep(self, fslrs: Mapping[str, Estimate]) -> None:
-        """Add these FSLRs to the averages."""
-        self._sums = self._with(fslrs)
-
-    def _with(self, fslrs: Mapping[str, Estimate]) -> dict[str, tuple[float, float]]:
-        d = self._decay
-        sums = dict(self._sums)
-        for name, estimate in fslrs.items():
-            total, weight = sums.get(name, (0.0, 0.0))
-            sums[name] = (d * total + (1 - d) * estimate.value**2, d * weight + 1 - d)
-        return sums
-
-    def state(self) -> dict[str, tuple[float, float]]:
-        """Return the sum and the weight of each parameter, from which :meth:`load` goes on."""
+    def state(self) -> Sums:
+        """The sums, from which :meth:`load` goes on."""
         return dict(self._sums)
 
     def load(self, state: Mapping[str, Sequence[float]]) -> None:
         """Go back to what :meth:`state` returned."""
         self._sums = {name: (total, weight) for name, (total, weight) in state.items()}
+
+
+class RootMeanSquares(Averages):
+    """Roots of moving averages of squares, each corrected for its start at 0.
+
+    Args:
+        decay: of an average from one measurement to the next; 0 keeps the last one alone.
+
+    >>> fslrs = RootMeanSquares(0.5)
+    >>> fslrs.add({"weight": 1.0})
+    >>> fslrs.add({"weight": 7.0})
+    >>> round(fslrs.values()["weight"] ** 2, 6)  # (1 * 0.5 + 49) / 1.5
+    33.0
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self._decay = decay
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Add one more measurement."""
+        d = self._decay
+        for name, value in values.items():
+            total, weight = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = d * total + (1 - d) * value**2, d * weight + 1 - d
+
+    def values(self) -> dict[str, float]:
+        """The roots of the averages."""
+        return {name: math.sqrt(total / weight) for name, (total, weight) in self._sums.items()}
+
+
+class GeometricMeans(Averages):
+    """Geometric means, in which measurements fade once there are eight.
+
+    >>> fslrs = GeometricMeans()
+    >>> fslrs.add({"weight": 1.0})
+    >>> fslrs.add({"weight": 4.0})
+    >>> fslrs.values(), fslrs.counts()
+    ({'weight': 2.0}, {'weight': 2.0})
+    """
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Add one more measurement, of numbers above 0."""
+        for name, value in values.items():
+            total, count = self._sums.get(name, (0.0, 0.0))
+            kept = 1.0 if count < POINTS else 1 - 1 / POINTS
+            self._sums[name] = kept * total + math.log(value), kept * count + 1
+
+    def values(self) -> dict[str, float]:
+        """The means."""
+        return {name: math.exp(total / count) for name, (total, count) in self._sums.items()}
+
+    def counts(self) -> dict[str, float]:
+        """Of how many measurements each is, at most 8."""
+        return {name: count for name, (_, count) in self._sums.items()}

@@ -1,4 +1,4 @@
-"""The base's recorded course gives the multipliers by which a target follows it."""
+"""The base's recorded course, as the FSLRs that a target has to meet on its own."""
 
 from collections.abc import Mapping
 
@@ -6,32 +6,37 @@ from torch import Tensor
 
 from flerm_fx.align.aligning import Match
 from flerm_fx.align.parameter_graph import capture_graph
+from flerm_fx.align.roles import roles
 from flerm_fx.assign.matches import wanted
-from flerm_fx.assign.multipliers import resolved
+from flerm_fx.assign.multipliers import floor, resolved
 from flerm_fx.assign.way import first_guess
 from flerm_fx.capture.captured import Capture
+from flerm_fx.model.distributed import whole
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.profile.profile import BaseProfile
+from flerm_fx.profile.trajectory import Trajectory
 from flerm_fx.start.update_size import update_sizes
 
 
 class Course:
-    r"""A ``Course`` holds FSLRs of the base along its run,
-    and which of them each target parameter answers to.
+    r"""What the FSLRs of a target's parameters have to be along its run.
 
-    .. math:: m_l(t) = \frac{\sum_b \mathrm{share}_{b \to l}\,
-                             \mathrm{FSLR}_b(t / \mathrm{stretch})}{\mathrm{FSLR}_l(t)}
+    .. math:: \sum_b \mathrm{share}_{b \to l}\, \mathrm{FSLR}_b(t / \mathrm{stretch})
+
+    It has no weights of the target, nor a graph that holds any.
 
     Attributes:
         parameters: the target's, in execution order.
-        decay: of the moving average that smooths the FSLRs of both sides.
+        shapes: theirs.
+        matches: the base parameters that each answers to.
+        roles: of each, what it is in the blocks that repeat.
 
     Args:
-        profile: of the base, with its trajectory.
+        profile: of the base.
         captured: the target.
         matches: the base parameters that each of its parameters answers to.
+        trajectory: FSLRs of the base, at steps of its run.
         stretch: length of the target's run over the length of the base's.
-        decay: 0 where nothing is smoothed.
     """
 
     def __init__(
@@ -39,16 +44,17 @@ class Course:
         profile: BaseProfile,
         captured: Capture,
         matches: Mapping[str, Match],
+        trajectory: Trajectory,
         stretch: float,
-        decay: float,
     ) -> None:
         self.parameters = tuple(captured.parameters)
-        self.decay = decay
-        self._profile, self._captured, self._matches = profile, captured, matches
+        self.shapes = {name: tuple(p.shape) for name, p in captured.parameters.items()}
+        self.matches = matches
         self._graph = capture_graph(captured)
-        self._run = profile.optimizers
-        self._trajectory = profile.trajectory.smoothed(decay)
-        self._stretch = stretch
+        self._profile, self._run = profile, profile.optimizers
+        self._rounding = floor(captured)
+        self._trajectory, self._stretch = trajectory, stretch
+        self.roles = roles(self._graph, self.shapes)
 
     def guess(self, updates: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the multipliers at which a first step is as large as the base's was.
@@ -61,28 +67,21 @@ class Course:
         """
         if not self._profile.update_sizes:
             return {}
-        sizes = update_sizes(dict(updates), self._graph)
-        return dict(first_guess(self._profile, self._matches, sizes))
+        sizes = {n: update_sizes({n: whole(u)}, self._graph)[n] for n, u in updates.items()}
+        return first_guess(self._profile, self.matches, sizes)
 
-    def multipliers(
-        self, step: int, measured: Mapping[str, Estimate], smoothed: Mapping[str, float]
-    ) -> dict[str, float]:
-        """Return the multipliers at which the target's FSLRs meet the base's at a step.
-
-        Args:
-            step: of the target.
-            measured: its FSLRs there.
-            smoothed: their moving averages, by which the base's are divided.
-
-        Returns:
-            A multiplier for each parameter whose FSLR is resolved on both sides.
-        """
+    def met(self, step: int) -> dict[str, float]:
+        """The FSLRs to be met at a step of the target, where the base's are resolved."""
         base = self._trajectory.between(step / self._stretch)
-        known = resolved(base, self._captured)
-        own = resolved(measured, self._captured)
+        known = resolved(base, self._rounding)
         values = {name: estimate.value for name, estimate in base.items()}
         return {
-            name: wanted(self._run, match.base, values) / smoothed[name]
-            for name, match in self._matches.items()
-            if name in own and any(b in known for b, _ in match.base)
+            name: wanted(self._run, match.base, values)
+            for name, match in self.matches.items()
+            if any(b in known for b, _ in match.base)
         }
+
+    def resolved(self, measured: Mapping[str, Estimate]) -> dict[str, float]:
+        """Those of the target's FSLRs that are not within noise or rounding."""
+        found = resolved(measured, self._rounding)
+        return {name: e.value for name, e in measured.items() if name in found}

@@ -15,8 +15,7 @@ from flerm_fx.probe.estimate import Estimate, rows
 from flerm_fx.profile.trajectory import Trajectory
 from flerm_fx.recipe.optimizers import Optimizers
 from flerm_fx.recipe.schedule import Schedule
-from flerm_fx.training.averages import MovingAverage
-from flerm_fx.training.course import Course
+from flerm_fx.training.following import Following
 from flerm_fx.training.logs import FSLR, MULTIPLIER, Log, log_call
 from flerm_fx.training.observer import Attached, Observed, UpdateObserver, measured_at
 from flerm_fx.training.running import RunningProber
@@ -59,7 +58,7 @@ class Matcher(Attached):
         optimizers: its optimizers.
         run: their rules and rates.
         target: gives the model its multipliers.
-        course: the base's, which they follow.
+        following: how they follow the base's course.
         prober: measures the run's own updates.
         schedule: the steps to measure at.
         log: as for :func:`flerm_fx.match`.
@@ -71,15 +70,16 @@ class Matcher(Attached):
         optimizers: Sequence[Optimizer],
         run: Optimizers,
         target: PlainTarget | ScaledTarget,
-        course: Course,
+        following: Following,
         prober: RunningProber,
         schedule: Schedule,
         log: Log | None,
     ) -> None:
-        self.multipliers = dict.fromkeys(course.parameters, 1.0) | target.multipliers()
+        given = target.multipliers()
+        self.multipliers = dict.fromkeys(following.course.parameters, 1.0) | given
         self.history: list[Measurement] = []
-        self._run, self._target, self._course, self._prober = run, target, course, prober
-        self._squares = MovingAverage(course.decay)
+        self._began = dict(self.multipliers) if given else {}
+        self._run, self._target, self._following, self._prober = run, target, following, prober
         self._log = log
         self._observer = UpdateObserver(
             model, optimizers, run, schedule.due, self._observed, self._saved
@@ -127,7 +127,8 @@ class Matcher(Attached):
             "step": self._observer.step,
             "waiting": self._observer.waiting,
             "multipliers": dict(self.multipliers),
-            "squares": self._squares.state(),
+            "began": dict(self._began),
+            "averages": self._following.state(),
             "history": [
                 [row.step, row.learning_rate, rows(row.fslrs), dict(row.multipliers)]
                 for row in self.history
@@ -156,13 +157,14 @@ class Matcher(Attached):
                 given.multipliers(what, multipliers),
             )
 
-        def square(what: str, value: Any) -> tuple[float, float]:
-            total, weight = items(what, value, 2)
-            return number(what, total, least=0), number(what, weight, above=0)
+        def sums(what: str, value: Any) -> dict[str, tuple[float, float]]:
+            pairs = {n: items(what, pair, 2) for n, pair in given.of_some(what, value).items()}
+            return {n: (number(what, a), number(what, b, above=0)) for n, (a, b) in pairs.items()}
 
         step, waiting = given.step(), given.waiting()
         multipliers = given.part("multipliers", given.multipliers)
-        squares = given.of_some("squares", given.by("squares", square))
+        began = given.part("began", given.multipliers) if state["began"] else {}
+        averages = given.by("averages", sums)
         twin = copy.copy(self)
         twin.history = given.each("history", row)
         try:
@@ -173,7 +175,8 @@ class Matcher(Attached):
         self._observer.step, self._observer.waiting = step, waiting
         self.multipliers = multipliers
         self.history = twin.history
-        self._squares.load(squares)
+        self._began = began
+        self._following.load(averages)
 
     def close(self) -> None:
         """Take the hooks off the optimizer."""
@@ -194,14 +197,14 @@ class Matcher(Attached):
         self._target.forget()
 
     def _saved(self) -> Callable[[], None]:
-        """Return what undoes :meth:`_observed`."""
-        multipliers, measured = self.multipliers, len(self.history)
-        squares, restore = self._squares.state(), self._target.saved()
+        """What undoes :meth:`_observed`."""
+        multipliers, began, measured = self.multipliers, self._began, len(self.history)
+        averages, restore = self._following.state(), self._target.saved()
 
         def undo() -> None:
             restore()
-            self.multipliers = multipliers
-            self._squares.load(squares)
+            self.multipliers, self._began = multipliers, began
+            self._following.load(averages)
             del self.history[measured:]
 
         return undo
@@ -209,10 +212,8 @@ class Matcher(Attached):
     def _observed(self, observed: Observed) -> Callable[[], None]:
         unit = self._target.unit(observed, self.multipliers)
         fslrs = self._prober.estimate(unit)
-        smoothed = self._squares.after(fslrs)
-        following = self._next_multipliers(unit, smoothed, fslrs)
+        following = self._next_multipliers(unit, fslrs)
         self._target.rematch(observed, self.multipliers, following)
-        self._squares.keep(fslrs)
         self.multipliers = following
         rate = next(rate for rate in observed.rates.values() if rate > 0)
         self.history.append(Measurement(observed.step, rate, fslrs, dict(following)))
@@ -221,16 +222,15 @@ class Matcher(Attached):
         return log_call(self._log, numbers, observed.step)
 
     def _next_multipliers(
-        self, observed: Observed, smoothed: Mapping[str, float], fslrs: Mapping[str, Estimate]
+        self, observed: Observed, fslrs: Mapping[str, Estimate]
     ) -> dict[str, float]:
-        """Return multipliers at which the smoothed FSLRs meet the base's.
-
-        Old ones where that is not resolved, and the first guess while the rate still rises.
-        """
-        if self._has_risen(observed):
-            return self.multipliers | self._course.multipliers(observed.step, fslrs, smoothed)
-        first = not self.history and isinstance(self._target, PlainTarget)
-        return self.multipliers | (self._course.guess(observed.updates) if first else {})
+        """The multipliers after a measurement: at first those of the first guess."""
+        present = self.multipliers
+        if not self._began:
+            present = self._began = present | self._following.course.guess(observed.updates)
+        return present | self._following.follow(
+            observed.step, fslrs, self._began, warming=not self._has_risen(observed)
+        )
 
     def _has_risen(self, observed: Observed) -> bool:
         """Tell whether the rate has been at half of the run's peak, or does not rise any more."""

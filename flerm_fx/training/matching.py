@@ -4,7 +4,7 @@ import functools
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -21,7 +21,6 @@ from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import capture
 from flerm_fx.emit.module import ModuleEmitter, scales_of
 from flerm_fx.emit.scaled import ScaledModel
-from flerm_fx.errors import InputError
 from flerm_fx.model.copying import copied
 from flerm_fx.model.distributed import Ranks, is_sharded, unwrapped
 from flerm_fx.model.inputs import Inputs, OutputFn, device_of, output_of, to_device
@@ -34,11 +33,11 @@ from flerm_fx.recipe.as_base import check_as_base
 from flerm_fx.recipe.likeness import check_state_is_free
 from flerm_fx.recipe.optimizers import Optimizers, listed
 from flerm_fx.recipe.pool import Pool, probe_batch
-from flerm_fx.recipe.schedule import Schedule
 from flerm_fx.start.precision import is_coarse, measurable, refined
 from flerm_fx.training.course import Course
 from flerm_fx.training.logs import Log
 from flerm_fx.training.matcher import Matcher
+from flerm_fx.training.plan import Plan
 from flerm_fx.training.running import RunningProber
 from flerm_fx.training.targets import PlainTarget, ScaledTarget
 
@@ -50,14 +49,14 @@ def match(
     inputs: Pool | None = None,
     *,
     every: int = 100,
-    at: Iterable[int] | None = None,
+    at: Iterable[int] | Literal["start"] | None = None,
     stretch: float = 1.0,
-    ema: float = 0.0,
+    ema: float | None = None,
     output_fn: OutputFn | None = None,
     mapping: Mapped | None = None,
     on_unmatched: OnUnmatched = "error",
     method: Method = "auto",
-    rtol: float = 0.05,
+    rtol: float | None = None,
     log: Log | None = None,
     progress: bool = True,
 ) -> Matcher:
@@ -145,18 +144,14 @@ def match(
     """
     model = checked("model", model)
     instance("base_profile", base_profile, BaseProfile, "a BaseProfile", LOAD)
-    schedule = Schedule(every, at)
-    stretch, ema, rtol = checked("stretch", stretch), checked("ema", ema), checked("rtol", rtol)
+    stretch = checked("stretch", stretch)
+    plan = Plan.of(base_profile, every, at, stretch, ema)
+    rtol = plan.rtol if rtol is None else checked("rtol", rtol)
     told = Progress("match", progress)
     choice("method", method, METHODS)
     choice("on_unmatched", on_unmatched, get_args(OnUnmatched))
     for name, value in (("output_fn", output_fn), ("mapping", mapping), ("log", log)):
         checked(name, value)
-    if not base_profile.trajectory.steps:
-        raise InputError(
-            "the profile has no trajectory to match: train the base inside of "
-            "flerm_fx.record(...), or compile the model, which matches the start alone"
-        )
     ranks = Ranks.of(model)
     model = unwrapped(model)
     scaled = _scaled(model)
@@ -212,8 +207,9 @@ def match(
         if precise or sharded or (scaled is not None and scaled.emitter.in_place)
         else None,
     )
-    course = Course(base_profile, captured, matches, stretch, ema)
-    return Matcher(model, optimizers, run, target, course, prober, schedule, log)
+    course = Course(base_profile, captured, matches, plan.trajectory, stretch)
+    following = plan.following(course, run)
+    return Matcher(model, optimizers, run, target, following, prober, plan.schedule, log)
 
 
 def _captured(

@@ -32,7 +32,7 @@ class RunningProber:
         progress: tells whoever waits of each measurement.
         captured: captures a copy of the model, as where it has parametrizations, or weights in
             half precision or on other ranks; it is measured on such copies then, with its own
-            buffers.
+            buffers. Their trainable weights are let go once they are captured.
     """
 
     def __init__(
@@ -58,6 +58,8 @@ class RunningProber:
         self._ranks = prober.ranks
         self._progress = progress
         self._captured = captured
+        if captured is not None:
+            _let_go(prober)
         self._probers = {modes(model): prober if captured else prober.bound(model)}
 
     def estimate(self, observed: Observed) -> dict[str, Estimate]:
@@ -88,6 +90,8 @@ class RunningProber:
         if mode not in self._probers:
             anew = functools.partial(capture, model, self._inputs, self._output_fn)
             self._probers[mode] = CaptureProber((self._captured or anew)(), self._ranks)
+            if self._captured is not None:
+                _let_go(self._probers[mode])
         prober = self._probers[mode]
         if self._captured is not None:
             buffers = dict(prober.captured.model.named_buffers())
@@ -95,3 +99,9 @@ class RunningProber:
                 for name, value in model.named_buffers():
                     buffers[name].copy_(whole(value))
         return prober
+
+
+def _let_go(prober: CaptureProber) -> None:
+    """Free the trainable weights of a copy: it is given the model's at each measurement."""
+    for parameter in prober.captured.parameters.values():
+        parameter.data = parameter.data.new_zeros(()).expand(parameter.shape)

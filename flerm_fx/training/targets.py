@@ -59,10 +59,10 @@ class PlainTarget:
         """Forget what was saved, which is not needed any more."""
 
     def unit(self, observed: Observed, multipliers: Multipliers) -> Observed:
-        """Return the step for multipliers of 1."""
-        return replace(
-            observed, updates={n: u / multipliers.get(n, 1.0) for n, u in observed.updates.items()}
-        )
+        """The step for multipliers of 1; its updates are changed in place."""
+        for name, update in observed.updates.items():
+            update.div_(multipliers.get(name, 1.0))
+        return observed
 
     def rematch(self, observed: Observed, old: Multipliers, new: Multipliers) -> None:
         """Make of the step just taken, under the old multipliers, one under the new ones."""
@@ -142,15 +142,12 @@ class ScaledTarget:
         self._gradients = {}
 
     def unit(self, observed: Observed, multipliers: Multipliers) -> Observed:
-        r"""Return the step of θ = s·w for multipliers of 1."""
+        r"""The step of θ = s·w for multipliers of 1; its updates are changed in place."""
         scales = self._model.scales
+        for name, update in observed.updates.items():
+            update.mul_(scales.get(name, 1.0) / multipliers.get(name, 1.0))
         return replace(
-            observed,
-            before={n: w * scales.get(n, 1.0) for n, w in observed.before.items()},
-            updates={
-                n: u * (scales.get(n, 1.0) / multipliers.get(n, 1.0))
-                for n, u in observed.updates.items()
-            },
+            observed, before={n: w * scales.get(n, 1.0) for n, w in observed.before.items()}
         )
 
     def rematch(self, observed: Observed, old: Multipliers, new: Multipliers) -> None:

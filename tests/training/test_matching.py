@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import math
 import warnings
 from collections.abc import Callable
@@ -747,17 +748,115 @@ def test_while_a_run_warms_up_a_plain_model_has_multipliers_by_first_updates() -
 
 
 def test_a_rate_that_falls_does_not_warm_up() -> None:
+    """Against the closed form of two measurements: ln(2)² / 2 against ln(4)² is one to eight."""
     profile = recorded(adam, settle=2)
     model = net(24)
     (optimizer,) = optimizers = adam(model)
     falling = lr_scheduler.LambdaLR(optimizer, lambda step: 0.4 * 0.5**step)
-    with flerm_fx.match(model, optimizer, profile, every=1, method="exact") as matcher:
-        train(model, optimizers, 2, lambda step: falling.step())
-    first, second = (found.multipliers for found in matcher.history)
-    assert first != pytest.approx(second, rel=1e-4)
-    base = profile.trajectory.between(1)
-    for name, estimate in matcher.history[1].fslrs.items():
-        assert second[name] * estimate.value == pytest.approx(base[name].value, rel=1e-4)
+    with flerm_fx.match(model, optimizer, profile, at=[], method="exact") as matcher:
+        train(model, optimizers, 4, lambda step: falling.step())
+    first, held, last = matcher.history
+    assert [first.step, held.step, last.step] == [0, 1, 2]
+    assert first.multipliers == held.multipliers != last.multipliers
+    for name in ("input.weight", "output.weight"):  # all others have a role in common
+        guess = first.multipliers[name]
+        ratios = [
+            profile.settling.at(each.step)[name].value / each.fslrs[name].value
+            for each in (held, last)
+        ]
+        wanted = math.prod(ratios) ** (4 / 9) * guess ** (1 / 9)
+        assert last.multipliers[name] == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"at": "start"}, {"every": 2}])
+def test_a_settled_base_matches_itself_with_multipliers_of_about_1(
+    options: dict[str, Any],
+) -> None:
+    """Its run is what settling simulates: steps on one batch at one rate."""
+    profile = recorded(adam, settle=4, warmup=0, steps=9, every=2)
+    model = net(8)
+    (optimizer,) = optimizers = adam(model)
+    with flerm_fx.match(model, optimizer, profile, method="exact", **options) as matcher:
+        train(model, optimizers, 9)
+    assert matcher.multipliers == pytest.approx(dict.fromkeys(matcher.multipliers, 1.0), rel=0.02)
+
+
+def test_the_start_is_matched_in_the_run_and_needs_no_trajectory() -> None:
+    profile = recorded(adam, steps=0, settle=4)
+    assert not profile.trajectory.steps
+    model = net(32)
+    (optimizer,) = optimizers = adam(model)
+    with flerm_fx.match(model, optimizer, profile, at="start", stretch=2.0) as matcher:
+        train(model, optimizers, 12)
+    steps = (0, *(2 * step for step in profile.settling.steps))
+    assert matcher.trajectory.steps == steps
+    first, *held, last = (each.multipliers for each in matcher.history)
+    assert all(multipliers == first for multipliers in held)
+    assert last == matcher.multipliers != first
+
+
+def test_the_start_of_a_base_that_has_none_is_refused() -> None:
+    model = net(24)
+    with pytest.raises(flerm_fx.InputError, match=r"at='start' follows the settling steps"):
+        flerm_fx.match(model, adam(model), recorded(adam), at="start")
+
+
+def test_a_moving_average_asked_for_is_of_each_parameter_by_itself() -> None:
+    profile = recorded(adam, settle=2, every=1)
+    model = net(24)
+    (optimizer,) = optimizers = adam(model)
+    with flerm_fx.match(model, optimizer, profile, at=[1], ema=0.0, method="exact") as matcher:
+        train(model, optimizers, 2)
+    (found,) = matcher.history
+    for name, estimate in found.fslrs.items():
+        wanted = profile.trajectory.at(1)[name].value
+        assert found.multipliers[name] * estimate.value == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("broken", [2, 5])
+def test_a_resumed_run_that_follows_means_is_bitwise_the_run(broken: int) -> None:
+    profile = recorded(adam, settle=4, every=2)
+
+    def build() -> tuple[nn.Module, torch.optim.Optimizer, flerm_fx.Matcher]:
+        model = net(24)
+        (optimizer,) = adam(model)
+        return model, optimizer, flerm_fx.match(model, optimizer, profile, every=2)
+
+    whole, optimizer, matcher = build()
+    train(whole, [optimizer], 8)
+    first, optimizer, early = build()
+    train(first, [optimizer], broken)
+    states = copy.deepcopy((first.state_dict(), optimizer.state_dict(), early.state_dict()))
+    second, optimizer, late = build()
+    for each, state in zip((second, optimizer, late), states, strict=True):
+        each.load_state_dict(state)
+    train(second, [optimizer], 8 - broken)
+    assert late.history == matcher.history
+    for (name, a), (_, b) in zip(whole.named_parameters(), second.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("emit", ["plain", "graph", "module"])
+def test_no_copy_of_the_weights_is_held(emit: str) -> None:
+    width = 211
+
+    def held() -> set[int]:
+        gc.collect()
+        tensors = [each for each in gc.get_objects() if type(each) in (Tensor, nn.Parameter)]
+        real = [t for t in tensors if t.shape == (width, width) and t.device.type == "cpu"]
+        kept = [t.untyped_storage() for t in real]
+        return {each.data_ptr() for each in kept if each.nbytes() >= 4 * width**2}
+
+    profile = recorded(adam)
+    model: nn.Module = net(width)
+    if emit != "plain":
+        compiled = flerm_fx.compile(model, profile, emit=emit)  # type: ignore[arg-type]
+        model = compiled if emit == "graph" else model
+    (optimizer,) = adam(model)
+    train(model, [optimizer], 1)
+    before = held()
+    with flerm_fx.match(model, optimizer, profile):
+        assert held() <= before
 
 
 def test_without_a_settled_start_multipliers_wait_at_1() -> None:

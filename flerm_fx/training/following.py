@@ -1,0 +1,164 @@
+"""How multipliers follow the base's course: as measured, or pooled, averaged and never far."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from flerm_fx.assign.assignment import Assignment
+from flerm_fx.assign.pooling import pooled
+from flerm_fx.probe.estimate import Estimate
+from flerm_fx.recipe.optimizers import Optimizers
+from flerm_fx.training.averages import GeometricMeans, RootMeanSquares, Sums
+from flerm_fx.training.course import Course
+
+SCATTER = math.log(2.0)
+"""Standard deviation of the logarithm of one step's FSLR about its course: in runs of transformers
+single steps were a factor of 2 off either way."""
+
+Multipliers = Mapping[str, float]
+
+
+class Following(ABC):
+    """What multipliers become at each measurement.
+
+    Attributes:
+        course: of the base.
+        rtol: relative error of a measurement by default.
+    """
+
+    rtol: float
+
+    def __init__(self, course: Course) -> None:
+        self.course = course
+
+    @abstractmethod
+    def follow(
+        self, step: int, found: Mapping[str, Estimate], began: Multipliers, *, warming: bool
+    ) -> dict[str, float]:
+        """Add a measurement, and return the multipliers that follow from all there are.
+
+        Args:
+            step: of the target.
+            found: its FSLRs there.
+            began: the multipliers of its first step.
+            warming: whether its rate still rises; no multiplier follows then.
+        """
+
+    @abstractmethod
+    def state(self) -> dict[str, Sums]:
+        """What was averaged, from which :meth:`load` goes on."""
+
+    @abstractmethod
+    def load(self, state: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+        """Go back to what :meth:`state` returned."""
+
+
+class AsMeasured(Following):
+    r"""Each parameter by itself, as it was just measured (Milsom et al. 2025, algorithm 1).
+
+    .. math:: m_l(t) = \frac{\sum_b \mathrm{share}_{b \to l}\,
+                             \mathrm{FSLR}_b(t / \mathrm{stretch})}{\mathrm{FSLR}_l(t)}
+
+    Args:
+        course: of the base, smoothed as the target's FSLRs are to be.
+        decay: of the moving averages of squares; 0 for none.
+    """
+
+    rtol = 0.05
+
+    def __init__(self, course: Course, decay: float) -> None:
+        super().__init__(course)
+        self._own = RootMeanSquares(decay)
+
+    def follow(
+        self, step: int, found: Mapping[str, Estimate], began: Multipliers, *, warming: bool
+    ) -> dict[str, float]:
+        """The multipliers at which smoothed FSLRs are the base's, where both are resolved."""
+        self._own.add({name: estimate.value for name, estimate in found.items()})
+        if warming:
+            return {}
+        to_meet, smoothed = self.course.met(step), self._own.values()
+        known = self.course.resolved(found).keys() & to_meet.keys()
+        return {name: to_meet[name] / smoothed[name] for name in known}
+
+    def state(self) -> dict[str, Sums]:
+        """The averages of squares."""
+        return {"own": self._own.state()}
+
+    def load(self, state: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+        """Go back to what :meth:`state` returned."""
+        self._own.load(state["own"])
+
+
+class Pooled(Following):
+    """The mean of all measurements so far, pooled over the parameters of a role.
+
+    On both sides the geometric mean is taken over the measured steps
+    (:class:`flerm_fx.training.averages.GeometricMeans`), and multipliers are made of the two as
+    :func:`flerm_fx.compile` makes them of two starts (:func:`flerm_fx.assign.pooling.pooled`):
+    what may be noise of single blocks is left out, and few measurements are trusted less than the
+    multipliers that the run began with.
+
+    Args:
+        course: of the base.
+        run: the target's optimizers; parameters of different groups are not pooled.
+        held_until: the step up to which multipliers stay as the run began.
+    """
+
+    rtol = 0.35
+
+    def __init__(self, course: Course, run: Optimizers, held_until: int = 0) -> None:
+        super().__init__(course)
+        self._roles = {name: (role, run.index(name)) for name, role in course.roles.items()}
+        self._held_until = held_until
+        self._own, self._met = GeometricMeans(), GeometricMeans()
+
+    def follow(
+        self, step: int, found: Mapping[str, Estimate], began: Multipliers, *, warming: bool
+    ) -> dict[str, float]:
+        """The pooled multipliers of all parameters that have a counterpart.
+
+        The first step's FSLRs are those of the initial weights, and left out like those of a
+        warm-up.
+        """
+        if warming or step == 0:
+            return {}
+        own, to_meet = self.course.resolved(found), self.course.met(step)
+        both = [name for name in own if name in to_meet]
+        self._own.add({name: own[name] for name in both})
+        self._met.add({name: to_meet[name] for name in both})
+        if step < self._held_until:
+            return {}
+        rows = pooled(self._rows(began), self._roles, began)
+        return {row.parameter: row.multiplier for row in rows if row.base}
+
+    def _rows(self, began: Multipliers) -> list[Assignment]:
+        own, met, counts = self._own.values(), self._met.values(), self._own.counts()
+        rows = []
+        for name in self.course.parameters:
+            value, to_meet = own.get(name, 0.0), met.get(name, 0.0)
+            error = SCATTER / math.sqrt(counts.get(name, 1.0))
+            rows.append(
+                Assignment(
+                    parameter=name,
+                    node="",
+                    op="",
+                    shape=self.course.shapes[name],
+                    base=self.course.matches[name].base,
+                    base_fslr=to_meet,
+                    target=Estimate(value, error * value, "mean", 0),
+                    multiplier=to_meet / value if value else began[name],
+                    status="matched" if value else "unresolved",
+                    error=error,
+                )
+            )
+        return rows
+
+    def state(self) -> dict[str, Sums]:
+        """The sums of the logarithms of both sides."""
+        return {"own": self._own.state(), "met": self._met.state()}
+
+    def load(self, state: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+        """Go back to what :meth:`state` returned."""
+        self._own.load(state["own"])
+        self._met.load(state["met"])
