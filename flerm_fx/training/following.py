@@ -1,6 +1,7 @@
 """How multipliers follow the base's course: as measured, or pooled, averaged and never far."""
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
@@ -24,9 +25,11 @@ class Following(ABC):
     Attributes:
         course: of the base.
         rtol: relative error of a measurement by default.
+        least: of a sum in the state; None for any number.
     """
 
     rtol: float
+    least: float | None
 
     def __init__(self, course: Course) -> None:
         self.course = course
@@ -65,6 +68,7 @@ class AsMeasured(Following):
     """
 
     rtol = 0.05
+    least = 0.0
 
     def __init__(self, course: Course, decay: float) -> None:
         super().__init__(course)
@@ -106,12 +110,15 @@ class Pooled(Following):
     """
 
     rtol = 0.35
+    """One draw of a batch of five examples or more; single steps scatter by twice as much."""
+    least = None
 
     def __init__(self, course: Course, run: Optimizers, held_until: int = 0) -> None:
         super().__init__(course)
         self._roles = {name: (role, run.index(name)) for name, role in course.roles.items()}
         self._held_until = held_until
         self._own, self._met = GeometricMeans(), GeometricMeans()
+        self._warned = False
 
     def follow(
         self, step: int, found: Mapping[str, Estimate], began: Multipliers, *, warming: bool
@@ -120,7 +127,19 @@ class Pooled(Following):
 
         The first step's FSLRs are those of the initial weights, and left out like those of a
         warm-up.
+
+        Warns:
+            UserWarning: the run still warms up where the base's start ends.
         """
+        if warming and 0 < self._held_until <= step and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the run still warms up at step {step}, and the start of the base ends at "
+                f"{self._held_until}: multipliers stay the first guess until a measured step "
+                "behind the warm-up. Record the base with settle and warmup as long as this run's, "
+                "or pass stretch",
+                stacklevel=2,
+            )
         if warming or step == 0:
             return {}
         own, to_meet = self.course.resolved(found), self.course.met(step)

@@ -159,12 +159,22 @@ class Matcher(Attached):
 
         def sums(what: str, value: Any) -> dict[str, tuple[float, float]]:
             pairs = {n: items(what, pair, 2) for n, pair in given.of_some(what, value).items()}
-            return {n: (number(what, a), number(what, b, above=0)) for n, (a, b) in pairs.items()}
+            least = self._following.least
+            return {
+                name: (number(what, total, least=least), number(what, weight, above=0))
+                for name, (total, weight) in pairs.items()
+            }
 
         step, waiting = given.step(), given.waiting()
         multipliers = given.part("multipliers", given.multipliers)
         began = given.part("began", given.multipliers) if state["began"] else {}
         averages = given.by("averages", sums)
+        if averages.keys() != self._following.state().keys():
+            raise InputError(
+                "the matcher's state is of another way of matching: it averages "
+                f"{', '.join(averages) or 'nothing'}, and this matcher "
+                f"{', '.join(self._following.state())}; attach it with the same ema and profile"
+            )
         twin = copy.copy(self)
         twin.history = given.each("history", row)
         try:

@@ -813,6 +813,31 @@ def test_a_moving_average_asked_for_is_of_each_parameter_by_itself() -> None:
         assert found.multipliers[name] * estimate.value == pytest.approx(wanted, rel=1e-4)
 
 
+def test_a_start_within_the_warm_up_is_warned_of() -> None:
+    profile = recorded(adam, settle=2)
+    model = net(24)
+    (optimizer,) = optimizers = adam(model)
+    rising = lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) / 100)
+    with (
+        pytest.warns(UserWarning, match="still warms up at step 2, and the start of the base ends"),
+        flerm_fx.match(model, optimizer, profile, at="start") as matcher,
+    ):
+        train(model, optimizers, 4, lambda step: rising.step())
+    first, *others = (each.multipliers for each in matcher.history)
+    assert all(multipliers == first for multipliers in others)
+
+
+def test_a_state_of_another_way_of_matching_is_refused() -> None:
+    profile = recorded(adam, settle=2)
+    states = []
+    for ema in (0.0, None):
+        model = net(24)
+        matcher = flerm_fx.match(model, adam(model), profile, ema=ema)
+        states.append(matcher.state_dict())
+    with pytest.raises(flerm_fx.InputError, match="averages own, and this matcher own, met"):
+        matcher.load_state_dict(states[0])
+
+
 @pytest.mark.parametrize("broken", [2, 5])
 def test_a_resumed_run_that_follows_means_is_bitwise_the_run(broken: int) -> None:
     profile = recorded(adam, settle=4, every=2)

@@ -1,0 +1,67 @@
+"""``python -m benchmarks.following``: what matching a run adds to training it.
+
+A run is matched as by default, every 100 steps of 1,000. What is timed is the attachment, and steps
+that are measured beside steps that are not; what all of them add to 1,000 steps follows.
+"""
+
+import statistics
+import time
+
+import torch
+
+import flerm_fx
+from benchmarks.cases import Case, build
+from benchmarks.settings import Settings
+from flerm_fx.start.procedure import batch_loss
+
+STEPS, EVERY = 1000, 100
+
+
+def main() -> None:
+    """Print one line."""
+    torch.set_num_threads(1)
+    case = build("transformer-6", Settings(torch.device("cpu")))
+    profile = _profile(case)
+    optimizer = torch.optim.AdamW(case.model.parameters(), lr=1e-3)
+    plain = [_seconds(case, optimizer) for _ in range(12)]
+    began = time.perf_counter()
+    with flerm_fx.match(case.model, optimizer, profile, case.inputs, at=range(0, 40, 2)):
+        attached = time.perf_counter() - began
+        taken = [_seconds(case, optimizer) for _ in range(40)]
+    step = statistics.median(plain[2:] + taken[1::2])
+    first, *measured = taken[::2]
+    point = statistics.median(measured) - step
+    points = STEPS // EVERY - 1
+    start = len(profile.settling.steps)
+    once = attached + first - step
+    print(
+        f"{case.title}: attached {attached / step:.1f} steps, the first measurement "
+        f"{(first - step) / step:.1f}, each other {point / step:.2f}; {points} of them add "
+        f"{(once + points * point) / step / STEPS:.2%} to {STEPS} steps, and with the {start} of "
+        f"the start {(once + (points + start) * point) / step / STEPS:.2%}; the start alone takes "
+        f"{(once + start * point) / step:.1f} steps"
+    )
+
+
+def _profile(case: Case) -> flerm_fx.BaseProfile:
+    """Of the model as its own base, with a course of two points."""
+    optimizer = torch.optim.AdamW(case.model.parameters(), lr=1e-3)
+    pool = [case.inputs, case.inputs], [case.targets, case.targets]
+    with flerm_fx.record(
+        case.model, optimizer, *pool, settle=8, warmup=0, rtol=0.35, at=[0, 1]
+    ) as recorder:
+        for _ in range(2):
+            _seconds(case, optimizer)
+    return recorder.profile
+
+
+def _seconds(case: Case, optimizer: torch.optim.Optimizer) -> float:
+    began = time.perf_counter()
+    optimizer.zero_grad()
+    batch_loss(case.model, (case.inputs, case.targets), case.loss, None).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
