@@ -60,7 +60,7 @@ def match(
     log: Log | None = None,
     progress: bool = True,
 ) -> Matcher:
-    r"""Match a model to a base again and again while it trains (Milsom et al. 2025, algorithm 1).
+    r"""Match a model to a base in its own run (Milsom et al. 2025, algorithm 1).
 
     At steps 0, ``every``, 2 ``every``, … hooks on the optimizer measure the FSLRs of the step's own
     unit updates, and set the multipliers
@@ -70,14 +70,25 @@ def match(
 
     for that step already and for those that follow. The base's FSLRs come from the trajectory that
     :func:`flerm_fx.record` followed, between its steps by interpolation of their logarithms, and
-    after the last as they were there. Where an FSLR is zero or within its noise, the multiplier
-    stays what it was, at first 1.
+    after the last as they were there.
+
+    *If the base's start was settled*, single measurements are not followed, since they scatter by a
+    factor of 2:
+
+    - A plain model begins with multipliers at which its first update is as large as the base's
+      there (:func:`flerm_fx.start.update_size.update_sizes`), one with scale nodes with its own.
+    - The run is also measured at the steps of the base's start (``settling``), beside those of
+      ``every`` or ``at``, and compared with it there. Up to the last of them multipliers stay.
+    - From there on both sides of the ratio are geometric means over all measurements behind the
+      warm-up, of which older ones fade once there are eight, and multipliers are pooled over the
+      parameters of a role as those of :func:`flerm_fx.compile` are
+      (:func:`flerm_fx.assign.pooling.pooled`).
+
+    Otherwise, and where ``ema`` is given, each parameter has the multiplier that was just measured,
+    and keeps it where an FSLR is zero or within its noise; at first it is 1, or the first guess.
 
     While the run warms up, below half of the rate that its groups have as a peak, multipliers are
-    not matched: FSLRs at the first steps hold a wide model back. A plain model has multipliers at
-    which its first update is as large as the base's there
-    (:func:`flerm_fx.start.update_size.update_sizes`), if the profile's start was settled, and 1
-    otherwise; a model with scale nodes has its own.
+    not matched: FSLRs at the first steps hold a wide model back.
 
     - A plain model keeps its weights, and its optimizer the groups that it has: multipliers enter
       during the step alone, so that schedulers, checkpoints and edits of the groups see the rates
@@ -94,16 +105,19 @@ def match(
         inputs: probe batch for this model, the same on all ranks, or a list or DataLoader, of
             which the first is read; the profile's if None.
         every: steps between measurements.
-        at: the steps to measure at, in place of every so many.
+        at: the steps to measure at, in place of every so many; ``"start"``, those of the base's
+            start alone: multipliers are found once, in the run's own first steps, and stay. That
+            needs no trajectory, and takes no simulated steps.
         stretch: length of this run over the length of the base's.
         ema: decay of a moving average over measurements of squared FSLRs, of both sides, corrected
-            for its start; the paper's code has 0.9. Base and target are to be measured equally
-            often then.
+            for its start, for each parameter by itself; 0 for none. The paper's code has 0.9. Base
+            and target are to be measured equally often then. None as described above.
         output_fn: picks the output tensor (default ``.logits``, else the first floating tensor).
         mapping: as for :func:`flerm_fx.compile`.
         on_unmatched: as for :func:`flerm_fx.compile`.
         method: as for :func:`flerm_fx.measure`.
-        rtol: as for :func:`flerm_fx.measure`.
+        rtol: as for :func:`flerm_fx.measure`, of one measurement; by default 0.35 where means are
+            followed, which is one draw for five examples or more, and 0.05 otherwise.
         log: called with ``{"flerm/fslr/<parameter>": …, "flerm/multiplier/<parameter>": …}`` and
             the step at each measurement.
         progress: whether to show in a terminal or a notebook, with tqdm installed, what a step
@@ -113,7 +127,8 @@ def match(
         A :class:`Matcher`: a context manager that has the present ``multipliers``.
 
     Raises:
-        InputError: unusable inputs or options, or a profile without a trajectory.
+        InputError: unusable inputs or options, a profile without a trajectory, or with
+            ``at="start"`` one whose start was not settled.
         MatchError: parameters that structure cannot match.
         OptimizerError: a parameter outside the optimizer, another optimizer than the base's, a
             rule whose state holds weights or learning rates, or scale nodes under one whose state

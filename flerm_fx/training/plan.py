@@ -46,7 +46,7 @@ class Plan:
         """
         settling = profile.settling
         start = [round(stretch * step) for step in settling.steps] if profile.settle else []
-        if at == "start":
+        if isinstance(at, str) and at == "start":
             if not start:
                 raise InputError(
                     "at='start' follows the settling steps of the base, and the profile has none: "

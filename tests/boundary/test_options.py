@@ -98,11 +98,11 @@ MATCHING = [
     *(("on_unmatched", v) for v in ("skip", None, 1)),
 ]
 MATCH = [
-    *COMMON,
+    *(each for each in COMMON if each[0] != "rtol" or each[1] is not None),
     *SCHEDULED,
     *MATCHING,
     *(("stretch", v) for v in (0, -1, NAN, INFINITE, "2", None, True)),
-    *(("ema", v) for v in (1, -0.1, NAN, "0.9", None, False)),
+    *(("ema", v) for v in (1, -0.1, NAN, "0.9", False)),
 ]
 COMPILE = [
     *COMMON,
@@ -368,9 +368,11 @@ BAD = [
     ("matcher", ("multipliers",), {}),
     ("matcher", ("multipliers",), None),
     ("matcher", ("step",), -1),
-    ("matcher", ("squares", "0.weight"), (NAN, 1.0)),
-    ("matcher", ("squares", "0.weight"), (1.0, 0.0)),
-    ("matcher", ("squares",), {"other": (1.0, 1.0)}),
+    ("matcher", ("averages", "own", "0.weight"), (NAN, 1.0)),
+    ("matcher", ("averages", "own", "0.weight"), (-1.0, 1.0)),
+    ("matcher", ("averages", "own", "0.weight"), (1.0, 0.0)),
+    ("matcher", ("averages", "own"), {"other": (1.0, 1.0)}),
+    ("matcher", ("averages",), {}),
     ("matcher", ("history", 0, 1), NAN),
     ("matcher", ("history", 0, 3, "0.weight"), 0.0),
     ("matcher", ("history", 1, 0), 0),
