@@ -260,7 +260,7 @@ def test_recording_compiling_and_matching(kind: Any, tmp_path: Path) -> None:
     for scaled in (False, True):
         model = flerm_fx.compile(kind(8), profile, method="exact") if scaled else kind(8)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        with flerm_fx.match(model, optimizer, profile, every=2, method="exact") as matcher:
+        with flerm_fx.match(model, optimizer, profile, every=2, ema=0, method="exact") as matcher:
             train(model, optimizer)
         found.append(matcher.multipliers)
     for name, multiplier in found[0].items():

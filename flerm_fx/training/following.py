@@ -107,18 +107,19 @@ class Pooled(Following):
         course: of the base.
         run: the target's optimizers; parameters of different groups are not pooled.
         held_until: the step up to which multipliers stay as the run began.
+        is_last: whether nothing is measured behind that step.
     """
 
     rtol = 0.35
     """One draw of a batch of five examples or more; single steps scatter by twice as much."""
     least = None
 
-    def __init__(self, course: Course, run: Optimizers, held_until: int = 0) -> None:
+    def __init__(self, course: Course, run: Optimizers, held_until: int, *, is_last: bool) -> None:
         super().__init__(course)
         self._roles = {name: (role, run.index(name)) for name, role in course.roles.items()}
         self._held_until = held_until
         self._own, self._met = GeometricMeans(), GeometricMeans()
-        self._warned = False
+        self._is_last = is_last
 
     def follow(
         self, step: int, found: Mapping[str, Estimate], began: Multipliers, *, warming: bool
@@ -129,15 +130,13 @@ class Pooled(Following):
         warm-up.
 
         Warns:
-            UserWarning: the run still warms up where the base's start ends.
+            UserWarning: the run still warms up at the last measurement.
         """
-        if warming and 0 < self._held_until <= step and not self._warned:
-            self._warned = True
+        if warming and self._is_last and step >= self._held_until:
             warnings.warn(
-                f"the run still warms up at step {step}, and the start of the base ends at "
-                f"{self._held_until}: multipliers stay the first guess until a measured step "
-                "behind the warm-up. Record the base with settle and warmup as long as this run's, "
-                "or pass stretch",
+                f"the run still warms up at step {step}, where the base's start ends: multipliers "
+                "stay the first guess. Record the base with settle and warmup as long as this "
+                "run's, or pass stretch",
                 stacklevel=2,
             )
         if warming or step == 0:

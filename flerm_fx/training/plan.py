@@ -22,13 +22,15 @@ class Plan:
         schedule: the steps to measure at.
         trajectory: the base's FSLRs that are followed.
         decay: of moving averages of each parameter by itself; None where parameters are pooled.
-        last: the step up to which pooled multipliers stay as the run began.
+        held_until: the step up to which pooled multipliers stay as the run began.
+        at_start: whether nothing is measured behind that step.
     """
 
     schedule: Schedule
     trajectory: Trajectory
     decay: float | None
-    last: int
+    held_until: int = 0
+    at_start: bool = False
 
     @classmethod
     def of(
@@ -52,7 +54,7 @@ class Plan:
                     "at='start' follows the settling steps of the base, and the profile has none: "
                     "record it with several batches, or with settle=…"
                 )
-            return cls(Schedule(at=(), beside=[0, *start]), settling, None, start[-1])
+            return cls(Schedule(at=(), beside=[0, *start]), settling, None, start[-1], True)
         if not profile.trajectory.steps:
             raise InputError(
                 "the profile has no trajectory to match: train the base inside of "
@@ -62,7 +64,7 @@ class Plan:
             followed = settling.then(profile.trajectory)
             return cls(Schedule(every, at, [0, *start]), followed, None, start[-1])
         decay = 0.0 if ema is None else checked("ema", ema)
-        return cls(Schedule(every, at), profile.trajectory.smoothed(decay), decay, 0)
+        return cls(Schedule(every, at), profile.trajectory.smoothed(decay), decay)
 
     @property
     def rtol(self) -> float:
@@ -72,5 +74,5 @@ class Plan:
     def following(self, course: Course, run: Optimizers) -> Following:
         """What makes multipliers of measurements."""
         if self.decay is None:
-            return Pooled(course, run, self.last)
+            return Pooled(course, run, self.held_until, is_last=self.at_start)
         return AsMeasured(course, self.decay)

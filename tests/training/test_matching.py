@@ -819,7 +819,7 @@ def test_a_start_within_the_warm_up_is_warned_of() -> None:
     (optimizer,) = optimizers = adam(model)
     rising = lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) / 100)
     with (
-        pytest.warns(UserWarning, match="still warms up at step 2, and the start of the base ends"),
+        pytest.warns(UserWarning, match="still warms up at step 2, where the base's start ends"),
         flerm_fx.match(model, optimizer, profile, at="start") as matcher,
     ):
         train(model, optimizers, 4, lambda step: rising.step())
