@@ -93,7 +93,7 @@ class Trajectory:
         }
 
     def then(self, other: Trajectory) -> Trajectory:
-        """This one, and behind its last step another of the same parameters."""
+        """Return this one, and behind its last step another of the same parameters."""
         later = [i for i, step in enumerate(other.steps) if step > self.steps[-1]]
         return Trajectory(
             self.steps + tuple(other.steps[i] for i in later),

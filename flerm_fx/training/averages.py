@@ -1,4 +1,4 @@
-"""Averages of what is measured again and again while a model trains."""
+"""What is measured again and again while a model trains is averaged."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,13 @@ Sums = dict[str, tuple[float, float]]
 
 
 class Averages:
-    """Weighted means by parameter, of as many measurements as it took part in."""
+    """``Averages`` are weighted means by parameter, of the measurements that it took part in."""
 
     def __init__(self) -> None:
         self._sums: Sums = {}
 
     def state(self) -> Sums:
-        """The sums, from which :meth:`load` goes on."""
+        """Return the sums, from which :meth:`load` goes on."""
         return dict(self._sums)
 
     def load(self, state: Mapping[str, Sequence[float]]) -> None:
@@ -27,7 +27,7 @@ class Averages:
 
 
 class RootMeanSquares(Averages):
-    """Roots of moving averages of squares, each corrected for its start at 0.
+    """``RootMeanSquares`` are roots of moving averages of squares, corrected for their start at 0.
 
     Args:
         decay: of an average from one measurement to the next; 0 keeps the last one alone.
@@ -51,12 +51,12 @@ class RootMeanSquares(Averages):
             self._sums[name] = d * total + (1 - d) * value**2, d * weight + 1 - d
 
     def values(self) -> dict[str, float]:
-        """The roots of the averages."""
+        """Return the roots of the averages."""
         return {name: math.sqrt(total / weight) for name, (total, weight) in self._sums.items()}
 
 
 class GeometricMeans(Averages):
-    """Geometric means, in which measurements fade once there are eight.
+    """``GeometricMeans`` let older measurements fade once there are eight.
 
     >>> fslrs = GeometricMeans()
     >>> fslrs.add({"weight": 1.0})
@@ -73,9 +73,9 @@ class GeometricMeans(Averages):
             self._sums[name] = kept * total + math.log(value), kept * count + 1
 
     def values(self) -> dict[str, float]:
-        """The means."""
+        """Return the means."""
         return {name: math.exp(total / count) for name, (total, count) in self._sums.items()}
 
     def counts(self) -> dict[str, float]:
-        """Of how many measurements each is, at most 8."""
+        """Return of how many measurements each is, at most 8."""
         return {name: count for name, (_, count) in self._sums.items()}

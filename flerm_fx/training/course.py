@@ -1,4 +1,4 @@
-"""The base's recorded course, as the FSLRs that a target has to meet on its own."""
+"""The base's recorded course tells which FSLRs a target has to meet on its own."""
 
 from collections.abc import Mapping
 
@@ -19,7 +19,7 @@ from flerm_fx.start.update_size import update_sizes
 
 
 class Course:
-    r"""What the FSLRs of a target's parameters have to be along its run.
+    r"""A ``Course`` tells what the FSLRs of a target's parameters have to be along its run.
 
     .. math:: \sum_b \mathrm{share}_{b \to l}\, \mathrm{FSLR}_b(t / \mathrm{stretch})
 
@@ -71,7 +71,7 @@ class Course:
         return first_guess(self._profile, self.matches, sizes)
 
     def met(self, step: int) -> dict[str, float]:
-        """The FSLRs to be met at a step of the target, where the base's are resolved."""
+        """Return the FSLRs to be met at a step of the target, where the base's are resolved."""
         base = self._trajectory.between(step / self._stretch)
         known = resolved(base, self._rounding)
         values = {name: estimate.value for name, estimate in base.items()}
@@ -82,6 +82,6 @@ class Course:
         }
 
     def resolved(self, measured: Mapping[str, Estimate]) -> dict[str, float]:
-        """Those of the target's FSLRs that are not within noise or rounding."""
+        """Return those of the target's FSLRs that are not within noise or rounding."""
         found = resolved(measured, self._rounding)
         return {name: e.value for name, e in measured.items() if name in found}

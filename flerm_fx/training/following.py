@@ -1,4 +1,4 @@
-"""How multipliers follow the base's course: as measured, or pooled, averaged and never far."""
+"""Multipliers follow the base's course: as measured, or pooled and averaged."""
 
 import math
 import warnings
@@ -20,7 +20,7 @@ Multipliers = Mapping[str, float]
 
 
 class Following(ABC):
-    """What multipliers become at each measurement.
+    """``Following`` says what multipliers become at each measurement.
 
     Attributes:
         course: of the base.
@@ -49,7 +49,7 @@ class Following(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Sums]:
-        """What was averaged, from which :meth:`load` goes on."""
+        """Return what was averaged, from which :meth:`load` goes on."""
 
     @abstractmethod
     def load(self, state: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
@@ -57,7 +57,7 @@ class Following(ABC):
 
 
 class AsMeasured(Following):
-    r"""Each parameter by itself, as it was just measured (Milsom et al. 2025, algorithm 1).
+    r"""``AsMeasured`` is algorithm 1 of Milsom et al. 2025: each parameter, as just measured.
 
     .. math:: m_l(t) = \frac{\sum_b \mathrm{share}_{b \to l}\,
                              \mathrm{FSLR}_b(t / \mathrm{stretch})}{\mathrm{FSLR}_l(t)}
@@ -77,7 +77,7 @@ class AsMeasured(Following):
     def follow(
         self, step: int, found: Mapping[str, Estimate], began: Multipliers, *, warming: bool
     ) -> dict[str, float]:
-        """The multipliers at which smoothed FSLRs are the base's, where both are resolved."""
+        """Return the multipliers at which smoothed FSLRs are the base's, if both are resolved."""
         self._own.add({name: estimate.value for name, estimate in found.items()})
         if warming:
             return {}
@@ -86,7 +86,7 @@ class AsMeasured(Following):
         return {name: to_meet[name] / smoothed[name] for name in known}
 
     def state(self) -> dict[str, Sums]:
-        """The averages of squares."""
+        """Return the averages of squares."""
         return {"own": self._own.state()}
 
     def load(self, state: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
@@ -95,7 +95,7 @@ class AsMeasured(Following):
 
 
 class Pooled(Following):
-    """The mean of all measurements so far, pooled over the parameters of a role.
+    """``Pooled`` takes the mean of all measurements so far, over the parameters of a role.
 
     On both sides the geometric mean is taken over the measured steps
     (:class:`flerm_fx.training.averages.GeometricMeans`), and multipliers are made of the two as
@@ -124,7 +124,7 @@ class Pooled(Following):
     def follow(
         self, step: int, found: Mapping[str, Estimate], began: Multipliers, *, warming: bool
     ) -> dict[str, float]:
-        """The pooled multipliers of all parameters that have a counterpart.
+        """Return the pooled multipliers of all parameters that have a counterpart.
 
         The first step's FSLRs are those of the initial weights, and left out like those of a
         warm-up.
@@ -173,7 +173,7 @@ class Pooled(Following):
         return rows
 
     def state(self) -> dict[str, Sums]:
-        """The sums of the logarithms of both sides."""
+        """Return the sums of the logarithms of both sides."""
         return {"own": self._own.state(), "met": self._met.state()}
 
     def load(self, state: Mapping[str, Mapping[str, Sequence[float]]]) -> None:

@@ -207,7 +207,7 @@ class Matcher(Attached):
         self._target.forget()
 
     def _saved(self) -> Callable[[], None]:
-        """What undoes :meth:`_observed`."""
+        """Return what undoes :meth:`_observed`."""
         multipliers, began, measured = self.multipliers, self._began, len(self.history)
         averages, restore = self._following.state(), self._target.saved()
 
@@ -234,7 +234,7 @@ class Matcher(Attached):
     def _next_multipliers(
         self, observed: Observed, fslrs: Mapping[str, Estimate]
     ) -> dict[str, float]:
-        """The multipliers after a measurement: at first those of the first guess."""
+        """Return the multipliers after a measurement: at first those of the first guess."""
         present = self.multipliers
         if not self._began:
             present = self._began = present | self._following.course.guess(observed.updates)

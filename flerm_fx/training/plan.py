@@ -1,4 +1,4 @@
-"""When a run is matched, to which course of the base, and how closely."""
+"""A plan says when a run is matched, to which course of the base, and how closely."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from flerm_fx.training.following import AsMeasured, Following, Pooled
 
 @dataclass(frozen=True)
 class Plan:
-    """What :func:`flerm_fx.match` is asked for.
+    """A ``Plan`` is what :func:`flerm_fx.match` is asked for.
 
     Attributes:
         schedule: the steps to measure at.
@@ -41,7 +41,7 @@ class Plan:
         stretch: float,
         ema: float | None,
     ) -> "Plan":
-        """From a base and the options.
+        """Make a plan of a base and the options.
 
         Raises:
             InputError: options that are none, or that the base has not been recorded for.
@@ -68,11 +68,11 @@ class Plan:
 
     @property
     def rtol(self) -> float:
-        """The relative error of a measurement by default."""
+        """Return the relative error of a measurement by default."""
         return AsMeasured.rtol if self.decay is not None else Pooled.rtol
 
     def following(self, course: Course, run: Optimizers) -> Following:
-        """What makes multipliers of measurements."""
+        """Return what makes multipliers of measurements."""
         if self.decay is None:
             return Pooled(course, run, self.held_until, is_last=self.at_start)
         return AsMeasured(course, self.decay)

@@ -59,7 +59,7 @@ class PlainTarget:
         """Forget what was saved, which is not needed any more."""
 
     def unit(self, observed: Observed, multipliers: Multipliers) -> Observed:
-        """The step for multipliers of 1; its updates are changed in place."""
+        """Make of the step that for multipliers of 1; its updates are changed in place."""
         for name, update in observed.updates.items():
             update.div_(multipliers.get(name, 1.0))
         return observed
@@ -142,7 +142,7 @@ class ScaledTarget:
         self._gradients = {}
 
     def unit(self, observed: Observed, multipliers: Multipliers) -> Observed:
-        r"""The step of θ = s·w for multipliers of 1; its updates are changed in place."""
+        r"""Make of the step that of θ = s·w for multipliers of 1; updates are changed in place."""
         scales = self._model.scales
         for name, update in observed.updates.items():
             update.mul_(scales.get(name, 1.0) / multipliers.get(name, 1.0))
