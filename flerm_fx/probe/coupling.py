@@ -137,8 +137,8 @@ def disagreement(
         state = {**fixed, **dict(zip(updates, values, strict=True))}
         return torch.func.functional_call(module, state, tuple(flat))  # type: ignore[no-any-return]
 
-    weights = {name: to_gather(value, device) for name, value in parameters.items()}
-    ahead = {name: to_gather(u.to(parameters[name].dtype), device) for name, u in updates.items()}
+    weights = to_gather(parameters, device)
+    ahead = to_gather({n: u.to(parameters[n].dtype) for n, u in updates.items()}, device)
 
     def moved_along(t: Tensor) -> Tensor:
         ways = {
@@ -224,7 +224,7 @@ def _vmapped(
     flat = captured.flat(inputs)
     device = device_of_inputs(flat)
     state = {**cloned_buffers(module), **parameters}
-    held = {name: to_gather(value, device) for name, value in parameters.items()}
+    held = to_gather(parameters, device)
     streamed = streams(module, parameters)
 
     def one(*arguments: object) -> Tensor:

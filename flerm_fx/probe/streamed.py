@@ -141,10 +141,14 @@ class Streamed(fx.Interpreter):
             return later.value().as_strided(*layout)  # type: ignore[no-any-return]
 
 
-def to_gather(tensor: Tensor, device: torch.device, gather: Gather = gathered) -> Later:
-    """Return a tensor that may be elsewhere, to be whole on a device."""
-    blank = torch.zeros((), dtype=tensor.dtype, device=device).expand(tensor.shape)
-    return Later(gather, (tensor.detach(), device), blank=blank)
+def to_gather(
+    tensors: Mapping[str, Tensor], device: torch.device, gather: Gather = gathered
+) -> dict[str, Later]:
+    """Return tensors that may be elsewhere, each to be whole on a device where it is read."""
+    return {
+        name: Later(gather, (tensor.detach(), device), blank=_blank_like(tensor, device))
+        for name, tensor in tensors.items()
+    }
 
 
 def applied(captured: Capture, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
@@ -155,8 +159,7 @@ def applied(captured: Capture, parameters: Mapping[str, Tensor], inputs: Inputs)
             return captured.apply(parameters, inputs)
         flat = captured.flat(inputs)
         device = device_of_inputs(flat)
-        held = {name: to_gather(value, device) for name, value in parameters.items()}
-        return Streamed(module, held, device).run(*flat)  # type: ignore[no-any-return]
+        return Streamed(module, to_gather(parameters, device), device).run(*flat)  # type: ignore[no-any-return]
 
 
 def _same(value: Any) -> Any:
@@ -173,6 +176,9 @@ def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
 
 def _blank(node: fx.Node, device: torch.device) -> Tensor | None:
     value = node.meta.get("val")
-    if not isinstance(value, Tensor):
-        return None
-    return torch.zeros((), dtype=value.dtype, device=device).expand(value.shape)
+    return _blank_like(value, device) if isinstance(value, Tensor) else None
+
+
+def _blank_like(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of a shape and type that takes no memory."""
+    return torch.zeros((), dtype=tensor.dtype, device=device).expand(tensor.shape)

@@ -254,7 +254,7 @@ def by_taps(
     if streams(tapped, parameters, updates):
         device = device_of_inputs(flat_inputs)
         as_weights = {unit_update_name(n): u.to(parameters[n].dtype) for n, u in updates.items()}
-        held = {n: to_gather(v, device, gather) for n, v in {**parameters, **as_weights}.items()}
+        held = to_gather({**parameters, **as_weights}, device, gather)
         output = Streamed(tapped, held, device).differentiable(taps, *flat_inputs)
     else:
         as_weights = {unit_update_name(n): u.detach().to(parameters[n]) for n, u in updates.items()}

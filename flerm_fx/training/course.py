@@ -83,5 +83,5 @@ class Course:
 
     def resolved(self, measured: Mapping[str, Estimate]) -> dict[str, float]:
         """Return those of the target's FSLRs that are not within noise or rounding."""
-        found = resolved(measured, self._rounding)
-        return {name: e.value for name, e in measured.items() if name in found}
+        known = resolved(measured, self._rounding)
+        return {name: e.value for name, e in measured.items() if name in known}

@@ -9,7 +9,7 @@ from flerm_fx.assign.assignment import Assignment
 from flerm_fx.assign.pooling import pooled
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.recipe.optimizers import Optimizers
-from flerm_fx.training.averages import GeometricMeans, RootMeanSquares, Sums
+from flerm_fx.training.averages import Averages, GeometricMeans, RootMeanSquares, Sums
 from flerm_fx.training.course import Course
 
 SCATTER = math.log(2.0)
@@ -31,29 +31,31 @@ class Following(ABC):
     rtol: float
     least: float | None
 
-    def __init__(self, course: Course) -> None:
+    def __init__(self, course: Course, **averages: Averages) -> None:
         self.course = course
+        self._averages = averages
 
     @abstractmethod
     def follow(
-        self, step: int, found: Mapping[str, Estimate], began: Multipliers, *, warming: bool
+        self, step: int, measured: Mapping[str, Estimate], began: Multipliers, *, warming: bool
     ) -> dict[str, float]:
         """Add a measurement, and return the multipliers that follow from all there are.
 
         Args:
             step: of the target.
-            found: its FSLRs there.
+            measured: its FSLRs there.
             began: the multipliers of its first step.
             warming: whether its rate still rises; no multiplier follows then.
         """
 
-    @abstractmethod
     def state(self) -> dict[str, Sums]:
         """Return what was averaged, from which :meth:`load` goes on."""
+        return {name: averages.state() for name, averages in self._averages.items()}
 
-    @abstractmethod
     def load(self, state: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
         """Go back to what :meth:`state` returned."""
+        for name, averages in self._averages.items():
+            averages.load(state[name])
 
 
 class AsMeasured(Following):
@@ -71,27 +73,19 @@ class AsMeasured(Following):
     least = 0.0
 
     def __init__(self, course: Course, decay: float) -> None:
-        super().__init__(course)
         self._own = RootMeanSquares(decay)
+        super().__init__(course, own=self._own)
 
     def follow(
-        self, step: int, found: Mapping[str, Estimate], began: Multipliers, *, warming: bool
+        self, step: int, measured: Mapping[str, Estimate], began: Multipliers, *, warming: bool
     ) -> dict[str, float]:
         """Return the multipliers at which smoothed FSLRs are the base's, if both are resolved."""
-        self._own.add({name: estimate.value for name, estimate in found.items()})
+        self._own.add({name: estimate.value for name, estimate in measured.items()})
         if warming:
             return {}
         to_meet, smoothed = self.course.met(step), self._own.values()
-        known = self.course.resolved(found).keys() & to_meet.keys()
+        known = self.course.resolved(measured).keys() & to_meet.keys()
         return {name: to_meet[name] / smoothed[name] for name in known}
-
-    def state(self) -> dict[str, Sums]:
-        """Return the averages of squares."""
-        return {"own": self._own.state()}
-
-    def load(self, state: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-        """Go back to what :meth:`state` returned."""
-        self._own.load(state["own"])
 
 
 class Pooled(Following):
@@ -115,14 +109,14 @@ class Pooled(Following):
     least = None
 
     def __init__(self, course: Course, run: Optimizers, held_until: int, *, is_last: bool) -> None:
-        super().__init__(course)
+        self._own, self._met = GeometricMeans(), GeometricMeans()
+        super().__init__(course, own=self._own, met=self._met)
         self._roles = {name: (role, run.index(name)) for name, role in course.roles.items()}
         self._held_until = held_until
-        self._own, self._met = GeometricMeans(), GeometricMeans()
         self._is_last = is_last
 
     def follow(
-        self, step: int, found: Mapping[str, Estimate], began: Multipliers, *, warming: bool
+        self, step: int, measured: Mapping[str, Estimate], began: Multipliers, *, warming: bool
     ) -> dict[str, float]:
         """Return the pooled multipliers of all parameters that have a counterpart.
 
@@ -141,7 +135,7 @@ class Pooled(Following):
             )
         if warming or step == 0:
             return {}
-        own, to_meet = self.course.resolved(found), self.course.met(step)
+        own, to_meet = self.course.resolved(measured), self.course.met(step)
         both = [name for name in own if name in to_meet]
         self._own.add({name: own[name] for name in both})
         self._met.add({name: to_meet[name] for name in both})
@@ -171,12 +165,3 @@ class Pooled(Following):
                 )
             )
         return rows
-
-    def state(self) -> dict[str, Sums]:
-        """Return the sums of the logarithms of both sides."""
-        return {"own": self._own.state(), "met": self._met.state()}
-
-    def load(self, state: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-        """Go back to what :meth:`state` returned."""
-        self._own.load(state["own"])
-        self._met.load(state["met"])
