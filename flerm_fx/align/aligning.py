@@ -250,8 +250,8 @@ _SIGNATURE = ("op", "slot", "rank", "kind")
 
 
 class _Nearest:
-    """A ``_Nearest`` names the parameters of a graph that
-    are most like a given one, in attributes and position.
+    """A ``_Nearest`` names the parameters of a graph that are most like a given one, in attributes
+    and position.
     """
 
     def __init__(self, pg: nx.DiGraph) -> None:

@@ -1,5 +1,5 @@
-"""Chains are the ways that data take through a
-parameter graph, from one meeting point to the next.
+"""Chains are the ways that data take through a parameter graph, from one meeting point to the
+next.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ class Chains:
     def _split(
         self, v: str, hanging: list[str], block: str
     ) -> tuple[str | None, list[str], list[str]]:
-        """Return what meets at v: the stream that goes
-        on, branches of it, and streams from elsewhere.
+        """Return what meets at v: the stream that goes on, branches of it, and streams from
+        elsewhere.
 
         The stream is what forks into the others: what v reads itself; in a branch, the first fork
         on the way there. A fork that is older than the stream comes from elsewhere and only ends

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 class Contraction:
-    """A ``Contraction`` passes once over a graph; ``origin``
-    maps a value to the node that it is a function of.
+    """A ``Contraction`` passes once over a graph; ``origin`` maps a value to the node that it is a
+    function of.
     """
 
     def __init__(self) -> None:
@@ -154,8 +154,8 @@ def live(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _operands(node: fx.Node) -> Iterator[tuple[str, fx.Node]]:
-    """Return the operands that flow into a node,
-    each with its argument; ``tensors[1]`` in a list.
+    """Return the operands that flow into a node, each with its argument; ``tensors[1]`` in a
+    list.
     """
     schema = schema_of(node.target)
     names = [known.name for known in schema.arguments] if schema is not None else []

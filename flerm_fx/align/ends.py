@@ -46,8 +46,8 @@ class Ends:
         return "inner"
 
     def _closes(self, read: set[str], names: set[str]) -> bool:
-        """Tell whether all parameters before some
-        junctions reach the output through these alone.
+        """Tell whether all parameters before some junctions reach the output through these
+        alone.
         """
         pending = [v for v in self.graph if on_data(self.graph, v) and not self.graph.adj[v]]
         seen = set(pending)

@@ -1,5 +1,5 @@
-"""Evidence says what speaks for a matching of two
-parameter graphs, as one score, and what against.
+"""Evidence says what speaks for a matching of two parameter graphs, as one score, and what
+against.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ Around = list[set[int]]
 
 
 class Flow:
-    """A ``Flow`` says how alike the surroundings of
-    parameters of two graphs are, whatever they are called.
+    """A ``Flow`` says how alike the surroundings of parameters of two graphs are, whatever they are
+    called.
     """
 
     def __init__(self, base: nx.DiGraph, target: nx.DiGraph) -> None:

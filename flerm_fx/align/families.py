@@ -122,8 +122,8 @@ class Families:
         return tuple(_mask(part) for part in parts)
 
     def _members(self, names: list[str]) -> tuple[Member, ...]:
-        """Return which item each is in, at each level;
-        items are in the order of their execution.
+        """Return which item each is in, at each level; items are in the order of their
+        execution.
         """
         items: dict[Path, dict[Path, int]] = defaultdict(dict)
         for name in names:
@@ -177,8 +177,8 @@ class Families:
         return found
 
     def fuller(self) -> dict[tuple[Hashable, Hashable], tuple[int, int]]:
-        """Return how often kinds are in one list that
-        hold what another has and more, and that other.
+        """Return how often kinds are in one list that hold what another has and more, and that
+        other.
         """
         found: Counter[tuple[Hashable, Hashable, int]] = Counter()
         for items in self.lists.values():

@@ -31,8 +31,8 @@ class Interner(dict[Hashable, int]):
 
 
 def node_label(graph: nx.DiGraph, node: str, kinds: bool) -> Hashable:
-    """Return what a node is by itself: a junction's
-    operation, a parameter's rank and, if asked, kind.
+    """Return what a node is by itself: a junction's operation, a parameter's rank and, if asked,
+    kind.
     """
     attributes = graph.nodes[node]
     if attributes.get("junction"):
@@ -127,8 +127,8 @@ def _paired(
     base_colour: Mapping[str, int],
     target_colour: Mapping[str, int],
 ) -> dict[str, str]:
-    """Return a base node of equal colour for each
-    target node; each colour is as frequent in both.
+    """Return a base node of equal colour for each target node; each colour is as frequent in
+    both.
     """
     waiting: dict[int, deque[str]] = defaultdict(deque)
     for v in base:

@@ -12,8 +12,8 @@ _Part = TypeVar("_Part")
 
 @dataclass(eq=False)
 class Item:
-    """An ``Item`` is a junction of a chain with all
-    that hangs from it, or the folded copies of one.
+    """An ``Item`` is a junction of a chain with all that hangs from it, or the folded copies of
+    one.
     """
 
     label: int

@@ -16,8 +16,8 @@ Level = tuple[list[Item], int, str]  # a level of a nest: its chain, which item,
 
 
 class Labelled(Protocol):
-    """A ``Labelled`` has chains whose every item has its
-    label, as :class:`flerm_fx.align.repeats.Folded` has.
+    """A ``Labelled`` has chains whose every item has its label, as
+    :class:`flerm_fx.align.repeats.Folded` has.
     """
 
     pg: nx.DiGraph
@@ -63,8 +63,8 @@ class Levels:
                     return
 
     def _levels(self, head: str, position: int, branch: str) -> tuple[list[Level], tuple[int, int]]:
-        """Return the levels that repeat the first one,
-        with it, and how far X reaches to both sides.
+        """Return the levels that repeat the first one, with it, and how far X reaches to both
+        sides.
         """
         levels: list[Level] = [(self.of.items[head], position, branch)]
         left, right = position, len(self.of.items[head]) - position
@@ -109,8 +109,8 @@ class Levels:
         return str(self.of.pg.nodes[item.node]["op"]), weights, others, slot.get(hole, "")
 
     def _fits(self, levels: list[Level], left: int, right: int) -> bool:
-        """Tell whether the same lies between all levels,
-        the innermost and what is in its hole too.
+        """Tell whether the same lies between all levels, the innermost and what is in its hole
+        too.
         """
         last = [item.label for item in self.of.items[levels[-1][2]]]
         heads, tails = [], []

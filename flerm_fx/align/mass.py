@@ -24,8 +24,8 @@ Copies = dict[Level, tuple[int, int]]  # which copy of how many, at each level o
 
 @dataclass(frozen=True)
 class Member:
-    """A ``Member`` is one copy of a parameter's use,
-    and says which copy of how many it is at each level.
+    """A ``Member`` is one copy of a parameter's use, and says which copy of how many it is at each
+    level.
     """
 
     name: str
@@ -41,8 +41,8 @@ class Uses(NamedTuple):
 
 
 def uses(base: Folded, target: Folded, links: Sequence[Link]) -> Iterator[Uses]:
-    """Return what is linked, with its copies; runs
-    that hold mostly the same links are one level.
+    """Return what is linked, with its copies; runs that hold mostly the same links are one
+    level.
     """
     levels, order = _levels(base, target, links)
     import networkx as nx
@@ -92,8 +92,8 @@ def shares(found: Iterable[Uses]) -> Shares:
 def mixed(
     found: Iterable[Uses], places: tuple[Mapping[str, Hashable], Mapping[str, Hashable]]
 ) -> tuple[frozenset[str], frozenset[str]]:
-    """Return parameters taken for copies of ones at
-    other places, in runs of which the sides differ.
+    """Return parameters taken for copies of ones at other places, in runs of which the sides
+    differ.
 
     Args:
         found: what is linked.
@@ -123,8 +123,8 @@ def mixed(
 def _levels(
     base: Folded, target: Folded, links: Sequence[Link]
 ) -> tuple[tuple[dict[object, Level], dict[object, Level]], dict[Level, tuple[int, int]]]:
-    """Return the level that each run stands for, on both
-    sides, and the order of levels, outermost first.
+    """Return the level that each run stands for, on both sides, and the order of levels, outermost
+    first.
 
     Runs that hold mostly the same links, by the ratio of those in both to those in either, are one
     level.
@@ -170,8 +170,8 @@ def _members(
     levels: dict[object, Level],
     cut: int | None,
 ) -> list[Member]:
-    """Return all uses of a parameter, or of those
-    linked together, with the copies that they lie in.
+    """Return all uses of a parameter, or of those linked together, with the copies that they lie
+    in.
     """
     places = [place for node in kept for place in folded.places[node]]
     places.sort(key=lambda place: folded.order[place[0]])

@@ -1,5 +1,5 @@
-"""A parameter graph has two kinds of nodes:
-parameters, and junctions where they and values meet.
+"""A parameter graph has two kinds of nodes: parameters, and junctions where they and values
+meet.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ def parameters(pg: nx.DiGraph) -> list[str]:
 
 
 def on_data(pg: nx.DiGraph, node: str) -> bool:
-    """Tell whether a node is a junction that depends
-    on data: no parameter, no product of them alone.
+    """Tell whether a node is a junction that depends on data: no parameter, no product of them
+    alone.
     """
     attributes = pg.nodes[node]
     return bool(attributes.get("junction") and attributes.get("data", True))
 
 
 def sites(pg: nx.DiGraph, name: str) -> dict[str, str]:
-    """Return the junctions on data that read a
-    parameter, each with the slot at which it arrives.
+    """Return the junctions on data that read a parameter, each with the slot at which it
+    arrives.
     """
     reached: dict[str, str] = {}
     pending = [name]

@@ -26,8 +26,8 @@ _Side = TypeVar("_Side")
 
 @dataclass(frozen=True)
 class Link:
-    """A ``Link`` holds a kept junction of the base
-    and one of the target that answer to one another.
+    """A ``Link`` holds a kept junction of the base and one of the target that answer to one
+    another.
 
     Attributes:
         base, target: the junctions.

@@ -1,5 +1,5 @@
-"""The parameter graph is a captured graph contracted
-to its parameters and the flow between them.
+"""The parameter graph is a captured graph contracted to its parameters and the flow between
+them.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def parameter_graph(graph: fx.Graph) -> nx.DiGraph:
 
 
 def capture_graph(captured: Capture) -> nx.DiGraph:
-    """Return the parameter graph of a captured model;
-    on the eager path, the :func:`chain` of its modules.
+    """Return the parameter graph of a captured model; on the eager path, the :func:`chain` of its
+    modules.
 
     Example::
 
@@ -102,8 +102,8 @@ def capture_graph(captured: Capture) -> nx.DiGraph:
 
 
 def _in_reach(captured: Capture) -> list[tuple[str, str]]:
-    """Return parameters with the classes of their
-    modules, in the order in which a run enters these.
+    """Return parameters with the classes of their modules, in the order in which a run enters
+    these.
 
     A module that the run does not enter, as where the data decide, has the place that it was
     registered at.
@@ -185,8 +185,8 @@ def chain(entries: Iterable[tuple[str, str, str, int]]) -> nx.DiGraph:
 
 
 def as_chain(pg: nx.DiGraph) -> nx.DiGraph:
-    """Return the :func:`chain` of a graph's used
-    parameters, for where its data flow is not to be used.
+    """Return the :func:`chain` of a graph's used parameters, for where its data flow is not to be
+    used.
     """
     used = [(name, pg.nodes[name]) for name in parameters(pg) if pg.nodes[name]["op"]]
     return chain((name, a["kind"], a["slot"], a["rank"]) for name, a in used)

@@ -268,8 +268,8 @@ class _AnswerPattern:
 
 
 def _laid(base: _Names, pattern: str, places: Sequence[_Place]) -> list[Claim]:
-    """Return what a base name gives to places, or
-    the copies behind its stars to theirs in order.
+    """Return what a base name gives to places, or the copies behind its stars to theirs in
+    order.
     """
     if "*" not in pattern:
         return [(p.name, pattern, Fraction(1)) for p in places if pattern in base.all]

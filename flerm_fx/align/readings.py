@@ -168,8 +168,8 @@ def _by_tree(
 
 
 def _in_time(base: Folded, target: Folded, linked: Sequence[Link]) -> frozenset[str]:
-    """Return the base parameters of links where either
-    side has several uses of one in the same way.
+    """Return the base parameters of links where either side has several uses of one in the same
+    way.
     """
     uses: Counter[tuple[int, str, WeightPath, str]] = Counter()
     sides = base, target

@@ -311,8 +311,8 @@ class Folded(Chains):
         return found
 
     def equal_branches(self, node: str) -> list[tuple[str, tuple[str, ...]]]:
-        """Return a junction's branches, those of one
-        label and argument together, with that argument.
+        """Return a junction's branches, those of one label and argument together, with that
+        argument.
         """
         slots = self.slots(node)
 

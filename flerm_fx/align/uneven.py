@@ -90,8 +90,8 @@ def _in_order(
 
 
 def _kinds(answer: Mapping[str, Fraction], inner: int, base: Lists) -> set[Hashable]:
-    """Return the lists as far out that a parameter's
-    mass comes from, with what the items there hold.
+    """Return the lists as far out that a parameter's mass comes from, with what the items there
+    hold.
     """
     found: set[Hashable] = set()
     for name in answer:

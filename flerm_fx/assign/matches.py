@@ -54,8 +54,8 @@ def find_matches(
 
 
 def leader(run: Optimizers, shares: Shares) -> str:
-    """Return the base parameter whose group a target's
-    parameter is in: the first one that trains.
+    """Return the base parameter whose group a target's parameter is in: the first one that
+    trains.
     """
     return next((b for b, _ in shares if run.rate(b)), shares[0][0])
 

@@ -142,8 +142,8 @@ def assigned(
 
 
 class _Again:
-    r"""An ``_Again`` measures FSLRs of the first step
-    under other multipliers, at the cost of few draws.
+    r"""An ``_Again`` measures FSLRs of the first step under other multipliers, at the cost of few
+    draws.
 
     .. math:: \mathrm{FSLR}(m) = \mathrm{FSLR}(a) \frac{\mathrm{coarse}(m)}{\mathrm{coarse}(a)}
 
@@ -257,8 +257,8 @@ def _assign(
     start: Mapping[str, Estimate],
     late: Mapping[str, Estimate],
 ) -> _Assigned:
-    """Make multipliers of the two sides' FSLRs, which
-    are late ones where one at the start is exactly 0.
+    """Make multipliers of the two sides' FSLRs, which are late ones where one at the start is
+    exactly 0.
 
     At the start the target's are to be ``way`` times the base's.
     """
@@ -324,8 +324,8 @@ def resolved(estimates: Mapping[str, Estimate], rounding: float, noise: float = 
 
 
 def floor(captured: Capture) -> float:
-    """Return the part of the largest FSLR below which
-    one is rounding, of the coarsest of its types.
+    """Return the part of the largest FSLR below which one is rounding, of the coarsest of its
+    types.
     """
     return ROUNDING * max(torch.finfo(p.dtype).eps for p in captured.parameters.values())
 

@@ -94,8 +94,8 @@ class Way:
         return {name: self.length * m for name, m in self.guess.items()}
 
     def looks_at(self, step: int) -> bool:
-        """Tell whether the size of outputs at a step
-        tells anything: not if they did not begin large.
+        """Tell whether the size of outputs at a step tells anything: not if they did not begin
+        large.
         """
         return step == 0 or self._ways[0] > 1.0
 

@@ -74,8 +74,8 @@ def is_of_torch(backward: type) -> bool:
 
 
 def forward_class(backward: type) -> type:
-    """Return the ``torch.autograd.Function`` whose
-    backward pass it is; itself where that is not told.
+    """Return the ``torch.autograd.Function`` whose backward pass it is; itself where that is not
+    told.
     """
     kind: type = getattr(backward, "_forward_cls", backward)
     return kind
@@ -90,8 +90,8 @@ def hint_of(size: int | torch.SymInt) -> int | None:
 
 
 def depends_on_data(size: Any) -> bool:
-    """Tell whether a size is known only once the
-    data are, as the number of an expert's tokens is.
+    """Tell whether a size is known only once the data are, as the number of an expert's tokens
+    is.
     """
     # Here, as it brings sympy, half a second of import.
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
@@ -125,8 +125,8 @@ def taken_names() -> set[str]:
 
 
 def input_spec(graph: fx.Graph) -> pytree.TreeSpec:
-    """Return how the arguments of a graph that
-    ``torch.export`` made flatten to its placeholders.
+    """Return how the arguments of a graph that ``torch.export`` made flatten to its
+    placeholders.
     """
     return _codegen(graph).pytree_info.in_spec
 
@@ -161,8 +161,8 @@ def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
 
 
 def own_modules(module: nn.Module) -> dict[str, nn.Module | None]:
-    """Return the modules that are registered in a
-    module itself, whatever its ``__getattr__`` does.
+    """Return the modules that are registered in a module itself, whatever its ``__getattr__``
+    does.
     """
     return module._modules
 
@@ -250,8 +250,8 @@ def times_written(tensor: Tensor) -> int:
 
 
 def memory_of(tensor: Tensor) -> Any:
-    """Return what tensors that share memory have in
-    common, and no others; the shards of ``DTensor`` too.
+    """Return what tensors that share memory have in common, and no others; the shards of
+    ``DTensor`` too.
 
     A tensor that does not tell where its memory is shares it with itself alone.
     """

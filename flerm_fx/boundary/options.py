@@ -105,8 +105,8 @@ def flag(name: str, value: Any) -> bool:
 
 
 def instance(name: str, value: Any, kind: type[T], called: str, hint: str = "") -> T:
-    """Return the value if it is of a class;
-    ``called`` is its name with an article, ``hint`` how to come by one.
+    """Return the value if it is of a class; ``called`` is its name with an article, ``hint`` how to
+    come by one.
     """
     if not isinstance(value, kind):
         raise InputError(f"{name} must be {called}, got {type(value).__name__}{hint}")

@@ -26,8 +26,8 @@ from flerm_fx.model.substitution import called_with
 
 @dataclass(frozen=True)
 class Capture:
-    """A ``Capture`` is a model as a graph, ready for
-    passes, or as a function where it does not export.
+    """A ``Capture`` is a model as a graph, ready for passes, or as a function where it does not
+    export.
 
     Attributes:
         model: the model itself; the graphs share its parameters and buffers.
@@ -65,8 +65,8 @@ class Capture:
     hooks: frozenset[Hook] = frozenset()
 
     def apply(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
-        """Return the output tensor f(inputs) with some
-        parameters replaced; no buffer is changed.
+        """Return the output tensor f(inputs) with some parameters replaced; no buffer is
+        changed.
         """
         args, kwargs = call_arguments(inputs)
         state = {**cloned_buffers(self.model), **parameters}

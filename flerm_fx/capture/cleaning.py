@@ -1,5 +1,5 @@
-"""Cleaning gives an exported graph the model's
-own names, and removes what export puts around it.
+"""Cleaning gives an exported graph the model's own names, and removes what export puts around
+it.
 """
 
 from collections.abc import Mapping

@@ -134,8 +134,8 @@ def _buffers(model: nn.Module) -> dict[str, int]:
 
 
 def _replaced(before: Mapping[str, int], model: nn.Module) -> str:
-    """Return the name of a buffer that was replaced by
-    a new tensor, an update that a graph would lose.
+    """Return the name of a buffer that was replaced by a new tensor, an update that a graph would
+    lose.
     """
     changed = (n for n, identity in _buffers(model).items() if before.get(n, identity) != identity)
     return next(changed, "")
@@ -145,8 +145,8 @@ _QUOTED = frozenset('"\\\n\r')
 
 
 def taken_name(model: nn.Module) -> str:
-    """Say which name in the model a graph module has
-    for itself, or cannot have in its code; "" if none.
+    """Say which name in the model a graph module has for itself, or cannot have in its code; "" if
+    none.
     """
     own = taken_names()
     for name in (*own_modules(model), *own_parameters(model), *own_buffers(model)):
@@ -168,8 +168,8 @@ def taken_name(model: nn.Module) -> str:
 
 
 def _backward_pass(output: Tensor) -> tuple[list[type], list[Tensor]]:
-    """Return the backward passes that are written in
-    Python, on the way from an output to its leaves.
+    """Return the backward passes that are written in Python, on the way from an output to its
+    leaves.
     """
     kinds: list[type] = []
     leaves: list[Tensor] = []

@@ -1,5 +1,5 @@
-"""This pass makes in-place operations of a captured
-graph out-of-place, so that a probe may run it.
+"""This pass makes in-place operations of a captured graph out-of-place, so that a probe may run
+it.
 """
 
 from collections.abc import Callable, Iterable
@@ -57,8 +57,8 @@ def _drop_running_statistics(graph: fx.Graph) -> None:
 
 
 def _twin(target: Any) -> Callable[..., Any] | None:
-    """Return the out-of-place twin of an operation:
-    ``aten.relu.default`` for ``aten.relu_.default``.
+    """Return the out-of-place twin of an operation: ``aten.relu.default`` for
+    ``aten.relu_.default``.
     """
     schema = schema_of(target)
     name = schema.name.split("::")[-1]

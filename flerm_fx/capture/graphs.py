@@ -44,8 +44,8 @@ def export(
     output_fn: OutputFn | None,
     dynamic_batch: bool,
 ) -> Exported:
-    """Return the graph to run, the graph to probe, how
-    inputs flatten, and the guards of their shapes.
+    """Return the graph to run, the graph to probe, how inputs flatten, and the guards of their
+    shapes.
     """
     wrapper = _WithSelectedOutput(model, output_fn)
     shapes: Any = None
@@ -118,8 +118,8 @@ class _WithSelectedOutput(nn.Module):
 
 
 def _exportable(output: Any) -> Any:
-    """Return an output with None for the objects in
-    it that a graph cannot return, such as a cache.
+    """Return an output with None for the objects in it that a graph cannot return, such as a
+    cache.
     """
     leaves, spec = pytree.tree_flatten(output)
     if len(leaves) == 1 and leaves[0] is output:  # nothing would be left

@@ -1,5 +1,5 @@
-"""This module tells why a model has no graph: the
-construct in the way, and the user's line with it.
+"""This module tells why a model has no graph: the construct in the way, and the user's line with
+it.
 """
 
 import contextlib
@@ -106,8 +106,8 @@ def where_replaced(run: Callable[[], Any], buffer: str) -> str:
 
 
 def where_written(graph: fx.Graph) -> str:
-    """Return `` by ... (file:line: code)`` of an
-    operation that writes to memory that is read again.
+    """Return `` by ... (file:line: code)`` of an operation that writes to memory that is read
+    again.
     """
     node = next((node for node in graph.nodes if is_mutation(node)), None)
     if node is None:

@@ -121,8 +121,8 @@ def slice_scatter(
     end: int | None = None,
     step: int = 1,
 ) -> Tensor:
-    """Call ``torch.slice_scatter`` with its end inside
-    the tensor, beyond which the derivative overflows.
+    """Call ``torch.slice_scatter`` with its end inside the tensor, beyond which the derivative
+    overflows.
 
     Of complex numbers it has no derivative at all, and that of their parts is taken.
 

@@ -40,8 +40,8 @@ def load_model(name: str) -> nn.Module:
 
 
 def load_factory(name: str) -> Callable[..., nn.Module]:
-    """Return the function that ``package.module:factory``
-    names, which makes models of several sizes.
+    """Return the function that ``package.module:factory`` names, which makes models of several
+    sizes.
 
     Raises:
         InputError: the name has another form, it cannot be imported, or it gives no function.

@@ -1,5 +1,5 @@
-"""``flerm-fx match`` shows which base parameters
-a model's parameters answer to, without training.
+"""``flerm-fx match`` shows which base parameters a model's parameters answer to, without
+training.
 """
 
 from dataclasses import asdict

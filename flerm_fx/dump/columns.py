@@ -8,8 +8,8 @@ from flerm_fx.errors import shown
 def columns(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: Container[str] = ()
 ) -> list[str]:
-    r"""Return the lines of a table: header, rule, rows;
-    columns named in ``right`` align to the right.
+    r"""Return the lines of a table: header, rule, rows; columns named in ``right`` align to the
+    right.
 
     What is not printable in a cell is escaped, so that a row is a line.
 

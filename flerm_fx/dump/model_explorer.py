@@ -111,8 +111,8 @@ def _saving() -> Iterator[None]:
 
 
 def _flat(graph_module: GraphModule, inputs: Inputs) -> tuple[GraphModule, tuple[Any, ...]]:
-    """Return the graph with flat inputs and outputs:
-    who reads the file may not know a model's own types.
+    """Return the graph with flat inputs and outputs: who reads the file may not know a model's own
+    types.
 
     It shares the parameters.
     """
@@ -123,8 +123,8 @@ def _flat(graph_module: GraphModule, inputs: Inputs) -> tuple[GraphModule, tuple
 
 
 def _nodes(program: ExportedProgram) -> dict[str, list[str]]:
-    """Return each parameter's nodes, it and its
-    scale, which is put into the module that reads it.
+    """Return each parameter's nodes, it and its scale, which is put into the module that reads
+    it.
     """
     parameters = program.graph_signature.inputs_to_parameters
     nodes: dict[str, list[str]] = {}
@@ -174,8 +174,8 @@ def _coloured(value: float | str, colour: str) -> dict[str, float | str]:
 
 
 def _short(number: float) -> float:
-    """Return the number to four digits: Model Explorer
-    shows as many as there are, and cuts the rest off.
+    """Return the number to four digits: Model Explorer shows as many as there are, and cuts the
+    rest off.
 
     >>> _short(0.17304807)
     0.173

@@ -38,8 +38,8 @@ def module_kinds(node: Node) -> dict[str, str]:
 
 
 def is_size(node: Node) -> bool:
-    """Tell whether a node's value is a whole number,
-    such as a size of a tensor: no data flows in it.
+    """Tell whether a node's value is a whole number, such as a size of a tensor: no data flows in
+    it.
     """
     return isinstance(node.meta.get("val"), int | torch.SymInt)
 

@@ -69,8 +69,8 @@ def _below_data(nodes: Sequence[Node]) -> Iterator[tuple[str, str]]:
 
 
 def _weights(node: Node, seen: set[Node]) -> Iterator[Node]:
-    """Return what a node reads of the model, as it is
-    or computed from that alone, unless seen before.
+    """Return what a node reads of the model, as it is or computed from that alone, unless seen
+    before.
     """
     for tail in node.all_input_nodes:
         if tail in seen:

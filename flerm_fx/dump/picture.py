@@ -59,8 +59,8 @@ class Box:
 
 @dataclass(frozen=True)
 class Picture:
-    """A ``Picture`` has boxes by key, edges between
-    them, and frames around them: titles by dotted path.
+    """A ``Picture`` has boxes by key, edges between them, and frames around them: titles by dotted
+    path.
 
     The second key of each pair in ``below`` is drawn below the first, with no line between them.
 
@@ -116,8 +116,8 @@ class Picture:
     def _open(
         self, path: str, members: dict[str, tuple[list[str], list[str]]]
     ) -> tuple[list[str], list[str]]:
-        """Return the members of the innermost frame
-        around a path, which is put into its own if new.
+        """Return the members of the innermost frame around a path, which is put into its own if
+        new.
         """
         while path and path not in self.frames:
             path = path.rpartition(".")[0]

@@ -111,15 +111,15 @@ def format_estimate(value: float, stderr: float) -> str:
 
 
 def format_status(assignment: Assignment) -> str:
-    """Return ``matched``, or ``matched after 4``
-    where that was measured 4 steps after the start.
+    """Return ``matched``, or ``matched after 4`` where that was measured 4 steps after the
+    start.
     """
     return assignment.status + (f" after {assignment.after}" if assignment.after else "")
 
 
 def format_base(base: Sequence[tuple[str, float]]) -> str:
-    """Return the base parameter with the largest share,
-    its share if not the whole, and how many others.
+    """Return the base parameter with the largest share, its share if not the whole, and how many
+    others.
 
     >>> format_base([("a", 0.5), ("b", 1.0), ("c", 0.25)])
     'b +2 more'
@@ -159,8 +159,8 @@ def _base(assignment: Assignment) -> str:
 
 
 def _without_ending(name: str, own: str) -> str:
-    """Return ``blocks.0.…`` for ``blocks.0.up.weight``
-    where the parameter is ``blocks.3.up.weight``.
+    """Return ``blocks.0.…`` for ``blocks.0.up.weight`` where the parameter is
+    ``blocks.3.up.weight``.
     """
     if name == own:
         return "="

@@ -1,5 +1,5 @@
-"""This module finds places that take up a scalar:
-norms behind it, numbers, sums and scores ahead of it.
+"""This module finds places that take up a scalar: norms behind it, numbers, sums and scores ahead
+of it.
 
 A node of such a place has exactly one reader on the way to or from the scalar, so that nothing else
 sees a value change.
@@ -22,8 +22,8 @@ SMALL = 16
 
 
 def scaled(value: fx.Node, factor: float) -> fx.Node:
-    """Return the node of ``factor`` times a value. Two
-    scalars in a row become one, and 1 becomes none.
+    """Return the node of ``factor`` times a value. Two scalars in a row become one, and 1 becomes
+    none.
 
     >>> graph = fx.Graph()
     >>> x = graph.placeholder("x")
@@ -176,8 +176,8 @@ def _is_sum(node: fx.Node, term: fx.Node) -> bool:
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:
-    """Return what to multiply so that a norm with a
-    weight, or a product with a small factor, grows.
+    """Return what to multiply so that a norm with a weight, or a product with a small factor,
+    grows.
     """
     known = facts(node.target)
     if known.kind == "norm":

@@ -1,5 +1,5 @@
-"""The check measures the FSLRs of a compiled model
-again and compares them with what they were to meet.
+"""The check measures the FSLRs of a compiled model again and compares them with what they were to
+meet.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -105,8 +105,8 @@ def checked_start(
 def measurable_twin(
     copy: Callable[[], nn.Module], procedure: StartProcedure
 ) -> tuple[nn.Module, StartProcedure, str]:
-    """Return a copy to measure on, the procedure for
-    it, and why it is not in float32 if it should be.
+    """Return a copy to measure on, the procedure for it, and why it is not in float32 if it should
+    be.
     """
     twin, pool, obstacle = measurable(
         copy,

@@ -150,8 +150,8 @@ class CompiledModel(ScaledModel):
     def param_groups(
         self, lr: float, weight_decay: float | None = None, *, optimizer: int = 0
     ) -> list[dict[str, Any]]:
-        """Return parameter groups that train the
-        *original* model as the scale nodes train this one.
+        """Return parameter groups that train the *original* model as the scale nodes train this
+        one.
 
         Parameters with equal multipliers share a group; each group has ``lr * m``, and weight
         decay and eps changed so that the training is the same (see
@@ -197,8 +197,8 @@ class CompiledModel(ScaledModel):
     def base_groups(
         self, lr: float, weight_decay: float | None = None, *, optimizer: int = 0
     ) -> list[dict[str, Any]]:
-        """Return parameter groups that train *this* model,
-        with its scale nodes, as the base was trained.
+        """Return parameter groups that train *this* model, with its scale nodes, as the base was
+        trained.
 
         They are the base's own groups: rates in proportion to ``lr``, decays, and whatever else
         the base's groups did not share. One group at ``lr`` does the same where the base had one.

@@ -344,8 +344,8 @@ def _procedure(
 
 
 def _share_of_target(profile: BaseProfile, rtol: float) -> float:
-    """Return the error of a target's FSLRs at which
-    multipliers have ``rtol``, beside the base's own.
+    """Return the error of a target's FSLRs at which multipliers have ``rtol``, beside the base's
+    own.
 
     Multipliers are uncertain for other reasons by more than the default: initial weights of the
     base move them by a fifth to two fifths.

@@ -10,8 +10,8 @@ from torch import fx
 
 @dataclass(frozen=True)
 class Emitted:
-    """An ``Emitted`` holds a graph with scale nodes,
-    its lowered form and its guards; None where eager.
+    """An ``Emitted`` holds a graph with scale nodes, its lowered form and its guards; None where
+    eager.
     """
 
     graph_module: fx.GraphModule | None

@@ -1,5 +1,5 @@
-"""An emitter is one form of what ``compile`` gives
-back: where multipliers are, and how a call runs.
+"""An emitter is one form of what ``compile`` gives back: where multipliers are, and how a call
+runs.
 """
 
 from abc import ABC, abstractmethod
@@ -72,15 +72,15 @@ class Emitter(ABC):
         return captured.model
 
     def plain_names(self) -> dict[str, str]:
-        """Return names of parameters that the nodes
-        have changed, with those that they had before.
+        """Return names of parameters that the nodes have changed, with those that they had
+        before.
         """
         return {}
 
     @abstractmethod
     def to_effective(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor]:
-        """Put effective weights in a state dict, and return
-        what gives the stored ones back, by parameter.
+        """Put effective weights in a state dict, and return what gives the stored ones back, by
+        parameter.
         """
 
     def to_places(  # noqa: B027 (most load stored weights under plain names)

@@ -1,5 +1,5 @@
-"""This module looks at the first steps of a compiled
-model's optimizers: do they train it as the base was?
+"""This module looks at the first steps of a compiled model's optimizers: do they train it as the
+base was?
 
 A model that ``compile`` has copied has parameters of its own. An optimizer that was built before
 holds the original's, which get no gradients once the copy is called in the original's place: it

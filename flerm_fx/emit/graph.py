@@ -18,8 +18,8 @@ from flerm_fx.ops.scale import scale
 
 
 class GraphEmitter(Emitter):
-    r"""The emitter holds a copy with :math:`w_l = \theta_l / s_l`,
-    and runs it as its graph with scale nodes.
+    r"""The emitter holds a copy with :math:`w_l = \theta_l / s_l`, and runs it as its graph with
+    scale nodes.
     """
 
     takes_over = True
@@ -49,8 +49,8 @@ class GraphEmitter(Emitter):
     def run(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], emitted: Callable[[], Emitted]
     ) -> Any:
-        """Return what the graph returns, or the skeleton
-        with scaled weights where there is no graph.
+        """Return what the graph returns, or the skeleton with scaled weights where there is no
+        graph.
         """
         current = emitted()
         if current.graph_module is not None:
@@ -69,8 +69,8 @@ class GraphEmitter(Emitter):
         return model
 
     def to_effective(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor]:
-        """Put effective weights in a state dict, and return
-        what gives the stored ones back, by parameter.
+        """Put effective weights in a state dict, and return what gives the stored ones back, by
+        parameter.
         """
         units: dict[str, Tensor] = {}
         names: dict[int, str] = {}

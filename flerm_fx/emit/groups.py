@@ -39,8 +39,8 @@ class GroupsEmitter(Emitter):
         return copied(self.skeleton)
 
     def to_effective(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor]:
-        """Return nothing that gives stored weights back,
-        since the model's weights are the effective ones.
+        """Return nothing that gives stored weights back, since the model's weights are the
+        effective ones.
         """
         return {}
 
@@ -53,8 +53,8 @@ def parameter_groups(
     weight_decay: float | None = None,
     optimizer: int = 0,
 ) -> list[dict[str, Any]]:
-    """Return groups that train parameters as the base
-    was trained, with multipliers in their settings.
+    """Return groups that train parameters as the base was trained, with multipliers in their
+    settings.
 
     Args:
         run: the base's optimizers, which hold parameters by the target's names.

@@ -101,8 +101,8 @@ def on_the_same_weights(graph_module: fx.GraphModule) -> fx.GraphModule:
 
 @dataclass(frozen=True)
 class _Move:
-    """A move takes a scalar off one factor of a
-    product, and counts the elements that passes touch.
+    """A move takes a scalar off one factor of a product, and counts the elements that passes
+    touch.
     """
 
     cost: float
@@ -145,8 +145,8 @@ class _Lowering:
         _erase_unread(node)
 
     def _moves(self, node: fx.Node) -> list[_Move] | None:
-        """Return the cheapest move for each use of a
-        scaled weight, or None if some use has none.
+        """Return the cheapest move for each use of a scaled weight, or None if some use has
+        none.
         """
         factor = multiplier(node)
         if not 1 / FACTOR_LIMIT <= factor <= FACTOR_LIMIT:
@@ -244,8 +244,8 @@ class _Lowering:
         return self.bare[operand]
 
     def _merge(self, node: fx.Node) -> None:
-        """Merge a scale node with one that it reads, or into
-        what can take it up there, unless others read that.
+        """Merge a scale node with one that it reads, or into what can take it up there, unless
+        others read that.
         """
         value, factor = node.args[0], multiplier(node)
         assert isinstance(value, fx.Node)
@@ -268,8 +268,8 @@ def _origin(operand: fx.Node) -> fx.Node:
 
 
 def _scales_by(reader: fx.Node, value: fx.Node, factor: float) -> bool:
-    """Tell whether a reader of a value reads ``factor``
-    times it, or will when its weight is lowered.
+    """Tell whether a reader of a value reads ``factor`` times it, or will when its weight is
+    lowered.
     """
     if is_scale(reader):
         return multiplier(reader) == factor

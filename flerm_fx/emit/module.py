@@ -213,8 +213,8 @@ def scales_of(model: nn.Module) -> dict[str, float]:
 
 
 def plain_names(model: nn.Module) -> dict[str, str]:
-    """Return the names in a model's state that its
-    scales have given it, with those that it had before.
+    """Return the names in a model's state that its scales have given it, with those that it had
+    before.
     """
     names = {}
     for path, name in _places(model):
@@ -224,8 +224,8 @@ def plain_names(model: nn.Module) -> dict[str, str]:
 
 
 def state_names(model: nn.Module) -> dict[str, str]:
-    """Return the name in a model's state dict of each
-    :class:`Scale`, with its parameter's plain name.
+    """Return the name in a model's state dict of each :class:`Scale`, with its parameter's plain
+    name.
     """
     return {
         held.removesuffix("original") + f"0.{EXTRA}": name
@@ -253,8 +253,8 @@ def _scales(model: nn.Module) -> dict[str, list[Scale]]:
 
 
 class ModuleEmitter(Emitter):
-    """The emitter puts scale nodes on the model itself,
-    as parametrizations that all its methods see.
+    """The emitter puts scale nodes on the model itself, as parametrizations that all its methods
+    see.
 
     A model that has its scales already keeps them.
     """
@@ -303,8 +303,8 @@ class ModuleEmitter(Emitter):
         return plain_names(self.skeleton)
 
     def to_effective(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor]:
-        """Put effective weights under plain names, and
-        return what gives the stored ones back, by parameter.
+        """Put effective weights under plain names, and return what gives the stored ones back, by
+        parameter.
 
         Weights that are sharded over ranks stay as their parametrizations hold them.
         """

@@ -39,8 +39,8 @@ def overrides(
 
 
 def patterns(multipliers: Mapping[str, float]) -> dict[str, float]:
-    r"""Return regular expressions for the names, each
-    for those of one multiplier that differ in a number.
+    r"""Return regular expressions for the names, each for those of one multiplier that differ in a
+    number.
 
     Names with one whole part that is a number, and alike beside it, share one; each other name is
     one of its own. An expression matches its names and no other.
@@ -67,8 +67,8 @@ def _either(numbers: list[str]) -> str:
 
 
 def _megatron(multipliers: Mapping[str, float]) -> str:
-    """Return code for Megatron-LM, which matches
-    names as ``fnmatch`` does, with brackets escaped.
+    """Return code for Megatron-LM, which matches names as ``fnmatch`` does, with brackets
+    escaped.
     """
     alike: dict[float, list[str]] = defaultdict(list)
     for name, m in multipliers.items():

@@ -90,8 +90,8 @@ class ScaledModel(nn.Module):
         return self.emitter.run(args, kwargs, lambda: self._emitted(args, kwargs))
 
     def graph_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fx.GraphModule | None:
-        """Return the graph with scale nodes for such a
-        call in the present mode, or None where eager.
+        """Return the graph with scale nodes for such a call in the present mode, or None where
+        eager.
 
         It is the graph to read. What runs is its lowered form, with the same function and
         gradients (see :class:`flerm_fx.emit.lower.LowerScales`).
@@ -191,8 +191,8 @@ class ScaledModel(nn.Module):
         return self.emitter.plain()
 
     def trained(self, captured: Capture) -> Capture:
-        """Return a capture of a plain copy that has a
-        graph, as this model is trained: with its nodes.
+        """Return a capture of a plain copy that has a graph, as this model is trained: with its
+        nodes.
 
         Its model captures others for what that graph does not serve, as this one does.
         """
@@ -237,8 +237,8 @@ class ScaledModel(nn.Module):
     def _signature(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Any, Any, list[Any]]:
-        """Return what a graph depends on, the shapes
-        that its guards may admit, and the flat inputs.
+        """Return what a graph depends on, the shapes that its guards may admit, and the flat
+        inputs.
         """
         leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
         state = (
@@ -301,8 +301,8 @@ class ScaledModel(nn.Module):
 def _with_effective_weights(
     module: ScaledModel, state_dict: dict[str, Any], prefix: str, _: Any
 ) -> None:
-    """Put effective weights under plain names, and
-    as extra state what gives the stored ones back.
+    """Put effective weights under plain names, and as extra state what gives the stored ones
+    back.
     """
     scales, units = module.scales, module.emitter.to_effective(state_dict, prefix)
     if units.keys() >= scales.keys():
@@ -316,8 +316,8 @@ def _sorted(factors: Mapping[str, float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Held:
-    """A ``Held`` keeps scales, the multipliers that
-    they stand for, and the graphs that have them.
+    """A ``Held`` keeps scales, the multipliers that they stand for, and the graphs that have
+    them.
     """
 
     scales: dict[str, float]
@@ -326,8 +326,8 @@ class Held:
 
 
 def _any_output(output: Any) -> Tensor:
-    """Return some floating tensor of the output: a
-    training call does not say which one is measured.
+    """Return some floating tensor of the output: a training call does not say which one is
+    measured.
 
     A loss, which has no batch, is none.
     """

@@ -8,8 +8,8 @@ from flerm_fx.boundary.compat import hint_of
 
 
 def numel(node: fx.Node) -> float:
-    """Return the number of elements of a node's value
-    at the captured batch; unknown ones are infinite.
+    """Return the number of elements of a node's value at the captured batch; unknown ones are
+    infinite.
 
     >>> import torch
     >>> graph = fx.Graph()

@@ -58,8 +58,8 @@ def restored(weight: Tensor, s: float, units: Tensor | None = None) -> Tensor:
 
 
 def packed_units(stored: Tensor, s: float) -> Tensor:
-    """Return by how many units in the last place the
-    stored weight differs from what division gives.
+    """Return by how many units in the last place the stored weight differs from what division
+    gives.
     """
     held = _real(stored.detach())
     divided = _real(_times(effective(stored.detach(), s), 1 / s))
@@ -88,8 +88,8 @@ def vector(numbers: Sequence[Sequence[float]], units: Sequence[Tensor] = ()) -> 
 
 
 def read_vector(state: Tensor, lists: int, name: str) -> tuple[list[list[float]], Tensor]:
-    """Return the lists of :func:`vector`, and all
-    units, of which there are none if they were rounded.
+    """Return the lists of :func:`vector`, and all units, of which there are none if they were
+    rounded.
 
     Raises:
         InputError: the tensor is none that :func:`vector` has made.

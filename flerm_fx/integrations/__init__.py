@@ -1,5 +1,5 @@
-"""Trainers and loggers of others are served here;
-each module needs the package that it is named after.
+"""Trainers and loggers of others are served here; each module needs the package that it is named
+after.
 """
 
 import inspect
@@ -33,8 +33,8 @@ def begun(attached: Any, kind: type[T]) -> T:
 
 
 def checked_options(call: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that a callback passes on,
-    checked when it is made and not when training begins.
+    """Return the options that a callback passes on, checked when it is made and not when training
+    begins.
 
     Args:
         call: :func:`flerm_fx.record` or :func:`flerm_fx.match`.

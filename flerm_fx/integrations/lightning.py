@@ -21,8 +21,8 @@ Pick = Callable[[L.LightningModule], nn.Module]
 
 
 class _Attached(L.Callback):
-    """An ``_Attached`` hangs on hooks of the run's
-    optimizers, and its state is part of checkpoints.
+    """An ``_Attached`` hangs on hooks of the run's optimizers, and its state is part of
+    checkpoints.
     """
 
     def __init__(self, module: Pick | None) -> None:

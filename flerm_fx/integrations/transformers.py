@@ -22,8 +22,8 @@ from flerm_fx.training.recording import record
 
 
 class _Attached(TrainerCallback):
-    """An ``_Attached`` hangs on hooks of the trainer's
-    optimizer, and its state is part of checkpoints.
+    """An ``_Attached`` hangs on hooks of the trainer's optimizer, and its state is part of
+    checkpoints.
     """
 
     file: str
@@ -144,8 +144,8 @@ class RecordCallback(_Attached):
 
 
 class MatchCallback(_Attached):
-    """The callback matches the model that a ``Trainer``
-    trains to a base; see :func:`flerm_fx.match`.
+    """The callback matches the model that a ``Trainer`` trains to a base; see
+    :func:`flerm_fx.match`.
 
     Args:
         base_profile: recorded on the base.

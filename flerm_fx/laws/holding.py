@@ -1,5 +1,5 @@
-"""This module tells where a law holds: what its
-points, its curvature and its largest size say of it.
+"""This module tells where a law holds: what its points, its curvature and its largest size say of
+it.
 """
 
 from __future__ import annotations

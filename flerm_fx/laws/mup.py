@@ -34,8 +34,8 @@ _FAMILIES = {
 def mup_exponent(
     graph: nx.DiGraph, name: str, moved: tuple[int, ...], rule: UpdateRule
 ) -> float | None:
-    """Return what theory has for the exponent of a
-    parameter's learning rate in the width, if anything.
+    """Return what theory has for the exponent of a parameter's learning rate in the width, if
+    anything.
 
     Args:
         graph: the base's parameter graph.
@@ -55,8 +55,8 @@ def mup_exponent(
 
 
 def kind_of(graph: nx.DiGraph, name: str, moved: tuple[int, ...]) -> Kind | None:
-    """Return what muP calls a parameter; None for
-    what it has no name for, and what is used twice.
+    """Return what muP calls a parameter; None for what it has no name for, and what is used
+    twice.
     """
     node = graph.nodes[name]
     if not moved or node["uses"] != 1:

@@ -133,8 +133,8 @@ def _point(
 
 
 def share_of(row: Assignment) -> float:
-    """Return the share of a base parameter's mass that
-    a parameter answers to; of several, their sum.
+    """Return the share of a base parameter's mass that a parameter answers to; of several, their
+    sum.
     """
     return sum(share for _, share in row.base)
 
@@ -148,8 +148,8 @@ def _own_error(row: Assignment, profile: BaseProfile) -> float:
 
 
 def _relative_error(profile: BaseProfile, name: str) -> float:
-    """Return the relative error of a base's FSLR, at
-    the late start where it has none at the start.
+    """Return the relative error of a base's FSLR, at the late start where it has none at the
+    start.
     """
     if profile.late and not profile.start[name].value:
         return profile.late[name].relative_error

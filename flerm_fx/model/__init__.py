@@ -1,3 +1,3 @@
-"""This room holds a model as it is given: its inputs,
-hooks, state, copies, and the ranks that share it.
+"""This room holds a model as it is given: its inputs, hooks, state, copies, and the ranks that
+share it.
 """

@@ -42,8 +42,8 @@ def that_change(model: nn.Module, run: Callable[[], Sequence[Tensor]]) -> frozen
 
 
 class _Observed:
-    """An ``_Observed`` runs a hook, and notes whether
-    it returned something else or wrote to something.
+    """An ``_Observed`` runs a hook, and notes whether it returned something else or wrote to
+    something.
     """
 
     def __init__(self, at: Hook, hook: Any, returned: set[Hook], wrote: set[Hook]) -> None:
@@ -70,8 +70,8 @@ def _marks(module: nn.Module, given: Any) -> list[tuple[Any, ...]]:
 
 
 def _same(values: Sequence[Tensor], reference: Sequence[Tensor]) -> bool:
-    """Tell whether results differ by no more than
-    the order of sums, which accelerators may change.
+    """Tell whether results differ by no more than the order of sums, which accelerators may
+    change.
     """
     if len(values) != len(reference):
         return False

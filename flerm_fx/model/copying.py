@@ -109,8 +109,8 @@ def refuse_gradient_hooks(model: nn.Module) -> None:
 
 
 def _views(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-    """Return tensors that plain attributes hold and
-    that are memory of a parameter, with the parameter.
+    """Return tensors that plain attributes hold and that are memory of a parameter, with the
+    parameter.
     """
     registered = {id(t) for t in (*model.parameters(), *model.buffers())}
     by_storage = {memory_of(p): p for p in model.parameters()}

@@ -51,8 +51,8 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return all of a tensor that may be sharded over
-    ranks, for which every rank has to call this.
+    """Return all of a tensor that may be sharded over ranks, for which every rank has to call
+    this.
     """
     full: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)
     return tensor if full is None else full()
@@ -68,8 +68,8 @@ def gathered(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def check_finite_on_ranks(name: str, value: Tensor, what: str) -> None:
-    """Check a value as :func:`~flerm_fx.model.inputs.check_finite`
-    does, and raise on all ranks if on one.
+    """Check a value as :func:`~flerm_fx.model.inputs.check_finite` does, and raise on all ranks if
+    on one.
     """
     if not is_sharded_tensor(value):
         check_finite(name, value, what)
@@ -78,8 +78,8 @@ def check_finite_on_ranks(name: str, value: Tensor, what: str) -> None:
 
 
 def holds(condition: Tensor) -> bool:
-    """Tell whether a condition, a tensor without
-    dimensions, holds, which is the same on all ranks.
+    """Tell whether a condition, a tensor without dimensions, holds, which is the same on all
+    ranks.
     """
     return bool(whole(condition))
 
@@ -110,8 +110,8 @@ class Ranks:
         return cls(dist.get_rank(), dist.get_world_size())
 
     def rows(self, size: int) -> slice:
-        """Return which rows of ``size`` this rank
-        measures: 2 at least, which a graph takes, or none.
+        """Return which rows of ``size`` this rank measures: 2 at least, which a graph takes, or
+        none.
 
         >>> [Ranks(rank, count=3).rows(5) for rank in range(3)]
         [slice(0, 3, None), slice(3, 5, None), slice(5, 5, None)]
@@ -127,8 +127,8 @@ class Ranks:
         return rows if rows.start < rows.stop else self._split(size)[0]
 
     def share(self, inputs: Inputs) -> Inputs | None:
-        """Return the rows of a batch that this rank runs,
-        or None where no two can have rows of their own.
+        """Return the rows of a batch that this rank runs, or None where no two can have rows of
+        their own.
 
         >>> Ranks(rank=1, count=2).share(torch.arange(6))
         tensor([3, 4, 5])
@@ -192,8 +192,8 @@ def resharded(model: nn.Module) -> None:
 
 
 def is_tensor_parallel(model: nn.Module) -> bool:
-    """Tell whether modules exchange activations between
-    ranks, as ``parallelize_module`` has them do.
+    """Tell whether modules exchange activations between ranks, as ``parallelize_module`` has them
+    do.
     """
     hooks = (hook for module in model.modules() for hook in forward_hooks(module).values())
     return any(map(is_hook_of_tensor_parallelism, hooks))

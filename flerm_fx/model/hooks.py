@@ -102,8 +102,8 @@ def replaced(model: nn.Module, choose: Callable[[Hook, Any], Any]) -> Iterator[N
 def _places(
     model: nn.Module, kinds: Collection[str]
 ) -> Iterator[tuple[str | None, str, dict[str, Any], str]]:
-    """Return each dict of hooks: the path of its
-    module, its kind, and whose attribute of which name.
+    """Return each dict of hooks: the path of its module, its kind, and whose attribute of which
+    name.
     """
     for kind in kinds:
         yield None, kind, GLOBAL_HOOKS, global_name(kind)

@@ -93,8 +93,8 @@ def batch_size(inputs: Inputs) -> int:
 
 
 def as_builtin(value: Any) -> Any:
-    """Return a structure in which every mapping is a
-    dict, as pytrees and files of profiles know them.
+    """Return a structure in which every mapping is a dict, as pytrees and files of profiles know
+    them.
 
     >>> from collections import UserDict
     >>> as_builtin((UserDict(x=1), [UserDict(y=2)]))
@@ -122,8 +122,8 @@ def is_differentiable(value: object) -> bool:
 
 
 def as_real(value: Tensor) -> Tensor:
-    """Return the real numbers that a tensor holds: of
-    a complex one both parts, in a new last dimension.
+    """Return the real numbers that a tensor holds: of a complex one both parts, in a new last
+    dimension.
 
     It is what optimizers of torch make of a complex parameter, and in what a gradient of one is a
     gradient: the change of a loss is the sum of products of these with those of the change.

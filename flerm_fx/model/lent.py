@@ -1,5 +1,5 @@
-"""A model lends its own weights to a calculation
-that changes them; they are put back bit for bit.
+"""A model lends its own weights to a calculation that changes them; they are put back bit for
+bit.
 """
 
 import functools
@@ -17,8 +17,8 @@ from flerm_fx.errors import InputError
 
 
 class Lent:
-    """A ``Lent`` has parameters in the memory of a
-    model's own and in their places, while a block lasts.
+    """A ``Lent`` has parameters in the memory of a model's own and in their places, while a block
+    lasts.
 
     No gradient, hook or reducer of the model's own parameters sees what is done with those that
     stand in for them. Afterwards weights and places are bit for bit what they were, however the

@@ -34,8 +34,8 @@ class RandomState:
         )
 
     def foreign(self, other: "RandomState") -> str:
-        """Return the generator outside of torch that was
-        drawn from between the two, or "" if none was.
+        """Return the generator outside of torch that was drawn from between the two, or "" if none
+        was.
         """
         if self.python != other.python:
             return "Python's random"

@@ -56,8 +56,8 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, tuple[Any, str]]]:
 
 
 def settings(model: nn.Module) -> Hashable:
-    """Return what else a graph holds as it was: modes,
-    plain attributes, hooks, and what is trained.
+    """Return what else a graph holds as it was: modes, plain attributes, hooks, and what is
+    trained.
 
     >>> model = nn.Dropout(0.5)
     >>> before = settings(model)
@@ -78,8 +78,8 @@ def settings(model: nn.Module) -> Hashable:
 
 
 def _value(leaf: Any) -> Hashable:
-    """Return a plain value itself; of tensors and
-    objects, which one it is, and whether it was written.
+    """Return a plain value itself; of tensors and objects, which one it is, and whether it was
+    written.
     """
     if isinstance(leaf, bool | int | float | complex | str | bytes | None):
         return leaf

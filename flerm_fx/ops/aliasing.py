@@ -44,8 +44,8 @@ def is_functional(graph: fx.Graph) -> bool:
 
 
 def is_last_word(node: fx.Node, order: dict[fx.Node, int]) -> bool:
-    """Tell whether a node updates a buffer and nothing
-    reads the result, as with BatchNorm's counter.
+    """Tell whether a node updates a buffer and nothing reads the result, as with BatchNorm's
+    counter.
     """
     target = node.args[0] if node.args else None
     return (

@@ -51,8 +51,8 @@ def operation(node: fx.Node) -> str:
 
 
 def argument_name(op: Any, index: int) -> str:
-    """Return the name of a positional argument in the
-    operation's schema, or "" if it has none there.
+    """Return the name of a positional argument in the operation's schema, or "" if it has none
+    there.
 
     >>> argument_name(torch.ops.aten.linear.default, 1), argument_name(len, 0)
     ('weight', '')

@@ -61,8 +61,8 @@ class ScaleNodes(PassBase):
         self.scales = dict(scales or {})
 
     def requires(self, graph_module: fx.GraphModule) -> None:
-        """Check that the graph has no scale nodes yet,
-        and holds every parameter that ``scales`` names.
+        """Check that the graph has no scale nodes yet, and holds every parameter that ``scales``
+        names.
         """
         if any(is_scale(node) for node in graph_module.graph.nodes):
             raise FlermError("the graph has scale nodes already; run ScaleNodes on a fresh capture")

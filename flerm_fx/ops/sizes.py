@@ -12,8 +12,8 @@ from flerm_fx.ops.table import facts
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
-    """Return a node's shape at the batch size of the
-    capture. Sizes that depend on the data count as 1.
+    """Return a node's shape at the batch size of the capture. Sizes that depend on the data count
+    as 1.
 
     >>> import torch
     >>> shape_of(torch.zeros(2, 3)), shape_of(None)

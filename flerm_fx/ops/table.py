@@ -202,8 +202,8 @@ TABLE: Mapping[str, Facts] = {
 
 @functools.cache
 def facts(op: Any) -> Facts:
-    """Return what is known of an operation, which is
-    one of torch's, a function, or a name of the table.
+    """Return what is known of an operation, which is one of torch's, a function, or a name of the
+    table.
 
     Nothing is known of an operation in place, which is linear in nothing that remains.
 

@@ -53,8 +53,8 @@ def diagonal(
 
 
 class Combination:
-    r"""A combination adds several arguments element by
-    element: :math:`\dot y = \sum_i d_i \odot \dot x_i`.
+    r"""A combination adds several arguments element by element: :math:`\dot y = \sum_i d_i \odot
+    \dot x_i`.
 
     Args:
         factors: :math:`d_i` by position.
@@ -68,8 +68,8 @@ class Combination:
         self.factors = factors
 
     def __call__(self, stacks: Stacks, mine: Collection[int] = ()) -> list[Tensor | None]:
-        """Return the sum; in the memory of a stack at
-        one of the positions ``mine``, if there is one.
+        """Return the sum; in the memory of a stack at one of the positions ``mine``, if there is
+        one.
         """
         first = next((p for p in stacks if p in mine), next(iter(stacks)))
         total = _scaled(stacks[first], self.factors[first], first in mine)
@@ -100,8 +100,8 @@ def is_pointwise(op: Callable[..., Any]) -> bool:
 def pointwise(
     op: Callable[..., Any], index: int, value: Tensor, *args: Any, **kwargs: Any
 ) -> OneStack | None:
-    r"""Return the map of an operation by element:
-    :math:`\dot y = \partial_i \mathrm{op} \, \dot x_i`, for real x.
+    r"""Return the map of an operation by element: :math:`\dot y = \partial_i \mathrm{op} \, \dot
+    x_i`, for real x.
     """
     if args[index].is_complex():
         return None

@@ -114,8 +114,8 @@ def disagreement(
     updates: Mapping[str, Tensor],
     inputs: Inputs,
 ) -> str:
-    r"""Return why per-example projections cannot be
-    trusted; empty if they agree with the batch's tangent.
+    r"""Return why per-example projections cannot be trusted; empty if they agree with the batch's
+    tangent.
 
     The projections of all parameters must add up to that of one tangent of the whole function,
 
@@ -190,8 +190,8 @@ def _one_by_one(captured: Capture, parameters: Mapping[str, Tensor], inputs: Inp
 
 
 def _joins_examples(node: fx.Node) -> bool:
-    """Tell whether an operation makes something
-    without an axis for examples of something with one.
+    """Tell whether an operation makes something without an axis for examples of something with
+    one.
     """
     if node.op != "call_function" or facts(node.target).kind == "blank":
         return False

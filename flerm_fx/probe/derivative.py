@@ -161,8 +161,8 @@ def _jvp_by_two_vjps(
     primals: tuple[Tensor, ...],
     directions: tuple[Tensor, ...],
 ) -> Any:
-    """Return the tangent where there is no forward-mode
-    rule: v ↦ vᵀJ is linear, and its adjoint is J.
+    """Return the tangent where there is no forward-mode rule: v ↦ vᵀJ is linear, and its adjoint is
+    J.
     """
     others: list[Any] = []
 

@@ -58,8 +58,8 @@ class Estimate:
         return replace(self, value=self.value * size, stderr=self.stderr * size)
 
     def scaled(self, ratio: float, error: float) -> "Estimate":
-        r"""Return the FSLR times a ratio that has a relative
-        error of its own, independent of this one's.
+        r"""Return the FSLR times a ratio that has a relative error of its own, independent of this
+        one's.
 
         .. math:: F' = r F, \qquad \sigma' = F' \sqrt{(\sigma / F)^2 + \epsilon_r^2}
 
@@ -84,8 +84,8 @@ class Estimate:
         return self.value / other.value, math.hypot(self.relative_error, other.relative_error)
 
     def over_same_draws(self, other: "Estimate") -> tuple[float, float]:
-        r"""Return the ratio to an estimate from the same
-        random draws, and the ratio's relative error.
+        r"""Return the ratio to an estimate from the same random draws, and the ratio's relative
+        error.
 
         .. math:: r = F_1 / F_2, \qquad \sigma_r / r = |\log r|\, \sigma_1 / F_1
 
@@ -144,8 +144,8 @@ class Estimate:
         return replace(self, note="; ".join(filter(None, (self.note, note))))
 
     def unresolved(self) -> "Estimate":
-        """Return the same value with an error of at
-        least its own size, so that nothing rests on it.
+        """Return the same value with an error of at least its own size, so that nothing rests on
+        it.
 
         >>> Estimate(2.0, 0.1, "sampled", 4).unresolved().relative_error
         1.0
@@ -193,8 +193,8 @@ class Estimate:
 
     @staticmethod
     def mean(estimates: "Sequence[Estimate]") -> "Estimate":
-        r"""Return the mean of estimates whose errors
-        are independent, such as those of several steps.
+        r"""Return the mean of estimates whose errors are independent, such as those of several
+        steps.
 
         .. math:: F = \frac1n \sum_i F_i, \qquad \sigma = \frac1n \sqrt{\sum_i \sigma_i^2}
 
@@ -214,8 +214,8 @@ class Estimate:
 
     @staticmethod
     def geometric_mean(estimates: "Sequence[Estimate]") -> "Estimate":
-        r"""Return the geometric mean of at least two
-        estimates of one quantity, such as those of seeds.
+        r"""Return the geometric mean of at least two estimates of one quantity, such as those of
+        seeds.
 
         .. math:: F = \exp \frac1n \sum_i \log F_i, \qquad
                   \frac{\sigma}{F} = \max\Big(\frac{s^2}{n},\

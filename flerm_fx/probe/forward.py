@@ -128,8 +128,8 @@ class Forward:
     def _arriving(
         self, arguments: Sequence[Any]
     ) -> tuple[dict[int, Leaf], dict[str, dict[int, Tensor]]]:
-        """Return by position among flattened values the
-        places of tangents of data, and parameters'.
+        """Return by position among flattened values the places of tangents of data, and
+        parameters'.
         """
         sources: dict[int, Leaf] = {}
         entering: dict[str, dict[int, Tensor]] = {}

@@ -37,8 +37,8 @@ def _jvp_target(node: fx.Node) -> Callable[..., Any]:
 
 
 def probe(value: Any, tangent: Any, epsilon: Tensor, index: int) -> Any:
-    r"""Return the probed value :math:`y + \varepsilon_l \dot y_l`,
-    with :math:`\dot y_l` held constant.
+    r"""Return the probed value :math:`y + \varepsilon_l \dot y_l`, with :math:`\dot y_l` held
+    constant.
 
     At :math:`\varepsilon = 0` it is ``value``; its derivative in :math:`\varepsilon_l` is the
     tangent that parameter l's unit update gives this operation.
@@ -188,8 +188,8 @@ class ProbeNodes(PassBase):
 def _entering(
     node: fx.Node, tangents: Mapping[fx.Node, Mapping[str, fx.Node]]
 ) -> Entering[fx.Node]:
-    """Return the tangents of a node's arguments, by
-    parameter and position among the flattened ones.
+    """Return the tangents of a node's arguments, by parameter and position among the flattened
+    ones.
     """
     entering: dict[str, dict[int, fx.Node]] = {}
     for position, leaf in enumerate(pytree.tree_leaves((node.args, dict(node.kwargs)))):

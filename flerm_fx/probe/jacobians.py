@@ -102,8 +102,8 @@ def attention_map(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> LinearMap:
-    r"""Return the map of attention, :math:`\dot y = \dot P v + P \dot v`
-    with :math:`P = \mathrm{softmax}(S)`.
+    r"""Return the map of attention, :math:`\dot y = \dot P v + P \dot v` with :math:`P =
+    \mathrm{softmax}(S)`.
     """
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     weights = attention_weights(query, key, value, bias, is_causal, scale, enable_gqa)

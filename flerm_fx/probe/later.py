@@ -47,8 +47,8 @@ class Later:
 
 
 def now(values: Any, unread: Collection[int] = ()) -> Any:
-    """Return a pytree with all of it made, but for
-    blanks at the positions of leaves that are not read.
+    """Return a pytree with all of it made, but for blanks at the positions of leaves that are not
+    read.
     """
     if not has_later(values):
         return values

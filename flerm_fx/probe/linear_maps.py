@@ -85,8 +85,8 @@ def _of_one(
     value: Any,
     position: int,
 ) -> OneStack | None:
-    """Return the map for one argument; None where
-    nothing better is known than the operation's jvp.
+    """Return the map for one argument; None where nothing better is known than the operation's
+    jvp.
     """
     index, known = argument_at(args, position), facts(op)
     name = argument_name(op, index)

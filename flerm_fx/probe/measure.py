@@ -186,8 +186,8 @@ class Prober:
         return {name: estimates[captured.aliases[name]] for name in updates}
 
     def _prober(self) -> CaptureProber:
-        """Return the prober of the model's mode, as
-        long as all that its graph holds is as it was.
+        """Return the prober of the model's mode, as long as all that its graph holds is as it
+        was.
         """
         mode, now = modes(self._model), settings(self._model)
         if mode not in self._probers or self._probers[mode][0] != now:

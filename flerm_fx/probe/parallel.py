@@ -1,5 +1,5 @@
-"""This module tells whether a tensor-parallel model,
-taken as a plain one, is still the same function.
+"""This module tells whether a tensor-parallel model, taken as a plain one, is still the same
+function.
 """
 
 import torch

@@ -66,8 +66,8 @@ class Operation:
     entering: Entering[Any]
 
     def tangents(self, name: str) -> list[Tensor]:
-        """Return what a parameter's update makes of
-        each output, in shapes that broadcast to theirs.
+        """Return what a parameter's update makes of each output, in shapes that broadcast to
+        theirs.
         """
         updates = now(dict(self.entering[name]))
         args, kwargs = now(
@@ -172,8 +172,8 @@ def _added(
 
 
 def on_channels(update: Tensor, op: Callable[..., Any], args: tuple[Any, ...]) -> Tensor:
-    """Return a number for each channel, in dimension
-    1 of a batch; the first that is not of a batch.
+    """Return a number for each channel, in dimension 1 of a batch; the first that is not of a
+    batch.
     """
     like: Tensor = args[1] if facts(op).kind == "convolution" else args[0]
     return update.reshape(-1, *[1] * (like.dim() - 2))

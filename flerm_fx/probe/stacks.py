@@ -38,8 +38,8 @@ def by_rows(function: Callable[..., Tensor], *others: Tensor) -> Callable[..., T
 
 
 def lifted(stack: Tensor, dimensions: int) -> Tensor:
-    """Return a stack of arguments that broadcast to
-    so many dimensions, ready to be broadcast itself.
+    """Return a stack of arguments that broadcast to so many dimensions, ready to be broadcast
+    itself.
     """
     missing = dimensions + 1 - stack.dim()
     return stack.reshape(len(stack), *[1] * missing, *stack.shape[1:]) if missing else stack

@@ -41,8 +41,8 @@ class TangentStep:
 
 
 def alive(steps: Sequence[TangentStep], output: Leaf) -> list[TangentStep]:
-    """Return the steps that the output depends on;
-    each learns what it is the last, or only, to read.
+    """Return the steps that the output depends on; each learns what it is the last, or only, to
+    read.
     """
     needed = {output[0]}
     kept: list[TangentStep] = []

@@ -37,8 +37,8 @@ def device_of_inputs(flat_inputs: Sequence[Any]) -> torch.device:
 
 
 def streams(graph_module: fx.GraphModule | None, *values: Mapping[str, Tensor]) -> bool:
-    """Tell whether a graph has no weights of its own,
-    or is given some that are sharded over ranks.
+    """Tell whether a graph has no weights of its own, or is given some that are sharded over
+    ranks.
     """
     if graph_module is None:
         return False

@@ -114,8 +114,8 @@ def _tap(op: Any) -> Callable[..., Any]:
 
 
 def _batch_axis(value: Any) -> int | None:
-    """Return the dimension of a captured tensor that
-    holds the examples; None if there is not just one.
+    """Return the dimension of a captured tensor that holds the examples; None if there is not just
+    one.
 
     A size that depends on the data, such as the number of tokens that an expert got, is of none.
     """

@@ -1,5 +1,5 @@
-"""The workload says how much work the parts of a
-graph are, and so how far each tangent has to go.
+"""The workload says how much work the parts of a graph are, and so how far each tangent has to
+go.
 """
 
 import math

@@ -13,8 +13,8 @@ from flerm_fx.profile.trajectory import Trajectory
 
 
 def averaged(profiles: Any, kind: type[Fields]) -> Fields:
-    """Return the profile whose numbers are means over
-    profiles of a kind: see ``BaseProfile.mean``.
+    """Return the profile whose numbers are means over profiles of a kind: see
+    ``BaseProfile.mean``.
     """
     if not isinstance(profiles, Iterable):
         raise InputError(

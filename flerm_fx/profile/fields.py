@@ -73,8 +73,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class ProfileFields:
-    """A ``ProfileFields`` holds what :class:`~flerm_fx.profile.profile.BaseProfile`
-    says, in agreement with itself.
+    """A ``ProfileFields`` holds what :class:`~flerm_fx.profile.profile.BaseProfile` says, in
+    agreement with itself.
 
     Raises:
         ProfileError: if the fields contradict one another, or a number is not finite.

@@ -195,8 +195,8 @@ def _fields(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[st
 
 
 def _optimizers(header: Mapping[str, Any]) -> Optimizers:
-    """Return the run's optimizers, of which a file
-    holds the first rule and rate apart from the others.
+    """Return the run's optimizers, of which a file holds the first rule and rate apart from the
+    others.
     """
     groups = [(header["optimizer"], header["learning_rate"]), *header["others"]]
     return Optimizers(

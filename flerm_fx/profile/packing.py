@@ -23,8 +23,8 @@ def check_pool(pool: Sequence[Batch]) -> None:
 
 
 def packed(value: Any, where: str, tensors: list[Tensor]) -> dict[str, Any]:
-    """Return ``value`` as JSON; its tensors are appended to ``tensors``
-    and named by their index there.
+    """Return ``value`` as JSON; its tensors are appended to ``tensors`` and named by their index
+    there.
     """
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_nested or value.is_meta:

@@ -44,8 +44,8 @@ def to_text(header: Any) -> str:
 
 
 def from_text(text: str) -> tuple[Any, list[str]]:
-    """Return what :func:`to_text` was given, and
-    what else stands for a number without being JSON.
+    """Return what :func:`to_text` was given, and what else stands for a number without being
+    JSON.
     """
     constants: list[str] = []
 

@@ -70,8 +70,8 @@ def _stated(rule: UpdateRule, rate: float) -> dict[str, Any]:
 
 
 def _same(rule: UpdateRule, other: UpdateRule) -> bool:
-    """Compare rules by name or, where both can be built,
-    by what they do (Adam without decay is AdamW).
+    """Compare rules by name or, where both can be built, by what they do (Adam without decay is
+    AdamW).
     """
     if rule.class_name == other.class_name:
         return True

@@ -1,5 +1,5 @@
-"""This module measures whether states and steps of
-update rules are alike at another scale, rate or rule.
+"""This module measures whether states and steps of update rules are alike at another scale, rate or
+rule.
 """
 
 import torch
@@ -118,8 +118,8 @@ def is_linear(rule: UpdateRule, lr: float, factor: float) -> bool:
 
 
 def state_after(rule: UpdateRule, gradients: Tensor, weight: Tensor) -> dict[str, Tensor]:
-    """Return the numbers in an optimizer's state after
-    steps that all but leave a matrix where it is.
+    """Return the numbers in an optimizer's state after steps that all but leave a matrix where it
+    is.
     """
     parameter, optimizer = stepped(rule, gradients, weight, lr=2.0**-40)
     return as_doubles(optimizer.state[parameter])

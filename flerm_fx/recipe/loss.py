@@ -103,8 +103,8 @@ class Loss:
 
 
 def resolve(loss_fn: "Loss | LossFunction | str | None", targets: Any) -> Loss:
-    """Return the loss meant by
-    ``loss_fn``, which is the one that fits the targets if it is ``None``.
+    """Return the loss meant by ``loss_fn``, which is the one that fits the targets if it is
+    ``None``.
 
     Integer targets take :func:`cross_entropy` and floating ones the mean squared error. Losses of
     ``torch.nn.functional``, and ``torch.nn`` loss modules with default settings, are known by
@@ -213,8 +213,8 @@ def _mean_squared_error(output: Tensor, targets: Tensor) -> Tensor:
 
 
 def _name_of(loss_fn: LossFunction) -> str | None:
-    """Return the name in ``torch.nn.functional`` of
-    a function, or of a module with default settings.
+    """Return the name in ``torch.nn.functional`` of a function, or of a module with default
+    settings.
     """
     if isinstance(loss_fn, nn.Module):
         kind = type(loss_fn)

@@ -64,8 +64,8 @@ def node_multiplier(rule: UpdateRule, scale: float) -> float:
 def group_settings(
     rule: UpdateRule, lr: float, multiplier: float, weight_decay: float | None = None
 ) -> dict[str, Any]:
-    r"""Return settings of a parameter group that trains
-    ``theta`` as a scale node trains ``theta / s``.
+    r"""Return settings of a parameter group that trains ``theta`` as a scale node trains ``theta /
+    s``.
 
     With :math:`s = m^{1/(1+p)}` the learning rate is :math:`m \cdot \mathrm{lr}`, and
 

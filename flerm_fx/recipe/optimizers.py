@@ -16,8 +16,8 @@ from flerm_fx.recipe.update_rule import UpdateRule
 
 @dataclass(frozen=True)
 class Optimizers:
-    """An ``Optimizers`` holds a run's rules and
-    learning rates, one of each for every kind of group.
+    """An ``Optimizers`` holds a run's rules and learning rates, one of each for every kind of
+    group.
 
     Groups of one optimizer that have equal settings and rates are one kind. Within an optimizer
     those come first that have a rate above 0, so that the first one's is the optimizer's own.
@@ -67,8 +67,8 @@ class Optimizers:
     def of(
         cls, model: nn.Module, optimizers: Sequence[Optimizer], lr: float | None = None
     ) -> "Optimizers":
-        """Return the optimizers of a run at its present
-        rates or, with ``lr``, in proportion to another rate.
+        """Return the optimizers of a run at its present rates or, with ``lr``, in proportion to
+        another rate.
 
         Args:
             model: whose parameters they train.
@@ -132,8 +132,8 @@ class Optimizers:
         return self.learning_rates[self.index(name)]
 
     def groups(self, optimizer: int) -> list[int]:
-        """Return the indices of an optimizer's groups,
-        the first of which has its own learning rate.
+        """Return the indices of an optimizer's groups, the first of which has its own learning
+        rate.
         """
         return [index for index, owner in enumerate(self.belongs) if owner == optimizer]
 
@@ -151,8 +151,8 @@ class Optimizers:
         return tuple(rate * (lr / own) if own else lr for rate in self.learning_rates)
 
     def linear(self, factor: float) -> list[bool]:
-        """Tell for each rule whether a first step at
-        ``factor`` times its rate is as many times it.
+        """Tell for each rule whether a first step at ``factor`` times its rate is as many times
+        it.
         """
         return [
             is_linear(rule, rate or self.learning_rates[0], factor)
@@ -160,8 +160,8 @@ class Optimizers:
         ]
 
     def differing(self, optimizer: int) -> set[str]:
-        """Return the settings that an optimizer's groups
-        do not share, or that only groups can state.
+        """Return the settings that an optimizer's groups do not share, or that only groups can
+        state.
         """
         rules = [self.rules[index] for index in self.groups(optimizer)]
         names = {name for rule in rules for name in rule.settings}

@@ -145,8 +145,8 @@ def _is_batch(inputs: Any) -> bool:
 
 
 def _arguments(batch: Any) -> Any:
-    """Return a batch as arguments of a model; a list
-    of tensors, as a DataLoader makes it, is a tuple.
+    """Return a batch as arguments of a model; a list of tensors, as a DataLoader makes it, is a
+    tuple.
     """
     if isinstance(batch, Mapping):
         return {key: as_builtin(value) for key, value in batch.items()}
@@ -222,8 +222,8 @@ def _with_own_targets(model: nn.Module, inputs: Any, most: int) -> Iterator[Batc
 
 
 def _read(model: nn.Module, item: Any) -> tuple[Batch, bool]:
-    """Return a batch that may hold its own targets,
-    and whether it can be read in this way alone.
+    """Return a batch that may hold its own targets, and whether it can be read in this way
+    alone.
     """
     arguments = _arguments(item)
     if isinstance(arguments, dict):

@@ -217,8 +217,8 @@ def build_with(factory: Callable[..., Optimizer], groups: list[dict[str, Any]]) 
 
 
 def plain_setting(value: Any) -> Any:
-    """Return a tensor of one element as a number, and
-    lists, which is what JSON gives back, as tuples.
+    """Return a tensor of one element as a number, and lists, which is what JSON gives back, as
+    tuples.
     """
     if isinstance(value, Tensor) and value.numel() == 1:
         return value.item()

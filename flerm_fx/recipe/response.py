@@ -41,8 +41,8 @@ class Response:
     def multiplied(
         self, settings: Mapping[str, Any], group: Mapping[str, Any], multiplier: float
     ) -> dict[str, Any]:
-        """Return what a multiplier changes in a group;
-        ``settings`` are for what it does not state.
+        """Return what a multiplier changes in a group; ``settings`` are for what it does not
+        state.
         """
         changed: dict[str, Any] = {"lr": group["lr"] * multiplier}
         p = self.degree
@@ -178,8 +178,8 @@ def _measure(rule: Rule) -> Response:
 
 
 def _power(rule: Rule, gradients: Tensor, weight: Tensor, p: float, name: str, probe: Any) -> int:
-    """Return the power of s with which a setting makes
-    group and scale node agree, or 0 if none does.
+    """Return the power of s with which a setting makes group and scale node agree, or 0 if none
+    does.
     """
     if not has_node_scale(p):
         return 0
@@ -195,8 +195,8 @@ def _power(rule: Rule, gradients: Tensor, weight: Tensor, p: float, name: str, p
 
 
 def _decay(rule: Rule, gradients: Tensor, weight: Tensor, name: str) -> Decay:
-    """Tell how a decay acts, from what it adds to
-    one step: ``-lr * decay * theta`` if decoupled.
+    """Tell how a decay acts, from what it adds to one step: ``-lr * decay * theta`` if
+    decoupled.
     """
     value = 0.125
     added = last_update(rule, gradients, weight, decay={name: value}) - last_update(

@@ -1,5 +1,5 @@
-"""An update rule takes trial steps on a small matrix,
-from which all that is said of it is measured.
+"""An update rule takes trial steps on a small matrix, from which all that is said of it is
+measured.
 
 Powers of two throughout: multiplying by them is exact in binary floating point, so that equal
 trainings agree to the last bits even through Muon's bfloat16 iteration.

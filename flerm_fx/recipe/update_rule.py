@@ -1,5 +1,5 @@
-r"""An update rule is an optimizer without its parameters,
-and knows how it answers to a change of scale.
+r"""An update rule is an optimizer without its parameters, and knows how it answers to a change of
+scale.
 
 A scale node stores the weight ``w`` of ``theta = s * w``. The optimizer then sees the gradient
 ``s * g`` and the weight ``theta / s``, and its step moves ``theta`` by ``s`` times what it moves
@@ -46,8 +46,8 @@ from flerm_fx.recipe.trial import LR, matrix
 
 @dataclass(frozen=True)
 class UpdateRule:
-    """An ``UpdateRule`` is an optimizer's rule and
-    settings, without parameters, state and learning rate.
+    """An ``UpdateRule`` is an optimizer's rule and settings, without parameters, state and learning
+    rate.
 
     An optimizer has one rule for each of its parameter groups, since groups may state settings of
     their own (a decay, ``betas``, GaLore's ``rank``, ``use_muon``).
@@ -231,8 +231,8 @@ class UpdateRule:
         return replace(self, settings=settings, beyond=frozenset())
 
     def _differs(self, other: "UpdateRule") -> str:
-        """Return a setting, other than a decay, in
-        which two rules differ, or "" if there is none.
+        """Return a setting, other than a decay, in which two rules differ, or "" if there is
+        none.
         """
         common = self.settings.keys() & other.settings.keys() - {"weight_decay"}
         return next((k for k in sorted(common) if self.settings[k] != other.settings[k]), "")

@@ -62,8 +62,8 @@ def _larger(weights: Weights, nudge: float) -> dict[str, Tensor]:
 
 
 def _is_nudged(weight: Tensor) -> bool:
-    """Tell whether weights can be multiplied, as integers
-    and the eight bits of a quantised one cannot.
+    """Tell whether weights can be multiplied, as integers and the eight bits of a quantised one
+    cannot.
     """
     return is_differentiable(weight) and weight.element_size() > 1
 

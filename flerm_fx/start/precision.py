@@ -54,8 +54,8 @@ def measurable(
     pool: tuple[Batch, ...],
     run: Callable[[nn.Module, Batch], Any],
 ) -> tuple[nn.Module, tuple[Batch, ...], str]:
-    """Return a copy of a model to measure on, in float32
-    if the model's weights are coarser, and its pool.
+    """Return a copy of a model to measure on, in float32 if the model's weights are coarser, and
+    its pool.
 
     What runs in float32 alone is measured there: one that casts to half precision in its own code
     stays as it is.

@@ -114,8 +114,8 @@ def measure_settling(
 
 
 def start_of(moments: Mapping[int, Moment], procedure: StartProcedure) -> dict[str, Estimate]:
-    """Return the start: the mean over
-    :func:`flerm_fx.recipe.schedule.start_steps` of the last round.
+    """Return the start: the mean over :func:`flerm_fx.recipe.schedule.start_steps` of the last
+    round.
     """
     steps = start_steps(procedure.settle, procedure.warmup, max(moments))
     averaged = [moments[step].fslrs for step in steps]

@@ -48,8 +48,8 @@ class Step:
 
 
 class Walk:
-    """A ``Walk`` takes simulated steps on a captured
-    model, from its weights on; all is undone at the end.
+    """A ``Walk`` takes simulated steps on a captured model, from its weights on; all is undone at
+    the end.
 
     The rate rises over the procedure's warm-up and stays. Weight decay is left out.
 
@@ -176,8 +176,8 @@ class Walk:
         return float(self._settings[name]["lr"]) * factor
 
     def _grouped(self, names: Sequence[str]) -> dict[int, list[dict[str, Any]]]:
-        """Return for each of the run's groups parameter
-        groups, one for each distinct set of settings.
+        """Return for each of the run's groups parameter groups, one for each distinct set of
+        settings.
 
         Where steps follow there is one for each parameter, whose settings may change.
         """
@@ -231,8 +231,8 @@ def walking(
     *,
     find_rounding: bool = True,
 ) -> Iterator[Walk]:
-    """Return a :class:`Walk` on a model's own weights,
-    which are put back at the end of the block.
+    """Return a :class:`Walk` on a model's own weights, which are put back at the end of the
+    block.
     """
     model = captured.model
     lent = Lent(model, captured.parameters, offload=procedure.offload)
@@ -275,8 +275,8 @@ def _take(optimizer: Optimizer) -> None:
 
 
 def _parts(weights: Mapping[str, Tensor], procedure: StartProcedure) -> list[list[str]]:
-    """Return the weights in :data:`PARTS` of about as
-    many bytes; in one, for a rule that may see all.
+    """Return the weights in :data:`PARTS` of about as many bytes; in one, for a rule that may see
+    all.
 
     Each rule of ``torch.optim`` steps a tensor by its own gradients alone.
     """

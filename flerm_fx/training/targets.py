@@ -75,8 +75,8 @@ class PlainTarget:
 
 
 class ScaledTarget:
-    """A ``ScaledTarget`` is a model with scale nodes,
-    whose optimizer trains stored weights at one rate.
+    """A ``ScaledTarget`` is a model with scale nodes, whose optimizer trains stored weights at one
+    rate.
 
     Args:
         model: with scale nodes.
@@ -122,8 +122,8 @@ class ScaledTarget:
         """After each step."""
 
     def saved(self) -> Callable[[], None]:
-        """Return what goes back to the present scales
-        and gradients; weights are the observer's affair.
+        """Return what goes back to the present scales and gradients; weights are the observer's
+        affair.
         """
         held = self._model.held()
         gradients = self._gradients = {}
@@ -187,8 +187,8 @@ def _nothing() -> None:
 
 
 def _stretched(parameter: Tensor, observed: Observed, name: str, ratio: float) -> Tensor:
-    """Return where a step would have led whose rate,
-    but not whose decay, is ``ratio`` times as large.
+    """Return where a step would have led whose rate, but not whose decay, is ``ratio`` times as
+    large.
     """
     before, decay = observed.before[name], observed.decays[name]
     kept = before - decay * before

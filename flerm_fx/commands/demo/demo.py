@@ -104,8 +104,8 @@ def record_base(arm: Arm, rate: float, corpus: Corpus, settings: Settings, path:
 
 
 def to_table(curves: Sequence[Curve]) -> Table:
-    """Return the loss at every rate, with the lowest
-    of each column in bold, and the optima below.
+    """Return the loss at every rate, with the lowest of each column in bold, and the optima
+    below.
     """
     table = Table(title="Validation loss, nats per byte")
     table.add_column("learning rate", justify="right")

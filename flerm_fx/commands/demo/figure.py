@@ -82,8 +82,8 @@ def to_png(curves: Sequence[Curve], title: str) -> bytes:
 
 
 def to_svg(curves: Sequence[Curve], title: str) -> str:
-    """Return the picture as an ``<svg>`` element without
-    background, in the colour of the text around.
+    """Return the picture as an ``<svg>`` element without background, in the colour of the text
+    around.
     """
     text = io.StringIO()
     # The salt makes the element ids, and with them the file, the same every time.

@@ -1,5 +1,5 @@
-"""This module finds where a curve of loss against
-learning rate is lowest, and compares two curves.
+"""This module finds where a curve of loss against learning rate is lowest, and compares two
+curves.
 """
 
 import math

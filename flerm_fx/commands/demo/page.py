@@ -21,8 +21,8 @@ th { vertical-align: bottom; }
 
 
 def to_page(curves: Sequence[Curve], title: str, verdict: str, settings: str) -> str:
-    """Return a page with the verdict, the picture
-    (inline SVG) and the table, for dark and light.
+    """Return a page with the verdict, the picture (inline SVG) and the table, for dark and
+    light.
     """
     header = "".join(
         f'<th scope="col" style="border-bottom: 3px solid {colour}">{escape(curve.name)}</th>'

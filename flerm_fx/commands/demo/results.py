@@ -9,8 +9,8 @@ from flerm_fx.commands.demo.settings import Settings
 
 
 def to_results(curves: Sequence[Curve], verdict: str, settings: Settings, seconds: float) -> str:
-    """Return settings, curves, optima and transfer
-    (octaves, nats per byte); what is not finite is null.
+    """Return settings, curves, optima and transfer (octaves, nats per byte); what is not finite is
+    null.
 
     ``curves`` are the small model's, standard training's and the compiled one's, in this order.
     """

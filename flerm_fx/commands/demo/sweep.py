@@ -106,8 +106,8 @@ def _collect(
     steps: int,
     progress: Progress,
 ) -> dict[tuple[str, float], float]:
-    """Wait for all runs, pass their steps on to
-    ``progress``, and return the losses by name and rate.
+    """Wait for all runs, pass their steps on to ``progress``, and return the losses by name and
+    rate.
     """
     missing = dict.fromkeys(futures.values(), steps)
     losses: dict[tuple[str, float], float] = {}

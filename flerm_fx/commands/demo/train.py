@@ -17,8 +17,8 @@ DIVERGED = 2 * math.log(256)
 
 @dataclass(frozen=True)
 class Task:
-    """A ``Task`` holds what all runs have in common:
-    the steps, the batches and how the loss is taken.
+    """A ``Task`` holds what all runs have in common: the steps, the batches and how the loss is
+    taken.
 
     Attributes:
         steps: optimizer steps.

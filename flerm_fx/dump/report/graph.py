@@ -104,8 +104,8 @@ def _doubt(doubt: Doubt | None) -> Packed:
 
 
 def finite(number: float) -> float | None:
-    """Return the number to six digits, which a report
-    shows at most; None for what JSON cannot hold.
+    """Return the number to six digits, which a report shows at most; None for what JSON cannot
+    hold.
 
     >>> finite(1 / 3), finite(float("nan"))
     (0.333333, None)

@@ -1,5 +1,5 @@
-"""The outline has a parameter graph as rows in
-execution order, nested by module, with repeats as runs.
+"""The outline has a parameter graph as rows in execution order, nested by module, with repeats as
+runs.
 
 A row is a junction on data: a *site* reads parameters, a *meeting* joins values alone, such as the
 addition of a residual stream. Rows stay in execution order, so that data flows one way; a module
@@ -146,8 +146,8 @@ def _around(before: _Path, after: _Path, sources: Sequence[_Path]) -> _Path:
 
 
 def _up_to_index(path: _Path, length: int) -> _Path:
-    """Return a path cut where a block of a list begins:
-    at a length, or behind the next index in it.
+    """Return a path cut where a block of a list begins: at a length, or behind the next index in
+    it.
 
     >>> _up_to_index(("stages", "0", "layers", "2", "norm"), 3)
     ('stages', '0', 'layers', '2')

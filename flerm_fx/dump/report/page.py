@@ -80,8 +80,8 @@ def matching_to_html(
     shapes: Mapping[str, Sequence[int]],
     matches: Mapping[str, Match],
 ) -> str:
-    """Return the matching of a base and a target, for
-    a person to judge before anything is measured.
+    """Return the matching of a base and a target, for a person to judge before anything is
+    measured.
 
     Args:
         profile: of the base.

@@ -14,8 +14,8 @@ def trajectory_data(
     assignments: Sequence[Assignment] = (),
     target: Trajectory | None = None,
 ) -> dict[str, Any] | None:
-    """Return steps, learning rates and one FSLR a step
-    for each parameter, or None if none was recorded.
+    """Return steps, learning rates and one FSLR a step for each parameter, or None if none was
+    recorded.
 
     Args:
         profile: of the base.
