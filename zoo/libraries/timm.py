@@ -1,5 +1,7 @@
 """Vision models of ``timm`` at other depths of their stages."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -16,10 +18,9 @@ def _image(size: int) -> Tensor:
     return batch(3, size, size)
 
 
-def _timm(
+def _deep(
     name: str,
-    where: str,
-    kind: str,
+    maker: Callable[[], Callable[..., Any]],
     pairs: Any,
     size: int = 32,
     depth: str = "depths",
@@ -27,13 +28,30 @@ def _timm(
     rule: Rule | None = None,
     **settings: Any,
 ) -> Stack:
-    """A class of a module of timm, with one setting for the depths."""
+    """What ``maker`` imports, with one setting for the depths; a ``single`` one is a number."""
 
     def build(depths: Depths) -> nn.Module:
         own = {depth: depths[0] if single else depths}
-        build = getattr(_import(f"models.{where}"), kind)
-        return cast(nn.Module, build(num_classes=3, **own, **settings))
+        return cast(nn.Module, maker()(num_classes=3, **own, **settings))
 
+    return _configured(name, build, pairs, size, rule)
+
+
+def _timm(name: str, where: str, kind: str, pairs: Any, size: int = 32, **settings: Any) -> Stack:
+    """A class of a module of timm."""
+    return _deep(name, lambda: getattr(_import(f"models.{where}"), kind), pairs, size, **settings)
+
+
+def _named(name: str, model: str, pairs: Any, size: int = 32, **settings: Any) -> Stack:
+    """A registered model of timm."""
+    return _deep(
+        name, lambda: partial(_import("models").create_model, model), pairs, size, **settings
+    )
+
+
+def _configured(
+    name: str, build: Any, pairs: Any, size: int = 32, rule: Rule | None = None
+) -> Stack:
     return stack(name, "timm", build, lambda: _image(size), pairs, rule)
 
 
@@ -46,23 +64,6 @@ def _in_a_row(pair: Pair) -> dict[str, str]:
             found[f"blocks.{starts[1] + j}"] = f"blocks.{starts[0] + j * n // m}"
         starts = [starts[0] + n, starts[1] + m]
     return found
-
-
-def _named(name: str, model: str, pairs: Any, size: int = 32, **settings: Any) -> Stack:
-    """A registered model of timm."""
-    depth = settings.pop("depth", "depths")
-    single = settings.pop("single", False)
-
-    def build(depths: Depths) -> nn.Module:
-        own = {depth: depths[0] if single else depths}
-        create = _import("models").create_model
-        return cast(nn.Module, create(model, num_classes=3, **own, **settings))
-
-    return stack(name, "timm", build, lambda: _image(size), pairs)
-
-
-def _configured(name: str, build: Any, pairs: Any, size: int = 32) -> Stack:
-    return stack(name, "timm", build, lambda: _image(size), pairs)
 
 
 def _coatnet(kinds: tuple[Any, ...]) -> Any:
@@ -155,6 +156,14 @@ def _efficientnet(depths: Depths) -> nn.Module:
 
 
 WIDE4 = (16, 16, 32, 32)
+VIT: dict[str, Any] = {
+    "depth": "depth",
+    "single": True,
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 16,
+    "num_heads": 2,
+}
 FIRST = [((1, 1, 1, 1), (1, 2, 3, 1)), ((1, 1, 1, 1), (2, 1, 2, 2))]
 
 STACKS = [
@@ -252,24 +261,14 @@ STACKS = [
         "vision_transformer",
         "VisionTransformer",
         ONE,
-        depth="depth",
-        single=True,
-        img_size=32,
-        patch_size=8,
-        embed_dim=16,
-        num_heads=2,
+        **VIT,
     ),
     _timm(
         "vit-layerscale",
         "vision_transformer",
         "VisionTransformer",
         ONE,
-        depth="depth",
-        single=True,
-        img_size=32,
-        patch_size=8,
-        embed_dim=16,
-        num_heads=2,
+        **VIT,
         init_values=0.1,
         qk_norm=True,
     ),
@@ -277,48 +276,28 @@ STACKS = [
         "vit-parallel",
         "vit_small_patch16_18x2_224",
         ONE,
-        depth="depth",
-        single=True,
-        img_size=32,
-        patch_size=8,
-        embed_dim=16,
-        num_heads=2,
+        **VIT,
     ),
     _timm(
         "deit-distilled",
         "deit",
         "VisionTransformerDistilled",
         ONE,
-        depth="depth",
-        single=True,
-        img_size=32,
-        patch_size=8,
-        embed_dim=16,
-        num_heads=2,
+        **VIT,
     ),
     _timm(
         "beit",
         "beit",
         "Beit",
         ONE,
-        depth="depth",
-        single=True,
-        img_size=32,
-        patch_size=8,
-        embed_dim=16,
-        num_heads=2,
+        **VIT,
     ),
     _timm(
         "eva",
         "eva",
         "Eva",
         ONE,
-        depth="depth",
-        single=True,
-        img_size=32,
-        patch_size=8,
-        embed_dim=16,
-        num_heads=2,
+        **VIT,
         swiglu_mlp=True,
         use_rot_pos_emb=True,
     ),
