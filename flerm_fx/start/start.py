@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,19 @@ ANSWER = 1e-3
 allows."""
 
 
+@dataclass(frozen=True)
+class Settled:
+    """``Settled`` is what was seen on the way to a start.
+
+    Attributes:
+        moments: what was measured, by settling step.
+        losses: of all steps, each on its batch and before it.
+    """
+
+    moments: Mapping[int, Moment]
+    losses: tuple[float, ...]
+
+
 Follow = Callable[[int, Moment], Multipliers | None]
 """From a step and what was measured there to the multipliers that hold from this step on; None, at
 the last step of a round, to end there."""
@@ -44,7 +57,7 @@ def measure_settling(
     draw_seed: int | None = None,
     prober: CaptureProber | None = None,
     is_sized: Callable[[int], bool] = lambda step: True,
-) -> dict[int, Moment]:
+) -> Settled:
     """Return what is measured at each settling step, of which :func:`start_of` makes the start.
 
     The steps are :func:`flerm_fx.recipe.schedule.settling_steps`, and after them, for as many more
@@ -110,7 +123,7 @@ def measure_settling(
             if goes_on and index == end:
                 end += settle
                 wanted = of_start
-    return moments
+        return Settled(moments, tuple(walk.losses))
 
 
 def start_of(moments: Mapping[int, Moment], procedure: StartProcedure) -> dict[str, Estimate]:

@@ -38,6 +38,7 @@ from flerm_fx.start.precision import (
     warn_of_rounding,
 )
 from flerm_fx.start.procedure import StartProcedure, batch_loss
+from flerm_fx.start.slower import warn_of_rate
 from flerm_fx.start.start import measure_settling, measure_start, start_of
 from flerm_fx.training.logs import Log
 from flerm_fx.training.recorder import Beginning, Recorder
@@ -137,8 +138,9 @@ def record(
         A :class:`Recorder`: a context manager with a ``profile``.
 
     Warns:
-        UserWarning: the pool is a single batch, and ``settle`` is not given; or weights are in half
-            precision, and the model does not run in float32, in which it would be measured.
+        UserWarning: the pool is a single batch, and ``settle`` is not given; weights are in half
+            precision, and the model does not run in float32, in which it would be measured; or the
+            model settles at a lower loss where it takes the same steps at a third of its rates.
 
     Raises:
         InputError: unusable inputs, targets or options.
@@ -221,10 +223,10 @@ def record(
     check_printable([list(twin.parameters), to_json(graph), rules])
     prober = CaptureProber(twin, ranks)
     with told("measuring the start"):
-        on_the_way = measure_settling(
-            twin, measured_on, prober=prober, is_sized=lambda _: settle > 0
-        )
-    start = start_of(on_the_way, measured_on)
+        settled = measure_settling(twin, measured_on, prober=prober, is_sized=lambda _: settle > 0)
+    start = start_of(settled.moments, measured_on)
+    with told("settling at a third of the rate"):
+        warn_of_rate(twin, measured_on, settled.losses, stacklevel=2)
     # Exactly 0: an FSLR within rounding, such as that of an attention key's bias, is as small
     # at any later step.
     at_zero = any(e.value == 0 and graph.nodes[n]["op"] and run.rate(n) for n, e in start.items())
@@ -238,7 +240,7 @@ def record(
         shapes={name: tuple(p.shape) for name, p in twin.parameters.items()},
         start=start,
         late=late,
-        settling=on_the_way if settle else {},
+        settling=settled.moments if settle else {},
         resolve_after=resolve_after,
     )
     precise = is_coarse(model) and not obstacle
