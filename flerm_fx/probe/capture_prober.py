@@ -270,7 +270,11 @@ class CaptureProber:
     ) -> Inputs:
         """Return the examples whose turn it is, or all of them, where they cannot be told apart."""
         part = turn.of(inputs)
-        if part is inputs or not self._holds_for(part) or self._coupled(parameters, updates, inputs):
+        if (
+            part is inputs
+            or not self._holds_for(part)
+            or self._coupled(parameters, updates, inputs)
+        ):
             return inputs
         return part
 

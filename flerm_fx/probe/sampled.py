@@ -56,8 +56,9 @@ def relative_errors(mean_square: Tensor, variance: Tensor) -> Tensor:
     r"""Return the relative errors of roots of mean squares, few draws included.
 
     A mean square of the relative variance :math:`\rho^2` is taken for one of :math:`\nu` normal
-    numbers. Of these :math:`\rho^2` is estimated by :math:`2 / (\nu + 2)` (:meth:`Samples.variance`),
-    and the logarithm of a :math:`\chi^2_\nu` has the variance :math:`\psi_1(\nu / 2)`, so that
+    numbers. Of these :math:`\rho^2` is estimated by :math:`2 / (\nu + 2)`
+    (:meth:`Samples.variance`), and the logarithm of a :math:`\chi^2_\nu` has the variance
+    :math:`\psi_1(\nu / 2)`, so that
 
     .. math:: \epsilon = \tfrac12 \sqrt{\psi_1(\rho^{-2} - 1)}.
 
