@@ -1,8 +1,8 @@
 """``python -m benchmarks.following``: what matching a run adds to training it.
 
 A run is matched as by default, every 100 steps of 1,000. What is timed is the attachment, and steps
-that are measured beside steps that are not; what all of them add to 1,000 steps follows. Times are of the
-processor, on one thread.
+that are measured beside steps that are not; what all of them add to 1,000 steps follows. Times are
+of the processor, on one thread.
 """
 
 import statistics

@@ -54,8 +54,8 @@ class Estimate:
 
         .. math:: F \exp \frac{\epsilon^2}{1 + \epsilon^2}
 
-        It is made with the relative error :math:`\epsilon`. Of :math:`\nu` squared normal numbers, the
-        logarithm of the root of the mean is :math:`\tfrac12 (\log \tfrac\nu2 -
+        It is made with the relative error :math:`\epsilon`. Of :math:`\nu` squared normal numbers,
+        the logarithm of the root of the mean is :math:`\tfrac12 (\log \tfrac\nu2 -
         \psi(\tfrac\nu2))` too low on average, and :math:`\epsilon^2 = \tfrac14
         \psi_1(\tfrac\nu2)` (:func:`flerm_fx.probe.sampled.relative_errors`); the two agree
         within 0.01 for two numbers or more, and within 0.1 for one.
