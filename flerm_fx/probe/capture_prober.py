@@ -29,9 +29,10 @@ from flerm_fx.probe.planner import (
     plan,
     sampled_cost,
 )
-from flerm_fx.probe.sampled import Samples, output_size, sampled
+from flerm_fx.probe.sampled import Samples, output_size, relative_errors, sampled
 from flerm_fx.probe.streamed import device_of_inputs, streams
 from flerm_fx.probe.taps import TapNodes, no_axis
+from flerm_fx.probe.turns import Turn
 from flerm_fx.probe.workload import Workload, workload
 
 
@@ -73,6 +74,7 @@ class CaptureProber:
         rtol: float = 0.05,
         samples: int | None = None,
         generator: torch.Generator | None = None,
+        turn: Turn | None = None,
     ) -> dict[str, Estimate]:
         """FSLR of every parameter in ``updates``, at ``parameters``.
 
@@ -88,6 +90,9 @@ class CaptureProber:
             samples: draws per example, or passes of the paper's methods; chosen from ``rtol``
                 if None.
             generator: source of the cotangents; seeded with 0 if None.
+            turn: the examples that are measured, where none influences another and the graph holds
+                for as few; all are, if None. The paper's methods take all. One of several turns
+                has the draws that should reach ``rtol``, and none beyond: a mean follows.
 
         Raises:
             InputError: an unknown method, or a tolerance or number of samples out of range.
@@ -110,6 +115,8 @@ class CaptureProber:
                 for values in (parameters, ordered)
             )
         read = self._read_by_graph(parameters)
+        if turn is not None and method in ("auto", "exact", "sampled"):
+            inputs = self._taken(turn, read, ordered, inputs)
         if method in ("full_cov", "iid", "kronecker"):
             passes = samples or PASSES
             estimates = {
@@ -129,7 +136,8 @@ class CaptureProber:
         elif method == "sampled":
             estimates = self._sampled(read, ordered, inputs, rtol, samples, generator)
         else:
-            estimates = self._auto(read, ordered, inputs, rtol, generator)
+            again = turn is None or turn.turns == 1
+            estimates = self._auto(read, ordered, inputs, rtol, generator, again=again)
         for name, estimate in estimates.items():
             if not (math.isfinite(estimate.value) and math.isfinite(estimate.stderr)):
                 raise EstimateError(
@@ -182,6 +190,8 @@ class CaptureProber:
         inputs: Inputs,
         rtol: float,
         generator: torch.Generator,
+        *,
+        again: bool,
     ) -> dict[str, Estimate]:
         if self.captured.probe_module is None and self.captured.own_backward:
             # Such a backward pass is all there may be: exact would take one of second order.
@@ -197,7 +207,7 @@ class CaptureProber:
             return self._exact(parameters, updates, inputs)
         taken = [self._draw(parameters, updates, inputs, chosen.cotangents, generator)]
         # Examples that change unequally need more draws than planned; exact may then be cheaper.
-        while (worst := _worst(self._estimates(taken))) > rtol:
+        while again and (worst := _worst(self._estimates(taken))) > rtol:
             more = max(1, round(_draws(taken) * ((worst / rtol) ** 2 - 1)))
             examples, coordinates = chosen.cotangents.examples, chosen.cotangents.coordinates
             if sampled_cost(work, examples, coordinates, more) > exact_cost(work):
@@ -251,6 +261,33 @@ class CaptureProber:
         mine = samples.squares[: rows.stop - rows.start]
         return replace(samples, squares=self.ranks.joined(mine, size))
 
+    def _taken(
+        self,
+        turn: Turn,
+        parameters: Mapping[str, Tensor],
+        updates: Mapping[str, Tensor],
+        inputs: Inputs,
+    ) -> Inputs:
+        """Return the examples whose turn it is, or all of them, where they cannot be told apart."""
+        part = turn.of(inputs)
+        if (
+            part is inputs
+            or not self._holds_for(part)
+            or self._coupled(parameters, updates, inputs)
+        ):
+            return inputs
+        return part
+
+    def _holds_for(self, inputs: Inputs) -> bool:
+        """Tell whether the graph holds for a batch of this size."""
+        if self.captured.guards is None:
+            return True
+        try:
+            self.captured.guards(*self.captured.flat(inputs))
+        except AssertionError:
+            return False
+        return True
+
     def _share(
         self, parameters: Mapping[str, Tensor], updates: Mapping[str, Tensor], inputs: Inputs
     ) -> Inputs | None:
@@ -258,13 +295,7 @@ class CaptureProber:
         share = self.ranks.share(inputs)
         if share is None or self._coupled(parameters, updates, inputs):
             return None
-        if self.captured.guards is not None:
-            try:
-                for of_some_rank in self.ranks.shares(inputs):
-                    self.captured.guards(*self.captured.flat(of_some_rank))
-            except AssertionError:
-                return None
-        return share
+        return share if all(map(self._holds_for, self.ranks.shares(inputs))) else None
 
     def _estimates(self, taken: list[Samples]) -> dict[str, Estimate]:
         """Estimates from independent sets of draws, each weighted by its number of draws."""
@@ -272,8 +303,7 @@ class CaptureProber:
         squares = sum(w * s.mean_square().double() for w, s in zip(weights, taken, strict=True))
         variance = sum(w**2 * s.variance().double() for w, s in zip(weights, taken, strict=True))
         values = torch.as_tensor(squares).sqrt()
-        # d sqrt(v) = dv / (2 sqrt(v))
-        errors = torch.where(values > 0, torch.as_tensor(variance).sqrt() / (2 * values), 0.0)
+        errors = values * relative_errors(torch.as_tensor(squares), torch.as_tensor(variance))
         note = "; ".join(filter(None, (self.captured.reason, self._coupling)))
         every = taken[0].cotangents.every
         method, samples = ("exact", 0) if every else ("sampled", _draws(taken))

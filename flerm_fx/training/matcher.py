@@ -221,7 +221,8 @@ class Matcher(Attached):
 
     def _observed(self, observed: Observed) -> Callable[[], None]:
         unit = self._target.unit(observed, self.multipliers)
-        fslrs = self._prober.estimate(unit)
+        turn = self._following.turn(observed.step, len(self.history))
+        fslrs = self._prober.estimate(unit, turn)
         following = self._next_multipliers(unit, fslrs)
         self._target.rematch(observed, self.multipliers, following)
         self.multipliers = following

@@ -116,8 +116,9 @@ def match(
         mapping: as for :func:`flerm_fx.compile`.
         on_unmatched: as for :func:`flerm_fx.compile`.
         method: as for :func:`flerm_fx.measure`.
-        rtol: as for :func:`flerm_fx.measure`, of one measurement; by default 0.35 where means are
-            followed, which is one draw for five examples or more, and 0.05 otherwise.
+        rtol: as for :func:`flerm_fx.measure`, of one measurement; by default 0.05, and 0.2 where
+            means are followed. A measurement is of a quarter of the examples then, which take
+            turns.
         log: called with ``{"flerm/fslr/<parameter>": …, "flerm/multiplier/<parameter>": …}`` and
             the step at each measurement.
         progress: whether to show in a terminal or a notebook, with tqdm installed, what a step

@@ -15,6 +15,7 @@ from flerm_fx.model.untouched import untouched
 from flerm_fx.probe.capture_prober import CaptureProber
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
+from flerm_fx.probe.turns import Turn
 from flerm_fx.training.observer import Observed
 
 
@@ -62,8 +63,12 @@ class RunningProber:
             _let_go(prober)
         self._probers = {modes(model): prober if captured else prober.bound(model)}
 
-    def estimate(self, observed: Observed) -> dict[str, Estimate]:
+    def estimate(self, observed: Observed, turn: Turn | None = None) -> dict[str, Estimate]:
         """FSLR of each parameter that the step has trained.
+
+        Args:
+            observed: the step.
+            turn: the examples to measure on; all if None.
 
         Raises:
             EstimateError: a NaN or infinite FSLR.
@@ -83,6 +88,7 @@ class RunningProber:
                 method=self._method,
                 rtol=self._rtol,
                 generator=torch.Generator().manual_seed((self._seed + observed.step) % 2**64),
+                turn=turn,
             )
 
     def _prober(self, model: nn.Module) -> CaptureProber:
