@@ -101,6 +101,8 @@ class Pooled(Following):
         course: of the base.
         run: the target's optimizers; parameters of different groups are not pooled.
         held_until: the step up to which multipliers stay as the run began.
+        trust: standard deviations of the logarithms of those that it began with
+            (:func:`flerm_fx.assign.pooling.pooled`).
         is_last: whether nothing is measured behind that step.
     """
 
@@ -108,11 +110,19 @@ class Pooled(Following):
     """One draw of a batch of five examples or more; single steps scatter by twice as much."""
     least = None
 
-    def __init__(self, course: Course, run: Optimizers, held_until: int, *, is_last: bool) -> None:
+    def __init__(
+        self,
+        course: Course,
+        run: Optimizers,
+        held_until: int,
+        trust: Mapping[str, float],
+        *,
+        is_last: bool,
+    ) -> None:
         self._own, self._met = GeometricMeans(), GeometricMeans()
         super().__init__(course, own=self._own, met=self._met)
         self._roles = {name: (role, run.index(name)) for name, role in course.roles.items()}
-        self._held_until = held_until
+        self._held_until, self._trust = held_until, trust
         self._is_last = is_last
 
     def follow(
@@ -141,7 +151,7 @@ class Pooled(Following):
         self._met.add({name: to_meet[name] for name in both})
         if step < self._held_until:
             return {}
-        rows = pooled(self._rows(began), self._roles, began)
+        rows = pooled(self._rows(began), self._roles, began, self._trust)
         return {row.parameter: row.multiplier for row in rows if row.base}
 
     def _rows(self, began: Multipliers) -> list[Assignment]:

@@ -58,6 +58,7 @@ class Matcher(Attached):
         optimizers: its optimizers.
         run: their rules and rates.
         target: gives the model its multipliers.
+        predicted: the multipliers that it is to begin with; none if empty.
         following: how they follow the base's course.
         prober: measures the run's own updates.
         schedule: the steps to measure at.
@@ -70,15 +71,17 @@ class Matcher(Attached):
         optimizers: Sequence[Optimizer],
         run: Optimizers,
         target: PlainTarget | ScaledTarget,
+        predicted: Mapping[str, float],
         following: Following,
         prober: RunningProber,
         schedule: Schedule,
         log: Log | None,
     ) -> None:
         given = target.multipliers()
-        self.multipliers = dict.fromkeys(following.course.parameters, 1.0) | given
+        ones = dict.fromkeys(following.course.parameters, 1.0)
+        self.multipliers: dict[str, float] = ones | dict(predicted) | given
         self.history: list[Measurement] = []
-        self._began = dict(self.multipliers) if given else {}
+        self._began = self.multipliers | dict(predicted) if given or predicted else {}
         self._run, self._target, self._following, self._prober = run, target, following, prober
         self._log = log
         self._observer = UpdateObserver(
