@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from flerm_fx.align.aligning import Match
+from flerm_fx.align.aligning import Match, OnUnmatched
 from flerm_fx.align.parameter_graph import capture_graph
+from flerm_fx.align.patterns import Mapped
 from flerm_fx.assign.assignment import Assignment, Status
 from flerm_fx.assign.matches import leader, wanted
 from flerm_fx.assign.predictor import Predictor
 from flerm_fx.boundary.notebook import folded_table
-from flerm_fx.boundary.options import described
 from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import LawError, shown
+from flerm_fx.laws.courses import course_of, followed
 from flerm_fx.laws.file import read, write
 from flerm_fx.laws.holding import Finding
 from flerm_fx.laws.points import (
@@ -25,7 +26,9 @@ from flerm_fx.laws.points import (
     Point,
     Role,
     base_roles,
+    check_points,
     log_sizes,
+    one_profile,
     points,
     share_of,
 )
@@ -90,9 +93,9 @@ class ScalingLaw(Predictor):
             'predicted'
         """
         models = list(compiled_models)
-        profile = _one_profile(models)
+        profile = one_profile(models)
         by_role = points(models, profile)
-        _check_points(by_role)
+        check_points(by_role)
         of_base = base_roles(profile)
         seen = {
             of_base[leader(profile.optimizers, row.base)].name
@@ -107,6 +110,37 @@ class ScalingLaw(Predictor):
         )
         law._check_moved()
         return law
+
+    @classmethod
+    def fit_trajectories(
+        cls,
+        base_profile: BaseProfile,
+        profiles: Iterable[BaseProfile],
+        *,
+        mapping: Mapped | None = None,
+        on_unmatched: OnUnmatched = "error",
+    ) -> ScalingLaw:
+        """Fit a law to FSLRs of the real updates of runs, in place of starts.
+
+        The base and larger models are recorded as they train, at the same steps, each at rates that
+        train it well: with the multipliers of :func:`flerm_fx.compile`, say
+        (:func:`flerm_fx.laws.courses.followed`).
+
+        Args:
+            base_profile: with the trajectory of the base, best the mean over several seeds.
+            profiles: of larger models, with theirs. Their starts are not read: ``settle=0`` saves
+                the steps.
+            mapping: as for :func:`flerm_fx.compile`.
+            on_unmatched: as for :func:`flerm_fx.compile`.
+
+        Raises:
+            LawError: the base has no trajectory behind its warm-up, another one lacks its steps, or
+                as for :meth:`fit`.
+            MatchError: parameters that structure cannot match.
+            OptimizerError: another rule than the base's trained a parameter.
+        """
+        profile = course_of(base_profile)
+        return cls.fit(followed(profile, each, mapping, on_unmatched) for each in profiles)
 
     def _check_moved(self) -> None:
         if not any(any(point.log_sizes) for of in self.points.values() for point in of):
@@ -317,46 +351,8 @@ class ScalingLaw(Predictor):
         """
         law = cls(*read(path))
         try:
-            _check_points(law.points)
+            check_points(law.points)
             law._check_moved()
         except LawError as error:
             raise LawError(f"{shown(path)}: {error}") from error
         return law
-
-
-def _one_profile(models: Sequence[Compiled]) -> BaseProfile:
-    if not models:
-        raise LawError("there are no compiled models to fit; pass what flerm_fx.compile returned")
-    for compiled in models:
-        if getattr(compiled, "base_profile", None) is None:
-            raise LawError(
-                f"a law is fitted to what flerm_fx.compile returned, got {described(compiled)}"
-            )
-        if any(row.status == "predicted" for row in compiled.assignments):
-            raise LawError(
-                "one of the models has multipliers that a law predicted; fit to models that were "
-                "measured (flerm_fx.compile(model, base_profile))"
-            )
-    first = models[0].base_profile
-    assert first is not None
-    for compiled in models[1:]:
-        other = compiled.base_profile
-        assert other is not None
-        if other.shapes != first.shapes or other.start != first.start:
-            raise LawError(
-                "the models were compiled against several profiles; a law goes through one base"
-            )
-    return first
-
-
-def _check_points(by_role: Mapping[str, Sequence[Point]]) -> None:
-    if not by_role:
-        raise LawError("no parameter of the models was matched, so there is nothing to fit")
-    for role, of in by_role.items():
-        for point in of:
-            numbers = (*point.log_sizes, point.log_multiplier, point.error, point.noise)
-            if not all(map(math.isfinite, numbers)):
-                raise LawError(
-                    f"the multiplier of {shown(role)} in model {point.model} is not finite; "
-                    "measure that model again, or leave it out"
-                )

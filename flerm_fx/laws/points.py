@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pvariance
 from typing import Any, Protocol
@@ -12,6 +12,8 @@ from typing import Any, Protocol
 from flerm_fx.align.roles import roles
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.assign.matches import leader, wanted_estimate
+from flerm_fx.boundary.options import described
+from flerm_fx.errors import LawError, shown
 from flerm_fx.profile.profile import BaseProfile
 
 
@@ -154,3 +156,53 @@ def _relative_error(profile: BaseProfile, name: str) -> float:
     if profile.late and not profile.start[name].value:
         return profile.late[name].relative_error
     return profile.start[name].relative_error
+
+
+def one_profile(models: Sequence[Compiled]) -> BaseProfile:
+    """Return the profile that all models were measured against.
+
+    Raises:
+        LawError: there are no models, or several profiles, or some were predicted.
+    """
+    if not models:
+        raise LawError(
+            "there are no compiled models or profiles to fit; pass those of several sizes"
+        )
+    for compiled in models:
+        if getattr(compiled, "base_profile", None) is None:
+            raise LawError(
+                f"a law is fitted to what flerm_fx.compile returned, got {described(compiled)}"
+            )
+        if any(row.status == "predicted" for row in compiled.assignments):
+            raise LawError(
+                "one of the models has multipliers that a law predicted; fit to models that were "
+                "measured (flerm_fx.compile(model, base_profile))"
+            )
+    first = models[0].base_profile
+    assert first is not None
+    for compiled in models[1:]:
+        other = compiled.base_profile
+        assert other is not None
+        if other.shapes != first.shapes or other.start != first.start:
+            raise LawError(
+                "the models were compiled against several profiles; a law goes through one base"
+            )
+    return first
+
+
+def check_points(by_role: Mapping[str, Sequence[Point]]) -> None:
+    """Check that there are points, of finite numbers.
+
+    Raises:
+        LawError: there are none, or one is not finite.
+    """
+    if not by_role:
+        raise LawError("no parameter of the models was matched, so there is nothing to fit")
+    for role, of in by_role.items():
+        for point in of:
+            numbers = (*point.log_sizes, point.log_multiplier, point.error, point.noise)
+            if not all(map(math.isfinite, numbers)):
+                raise LawError(
+                    f"the multiplier of {shown(role)} in model {point.model} is not finite; "
+                    "measure that model again, or leave it out"
+                )

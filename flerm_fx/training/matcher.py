@@ -14,16 +14,13 @@ from flerm_fx.errors import InputError, ProfileError
 from flerm_fx.probe.estimate import Estimate, rows
 from flerm_fx.profile.trajectory import Trajectory
 from flerm_fx.recipe.optimizers import Optimizers
-from flerm_fx.recipe.schedule import Schedule
+from flerm_fx.recipe.schedule import RISEN, Schedule
 from flerm_fx.training.following import Following
 from flerm_fx.training.logs import FSLR, MULTIPLIER, Log, log_call
 from flerm_fx.training.observer import Attached, Observed, UpdateObserver, measured_at
 from flerm_fx.training.running import RunningProber
 from flerm_fx.training.states import State, a_rate, a_step, items
 from flerm_fx.training.targets import PlainTarget, ScaledTarget
-
-RISEN = 0.5
-"""The part of a run's rate below which it still warms up."""
 
 
 @dataclass(frozen=True)
