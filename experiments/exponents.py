@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import flerm_fx
 from experiments import data, foreign
@@ -185,16 +185,26 @@ class Row:
     curved: bool
 
 
+def rate_of(family: Architecture, optimizer: str) -> float:
+    """At which a start of a family is settled."""
+    of_images = OF_IMAGES if family.data == "images" else {}
+    return of_images.get(optimizer, RATES[optimizer])
+
+
+def pool_of(name: data.Name, batch: int, batches: int) -> tuple[list[Tensor], list[Tensor]]:
+    """So many batches of inputs and targets, of contexts cut short."""
+    sample, generator = data.load(name).sample, torch.Generator().manual_seed(0)
+    pool = [sample(batch, generator) for _ in range(batches)]
+    if name == "bytes":
+        pool = [(x[:, :CONTEXT].contiguous(), y[:, :CONTEXT].contiguous()) for x, y in pool]
+    return [x for x, _ in pool], [y for _, y in pool]
+
+
 def rows(architecture: str, optimizer: str, settle: int) -> Iterator[Row]:
     """Fit one law."""
     family = ARCHITECTURES[architecture]
-    of_images = OF_IMAGES if family.data == "images" else {}
-    rate = of_images.get(optimizer, RATES[optimizer])
-    sample, generator = data.load(family.data).sample, torch.Generator().manual_seed(0)
-    pool = [sample(family.batch, generator) for _ in range(BATCHES if settle else 1)]
-    words = family.data == "bytes"
-    inputs = [x[:, :CONTEXT].contiguous() if words else x for x, _ in pool]
-    targets = [y[:, :CONTEXT].contiguous() if words else y for _, y in pool]
+    rate = rate_of(family, optimizer)
+    inputs, targets = pool_of(family.data, family.batch, BATCHES if settle else 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         profile = flerm_fx.record_seeds(
