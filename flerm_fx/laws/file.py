@@ -88,8 +88,8 @@ def read(path: str | Path) -> _Law:
         if unknown:
             raise ValueError(f"the base has no parameter {sorted(unknown)[0]!r}")
         for role, of in points.items():
-            rank = len(profile.shapes[role])
-            if not of or any(len(point.log_sizes) != rank for point in of):
+            axes = len(profile.shapes[role]) + 1  # and the depth
+            if not of or any(len(point.log_sizes) != axes for point in of):
                 raise ValueError(f"the points of {role!r} are none, or of another rank")
     except (KeyError, TypeError, ValueError, AttributeError, ProfileError) as error:
         raise LawError(

@@ -27,12 +27,13 @@ from flerm_fx.laws.points import (
     Role,
     base_roles,
     check_points,
+    depths,
     log_sizes,
     one_profile,
     points,
     share_of,
 )
-from flerm_fx.laws.role_law import Prediction, RoleLaw
+from flerm_fx.laws.role_law import UNMOVED, Prediction, RoleLaw
 from flerm_fx.probe.estimate import NOT_MEASURED, Estimate
 from flerm_fx.profile.profile import BaseProfile
 
@@ -44,10 +45,10 @@ class ScalingLaw(Predictor):
     .. math:: \log m_l = \log \mathrm{share}_l + \sum_a e_{r, a} \log \frac{n_a}{n_a^{base}}
 
     with one exponent :math:`e_{r, a}` for each role r, which are the parameters at one place of the
-    base's repeated blocks, and each axis a of their shape. Dimensions that have grown as one are
-    one axis. The law goes through the base, whose multipliers are 1, and the share of the base's
-    mass that a parameter answers to, which is what depth does, is exact and not fitted
-    (:func:`flerm_fx.align.align`).
+    base's repeated blocks, and each axis a: the dimensions of their shape, and the depth. What has
+    grown as one is one axis. The law goes through the base, whose multipliers are 1. The share of
+    the base's mass that a parameter answers to (:func:`flerm_fx.align.align`) is not fitted, and is
+    all that depth does where no model of the fit is deeper than the base.
 
     Attributes:
         profile: of the base.
@@ -146,7 +147,7 @@ class ScalingLaw(Predictor):
         if not any(any(point.log_sizes) for of in self.points.values() for point in of):
             raise LawError(
                 "the models do not differ from the base in size, so there is nothing to fit: "
-                "compile models that are, say, 2, 4 and 8 times as wide"
+                "compile models that are, say, 2, 4 and 8 times as wide or deep"
             )
 
     @cached_property
@@ -185,13 +186,16 @@ class ScalingLaw(Predictor):
         tested = [of.held_out for of in self.roles.values() if of.held_out]
         return math.sqrt(sum(t.miss**2 for t in tested) / len(tested)) if tested else None
 
-    def predict(self, role: str, sizes: Sequence[float], share: float = 1.0) -> Prediction:
+    def predict(
+        self, role: str, sizes: Sequence[float], share: float = 1.0, depth: float | None = None
+    ) -> Prediction:
         """Return the multiplier of a parameter of a role.
 
         Args:
             role: name of the first base parameter that has it.
             sizes: ratio of each of its dimensions to the base's.
             share: of the base's mass that it answers to.
+            depth: times the base's, 1 over the share if None.
 
         Raises:
             LawError: the law knows nothing of the role, or of sizes in these directions.
@@ -200,7 +204,8 @@ class ScalingLaw(Predictor):
             return Prediction(1.0, 0.0, math.inf, math.inf)
         if role not in self.roles:
             raise LawError(self._unknown(role, role))
-        of, logs = self.roles[role], [math.log(size) for size in sizes]
+        of = self.roles[role]
+        logs = [math.log(size) for size in (*sizes, 1 / share if depth is None else depth)]
         obstacle = of.obstacle(logs)
         if obstacle:
             raise LawError(f"{shown(role)}: {obstacle}")
@@ -214,23 +219,25 @@ class ScalingLaw(Predictor):
             for node in (captured.graph_module.graph.nodes if captured.graph_module else ())
             if "parameter" in node.meta
         }
+        deep = depths({n: sum(share for _, share in m.base) for n, m in matches.items() if m.base})
         refused, rows = [], []
         for name, parameter in captured.parameters.items():
             op = graph.nodes[name]["op"]
             try:
+                shape = tuple(parameter.shape)
                 rows.append(
-                    self._row(name, nodes.get(name, ""), op, tuple(parameter.shape), matches[name])
+                    self._row(name, nodes.get(name, ""), op, shape, matches[name], deep.get(name))
                 )
             except LawError as error:
                 refused.append(f"{name!r}: {error}")
         if refused:
             more = f", and {len(refused) - 4} more" if len(refused) > 4 else ""
             raise LawError("the law does not reach " + "; ".join(refused[:4]) + more)
-        for text in self._cautions(rows):
+        for text in self._cautions(rows, deep):
             warnings.warn(text, stacklevel=3)
         return tuple(rows)
 
-    def _cautions(self, rows: Sequence[Assignment]) -> Iterator[str]:
+    def _cautions(self, rows: Sequence[Assignment], depths: Mapping[str, float]) -> Iterator[str]:
         """Return what is to be said of predictions that are made all the same."""
         predicted = [row for row in rows if row.status == "predicted"]
         of_role = {row.parameter: self.roles[self._role(row)] for row in predicted}
@@ -242,16 +249,21 @@ class ScalingLaw(Predictor):
                 f"{len(set(map(id, of_role.values())))} roles; of {shown(first.role.name)}, "
                 f"{first.findings[0].text}. See check()"
             )
-        fitted = {round(math.log(p.shares), 3) for of in self.points.values() for p in of}
-        deep = [row for row in predicted if round(math.log(share_of(row)), 3) not in fitted]
+        places = {row.parameter: self._log_sizes(row, depths[row.parameter]) for row in predicted}
+        deep = [
+            row
+            for row in predicted
+            if abs(places[row.parameter][-1]) > UNMOVED and not of_role[row.parameter].knows_depth
+        ]
         if deep:
             row = min(deep, key=share_of)
             yield (
-                "the model has another depth than those that the law was fitted to: mass is "
-                f"conserved, by which {len(deep)} parameters have shares of it, such as "
-                f"{share_of(row):.3g} for {shown(row.parameter)}. That is assumed and not fitted"
+                "the model has another depth than the base and all that the law was fitted to: "
+                f"mass is conserved, by which {shown(row.parameter)} has {share_of(row):.3g} of "
+                f"it. That is assumed and not fitted, of {len(deep)} parameters; fit some models "
+                "in which the depth differs"
             )
-        below = [row for row in predicted if of_role[row.parameter].is_below(self._log_sizes(row))]
+        below = [row for row in predicted if of_role[row.parameter].is_below(places[row.parameter])]
         if below:
             yield (
                 f"{len(below)} parameters, such as {shown(below[0].parameter)}, are smaller than "
@@ -261,11 +273,18 @@ class ScalingLaw(Predictor):
     def _role(self, row: Assignment) -> str:
         return self._of_base[leader(self.profile.optimizers, row.base)].name
 
-    def _log_sizes(self, row: Assignment) -> tuple[float, ...]:
-        return log_sizes(row.shape, self.roles[self._role(row)].role.shape)
+    def _log_sizes(self, row: Assignment, depth: float) -> tuple[float, ...]:
+        of_base = self.roles[self._role(row)].role.shape
+        return (*log_sizes(row.shape, of_base), math.log(depth))
 
     def _row(
-        self, name: str, node: str, op: str, shape: tuple[int, ...], match: Match
+        self,
+        name: str,
+        node: str,
+        op: str,
+        shape: tuple[int, ...],
+        match: Match,
+        depth: float | None,
     ) -> Assignment:
         if not op or not match.base:
             status: Status = "unmatched" if op else "unused"
@@ -288,7 +307,7 @@ class ScalingLaw(Predictor):
                 f"it has shape {shape}, and its counterpart {self.profile.shapes[first]}"
             )
         ratios = [math.exp(x) for x in log_sizes(shape, of_base)]
-        predicted = self.predict(role, ratios, share)
+        predicted = self.predict(role, ratios, share, depth)
         value = to_meet / predicted.multiplier
         target = Estimate(value, value * min(predicted.error, 1e3), "predicted", 0)
         return Assignment(

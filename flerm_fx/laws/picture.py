@@ -11,6 +11,7 @@ from flerm_fx.boundary.files import path_of, reason, write_whole
 from flerm_fx.dump.plot import check_picture
 from flerm_fx.errors import InputError, shown
 from flerm_fx.laws.law import ScalingLaw
+from flerm_fx.laws.points import named
 from flerm_fx.laws.regression import on_axes
 from flerm_fx.laws.role_law import RoleLaw
 
@@ -105,8 +106,7 @@ def _panel(axes: "Axes", of: RoleLaw, at: int) -> None:
     axes.set_yscale("log", base=2)
     name = shown(of.role.name)
     axes.set_title(name if len(name) <= 38 else "…" + name[-37:], fontsize=9, parse_math=False)
-    dimensions = " and ".join(map(str, line.axes[at]))
-    several = "s" if len(line.axes[at]) > 1 else ""
-    axes.set_xlabel(f"dimension{several} {dimensions}, times the base's", fontsize=8)
+    what = named(line.axes[at], len(of.role.shape))
+    axes.set_xlabel(f"{what}, times the base's", fontsize=8)
     axes.text(0.04, 0.06, f"exponent {line.exponents[at]:+.2f}", transform=axes.transAxes)
     axes.grid(alpha=0.3)

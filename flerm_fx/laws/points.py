@@ -36,7 +36,8 @@ class Point:
     Attributes:
         model: which one, counted from 0.
         parameters: trainable numbers in the whole model.
-        log_sizes: logarithm of the ratio of each of the role's dimensions to the base's.
+        log_sizes: logarithm of the ratio of each of the role's dimensions to the base's, and last
+            of the depth (:func:`depths`).
         log_multiplier: mean of :math:`\log (m_l / \mathrm{share}_l)` over the parameters.
         error: its standard error, without that of the base, which all points of a role share.
         spread: standard deviation of single parameters about the mean.
@@ -93,6 +94,37 @@ def log_sizes(shape: Iterable[int], base: Iterable[int]) -> tuple[float, ...]:
     return tuple(math.log(n / b) for n, b in zip(shape, base, strict=True))
 
 
+def named(axis: Iterable[int], rank: int) -> str:
+    """Return the name of what grows as one: dimensions, or the depth, which is behind them.
+
+    >>> named((0, 1), 2), named((1, 2), 2), named((1,), 1)
+    ('dimensions 0 and 1', 'dimension 1 and depth', 'depth')
+    """
+    dimensions = [str(k) for k in axis if k < rank]
+    several = "s" if len(dimensions) > 1 else ""
+    parts = [f"dimension{several} {' and '.join(dimensions)}"] if dimensions else []
+    return " and ".join(parts + ["depth"] * (rank in axis))
+
+
+def depths(shares: Mapping[str, float]) -> dict[str, float]:
+    """Return how many times as deep as the base's the blocks are that each parameter is in.
+
+    It is what divides the mass of its counterparts. What is in no blocks that repeat has all mass
+    of its own, and the depth of the model: that of the blocks which have moved most.
+
+    Args:
+        shares: of the base's mass, by parameter.
+
+    >>> depths({"embed": 1.0, "blocks.0": 0.5, "blocks.1": 0.5})
+    {'embed': 2.0, 'blocks.0': 2.0, 'blocks.1': 2.0}
+    """
+    of_model = max(shares.values(), key=lambda share: abs(math.log(share)), default=1.0)
+    return {
+        name: 1 / (of_model if math.isclose(share, 1.0, rel_tol=1e-6) else share)
+        for name, share in shares.items()
+    }
+
+
 def points(models: Iterable[Compiled], profile: BaseProfile) -> dict[str, list[Point]]:
     """Return the points of each role that was matched in some model, by the role's name."""
     of_base = base_roles(profile)
@@ -100,12 +132,14 @@ def points(models: Iterable[Compiled], profile: BaseProfile) -> dict[str, list[P
     by_role: dict[str, list[Point]] = defaultdict(list)
     for model, compiled in enumerate(models):
         size = sum(math.prod(row.shape) for row in compiled.assignments)
-        alike: dict[tuple[str, tuple[int, ...]], list[Assignment]] = defaultdict(list)
+        deep = depths({row.parameter: share_of(row) for row in compiled.assignments if row.base})
+        alike: dict[tuple[str, tuple[int, ...], float], list[Assignment]] = defaultdict(list)
         for row in compiled.assignments:
             if row.status == "matched" and row.base:
-                alike[of_base[leader(run, row.base)].name, row.shape].append(row)
-        for (role, shape), rows in alike.items():
-            ratios = log_sizes(shape, of_base[role].shape)
+                depth = round(math.log(deep[row.parameter]), 9)
+                alike[of_base[leader(run, row.base)].name, row.shape, depth].append(row)
+        for (role, shape, depth), rows in alike.items():
+            ratios = (*log_sizes(shape, of_base[role].shape), depth)
             by_role[role].append(_point(model, size, ratios, rows, profile))
     return dict(by_role)
 

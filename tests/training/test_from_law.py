@@ -71,7 +71,7 @@ def made_up(profile: BaseProfile, error: float) -> ScalingLaw:
             Point(
                 model=2 * octave + sign,
                 parameters=4**octave,
-                log_sizes=moved(name, octave),
+                log_sizes=(*moved(name, octave), 0.0),
                 log_multiplier=exponents[name] * octave * math.log(2) + (2 * sign - 1) * error,
                 error=error,
                 spread=0.0,
