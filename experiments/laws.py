@@ -13,7 +13,7 @@ import dataclasses
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
@@ -24,7 +24,16 @@ from torch import nn
 
 import flerm_fx
 from experiments.data import Name
-from experiments.exponents import ARCHITECTURES, BATCHES, CONTEXT, pool_of, rate_of
+from experiments.exponents import (
+    ARCHITECTURES,
+    BATCHES,
+    CONTEXT,
+    RATES,
+    TITLES,
+    pool_of,
+    rate_of,
+)
+from experiments.report import line, put
 from experiments.training import optimizers
 from models.transformer import Transformer
 
@@ -39,6 +48,7 @@ class Cell:
     """What is made larger, and how it is trained.
 
     Attributes:
+        title: in tables.
         make: a model of a factor.
         data: what it reads.
         batch: how much of it.
@@ -46,6 +56,7 @@ class Cell:
         rate: at which a start is settled.
     """
 
+    title: str
     make: Callable[[int], nn.Module]
     data: Name
     batch: int
@@ -58,20 +69,38 @@ def _transformer(factor: int) -> Transformer:
     return Transformer(width=16 * factor, depth=2, heads=factor, context=CONTEXT)
 
 
+def _small_readout(factor: int) -> Transformer:
+    """The same with muP's initial readout, of which nothing is left in a wide model."""
+    model = _transformer(factor)
+    with torch.no_grad():
+        model.logits.weight.mul_(factor**-0.5)
+    return model
+
+
+def _deep(factor: int) -> Transformer:
+    """Blocks of one width."""
+    return Transformer(width=32, depth=2 * factor, context=CONTEXT)
+
+
 def _of(architecture: str, optimizer: str) -> Cell:
     family = ARCHITECTURES[architecture]
     rate = rate_of(family, optimizer)
-    return Cell(family.make, family.data, family.batch, optimizer, rate)
+    title = f"{family.title}, {TITLES[optimizer].partition(',')[0]}"
+    return Cell(title, family.make, family.data, family.batch, optimizer, rate)
 
 
 CELLS = {
-    "transformer": Cell(_transformer, "bytes", 8, "adam", 2**-6),
+    "transformer": Cell("transformer at 2^-6, Adam", _transformer, "bytes", 8, "adam", 2**-6),
     "pre": _of("pre", "adam"),
     "pre-muon": _of("pre", "muon"),
     "mlp": _of("mlp", "adam"),
     "conv": _of("conv", "adam"),
     "llama": _of("llama", "adam"),
     "gpt2": _of("gpt2", "adam"),
+    "small-readout": Cell(
+        "the same, readout of 1/width", _small_readout, "bytes", 8, "adam", 2**-6
+    ),
+    "depth": Cell("transformer, depth, Adam", _deep, "bytes", 8, "adam", RATES["adam"]),
 }
 """By key."""
 
@@ -90,6 +119,7 @@ class Outcome:
         seeds_differ: RMS of the logarithms' difference between two seeds' measurements there.
         other_error: the same error, of measurements against a base with other initial weights.
         others_differ: RMS of the difference between measurements against the one and the other.
+        unfitted: the error of shares of the base's mass alone, by which depth is conserved.
         held_out: what the law says of itself, from the size below.
         covered: share of the parameters whose multiplier, the mean of all that were measured
             against both bases, lies in the law's interval of 90 %.
@@ -103,6 +133,7 @@ class Outcome:
     seeds_differ: float
     other_error: float
     others_differ: float
+    unfitted: float
     held_out: float
     covered: float
 
@@ -135,6 +166,7 @@ def outcome(key: str, settle: int, seeds: int, factors: Sequence[int]) -> Outcom
             for first, base in ((0, profile), (100, other))
         )
     predicted = {row.parameter: row.multiplier for row in rows if row.status == "predicted"}
+    shares = {row.parameter: sum(share for _, share in row.base) for row in rows}
     centres = {
         name: math.exp(fmean(math.log(one[name]) for one in (*measured, *others)))
         for name in predicted
@@ -149,6 +181,7 @@ def outcome(key: str, settle: int, seeds: int, factors: Sequence[int]) -> Outcom
         _apart(predicted, combinations(measured, 2)),
         _apart(predicted, ((predicted, one) for one in others)),
         _apart(predicted, product(measured, others)),
+        _apart(predicted, ((shares, one) for one in measured)),
         law.held_out_error or math.nan,
         fmean(low <= centres[name] <= high for name, (low, high) in intervals.items()),
     )
@@ -171,10 +204,11 @@ def _apart(names: Iterable[str], pairs: Iterable[tuple[Multipliers, Multipliers]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run it at the first step and settled, and print each."""
     parser = argparse.ArgumentParser(prog="python -m experiments.laws", description=__doc__)
-    parser.add_argument("--cells", nargs="+", choices=CELLS, default=["transformer"])
+    parser.add_argument("--cells", nargs="*", choices=CELLS, default=["transformer"])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--settle", type=int, nargs="*", default=[0, 32])
     parser.add_argument("--out", type=Path, help="append the outcomes there, as JSON lines")
+    parser.add_argument("--markdown", type=Path, help="page to write a table of that file to")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for key, settle in product(options.cells, options.settle):
@@ -182,13 +216,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(
             f"{key}, settle {settle}: predicted {found.error:.3f}, targets differ by "
             f"{found.seeds_differ:.3f}; against another base {found.other_error:.3f} and "
-            f"{found.others_differ:.3f}; held out {found.held_out:.3f}; "
+            f"{found.others_differ:.3f}; held out {found.held_out:.3f}, unfitted "
+            f"{found.unfitted:.3f}; "
             f"{found.covered:.0%} in their intervals",
             flush=True,
         )
         if options.out:
             with options.out.open("a") as file:
                 file.write(json.dumps(dataclasses.asdict(found)) + "\n")
+    if options.out and options.markdown:
+        put(options.markdown, "predictions", list(table(options.out)))
+
+
+def table(path: Path) -> Iterator[str]:
+    """The outcomes of a file; some have been compared before shares alone were."""
+    yield line(
+        [
+            "cell, start",
+            "prediction, measurement",
+            "two targets",
+            "prediction, another person's",
+            "two persons'",
+            "shares alone",
+            "held out",
+            "in their intervals",
+        ]
+    )
+    yield line(["---"] * 8)
+    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        start = f"{row['settle']} steps" if row["settle"] else "first step"
+        keys = ("error", "seeds_differ", "other_error", "others_differ", "unfitted", "held_out")
+        numbers = [f"{row[key]:.2f}" if key in row else "" for key in keys]
+        yield line([f"{CELLS[row['cell']].title}, {start}", *numbers, f"{row['covered']:.0%}"])
 
 
 if __name__ == "__main__":
