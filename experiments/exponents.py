@@ -28,6 +28,7 @@ from flerm_fx.laws.mup import kind_of, mup_exponent
 from flerm_fx.recipe.update_rule import UpdateRule
 from models.convnet import ConvNet
 from models.lora import add_lora
+from models.mamba import Mamba
 from models.resmlp import ResMLP
 from models.transformer import Transformer
 
@@ -113,21 +114,6 @@ def _mixtral(factor: int) -> nn.Module:
     )
 
 
-def _mamba(factor: int) -> nn.Module:
-    from transformers import MambaConfig, MambaForCausalLM
-
-    return MambaForCausalLM(
-        MambaConfig(
-            vocab_size=256,
-            hidden_size=16 * factor,
-            state_size=4,
-            num_hidden_layers=2,
-            time_step_rank=2 * factor,
-            use_cache=False,
-        )
-    )
-
-
 def _foreign(name: str, factor: int) -> nn.Module:
     return foreign.MODELS[name](width=16, depth=2, width_multiplier=factor)
 
@@ -149,7 +135,9 @@ ARCHITECTURES = {
         "conv net", lambda factor: ConvNet(1, 10, 8, width_multiplier=factor), "pictures", 16
     ),
     "moe": Architecture("Mixtral, 4 experts", _mixtral, "bytes", 8),
-    "mamba": Architecture("Mamba", _mamba, "bytes", 8),
+    "mamba": Architecture(
+        "Mamba", lambda factor: Mamba(width=16, depth=2, width_multiplier=factor), "bytes", 8
+    ),
     "lora": Architecture("LoRA, rank", _lora, "bytes", 8, rank=True),
 }
 """By key."""
