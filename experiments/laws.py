@@ -114,8 +114,8 @@ class Outcome:
         settle: simulated steps before the start.
         factor: by which the target is wider.
         seeds: of the base, of each size that was fitted, and of the measurements.
-        error: RMS of log predicted less log measured, over parameters and seeds, against the
-            base that the law was fitted with.
+        error: RMS of log predicted less log measured, over seeds and the parameters that all
+            measurements resolve, against the base that the law was fitted with.
         seeds_differ: RMS of the logarithms' difference between two seeds' measurements there.
         other_error: the same error, of measurements against a base with other initial weights.
         others_differ: RMS of the difference between measurements against the one and the other.
@@ -161,17 +161,31 @@ def outcome(key: str, settle: int, seeds: int, factors: Sequence[int]) -> Outcom
             for seed in range(seeds)
         )
         rows = flerm_fx.compile(cell.make(factors[-1]), law, emit="param_groups").assignments
-        measured, others = (
-            [_measured(cell, factors[-1], first + seed, base).multipliers for seed in range(seeds)]
+        found = [
+            [_measured(cell, factors[-1], first + seed, base) for seed in range(seeds)]
             for first, base in ((0, profile), (100, other))
-        )
-    predicted = {row.parameter: row.multiplier for row in rows if row.status == "predicted"}
-    shares = {row.parameter: sum(share for _, share in row.base) for row in rows}
+        ]
+    measured, others = ([model.multipliers for model in models] for models in found)
+    guessed = {
+        row.parameter
+        for models in found
+        for model in models
+        for row in model.assignments
+        if row.status != "matched"
+    }
+    predicted = {
+        row.parameter: row.multiplier
+        for row in rows
+        if row.status == "predicted" and row.parameter not in guessed
+    }
+    shares = {row.parameter: sum(share for _, share in row.base) for row in rows if row.base}
     centres = {
         name: math.exp(fmean(math.log(one[name]) for one in (*measured, *others)))
         for name in predicted
     }
-    intervals = {row.parameter: row.interval for row in rows if row.interval}
+    intervals = {
+        row.parameter: row.interval for row in rows if row.interval and row.parameter in predicted
+    }
     return Outcome(
         key,
         settle,
