@@ -106,7 +106,9 @@ class Pooled(Following):
         course: of the base.
         run: the target's optimizers; parameters of different groups are not pooled.
         start: the steps of the base's start; up to the last, multipliers stay as the run began.
-        is_last: whether nothing is measured behind them.
+        trust: standard deviations of the logarithms of those that it began with
+            (:func:`flerm_fx.assign.pooling.pooled`).
+        is_last: whether nothing is measured behind the start.
     """
 
     rtol = 0.2
@@ -115,12 +117,18 @@ class Pooled(Following):
     least = None
 
     def __init__(
-        self, course: Course, run: Optimizers, start: Sequence[int], *, is_last: bool
+        self,
+        course: Course,
+        run: Optimizers,
+        start: Sequence[int],
+        trust: Mapping[str, float],
+        *,
+        is_last: bool,
     ) -> None:
         self._own, self._met = GeometricMeans(), GeometricMeans()
         super().__init__(course, own=self._own, met=self._met)
         self._roles = {name: (role, run.index(name)) for name, role in course.roles.items()}
-        self._start = tuple(start)
+        self._start, self._trust = tuple(start), trust
         self._is_last = is_last
 
     def turn(self, step: int, measured: int) -> Turn:
@@ -158,7 +166,7 @@ class Pooled(Following):
         self._met.add({name: to_meet[name].middle for name in both})
         if step < self._start[-1]:
             return {}
-        rows = pooled(self._rows(began), self._roles, began)
+        rows = pooled(self._rows(began), self._roles, began, self._trust)
         return {row.parameter: row.multiplier for row in rows if row.base}
 
     def _rows(self, began: Multipliers) -> list[Assignment]:

@@ -14,7 +14,9 @@ from flerm_fx.align.aligning import OnUnmatched
 from flerm_fx.align.patterns import Mapped
 from flerm_fx.assign.matches import find_matches, held_as_matched
 from flerm_fx.assign.multipliers import floor
-from flerm_fx.boundary.options import checked, choice, instance
+from flerm_fx.assign.pooling import trusted
+from flerm_fx.assign.predictor import Predictor, profile_and_law
+from flerm_fx.boundary.options import checked, choice
 from flerm_fx.boundary.progress import Progress
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.outlined import capture_outline
@@ -28,7 +30,7 @@ from flerm_fx.model.outline import outline
 from flerm_fx.probe.capture_prober import CaptureProber
 from flerm_fx.probe.parallel import check_parallel
 from flerm_fx.probe.planner import METHODS, Method
-from flerm_fx.profile.profile import LOAD, BaseProfile
+from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.recipe.as_base import check_as_base
 from flerm_fx.recipe.likeness import check_state_is_free
 from flerm_fx.recipe.optimizers import Optimizers, listed
@@ -45,7 +47,7 @@ from flerm_fx.training.targets import PlainTarget, ScaledTarget
 def match(
     model: nn.Module,
     optimizer: Optimizer | Sequence[Optimizer],
-    base_profile: BaseProfile,
+    base_profile: BaseProfile | Predictor,
     inputs: Pool | None = None,
     *,
     every: int = 100,
@@ -84,6 +86,11 @@ def match(
       parameters of a role as those of :func:`flerm_fx.compile` are
       (:func:`flerm_fx.assign.pooling.pooled`).
 
+    A :class:`flerm_fx.ScalingLaw` in place of the profile says what a model begins with: what it
+    predicts is there from the first step on, and is what measurements are drawn to, as far as its
+    intervals trust it, in place of sizes of updates. Followed is the base that the law goes
+    through.
+
     Otherwise, and where ``ema`` is given, each parameter has the multiplier that was just measured,
     and keeps it where an FSLR is zero or within its noise; at first it is 1, or the first guess.
 
@@ -101,7 +108,8 @@ def match(
         model: the target, in the mode in which it trains; DDP, ``fully_shard`` and
             ``torch.compile`` may be around it.
         optimizer: its optimizer, or a list of them.
-        base_profile: recorded on the base while it trained.
+        base_profile: recorded on the base while it trained; or a law, which goes through such a
+            base.
         inputs: probe batch for this model, the same on all ranks, or a list or DataLoader, of
             which the first is read; the profile's if None.
         every: steps between measurements.
@@ -131,6 +139,7 @@ def match(
         InputError: unusable inputs or options, a profile without a trajectory, or with
             ``at="start"`` one whose start was not settled.
         MatchError: parameters that structure cannot match.
+        LawError: parameters that a law does not reach.
         OptimizerError: a parameter outside the optimizer, another optimizer than the base's, a
             rule whose state holds weights or learning rates, or scale nodes under one whose state
             does not follow them.
@@ -159,7 +168,7 @@ def match(
         (0, 2, 4)
     """
     model = checked("model", model)
-    instance("base_profile", base_profile, BaseProfile, "a BaseProfile", LOAD)
+    base_profile, law = profile_and_law(base_profile)
     stretch = checked("stretch", stretch)
     plan = Plan.of(base_profile, every, at, stretch, ema)
     rtol = plan.rtol if rtol is None else checked("rtol", rtol)
@@ -224,8 +233,10 @@ def match(
         else None,
     )
     course = Course(base_profile, captured, matches, plan.trajectory, stretch)
-    following = plan.following(course, run)
-    return Matcher(model, optimizers, run, target, following, prober, plan.schedule, log)
+    rows = law.predicted(captured, matches) if law else ()
+    predicted = {row.parameter: row.multiplier for row in rows}
+    following = plan.following(course, run, trusted(rows))
+    return Matcher(model, optimizers, run, target, predicted, following, prober, plan.schedule, log)
 
 
 def _captured(

@@ -1,6 +1,6 @@
 """A plan says when a run is matched, to which course of the base, and how closely."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,8 +71,14 @@ class Plan:
         """Return the relative error of a measurement by default."""
         return AsMeasured.rtol if self.decay is not None else Pooled.rtol
 
-    def following(self, course: Course, run: Optimizers) -> Following:
-        """Return what makes multipliers of measurements."""
+    def following(self, course: Course, run: Optimizers, trust: Mapping[str, float]) -> Following:
+        """Return what makes multipliers of measurements.
+
+        Args:
+            course: of the base.
+            run: the target's optimizers.
+            trust: standard deviations of the logarithms of multipliers that the run begins with.
+        """
         if self.decay is None:
-            return Pooled(course, run, self.start, is_last=self.at_start)
+            return Pooled(course, run, self.start, trust, is_last=self.at_start)
         return AsMeasured(course, self.decay)

@@ -660,7 +660,7 @@ def test_a_profile_without_a_trajectory_or_of_another_model_is_refused() -> None
     other = nn.Sequential(nn.Conv1d(6, 3, 1), nn.Flatten(), nn.Linear(3, 4))
     with pytest.raises(flerm_fx.MatchError):
         flerm_fx.match(other, adam(other), recorded(adam, steps=1), features(4, 6, 1))
-    with pytest.raises(flerm_fx.InputError, match="must be a BaseProfile, got str"):
+    with pytest.raises(flerm_fx.InputError, match="must be a BaseProfile or a law, got str"):
         flerm_fx.match(model, adam(model), "base.safetensors")  # type: ignore[arg-type]
     with pytest.raises(flerm_fx.InputError, match="must be a torch.optim.Optimizer"):
         flerm_fx.match(model, "adam", recorded(adam, steps=1))  # type: ignore[arg-type]
