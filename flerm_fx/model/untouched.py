@@ -27,9 +27,10 @@ LARGE = 2**16
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Leave autocast, and on leaving put back all that a run of the model may have changed.
+    """Leave autocast and ``torch.compile``, and put back all that a run of the model may change.
 
-    That is random state, each module's mode, every buffer, and plain attributes of modules: what
+    What is compiled runs as it was written, so that measuring compiles nothing anew, and such a
+    model has a graph. Put back is random state, each module's mode, every buffer, and plain attributes of modules: what
     they are, and what lists, dicts, sets, deques, arrays, generators, tensors and objects of the
     same package hold that are reached from them. So is what the model's hooks reach, through
     closures, defaults, bound objects and the global names in their code.
@@ -56,7 +57,11 @@ def untouched(model: nn.Module) -> Iterator[None]:
             if buffer is not None and not buffer.is_meta:  # which has no value to put back
                 state.keep_value(buffer)
     device = next((p.device.type for p in model.parameters() if not p.is_meta), "cpu")
-    with preserved_rng(), torch.autocast(device, enabled=False):
+    with (
+        preserved_rng(),
+        torch.autocast(device, enabled=False),
+        torch.compiler.set_stance("force_eager"),
+    ):
         try:
             try:
                 yield
