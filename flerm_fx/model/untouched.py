@@ -29,10 +29,10 @@ LARGE = 2**16
 def untouched(model: nn.Module) -> Iterator[None]:
     """Leave autocast and ``torch.compile``, and put back all that a run of the model may change.
 
-    What is compiled runs as it was written, so that measuring compiles nothing anew, and such a
-    model has a graph. Put back is random state, each module's mode, every buffer, and plain attributes of modules: what
-    they are, and what lists, dicts, sets, deques, arrays, generators, tensors and objects of the
-    same package hold that are reached from them. So is what the model's hooks reach, through
+    What is compiled runs as it was written: nothing is compiled anew, and such a model has a graph.
+    Put back is random state, each module's mode, every buffer, and plain attributes of modules:
+    what they are, and what lists, dicts, sets, deques, arrays, generators, tensors and objects of
+    the same package hold that are reached from them. So is what the model's hooks reach, through
     closures, defaults, bound objects and the global names in their code.
 
     >>> class Counts(nn.Linear):
