@@ -84,7 +84,8 @@ def live_plan(
     needed = passes or max(1, math.ceil(samples / (measuring * parts)))
     share = measuring if coupled else 1  # coordinates are shared out, or each rank has them all
     single = coupled or parts * measuring == examples
-    if single and 2 * needed * share >= coordinates and coordinates <= MOST * share:
+    taken = needed * share * (1 if passes else 2)
+    if single and taken >= coordinates and coordinates <= MOST * share:
         every = Signs(coordinates, coordinates, every=True)
         return LivePlan(parts, measuring, math.ceil(coordinates / share), every)
     largest = coordinates * (1 if coupled else math.ceil(examples / (measuring * parts)))
