@@ -130,6 +130,8 @@ class _State:
         """Keep a value itself, and return what it holds, to be kept in turn."""
         if isinstance(value, Tensor):
             self._tensor(value, own)
+        elif _keeps_itself(value):
+            return []
         elif isinstance(value, np.ndarray):
             if own or value.size <= LARGE:
                 self._restores.append(_array(value, value.copy()))
@@ -246,6 +248,15 @@ _ATOMS = (
 def _generators() -> tuple[type, ...]:
     """Return types of random number generators, where numpy loads its own at their first use."""
     return torch.Generator, random.Random, np.random.RandomState, np.random.Generator
+
+
+def _keeps_itself(value: Any) -> bool:
+    """Tell whether something is of what shards a model, which frees memory as it goes, and ends
+    each run as it began.
+    """
+    owner = getattr(value, "__self__", value)
+    kind = owner if isinstance(owner, types.FunctionType) else type(owner)
+    return str(kind.__module__).startswith("torch.distributed.")
 
 
 def _package(thing: Any) -> str:
