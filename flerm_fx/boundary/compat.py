@@ -6,7 +6,7 @@ relied on.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -282,68 +282,6 @@ def is_hook_of_tensor_parallelism(hook: Any) -> bool:
     """Tell whether ``parallelize_module`` registered a hook."""
     function = getattr(hook, "func", hook)
     return str(getattr(function, "__module__", "")).startswith("torch.distributed.tensor")
-
-
-def groups_of_sharding(model: nn.Module) -> list[Any]:
-    """Return what ``fully_shard`` communicates at a time, each with its parameters."""
-    from torch.distributed.fsdp import FSDPModule
-
-    states = (m._get_fsdp_state() for m in model.modules() if isinstance(m, FSDPModule))
-    return [
-        group
-        for state in dict.fromkeys(states)  # one for all modules that were sharded together
-        # The list is of torch 2.12.
-        for group in getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
-        if group is not None
-    ]
-
-
-def place_of_data(group: Any) -> tuple[int, int]:
-    """Return which part of a batch this rank has under ``fully_shard``, and how many parts there
-    are.
-    """
-    mesh = group.mesh_info
-    rank, count = getattr(mesh, "shard_mesh_rank", 0), getattr(mesh, "shard_mesh_size", 1)
-    replica, replicas = (
-        getattr(mesh, "replicate_mesh_rank", 0),
-        getattr(mesh, "replicate_mesh_size", 1),
-    )
-    return replica * count + rank, replicas * count
-
-
-def keeps_on_cpu(group: Any) -> bool:
-    """Tell whether ``fully_shard`` keeps a group's weights on the CPU while it does not compute."""
-    return any(parameter.offload_to_cpu for parameter in group.fsdp_params)
-
-
-@contextlib.contextmanager
-def reduced_by(groups: Sequence[Any], reduce_scatter: Any) -> Iterator[None]:
-    """Let another function reduce gradients, of which sums are taken, while it lasts.
-
-    What accumulates elsewhere (``set_requires_gradient_sync(False)``) is out of the way.
-    """
-    settings = {
-        "_reduce_scatter_comm": reduce_scatter,
-        "_all_reduce_hook": None,
-        "reduce_grads": True,
-        "all_reduce_grads": True,
-        "gradient_divide_factor": 1.0,
-        "force_sum_reduction_for_comms": True,
-        "_partial_reduce_output": None,
-    }
-    owners = [(group, settings) for group in groups]
-    for group in groups:
-        owners += [(p, {"unsharded_accumulated_grad": None}) for p in group.fsdp_params]
-    before = [(owner, {name: getattr(owner, name) for name in new}) for owner, new in owners]
-    try:
-        for owner, new in owners:
-            for name, value in new.items():
-                setattr(owner, name, value)
-        yield
-    finally:
-        for owner, old in before:
-            for name, value in old.items():
-                setattr(owner, name, value)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from flerm_fx.boundary.compat import FORWARD_HOOKS
+from flerm_fx.boundary.compat_sharding import forget_run
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import canonical_names, capture, check_registered
@@ -61,9 +62,10 @@ def capture_ungraphed(
         handles = [m.register_forward_pre_hook(entered) for m, own in of_module.items() if own]
         try:
             output_of(model, inputs, output_fn)
-        except FlermError:
-            raise
         except Exception as error:  # whatever the user's code may raise
+            forget_run(model)
+            if isinstance(error, FlermError):
+                raise
             raise CaptureError(
                 f"the model cannot be run on the inputs: {type(error).__name__}: {error}"
             ) from error

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from flerm_fx.boundary.compat import (
+from flerm_fx.boundary.compat import memory_of, without_gradient_hooks
+from flerm_fx.boundary.compat_sharding import (
+    forget_run,
     groups_of_sharding,
     keeps_on_cpu,
-    memory_of,
     place_of_data,
     reduced_by,
-    without_gradient_hooks,
 )
 from flerm_fx.boundary.interrupts import deferred_interrupt
 from flerm_fx.errors import InputError
@@ -156,6 +156,9 @@ def heard_on_shards(
                 parameter.grad = None
                 handles.append(on_gradient(parameter, functools.partial(heard, name)))
             yield
+        except BaseException:
+            forget_run(model)
+            raise
         finally:
             for handle in handles:
                 handle.remove()

@@ -55,7 +55,9 @@ class Block(nn.Module):
 class Net(nn.Module):
     """Blocks of an odd width, which no two ranks share evenly, and a frozen layer."""
 
-    def __init__(self, width: int = 7, checkpointed: bool = False, batch_norm: bool = False) -> None:
+    def __init__(
+        self, width: int = 7, checkpointed: bool = False, batch_norm: bool = False
+    ) -> None:
         super().__init__()
         torch.manual_seed(width)
         self.input = nn.Linear(FEATURES, width)
@@ -129,9 +131,7 @@ def trained(how: str, measures: bool) -> tuple[list[Tensor], dict[str, Any]]:
     counts: list[str] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(
-                lambda p, name=name: counts.append(name)
-            )
+            parameter.register_post_accumulate_grad_hook(lambda p, name=name: counts.append(name))
     found: dict[str, Any] = {}
     for step in range(3):
         optimizer.zero_grad()
