@@ -100,6 +100,7 @@ def capture_sharded(
     output_fn: OutputFn | None = None,
     *,
     twin: nn.Module | None = None,
+    given: Inputs | None = None,
 ) -> Capture:
     """Capture a sharded model by its shapes, or as it is where it does not export to a graph.
 
@@ -108,6 +109,7 @@ def capture_sharded(
         inputs: as for :func:`~flerm_fx.capture.tracing.capture`.
         output_fn: picks the output tensor.
         twin: as for :func:`~flerm_fx.capture.outlined.capture_outline`.
+        given: what the model itself takes, if ``twin`` is of other types.
 
     Warns:
         CaptureWarning: it does not export, and is measured by passes of its own.
@@ -121,8 +123,8 @@ def capture_sharded(
         reason = shown(str(error.__cause__))
     warnings.warn(
         f"{type(model).__name__} does not export to a graph, so it is measured by passes of its "
-        f"own, with samples of less each: {reason}",
+        f"own: {reason}",
         CaptureWarning,
         stacklevel=3,
     )
-    return capture_ungraphed(model, inputs, output_fn, reason)
+    return capture_ungraphed(model, inputs if given is None else given, output_fn, reason)

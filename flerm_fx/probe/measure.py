@@ -198,7 +198,8 @@ class Prober:
 
     def _captured(self) -> Capture:
         model, inputs = self._model, self._inputs
-        check_parallel(model, to_device(inputs, device_of(model)), self._output_fn)
+        on_own = to_device(inputs, device_of(model))
+        check_parallel(model, on_own, self._output_fn, on_copy=False)
         if self._device != device_of(model):
             return capture_outline(model, inputs, self._output_fn, device=self._device)
         if is_sharded(model):
