@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flerm_fx.boundary.compat import BACKWARD_HOOKS, FORWARD_HOOKS, gradient_hooks, own_buffers
 from flerm_fx.boundary.interrupts import deferred_interrupt
 from flerm_fx.model.hooks import global_hooks
-from flerm_fx.model.randomness import preserved_rng
+from flerm_fx.model.randomness import preserved_rng, rng_state, set_rng_state
 
 MANY = 1000
 """A container of more than these is data, not something that a forward pass keeps count in: it is
@@ -26,7 +26,7 @@ LARGE = 2**16
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Leave autocast and ``torch.compile``, and put back all that a run of the model may change.
 
     What is compiled runs as it was written: nothing is compiled anew, and such a model has a graph.
@@ -34,6 +34,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     what they are, and what lists, dicts, sets, deques, arrays, generators, tensors and objects of
     the same package hold that are reached from them. So is what the model's hooks reach, through
     closures, defaults, bound objects and the global names in their code.
+
+    Yields what puts it back in between, so that several runs begin alike.
 
     >>> class Counts(nn.Linear):
     ...     calls, seen = 0, []
@@ -62,9 +64,15 @@ def untouched(model: nn.Module) -> Iterator[None]:
         torch.autocast(device, enabled=False),
         torch.compiler.set_stance("force_eager"),
     ):
+        before = rng_state()
+
+        def again() -> None:
+            state.put_back_and_keep()
+            set_rng_state(before)
+
         try:
             try:
-                yield
+                yield again
             finally:
                 with deferred_interrupt():
                     state.put_back()
@@ -119,6 +127,11 @@ class _State:
                     tensor.copy_(before)
 
         self._restores.append(restore)
+
+    def put_back_and_keep(self) -> None:
+        """Put back all, and keep how."""
+        for restore in self._restores:
+            restore()
 
     def put_back(self) -> None:
         """Put back all that has not been put back yet."""

@@ -11,6 +11,7 @@ all-reduce of L numbers for every part adds them up.
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from flerm_fx.boundary.compat import FORWARD_HOOKS
+from flerm_fx.boundary.compat_sharding import forget_run
 from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import EstimateError
 from flerm_fx.model.distributed import is_sharded_tensor, whole
@@ -33,48 +35,38 @@ Cotangent = Callable[[Tensor], Tensor]
 
 
 class LiveModel:
-    """A ``LiveModel`` runs a model forwards and backwards, and leaves all of it as it was.
+    """A ``LiveModel`` runs a model forwards and backwards while :func:`alive` lasts.
 
     Each run begins with the same buffers and random state, so that all are of one function.
 
     Args:
         captured: the model, with or without a graph, which is not used.
-        values: of its trainable parameters.
-        updates: of those that are measured.
-        place: which part of the data this rank runs, and how many parts there are.
-        is_sharded: whether ``fully_shard`` holds the weights, so that they stay in their places.
+        updates: of the parameters that are measured, as they lie on the ranks.
+        rows: into how many parts ranks share out the data.
         is_shared: whether other ranks hold parts of the products.
+        again: lets a run begin as the first did.
     """
 
     def __init__(
         self,
         captured: Capture,
-        values: Mapping[str, Tensor],
         updates: Mapping[str, Tensor],
-        *,
-        place: tuple[int, int] = (0, 1),
-        is_sharded: bool = False,
-        is_shared: bool = False,
+        rows: int,
+        is_shared: bool,
+        again: Callable[[], None],
     ) -> None:
+        self.updates = updates
         self._captured = captured
-        self._values = values
-        self._place, self._rows = place
-        self._is_sharded = is_sharded
+        self._rows = rows
         self._is_shared = is_shared
-        self._updates = {
-            name: _like(update, captured.parameters[name]) for name, update in updates.items()
-        }
-        self._kept = [hook for hook in captured.hooks if hook.kind in FORWARD_HOOKS]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The parameters that are measured, in the order of the columns of :meth:`products`."""
-        return tuple(self._updates)
+        self._again = again
+        self._heard = _Heard((), 0)
 
     def output(self, inputs: Inputs) -> Tensor:
         """Return the output tensor, without a gradient."""
-        with self._heard(lambda *_: None), self._run(), torch.no_grad():
-            return whole(output_of(self._captured.model, inputs, self._captured.output_fn))
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of checkpoints, that nothing has a gradient
+            return self._run(inputs)
 
     def products(self, inputs: Inputs, cotangent: Cotangent) -> Tensor:
         """Return the products of each part's gradient with the updates, of shape (parts, L).
@@ -84,52 +76,105 @@ class LiveModel:
         Args:
             inputs: the part that is this rank's.
             cotangent: from its output to the cotangent of that.
+
+        Raises:
+            EstimateError: a backward pass that the model brings itself fails.
         """
-        heard = _Heard(tuple(self._updates), self._rows)
-        with self._heard(heard.hear), self._run(), torch.enable_grad():
-            output = whole(output_of(self._captured.model, inputs, self._captured.output_fn))
-            if output.requires_grad:
-                try:
-                    output.backward(cotangent(output.detach()))  # type: ignore[no-untyped-call]
-                except RuntimeError as error:
-                    if not self._captured.own_backward:
-                        raise
-                    raise EstimateError(
-                        f"a backward pass that the model brings itself cannot be measured: {error}"
-                    ) from error
-        numbers = [parameter.numel() for parameter in map(self._parameter, self._updates)]
-        return heard.total(numbers, output, self._is_shared)
+        self._heard = _Heard(tuple(self.updates), self._rows)
+        with torch.enable_grad():
+            output = self._run(inputs, cotangent)
+        numbers = [self._captured.parameters[name].numel() for name in self.updates]
+        return self._heard.total(numbers, output, self._is_shared)
 
-    def _parameter(self, name: str) -> nn.Parameter:
-        return self._captured.parameters[name]
+    def hear(self, name: str, row: int, gradient: Tensor, update: Tensor) -> None:
+        """Take the product of a part's gradient with an update."""
+        self._heard.hear(name, row, gradient, update)
 
-    @contextmanager
-    def _run(self) -> Iterator[None]:
-        model = self._captured.model
-        with untouched(model), only(model, self._kept):
-            yield
+    def _run(self, inputs: Inputs, cotangent: Cotangent | None = None) -> Tensor:
+        captured = self._captured
+        self._again()
+        try:
+            output = whole(output_of(captured.model, inputs, captured.output_fn))
+            if output.requires_grad and cotangent is not None:
+                self._backward(output, cotangent(output.detach()))
+        except BaseException:
+            forget_run(captured.model)
+            raise
+        return output.detach()
 
-    @contextmanager
-    def _heard(self, hear: Hear) -> Iterator[None]:
-        model, own = self._captured.model, self._captured.parameters
-        if self._is_sharded:
-            with heard_on_shards(model, own, self._values, self._updates, self._place, hear):
-                yield
-            return
-        leaves = {name: _leaf(p, self._values.get(name, p)) for name, p in own.items()}
+    def _backward(self, output: Tensor, cotangent: Tensor) -> None:
+        try:
+            output.backward(cotangent)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            if not self._captured.own_backward:
+                raise
+            raise EstimateError(
+                f"a backward pass that the model brings itself cannot be measured: {error}"
+            ) from error
 
-        def heard(name: str, leaf: nn.Parameter) -> None:
-            gradient, leaf.grad = leaf.grad, None
-            if name in self._updates and gradient is not None:
-                update = self._updates[name]
-                if is_sharded_tensor(gradient) and gradient.placements != update.placements:  # type: ignore[attr-defined]
-                    gradient = gradient.redistribute(placements=update.placements)  # type: ignore[attr-defined]
-                hear(name, self._place, local(gradient), local(update))
 
-        for name, leaf in leaves.items():
-            on_gradient(leaf, functools.partial(heard, name))
-        with standing_in(model, {id(own[name]): leaf for name, leaf in leaves.items()}):
-            yield
+@contextmanager
+def alive(
+    captured: Capture,
+    values: Mapping[str, Tensor],
+    updates: Mapping[str, Tensor],
+    *,
+    place: tuple[int, int] = (0, 1),
+    is_held: bool = False,
+    is_shared: bool = False,
+) -> Iterator[LiveModel]:
+    """Let a model be measured by runs of it, and leave all of it as it was.
+
+    Args:
+        captured: the model, with or without a graph, which is not used.
+        values: of its trainable parameters.
+        updates: of those that are measured.
+        place: which part of the data this rank runs, and how many parts there are.
+        is_held: whether ``fully_shard`` holds the weights, which stay in their places then.
+        is_shared: whether other ranks hold parts of the products.
+    """
+    model, own = captured.model, captured.parameters
+    lying = {name: _like(update, own[name]) for name, update in updates.items()}
+    kept = [hook for hook in captured.hooks if hook.kind in FORWARD_HOOKS]
+    # Those of the backward pass change gradients, which are not what is measured.
+
+    def hear(name: str, row: int, gradient: Tensor, update: Tensor) -> None:
+        live.hear(name, row, gradient, update)
+
+    on_gradients = heard_on_shards if is_held else _heard_on_leaves
+    with (
+        only(model, kept),
+        on_gradients(model, own, values, lying, place[0], hear),
+        untouched(model) as again,  # what is put back before each run has all of that in place
+    ):
+        live = LiveModel(captured, lying, place[1], is_shared, again)
+        yield live
+
+
+@contextmanager
+def _heard_on_leaves(
+    model: nn.Module,
+    own: Mapping[str, nn.Parameter],
+    values: Mapping[str, Tensor],
+    updates: Mapping[str, Tensor],
+    place: int,
+    hear: Hear,
+) -> Iterator[None]:
+    """Hear gradients of what stands in for a model's parameters while a block lasts."""
+
+    def heard(name: str, leaf: nn.Parameter) -> None:
+        gradient, leaf.grad = leaf.grad, None
+        if name in updates and gradient is not None:
+            update = updates[name]
+            if is_sharded_tensor(gradient) and gradient.placements != update.placements:  # type: ignore[attr-defined]
+                gradient = gradient.redistribute(placements=update.placements)  # type: ignore[attr-defined]
+            hear(name, place, local(gradient), local(update))
+
+    leaves = {name: _leaf(p, values.get(name, p)) for name, p in own.items()}
+    for name, leaf in leaves.items():
+        on_gradient(leaf, functools.partial(heard, name))
+    with standing_in(model, {id(own[name]): leaf for name, leaf in leaves.items()}):
+        yield
 
 
 class _Heard:

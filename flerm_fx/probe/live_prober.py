@@ -4,6 +4,7 @@ them.
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from flerm_fx.model.distributed import Ranks, is_sharded
 from flerm_fx.model.inputs import Inputs, batch_size, difference
 from flerm_fx.probe.coupling import EXAMPLES, LARGE, first_line, tolerance
 from flerm_fx.probe.estimate import Estimate
-from flerm_fx.probe.live import LiveModel
+from flerm_fx.probe.live import LiveModel, alive
 from flerm_fx.probe.live_shards import place_of
 from flerm_fx.probe.live_signs import Signs, signs, unit
 from flerm_fx.probe.planner import EAGER_EXAMPLE
@@ -125,7 +126,8 @@ class LiveProber:
             InputError: examples of one rank influence those of another.
         """
         if self._known is None:
-            self._known = self._looked_at(self._live(values, {}), inputs)
+            with self._alive(values, {}) as live:
+                self._known = self._looked_at(live, inputs)
         _, examples, coordinates = self._known
         return live_plan(rtol, examples, coordinates, self._place[1], samples)
 
@@ -153,10 +155,16 @@ class LiveProber:
         seed = self._ranks.agreed(
             int(torch.randint(2**62, (), generator=generator, device=generator.device))
         )
-        live = self._live(values, updates)
+        with self._alive(values, updates) as live:
+            return self._drawn_until(live, inputs, plan, seed, rtol, samples is not None)
+
+    def _drawn_until(
+        self, live: LiveModel, inputs: Inputs, plan: LivePlan, seed: int, rtol: float, once: bool
+    ) -> dict[str, Estimate]:
+        """Draw by the plan, and unless it is once, more until the tolerance is reached."""
         taken = [self._drawn(live, inputs, plan, seed, 0)]
         passes, note = plan.passes, self._note()
-        while not plan.signs.every and samples is None:
+        while not (plan.signs.every or once):
             found = estimated(taken, "live", note)
             worst = max(estimate.relative_error for estimate in found.values())
             if worst <= rtol:
@@ -173,13 +181,15 @@ class LiveProber:
             passes += more
         return estimated(taken, "live", note)
 
-    def _live(self, values: Mapping[str, Tensor], updates: Mapping[str, Tensor]) -> LiveModel:
-        return LiveModel(
+    def _alive(
+        self, values: Mapping[str, Tensor], updates: Mapping[str, Tensor]
+    ) -> AbstractContextManager[LiveModel]:
+        return alive(
             self._captured,
             values,
             updates,
             place=self._place,
-            is_sharded=self._is_held,
+            is_held=self._is_held,
             is_shared=self._is_shared,
         )
 
@@ -218,7 +228,7 @@ class LiveProber:
         groups = summed.shape[0] * summed.shape[1]
         draws = 1 if plan.signs.every else plan.signs.draws
         means = summed.flatten(0, 1) * (groups / (draws * examples * coordinates))
-        return Samples(live.names, means, plan.signs)
+        return Samples(tuple(live.updates), means, plan.signs)
 
     def _parts(self, inputs: Inputs, examples: int, plan: LivePlan) -> list[Inputs]:
         """Return this rank's rows, in parts; the first rank's where it has none."""

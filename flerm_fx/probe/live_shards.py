@@ -17,7 +17,6 @@ from torch import distributed as dist
 
 from flerm_fx.boundary.compat import memory_of, without_gradient_hooks
 from flerm_fx.boundary.compat_sharding import (
-    forget_run,
     groups_of_sharding,
     keeps_on_cpu,
     place_of_data,
@@ -156,9 +155,6 @@ def heard_on_shards(
                 parameter.grad = None
                 handles.append(on_gradient(parameter, functools.partial(heard, name)))
             yield
-        except BaseException:
-            forget_run(model)
-            raise
         finally:
             for handle in handles:
                 handle.remove()
