@@ -1,6 +1,7 @@
 """The library names here, and nowhere else, what ``fully_shard`` of torch keeps to itself.
 
-``tests/boundary/test_compat_sharding.py`` holds that each name exists and does what is relied on.
+``tests/boundary/test_compat.py`` holds that each name exists and does what is relied on, beside
+those of :mod:`flerm_fx.boundary.compat`.
 """
 
 import contextlib

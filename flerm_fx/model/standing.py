@@ -1,37 +1,37 @@
-"""Other tensors stand in the places of a model's parameters, for runs and their backward passes."""
+"""Other tensors stand in the places of a model's own, for runs and their backward passes."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from flerm_fx.boundary.compat import own_parameters
+from flerm_fx.boundary.compat import own_buffers, own_parameters
 from flerm_fx.boundary.interrupts import deferred_interrupt
 
 Place = tuple[dict[str, Any], str, Any, Any]
 """A dictionary of a module, a name in it, what is there, and what is to stand there."""
 
 
-def places(model: nn.Module, instead: Mapping[int, nn.Parameter]) -> list[Place]:
-    """Return the places of parameters in a model, with what is to stand there.
+def places(model: nn.Module, instead: Mapping[int, Tensor]) -> list[Place]:
+    """Return the places of parameters and buffers in a model, with what is to stand there.
 
     Args:
         model: any module.
-        instead: what stands in for a parameter, by the identity of that.
+        instead: what stands in for a parameter or buffer, by the identity of that.
     """
     return [
         (held_by, name, held, stand_in)
         for module in model.modules()
-        for held_by in (own_parameters(module), vars(module))
+        for held_by in (own_parameters(module), own_buffers(module), vars(module))
         for name, held in held_by.items()
         if (stand_in := _instead(held, instead)) is not held
     ]
 
 
 @contextmanager
-def standing_in(model: nn.Module, instead: Mapping[int, nn.Parameter]) -> Iterator[None]:
-    """Let parameters stand in the places of a model's own while a block lasts.
+def standing_in(model: nn.Module, instead: Mapping[int, Tensor]) -> Iterator[None]:
+    """Let other tensors stand in the places of a model's own while a block lasts.
 
     Unlike with ``torch.func.functional_call`` they do so in a backward pass, too, which runs a part
     of the model again where activations are checkpointed. Neither hooks of the model's own
@@ -67,7 +67,7 @@ def standing_in(model: nn.Module, instead: Mapping[int, nn.Parameter]) -> Iterat
             put_back()  # what an interrupt on the way there has left
 
 
-def _instead(held: Any, instead: Mapping[int, nn.Parameter]) -> Any:
+def _instead(held: Any, instead: Mapping[int, Tensor]) -> Any:
     """Return what is to be in the place of a parameter, or of a list of some; else what is there.
 
     A recurrent module of torch has its weights in a list as well, and runs with that.

@@ -4,6 +4,7 @@ torchrun --nproc-per-node 2 -m tests.distributed.live_worker fsdp out
 """
 
 import sys
+import warnings
 from typing import Any
 
 import torch
@@ -162,6 +163,35 @@ def measured(model: nn.Module, how: str, x: Tensor) -> dict[str, Any]:
     return {n.removeprefix("module."): (e.value, e.stderr, e.note) for n, e in estimates.items()}
 
 
+def matched(how: str, method: Any) -> dict[str, Any]:
+    """Record a small model and match one as wide again, which no graph is made of."""
+    x, y = batch()
+    options: dict[str, Any] = {"every": 2, "method": method, "rtol": 0.3}
+    profile = None
+    for width in (8, 16):
+        model = wrapped(Net(width, "checkpoint" in how, False), how)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, foreach=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", flerm_fx.CaptureWarning)
+            warnings.simplefilter("ignore", flerm_fx.MatchWarning)
+            attached: Any = (
+                flerm_fx.record(model, optimizer, x, y, **options)
+                if profile is None
+                else flerm_fx.match(model, optimizer, profile, **options)
+            )
+        with attached:
+            for _ in range(3):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(model(x), y).backward()
+                optimizer.step()
+        profile = attached.profile if profile is None else profile
+    return {
+        "steps": attached.trajectory.steps,
+        "multipliers": dict(attached.multipliers),
+        "methods": {e.method for course in profile.trajectory.fslrs.values() for e in course},
+    }
+
+
 def main() -> None:
     how, path = sys.argv[1:]
     torch.set_num_threads(1)
@@ -172,7 +202,8 @@ def main() -> None:
         plain, _ = trained(how, measures=False)
         seen, _ = trained(how, measures=True)
         same = [torch.equal(a, b) for a, b in zip(plain, seen, strict=True)]
-        torch.save({"found": found, "same": same}, f"{path}.{dist.get_rank()}")
+        course = matched(how, "live" if how == "ddp" else "auto")
+        torch.save({"found": found, "same": same, **course}, f"{path}.{dist.get_rank()}")
 
 
 if __name__ == "__main__":
