@@ -313,6 +313,22 @@ def is_hook_of_tensor_parallelism(hook: Any) -> bool:
 
 
 @contextlib.contextmanager
+def without_gradient_hooks(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Let no hook on tensors' gradients run while it lasts, nor what runs behind them."""
+    kinds = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    hooks = [h for t in tensors for kind in kinds if (h := getattr(t, kind, None)) is not None]
+    held = [dict(each) for each in hooks]
+    try:
+        for each in hooks:
+            each.clear()
+        yield
+    finally:
+        for each, those in zip(hooks, held, strict=True):
+            each.clear()
+            each.update(those)
+
+
+@contextlib.contextmanager
 def without_sharding_classes(model: nn.Module) -> Iterator[None]:
     """Let the modules of a model have the classes that ``fully_shard`` found, while it lasts."""
     from torch.distributed.fsdp import FSDPModule

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flerm_fx.boundary.compat import BACKWARD_HOOKS, FORWARD_HOOKS, gradient_hooks, own_buffers
 from flerm_fx.boundary.interrupts import deferred_interrupt
 from flerm_fx.model.hooks import global_hooks
-from flerm_fx.model.randomness import preserved_rng
+from flerm_fx.model.randomness import preserved_rng, rng_state, set_rng_state
 
 MANY = 1000
 """A container of more than these is data, not something that a forward pass keeps count in: it is
@@ -26,13 +26,16 @@ LARGE = 2**16
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Leave autocast, and on leaving put back all that a run of the model may have changed.
+def untouched(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Leave autocast and ``torch.compile``, and put back all that a run of the model may change.
 
-    That is random state, each module's mode, every buffer, and plain attributes of modules: what
-    they are, and what lists, dicts, sets, deques, arrays, generators, tensors and objects of the
-    same package hold that are reached from them. So is what the model's hooks reach, through
+    What is compiled runs as it was written: nothing is compiled anew, and such a model has a graph.
+    Put back is random state, each module's mode, every buffer, and plain attributes of modules:
+    what they are, and what lists, dicts, sets, deques, arrays, generators, tensors and objects of
+    the same package hold that are reached from them. So is what the model's hooks reach, through
     closures, defaults, bound objects and the global names in their code.
+
+    Yields what puts it back in between, so that several runs begin alike.
 
     >>> class Counts(nn.Linear):
     ...     calls, seen = 0, []
@@ -56,10 +59,20 @@ def untouched(model: nn.Module) -> Iterator[None]:
             if buffer is not None and not buffer.is_meta:  # which has no value to put back
                 state.keep_value(buffer)
     device = next((p.device.type for p in model.parameters() if not p.is_meta), "cpu")
-    with preserved_rng(), torch.autocast(device, enabled=False):
+    with (
+        preserved_rng(),
+        torch.autocast(device, enabled=False),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        before = rng_state()
+
+        def again() -> None:
+            state.put_back_and_keep()
+            set_rng_state(before)
+
         try:
             try:
-                yield
+                yield again
             finally:
                 with deferred_interrupt():
                     state.put_back()
@@ -115,6 +128,11 @@ class _State:
 
         self._restores.append(restore)
 
+    def put_back_and_keep(self) -> None:
+        """Put back all, and keep how."""
+        for restore in self._restores:
+            restore()
+
     def put_back(self) -> None:
         """Put back all that has not been put back yet."""
         while self._restores:
@@ -125,6 +143,8 @@ class _State:
         """Keep a value itself, and return what it holds, to be kept in turn."""
         if isinstance(value, Tensor):
             self._tensor(value, own)
+        elif _keeps_itself(value):
+            return []
         elif isinstance(value, np.ndarray):
             if own or value.size <= LARGE:
                 self._restores.append(_array(value, value.copy()))
@@ -241,6 +261,15 @@ _ATOMS = (
 def _generators() -> tuple[type, ...]:
     """Return types of random number generators, where numpy loads its own at their first use."""
     return torch.Generator, random.Random, np.random.RandomState, np.random.Generator
+
+
+def _keeps_itself(value: Any) -> bool:
+    """Tell whether something is of what shards a model, which frees memory as it goes, and ends
+    each run as it began.
+    """
+    owner = getattr(value, "__self__", value)
+    kind = owner if isinstance(owner, types.FunctionType) else type(owner)
+    return str(kind.__module__).startswith("torch.distributed.")
 
 
 def _package(thing: Any) -> str:

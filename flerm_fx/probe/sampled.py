@@ -15,10 +15,11 @@ from torch import Tensor, fx
 
 from flerm_fx.boundary.compat import pytree, shape_given
 from flerm_fx.capture.captured import Capture
-from flerm_fx.errors import EstimateError
-from flerm_fx.model.inputs import Inputs, as_real
+from flerm_fx.model.inputs import Inputs
 from flerm_fx.model.randomness import preserved_rng
 from flerm_fx.probe.cotangent import Cotangents
+from flerm_fx.probe.estimate import Estimate
+from flerm_fx.probe.live_signs import Signs
 from flerm_fx.probe.streamed import applied, device_of_inputs
 from flerm_fx.probe.taps import by_taps
 
@@ -35,7 +36,7 @@ class Samples:
 
     names: tuple[str, ...]
     squares: Tensor
-    cotangents: Cotangents
+    cotangents: Cotangents | Signs
 
     def mean_square(self) -> Tensor:
         r"""Unbiased estimate of :math:`\mathrm{FSLR}_l^2`, shape (parameters,)."""
@@ -78,49 +79,42 @@ def relative_errors(mean_square: Tensor, variance: Tensor) -> Tensor:
 
 def sampled(
     captured: Capture,
-    tapped: fx.GraphModule | None,
+    tapped: fx.GraphModule,
     parameters: Mapping[str, Tensor],
     updates: Mapping[str, Tensor],
     inputs: Inputs,
     *,
     cotangents: Cotangents,
     generator: torch.Generator,
-    coupled: bool = False,
     rows: slice = slice(None),
 ) -> Samples:
     """Draw cotangents and project each parameter's function change on them.
 
     Args:
         captured: the model.
-        tapped: its graph with taps for the parameters of ``updates``; None on the eager path,
-            where each example and draw costs a backward pass of its own.
+        tapped: its graph with taps for the parameters of ``updates``.
         parameters: values of the trainable parameters.
         updates: unit update of each parameter.
         inputs: probe inputs, batch first.
         cotangents: what to draw.
         generator: source of the cotangents.
-        coupled: treat the batch as one example, as where an operation mixes examples.
         rows: the examples in ``inputs``, where they are some of those of ``cotangents``.
     """
     columns = []
     device = device_of_inputs(pytree.tree_leaves(inputs))
     for drawn in cotangents.sets(generator, rows, device):
-        products = projections(
-            captured, tapped, parameters, updates, inputs, drawn, coupled=coupled
-        )
+        products = projections(captured, tapped, parameters, updates, inputs, drawn)
         columns.append(products.square().sum(1))
     return Samples(tuple(updates), sum(columns[1:], columns[0]) / cotangents.draws, cotangents)
 
 
 def projections(
     captured: Capture,
-    tapped: fx.GraphModule | None,
+    tapped: fx.GraphModule,
     parameters: Mapping[str, Tensor],
     updates: Mapping[str, Tensor],
     inputs: Inputs,
     cotangents: Tensor,
-    *,
-    coupled: bool = False,
 ) -> Tensor:
     r"""Return the projections :math:`s_{n,i,l} = q_{n,i} \cdot \Delta_l f_n` on given cotangents.
 
@@ -132,22 +126,30 @@ def projections(
         parameters: as for :func:`sampled`.
         updates: as for :func:`sampled`.
         inputs: as for :func:`sampled`.
-        cotangents: rows q of shape (examples, rows, coordinates).
-        coupled: as for :func:`sampled`.
+        cotangents: rows q of shape (examples, rows, coordinates); one example has the coordinates
+            of the whole batch, where an operation mixes examples.
 
     Returns:
-        A tensor of shape (examples, rows, parameters); with ``coupled``, of one example.
+        A tensor of shape (examples, rows, parameters).
     """
     parameters = {name: value.detach() for name, value in parameters.items()}
     with preserved_rng():
-        if tapped is None:
-            return _eager(captured, parameters, updates, inputs, cotangents, coupled)
         return by_taps(tapped, parameters, updates, captured.flat(inputs), cotangents)
 
 
-def _probe_dtype(leaf: Tensor) -> torch.dtype:
-    """Accumulate in float32 at least."""
-    return torch.float64 if leaf.dtype == torch.float64 else torch.float32
+def estimated(taken: Sequence[Samples], method: str, note: str) -> dict[str, Estimate]:
+    """Return estimates from independent sets of draws, each weighted by its number of draws."""
+    draws = sum(s.cotangents.draws for s in taken)
+    weights = [s.cotangents.draws / draws for s in taken]
+    squares = sum(w * s.mean_square().double() for w, s in zip(weights, taken, strict=True))
+    variance = sum(w**2 * s.variance().double() for w, s in zip(weights, taken, strict=True))
+    values = torch.as_tensor(squares).sqrt()
+    errors = values * relative_errors(torch.as_tensor(squares), torch.as_tensor(variance))
+    method, samples = ("exact", 0) if taken[0].cotangents.every else (method, draws)
+    return {
+        name: Estimate(float(value), float(error), method, samples, note)
+        for name, value, error in zip(taken[0].names, values, errors, strict=True)
+    }
 
 
 def output_size(
@@ -178,43 +180,3 @@ def examples_of(inputs: Inputs) -> Iterator[Inputs]:
     tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     for n in range(tensors[0].shape[0]):
         yield pytree.tree_map_only(Tensor, lambda t, n=n: t[n : n + 1], inputs)
-
-
-def _eager(
-    captured: Capture,
-    parameters: Mapping[str, Tensor],
-    updates: Mapping[str, Tensor],
-    inputs: Inputs,
-    cotangents: Tensor,
-    coupled: bool,
-) -> Tensor:
-    """Return the products s = ⟨∂(q·f)/∂θ, u⟩, by one backward pass for each example and row."""
-    examples = []
-    for rows, batch in zip(cotangents, [inputs] if coupled else examples_of(inputs), strict=True):
-        leaves = {name: parameters[name].clone().requires_grad_() for name in updates}
-        with torch.enable_grad():
-            output = captured.apply({**parameters, **leaves}, batch)
-        of_example = torch.zeros(
-            len(rows), len(updates), device=output.device, dtype=_probe_dtype(output)
-        )
-        for i, row in enumerate(rows):
-            try:
-                gradients = torch.autograd.grad(
-                    output,
-                    list(leaves.values()),
-                    row.reshape(output.shape).to(output),
-                    retain_graph=True,
-                    allow_unused=True,
-                )
-            except RuntimeError as error:
-                if not captured.own_backward:
-                    raise
-                raise EstimateError(
-                    f"a backward pass that the model brings itself cannot be measured: {error}"
-                ) from error
-            for column, (name, gradient) in enumerate(zip(leaves, gradients, strict=True)):
-                if gradient is not None:
-                    products = as_real(gradient) * as_real(updates[name].to(gradient))
-                    of_example[i, column] = products.sum()
-        examples.append(of_example)
-    return torch.stack(examples)

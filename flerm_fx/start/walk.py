@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flerm_fx.boundary.compat import forget_compilation
 from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import DivergenceError, EstimateError, InputError, OptimizerError
 from flerm_fx.model.hooks import only
@@ -240,8 +239,6 @@ def walking(
     model = captured.model
     lent = Lent(model, captured.parameters, offload=procedure.offload)
     with only(model, captured.hooks), untouched(model), lent, lent, torch.enable_grad():
-        for module in model.modules():
-            forget_compilation(module)
         seed_all(procedure.seed)
         yield Walk(model, lent.parameters, procedure, multipliers, find_rounding=find_rounding)
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -19,8 +18,8 @@ from flerm_fx.assign.predictor import Predictor, profile_and_law
 from flerm_fx.boundary.options import checked, choice
 from flerm_fx.boundary.progress import Progress
 from flerm_fx.capture.captured import Capture
-from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import capture
+from flerm_fx.capture.ungraphed import capture_sharded, capture_ungraphed
 from flerm_fx.emit.module import ModuleEmitter, scales_of
 from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.model.copying import copied
@@ -185,8 +184,9 @@ def match(
     run = Optimizers.of(model, optimizers)
     plain = model if scaled is None else scaled.skeleton
     probe = base_profile.pool[0][0] if inputs is None else probe_batch(plain, inputs)
-    probe = to_device(ranks.agreed(probe), device_of(model))
-    check_parallel(model, probe, output_fn)
+    given = probe = to_device(ranks.agreed(probe), device_of(model))
+    if method != "live":
+        check_parallel(model, probe, output_fn, on_copy=False)
     sharded = scaled is None and is_sharded(model)
     copied_anew = (
         functools.partial(outline if sharded else copied, model) if scaled is None else scaled.plain
@@ -194,11 +194,10 @@ def match(
     twin, ((probe, _),), obstacle = measurable(
         copied_anew, ((probe, None),), lambda m, batch: output_of(m, batch[0], output_fn)
     )
-    capture_of = functools.partial(
-        _captured, model, probe, output_fn, device_of(model) if sharded else None
-    )
+    capture_of = functools.partial(_captured, model, given, probe, output_fn, sharded)
     with told("capturing the model"):
         captured = capture_of(twin)
+    ungraphed = sharded and (method == "live" or captured.probe_module is None)
     if obstacle:
         warnings.warn(
             "the model has weights in half precision and does not run in float32 "
@@ -219,18 +218,23 @@ def match(
         if scaled is None
         else ScaledTarget(scaled, optimizers, run)
     )
+    measured = captured
+    if ungraphed and captured.probe_module is not None:
+        measured = capture_ungraphed(model, given, output_fn)
     prober = RunningProber(
         (lambda: model) if scaled is None else (lambda: scaled.skeleton),
-        CaptureProber(captured, ranks),
-        probe,
+        CaptureProber(measured, ranks),
+        given if ungraphed else probe,
         output_fn=output_fn,
         method=method,
         rtol=rtol,
         seed=base_profile.seed,
         progress=told,
         captured=(lambda: capture_of(refined(copied_anew()) if precise else copied_anew()))
-        if precise or sharded or (scaled is not None and scaled.emitter.in_place)
+        if not ungraphed
+        and (precise or sharded or (scaled is not None and scaled.emitter.in_place))
         else None,
+        ungraphed=ungraphed,
     )
     course = Course(base_profile, captured, matches, plan.trajectory, stretch)
     rows = law.predicted(captured, matches) if law else ()
@@ -241,15 +245,18 @@ def match(
 
 def _captured(
     model: nn.Module,
+    given: Inputs,
     inputs: Inputs,
     output_fn: OutputFn | None,
-    gathered_to: torch.device | None,
+    sharded: bool,
     twin: nn.Module,
 ) -> Capture:
-    """Return a copy of a model; without weights, if they are to be gathered to a device."""
-    if gathered_to is None:
+    """Return a copy of a model, without weights if they are to be gathered; of a sharded one that
+    does not export, the model itself, which takes the inputs as they were given.
+    """
+    if not sharded:
         return capture(twin, inputs, output_fn, original=model)
-    return capture_outline(model, inputs, output_fn, device=gathered_to, twin=twin)
+    return capture_sharded(model, inputs, output_fn, twin=twin, given=given)
 
 
 def _scaled(model: nn.Module) -> ScaledModel | None:

@@ -15,6 +15,7 @@ from flerm_fx.boundary.progress import Progress
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import capture
+from flerm_fx.capture.ungraphed import capture_ungraphed
 from flerm_fx.errors import InputError
 from flerm_fx.model.copying import copied, refuse_gradient_hooks
 from flerm_fx.model.distributed import Ranks, is_sharded, unwrapped
@@ -244,7 +245,9 @@ def record(
         resolve_after=resolve_after,
     )
     precise = is_coarse(model) and not obstacle
-    streamed = is_sharded(model) and twin.probe_module is not None
+    ungraphed = is_sharded(model) and (method == "live" or twin.probe_module is None)
+    streamed = is_sharded(model) and not ungraphed
+    followed_on = to_device(pool[0][0], device_of(model)) if ungraphed else probe_inputs
 
     def captured_anew() -> Capture:
         anew = outline(model) if streamed else copied(model)
@@ -257,15 +260,19 @@ def record(
     if streamed:  # from here on, weights are gathered where they are read
         anew = refined(outline(model)) if precise else outline(model)
         prober = prober.bound(with_buffers_of(model, anew, device_of(model)))
+    elif ungraphed:
+        itself = capture_ungraphed(model, followed_on, output_fn, twin.reason)
+        prober = CaptureProber(itself, ranks)
     running = RunningProber(
         lambda: model,
         prober,
-        probe_inputs,
+        followed_on,
         output_fn=output_fn,
         method=method,
         rtol=min(TRAJECTORY * rtol, 0.99),
         seed=procedure.seed,
         progress=told,
-        captured=captured_anew if precise or is_sharded(model) else None,
+        captured=captured_anew if streamed or (precise and not ungraphed) else None,
+        ungraphed=ungraphed,
     )
     return Recorder(model, optimizer, procedure, beginning, running, schedule, log)

@@ -9,6 +9,7 @@ from torch import nn
 from flerm_fx.boundary.progress import Progress
 from flerm_fx.capture.captured import Capture, modes
 from flerm_fx.capture.tracing import capture
+from flerm_fx.capture.ungraphed import capture_ungraphed
 from flerm_fx.model.distributed import whole
 from flerm_fx.model.inputs import Inputs, OutputFn
 from flerm_fx.model.untouched import untouched
@@ -34,6 +35,8 @@ class RunningProber:
         captured: captures a copy of the model, as where it has parametrizations, or weights in
             half precision or on other ranks; it is measured on such copies then, with its own
             buffers. Their trainable weights are let go once they are captured.
+        ungraphed: whether sharded weights stay where they are, and passes of the model itself
+            measure it; ``prober`` is one of itself then.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class RunningProber:
         seed: int,
         progress: Progress,
         captured: Callable[[], Capture] | None = None,
+        ungraphed: bool = False,
     ) -> None:
         model = live()
         self._live = live
@@ -59,6 +63,7 @@ class RunningProber:
         self._ranks = prober.ranks
         self._progress = progress
         self._captured = captured
+        self._capture = capture_ungraphed if ungraphed else capture
         if captured is not None:
             _let_go(prober)
         self._probers = {modes(model): prober if captured else prober.bound(model)}
@@ -94,7 +99,7 @@ class RunningProber:
     def _prober(self, model: nn.Module) -> CaptureProber:
         mode = modes(model)
         if mode not in self._probers:
-            anew = functools.partial(capture, model, self._inputs, self._output_fn)
+            anew = functools.partial(self._capture, model, self._inputs, self._output_fn)
             self._probers[mode] = CaptureProber((self._captured or anew)(), self._ranks)
             if self._captured is not None:
                 _let_go(self._probers[mode])
