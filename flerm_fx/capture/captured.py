@@ -68,12 +68,15 @@ class Capture:
         """Return the output tensor f(inputs) with some parameters replaced; no buffer is
         changed.
         """
+        return select_output(self.returned(parameters, inputs), self.output_fn)
+
+    def returned(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Any:
+        """Return all that the model returns there, such as a loss beside the output tensor."""
         args, kwargs = call_arguments(inputs)
         state = {**cloned_buffers(self.model), **parameters}
         # Those of the backward pass change gradients, which are not what is measured.
         with only(self.model, [hook for hook in self.hooks if hook.kind in FORWARD_HOOKS]):
-            output = called_with(self.model, state, args, kwargs)
-        return select_output(output, self.output_fn)
+            return called_with(self.model, state, args, kwargs)
 
     def bound(self, model: nn.Module) -> "Capture":
         """Return the same graphs on another copy of the model, with its parameters and buffers.

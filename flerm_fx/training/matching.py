@@ -21,6 +21,7 @@ from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import capture
 from flerm_fx.emit.module import ModuleEmitter, scales_of
 from flerm_fx.emit.scaled import ScaledModel
+from flerm_fx.errors import OptimizerError
 from flerm_fx.model.copying import copied
 from flerm_fx.model.distributed import Ranks, is_sharded, unwrapped
 from flerm_fx.model.inputs import Inputs, OutputFn, device_of, output_of, to_device
@@ -31,14 +32,16 @@ from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.profile.profile import LOAD, BaseProfile
 from flerm_fx.recipe.as_base import check_as_base
 from flerm_fx.recipe.likeness import check_state_is_free
+from flerm_fx.recipe.loss import Loss
 from flerm_fx.recipe.optimizers import Optimizers, listed
 from flerm_fx.recipe.pool import Pool, probe_batch
 from flerm_fx.start.precision import is_coarse, measurable, refined
+from flerm_fx.start.procedure import MODEL_LOSS
 from flerm_fx.training.course import Course
 from flerm_fx.training.logs import Log
 from flerm_fx.training.matcher import Matcher
 from flerm_fx.training.plan import Plan
-from flerm_fx.training.running import RunningProber
+from flerm_fx.training.running import LossOfOutput, RunningProber, probe_loss
 from flerm_fx.training.targets import PlainTarget, ScaledTarget
 
 
@@ -218,6 +221,7 @@ def match(
         rtol=rtol,
         seed=base_profile.seed,
         progress=told,
+        loss=None if sharded else _loss(base_profile, inputs is None, output_fn, device_of(model)),
         captured=(lambda: capture_of(refined(copied_anew()) if precise else copied_anew()))
         if precise or sharded or (scaled is not None and scaled.emitter.in_place)
         else None,
@@ -238,6 +242,21 @@ def _captured(
     if gathered_to is None:
         return capture(twin, inputs, output_fn, original=model)
     return capture_outline(model, inputs, output_fn, device=gathered_to, twin=twin)
+
+
+def _loss(
+    profile: BaseProfile, on_its_batch: bool, output_fn: OutputFn | None, device: torch.device
+) -> LossOfOutput | None:
+    """Return the base's loss on its own probe batch, as far as a profile holds it."""
+    if profile.loss == MODEL_LOSS:
+        return probe_loss(None, None, output_fn)
+    if profile.loss is None or not on_its_batch:
+        return None
+    try:
+        loss = Loss.from_name(profile.loss)
+    except OptimizerError:  # of another version of torch: matching needs no loss
+        return None
+    return probe_loss(loss, to_device(profile.pool[0][1], device), output_fn)
 
 
 def _scaled(model: nn.Module) -> ScaledModel | None:

@@ -41,7 +41,7 @@ from flerm_fx.start.procedure import StartProcedure, batch_loss
 from flerm_fx.start.start import measure_settling, measure_start, start_of
 from flerm_fx.training.logs import Log
 from flerm_fx.training.recorder import Beginning, Recorder
-from flerm_fx.training.running import RunningProber
+from flerm_fx.training.running import RunningProber, probe_loss
 
 SINGLE = (
     "the pool is a single batch, on which nothing can settle: FSLRs are those of the first step at "
@@ -255,6 +255,7 @@ def record(
     if streamed:  # from here on, weights are gathered where they are read
         anew = refined(outline(model)) if precise else outline(model)
         prober = prober.bound(with_buffers_of(model, anew, device_of(model)))
+    targets_of_probe = to_device(measured_pool[0][1], device_of(model))
     running = RunningProber(
         lambda: model,
         prober,
@@ -264,6 +265,7 @@ def record(
         rtol=min(TRAJECTORY * rtol, 0.99),
         seed=procedure.seed,
         progress=told,
+        loss=None if is_sharded(model) else probe_loss(loss, targets_of_probe, output_fn),
         captured=captured_anew if precise or is_sharded(model) else None,
     )
     return Recorder(model, optimizer, procedure, beginning, running, schedule, log)
