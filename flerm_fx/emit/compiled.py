@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
@@ -53,6 +53,7 @@ class CompiledModel(ScaledModel):
         assignments: all that is known of each parameter, in execution order.
         scales: factor s_l = m_l^(1/(1+p)) of each scale node, p the optimizer's degree; empty for
             ``emit="param_groups"``.
+        warned: the text of each warning that :func:`flerm_fx.compile` gave, in order.
     """
 
     matches: dict[str, Match]
@@ -60,6 +61,7 @@ class CompiledModel(ScaledModel):
     procedure: StartProcedure
     _probe_inputs: Inputs
     settling: Settling
+    warned: tuple[str, ...]
     _base_profile: BaseProfile | None
     _parameter_graph: nx.DiGraph | None
     _checks: dict[str, bool] | None
@@ -79,6 +81,7 @@ class CompiledModel(ScaledModel):
         emitter: type[Emitter] = GraphEmitter,
         base_profile: BaseProfile | None = None,
         parameter_graph: nx.DiGraph | None = None,
+        warned: Iterable[str] = (),
     ) -> None:
         super().__init__(skeleton, scales, emitter)
         # Not by setattr, which would refuse the name of a member of the model.
@@ -88,6 +91,7 @@ class CompiledModel(ScaledModel):
             procedure=procedure,
             _probe_inputs=probe_inputs,
             settling=settling or {},
+            warned=tuple(warned),
             _base_profile=base_profile,
             _parameter_graph=parameter_graph,
             _checks=None,
@@ -333,6 +337,7 @@ class CompiledModel(ScaledModel):
             name=type(self.skeleton).__name__,
             checks=self._checks,
             trajectory=trajectory,
+            warned=self.warned,
         )
 
     def check(self, *, progress: bool = True) -> tuple[Check, ...]:

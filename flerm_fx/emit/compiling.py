@@ -21,6 +21,7 @@ from flerm_fx.assign.predictor import Predictor
 from flerm_fx.assign.way import Settling
 from flerm_fx.boundary.options import checked, choice, flag, instance
 from flerm_fx.boundary.progress import Progress
+from flerm_fx.boundary.warned import listen, warn
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.tracing import capture
 from flerm_fx.emit.checking import measurable_twin
@@ -190,7 +191,7 @@ def compile(
     choice("method", method, METHODS)
     rtol, donate = checked("rtol", rtol), flag("donate", donate)
     copy, offload = flag("copy", copy), flag("offload", offload)
-    strict, told = flag("strict", strict), Progress("compile", progress)
+    strict, told, warned = flag("strict", strict), Progress("compile", progress), listen()
     for name, value in (("output_fn", output_fn), ("mapping", mapping)):
         checked(name, value)
     if isinstance(model, ScaledModel) or scales_of(model):
@@ -203,7 +204,7 @@ def compile(
             "training" if training else "evaluation"
             for training in (model.training, base_profile.training)
         )
-        warnings.warn(
+        warn(
             f"the model is in {mode} mode, and the base was recorded in {base_mode} mode; dropout "
             "and BatchNorm make other functions of them: call .train() or .eval() before compiling",
             stacklevel=2,
@@ -279,6 +280,7 @@ def compile(
             emitter=emitter,
             base_profile=base_profile,
             parameter_graph=capture_graph(captured),
+            warned=warned,
         )
         if before is not None and not before.is_meta:
             after = _output(emitted, model, probe_inputs)

@@ -185,6 +185,7 @@ def test_json_holds_every_field() -> None:
                 "error": 0.25,
             }
         ],
+        "warnings": [],
     }
 
 
