@@ -96,6 +96,7 @@ def record_seeds(
             inputs = [batch for batch, _ in profiles[0].pool]
             own = [batch_targets for _, batch_targets in profiles[0].pool]
             targets = None if own[0] is None else own
+            options["settle"] = profiles[0].settle  # what it has warned of is said once
             _LOG.info("recorded base %d of %d (seed %d)", count, len(chosen), seed)
             done(1)
     return BaseProfile.mean(profiles)

@@ -173,6 +173,16 @@ def test_a_single_batch_is_warned_of_unless_the_first_step_is_meant(
     flerm_fx.record(model, adam, X, Y, settle=0, method="exact")
     assert flerm_fx.record(model, adam, loader(), method="exact").profile.settle == 25
     assert not recwarn.list
+    with pytest.warns(UserWarning, match="single batch") as warned:
+        flerm_fx.record_seeds(
+            net,
+            lambda model: torch.optim.Adam(model.parameters(), lr=1e-2),
+            X,
+            Y,
+            seeds=2,
+            method="exact",
+        )
+    assert len(warned) == 1
 
 
 def test_as_many_targets_as_batches_are_asked_for() -> None:
