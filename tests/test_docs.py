@@ -459,6 +459,16 @@ def test_the_figures_in_the_readme_are_those_of_the_results() -> None:
         assert (standard, compiled) == (found["standard"], found["compile"]), label
 
 
+def test_messages_that_are_gone_into_are_messages_of_the_library() -> None:
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = [" ".join(quote.split()) for quote in re.findall(r'"([^"`]{12,})"', page)]
+    source = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "flerm_fx").rglob("*.py"))
+    messages = re.sub(r'"\s+f?"', "", source)  # literals of several lines are one
+    parts = [part.strip() for quote in quoted for part in quote.split("…")]
+    assert len(parts) > 15
+    assert [part for part in parts if part not in messages] == []
+
+
 def test_the_page_of_commands_is_complete() -> None:
     typer = pytest.importorskip("typer")
     from flerm_fx.commands.cli import build_app
