@@ -459,6 +459,12 @@ def test_the_figures_in_the_readme_are_those_of_the_results() -> None:
         assert (standard, compiled) == (found["standard"], found["compile"]), label
 
 
+def test_the_reference_begins_with_a_table_of_all_that_can_be_imported() -> None:
+    page = (DOCS / "reference.md").read_text(encoding="utf-8").split("\n::: ")[0]
+    names = [name for name in flerm_fx.__all__ if not name.startswith("__")]
+    assert [name for name in names if f"`{name}`" not in page] == []
+
+
 def test_messages_that_are_gone_into_are_messages_of_the_library() -> None:
     page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
     quoted = [" ".join(quote.split()) for quote in re.findall(r'"([^"`]{12,})"', page)]

@@ -178,9 +178,9 @@ class CompiledModel(ScaledModel):
             >>> import flerm_fx, torch
             >>> _ = torch.manual_seed(0)
             >>> small, large = nn.Linear(4, 3), nn.Linear(4, 3)
-            >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
+            >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(21)]
             >>> adam = torch.optim.AdamW(small.parameters(), lr=1e-3)
-            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, x, y).profile)
+            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, batches).profile)
             >>> optimizer = torch.optim.AdamW(compiled.param_groups(lr=1e-3), lr=1e-3)
             >>> sum(len(group["params"]) for group in optimizer.param_groups)
             2
@@ -221,10 +221,10 @@ class CompiledModel(ScaledModel):
             >>> import flerm_fx, torch
             >>> _ = torch.manual_seed(0)
             >>> small, large = nn.Linear(4, 3), nn.Linear(4, 3)
-            >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
+            >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(21)]
             >>> groups = [{"params": [small.weight]}, {"params": [small.bias], "weight_decay": 0.0}]
             >>> adam = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
-            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, x, y).profile)
+            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, batches).profile)
             >>> [group["weight_decay"] for group in compiled.base_groups(lr=1e-3)]
             [0.1, 0.0]
         """
@@ -267,9 +267,9 @@ class CompiledModel(ScaledModel):
 
             >>> import flerm_fx, json, torch
             >>> small, large = nn.Linear(4, 3), nn.Linear(4, 3)
-            >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
+            >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(21)]
             >>> adam = torch.optim.AdamW(small.parameters(), lr=1e-3)
-            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, x, y).profile)
+            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, batches).profile)
             >>> json.loads(compiled.overrides()) == compiled.multipliers
             True
         """

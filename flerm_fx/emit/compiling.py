@@ -172,10 +172,11 @@ def compile(
         ...     torch.manual_seed(0)
         ...     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
         >>> small, large = mlp(8), mlp(64)
-        >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
+        >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(21)]
         >>> optimizer = torch.optim.Adam(small.parameters(), lr=1e-3)
-        >>> profile = flerm_fx.record(small, optimizer, x, y).profile
-        >>> compiled = flerm_fx.compile(large, profile, method="exact")
+        >>> profile = flerm_fx.record(small, optimizer, batches).profile
+        >>> compiled = flerm_fx.compile(large, profile)
+        >>> x, _ = batches[0]
         >>> bool(torch.allclose(compiled(x), large(x), atol=1e-6))
         True
         >>> all(check.passed for check in compiled.check())

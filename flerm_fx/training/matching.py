@@ -145,20 +145,20 @@ def match(
         ...     torch.manual_seed(0)
         ...     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
         >>> def train(model, optimizer):
-        ...     for _ in range(5):
+        ...     for x, y in batches:
         ...         optimizer.zero_grad()
         ...         nn.functional.cross_entropy(model(x), y).backward()
         ...         optimizer.step()
-        >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
+        >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(21)]
         >>> small, large = mlp(8), mlp(64)
         >>> adam = torch.optim.Adam(small.parameters(), lr=1e-3)
-        >>> with flerm_fx.record(small, adam, x, y, every=2) as recorder:
+        >>> with flerm_fx.record(small, adam, batches, every=10) as recorder:
         ...     train(small, adam)
         >>> adam = torch.optim.Adam(large.parameters(), lr=1e-3)
-        >>> with match(large, adam, recorder.profile, every=2) as matcher:
+        >>> with match(large, adam, recorder.profile, every=10) as matcher:
         ...     train(large, adam)
         >>> matcher.trajectory.steps
-        (0, 2, 4)
+        (0, 10, 20)
     """
     model = checked("model", model)
     instance("base_profile", base_profile, BaseProfile, "a BaseProfile", LOAD)

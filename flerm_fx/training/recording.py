@@ -85,9 +85,10 @@ def record(
     B is 0, a branch whose gate is 0) nothing has a gradient yet, and that FSLR is exactly 0; where
     there is such a parameter, the FSLRs of all are measured once more ``resolve_after`` steps
     later, and :func:`flerm_fx.compile` matches it by those. The *trajectory* follows as the model
-    trains: hooks on the optimizer measure the real update at steps 0, ``every``, 2 ``every``, …
-    Training itself is left bit for bit what it is without recording. Decay that an optimizer takes
-    from the weights beside the gradient's step (AdamW) is no part of an update.
+    trains: hooks on the optimizer measure the real update at steps 0, ``every``, 2 ``every``, …,
+    and the loss of the probe batch before it, unless weights are sharded. Training itself is left
+    bit for bit what it is without recording. Decay that an optimizer takes from the weights beside
+    the gradient's step (AdamW) is no part of an update.
 
     Args:
         model: the base model, in the mode in which it trains.
@@ -157,10 +158,12 @@ def record(
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
-        >>> with record(model, optimizer, x, y) as recorder:
-        ...     nn.functional.cross_entropy(model(x), y).backward()
-        ...     optimizer.step()
+        >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(21)]
+        >>> with record(model, optimizer, batches) as recorder:
+        ...     for x, y in batches:
+        ...         optimizer.zero_grad()
+        ...         nn.functional.cross_entropy(model(x), y).backward()
+        ...         optimizer.step()
         >>> recorder.profile.trajectory.steps
         (0,)
     """

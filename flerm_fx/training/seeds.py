@@ -60,8 +60,8 @@ def record_seeds(
         >>> def adam(model):
         ...     return torch.optim.Adam(model.parameters(), lr=1e-3)
         >>> _ = torch.manual_seed(0)
-        >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
-        >>> profile = record_seeds(mlp, adam, x, y, seeds=2)
+        >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(21)]
+        >>> profile = record_seeds(mlp, adam, batches, seeds=2)
         >>> profile.start["0.weight"].note
         'mean of 2 profiles'
     """
