@@ -317,3 +317,10 @@ def test_reading_leaves_pythons_own_random_state() -> None:
     state = random.getstate()
     probe_pool(net(), loader(shuffle=True))
     assert random.getstate() == state
+
+
+def test_a_dict_of_inputs_and_targets_by_other_names_is_told_how_to_become_pairs() -> None:
+    model = net()
+    adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with pytest.raises(flerm_fx.InputError, match=r"pairs, \[\(batch\['input'\], batch\['y'\]\) "):
+        flerm_fx.record(model, adam, [{"input": X, "y": Y}] * 2)
