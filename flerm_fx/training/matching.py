@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -22,6 +23,7 @@ from flerm_fx.capture.tracing import capture
 from flerm_fx.capture.ungraphed import capture_sharded, capture_ungraphed
 from flerm_fx.emit.module import ModuleEmitter, scales_of
 from flerm_fx.emit.scaled import ScaledModel
+from flerm_fx.errors import OptimizerError
 from flerm_fx.model.copying import copied
 from flerm_fx.model.distributed import Ranks, is_sharded, unwrapped
 from flerm_fx.model.inputs import Inputs, OutputFn, device_of, output_of, to_device
@@ -32,14 +34,16 @@ from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.recipe.as_base import check_as_base
 from flerm_fx.recipe.likeness import check_state_is_free
+from flerm_fx.recipe.loss import Loss
 from flerm_fx.recipe.optimizers import Optimizers, listed
 from flerm_fx.recipe.pool import Pool, probe_batch
 from flerm_fx.start.precision import is_coarse, measurable, refined
+from flerm_fx.start.procedure import MODEL_LOSS
 from flerm_fx.training.course import Course
 from flerm_fx.training.logs import Log
 from flerm_fx.training.matcher import Matcher
 from flerm_fx.training.plan import Plan
-from flerm_fx.training.running import RunningProber
+from flerm_fx.training.running import LossOfOutput, RunningProber, probe_loss
 from flerm_fx.training.targets import PlainTarget, ScaledTarget
 
 
@@ -151,20 +155,20 @@ def match(
         ...     torch.manual_seed(0)
         ...     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
         >>> def train(model, optimizer):
-        ...     for _ in range(5):
+        ...     for x, y in batches:
         ...         optimizer.zero_grad()
         ...         nn.functional.cross_entropy(model(x), y).backward()
         ...         optimizer.step()
-        >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
+        >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(21)]
         >>> small, large = mlp(8), mlp(64)
         >>> adam = torch.optim.Adam(small.parameters(), lr=1e-3)
-        >>> with flerm_fx.record(small, adam, x, y, every=2) as recorder:
+        >>> with flerm_fx.record(small, adam, batches, every=10) as recorder:
         ...     train(small, adam)
         >>> adam = torch.optim.Adam(large.parameters(), lr=1e-3)
-        >>> with match(large, adam, recorder.profile, every=2) as matcher:
+        >>> with match(large, adam, recorder.profile, every=10) as matcher:
         ...     train(large, adam)
         >>> matcher.trajectory.steps
-        (0, 2, 4)
+        (0, 10, 20)
     """
     model = checked("model", model)
     base_profile, law = profile_and_law(base_profile)
@@ -230,6 +234,7 @@ def match(
         rtol=rtol,
         seed=base_profile.seed,
         progress=told,
+        loss=None if sharded else _loss(base_profile, inputs is None, output_fn, device_of(model)),
         captured=(lambda: capture_of(refined(copied_anew()) if precise else copied_anew()))
         if not ungraphed
         and (precise or sharded or (scaled is not None and scaled.emitter.in_place))
@@ -257,6 +262,21 @@ def _captured(
     if not sharded:
         return capture(twin, inputs, output_fn, original=model)
     return capture_sharded(model, inputs, output_fn, twin=twin, given=given)
+
+
+def _loss(
+    profile: BaseProfile, on_its_batch: bool, output_fn: OutputFn | None, device: torch.device
+) -> LossOfOutput | None:
+    """Return the base's loss on its own probe batch, as far as a profile holds it."""
+    if profile.loss == MODEL_LOSS:
+        return probe_loss(None, None, output_fn)
+    if profile.loss is None or not on_its_batch:
+        return None
+    try:
+        loss = Loss.from_name(profile.loss)
+    except OptimizerError:  # of another version of torch: matching needs no loss
+        return None
+    return probe_loss(loss, to_device(profile.pool[0][1], device), output_fn)
 
 
 def _scaled(model: nn.Module) -> ScaledModel | None:

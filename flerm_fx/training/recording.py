@@ -43,7 +43,7 @@ from flerm_fx.start.slower import warn_of_rate
 from flerm_fx.start.start import measure_settling, measure_start, start_of
 from flerm_fx.training.logs import Log
 from flerm_fx.training.recorder import Beginning, Recorder
-from flerm_fx.training.running import RunningProber
+from flerm_fx.training.running import RunningProber, probe_loss
 
 SINGLE = (
     "the pool is a single batch, on which nothing can settle: FSLRs are those of the first step at "
@@ -87,9 +87,10 @@ def record(
     B is 0, a branch whose gate is 0) nothing has a gradient yet, and that FSLR is exactly 0; where
     there is such a parameter, the FSLRs of all are measured once more ``resolve_after`` steps
     later, and :func:`flerm_fx.compile` matches it by those. The *trajectory* follows as the model
-    trains: hooks on the optimizer measure the real update at steps 0, ``every``, 2 ``every``, …
-    Training itself is left bit for bit what it is without recording. Decay that an optimizer takes
-    from the weights beside the gradient's step (AdamW) is no part of an update.
+    trains: hooks on the optimizer measure the real update at steps 0, ``every``, 2 ``every``, …,
+    and the loss of the probe batch before it, unless weights are sharded. Training itself is left
+    bit for bit what it is without recording. Decay that an optimizer takes from the weights beside
+    the gradient's step (AdamW) is no part of an update.
 
     Args:
         model: the base model, in the mode in which it trains.
@@ -160,10 +161,12 @@ def record(
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
-        >>> with record(model, optimizer, x, y) as recorder:
-        ...     nn.functional.cross_entropy(model(x), y).backward()
-        ...     optimizer.step()
+        >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(21)]
+        >>> with record(model, optimizer, batches) as recorder:
+        ...     for x, y in batches:
+        ...         optimizer.zero_grad()
+        ...         nn.functional.cross_entropy(model(x), y).backward()
+        ...         optimizer.step()
         >>> recorder.profile.trajectory.steps
         (0,)
     """
@@ -263,6 +266,7 @@ def record(
     elif ungraphed:
         itself = capture_ungraphed(model, followed_on, output_fn, twin.reason)
         prober = CaptureProber(itself, ranks)
+    targets_of_probe = to_device(measured_pool[0][1], device_of(model))
     running = RunningProber(
         lambda: model,
         prober,
@@ -272,6 +276,7 @@ def record(
         rtol=min(TRAJECTORY * rtol, 0.99),
         seed=procedure.seed,
         progress=told,
+        loss=None if is_sharded(model) else probe_loss(loss, targets_of_probe, output_fn),
         captured=captured_anew if streamed or (precise and not ungraphed) else None,
         ungraphed=ungraphed,
     )

@@ -61,8 +61,8 @@ def record_seeds(
         >>> def adam(model):
         ...     return torch.optim.Adam(model.parameters(), lr=1e-3)
         >>> _ = torch.manual_seed(0)
-        >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
-        >>> profile = record_seeds(mlp, adam, x, y, seeds=2)
+        >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(21)]
+        >>> profile = record_seeds(mlp, adam, batches, seeds=2)
         >>> profile.start["0.weight"].note
         'mean of 2 profiles'
     """
@@ -105,6 +105,7 @@ def record_seeds(
             inputs = [batch for batch, _ in profiles[0].pool]
             own = [batch_targets for _, batch_targets in profiles[0].pool]
             targets = None if own[0] is None else own
+            options["settle"] = profiles[0].settle  # what it has warned of is said once
             _LOG.info("recorded base %d of %d (seed %d)", count, len(chosen), seed)
             done(1)
     return BaseProfile.mean(profiles)
