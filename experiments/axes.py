@@ -15,7 +15,19 @@ from models import ResMLP, Transformer
 FACTOR = 1.85
 """Between neighbouring learning rates, as in the paper: 0.89 octaves."""
 
-Scaled = Literal["width_multiplier", "depth_multiplier", "width_and_depth", "init_scale", "rank"]
+Scaled = Literal[
+    "width_multiplier",
+    "depth_multiplier",
+    "width_and_depth",
+    "init_scale",
+    "rank",
+    "batch",
+    "duration",
+    "decay",
+]
+
+OF_RUN: tuple[Scaled, ...] = ("batch", "duration", "decay")
+"""What changes of the run, and nothing of the model."""
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resmlp": ResMLP,
@@ -59,7 +71,7 @@ class Axis:
         data: what it is trained on.
         model: the architecture.
         settings: of the base model.
-        scaled: which argument of the architecture changes, or which two.
+        scaled: which argument of the architecture changes, or which two; or what of the run does.
         scales: its values; the base is 1.
         grid: learning rates.
         steps, batch: of every run.
@@ -125,12 +137,29 @@ class Axis:
 
     def build(self, scale: float) -> nn.Module:
         """The model, with torch's random state as it is."""
+        if self.scaled in OF_RUN:
+            return MODELS[self.model](**self.settings)
         if self.scaled == "rank":
             return adapted(rank=int(self.settings["rank"] * scale))
         value = scale if self.scaled == "init_scale" else int(scale)
         both = ("width_multiplier", "depth_multiplier")
         scaled = both if self.scaled == "width_and_depth" else (self.scaled,)
         return MODELS[self.model](**{**self.settings, **dict.fromkeys(scaled, value)})
+
+    def run(self, scale: float) -> "Axis":
+        """The same with the batch, the steps or the decay of a scale's runs.
+
+        >>> AXES["gpt2-batch"].run(4).batch, AXES["gpt2-duration"].run(4).steps
+        (64, 1600)
+        """
+        if self.scaled == "batch":
+            return replace(self, batch=round(scale * self.batch))
+        if self.scaled == "duration":
+            return replace(self, steps=round(scale * self.steps))
+        if self.scaled == "decay" and self.recipe is not None:
+            recipe = replace(self.recipe, decay=scale * self.recipe.decay)
+            return replace(self, recipe=recipe)
+        return self
 
     def width(self, scale: float) -> float:
         """How many times as wide as the base a model is.
@@ -219,6 +248,12 @@ VIT = replace(
     batch=64,
 )
 
+_RUNS: dict[Scaled, tuple[float, ...]] = {
+    "batch": (1, 4),
+    "duration": (1, 4),
+    "decay": (1, 0.1, 10, 40),
+}
+
 _INIT_SCALES = (1, 0.125, 0.25, 0.5, 2, 4, 8)
 
 
@@ -290,7 +325,19 @@ def _under_the_recipe() -> list[Axis]:
         recipe=LLAMA.recipe,
         cell=None,
     )
-    return [LLAMA, GPT2, VIT, *deep, both, initial, mlp]
+    others = [
+        replace(
+            axis,
+            key=f"{axis.model}-{scaled}",
+            title=axis.title.replace("width", scaled),
+            scaled=scaled,
+            scales=scales,
+            base=axis.key,
+        )
+        for axis in (LLAMA, GPT2)
+        for scaled, scales in _RUNS.items()
+    ]
+    return [LLAMA, GPT2, VIT, *deep, both, initial, mlp, *others]
 
 
 GRIDS = {

@@ -20,7 +20,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from experiments.axes import Axis
+from experiments.axes import OF_RUN, Axis
 from experiments.measures import seed_mean
 from experiments.methods import METHODS, Method
 from experiments.rules_by_hand import PLACES
@@ -90,8 +90,10 @@ def applies(method: Method, axis: Axis) -> bool:
 
     muP has widths, Adam (by ``MuAdam``), and readouts that it is to shrink itself; its rates go
     with a recipe as well. CompleteP has widths and depths of foreign models. Laws are fitted to
-    widths.
+    widths. What changes of the run alone is standard training's.
     """
+    if axis.scaled in OF_RUN:
+        return method.kind == "standard"
     wide = any(axis.width(scale) != 1 for scale in axis.scales)
     deep = any(axis.depth(scale) != 1 for scale in axis.scales)
     if method.kind == "completep":

@@ -182,7 +182,7 @@ class Training:
 
     def __call__(self) -> Result:
         """Build, set the rates, train, validate."""
-        axis, run = self.axis, self.run
+        axis, run = self.axis.run(self.run.scale), self.run
         batches = data.load(axis.data)
         model, rule = self._begun()
         if self.method.kind == "match" and self.profile is not None:
@@ -195,7 +195,7 @@ class Training:
 
     def _begun(self) -> tuple[nn.Module, list[Optimizer]]:
         """The model and what trains it, before the first step."""
-        axis, run = self.axis, self.run
+        axis, run = self.axis.run(self.run.scale), self.run
         if self.method.kind == "mup":
             model = mup_models.build(axis, run.scale, run.seed).to(device())
             return model, [mup_models.optimizer(model, run.rate)]

@@ -15,8 +15,9 @@ from rich.console import Console
 
 from experiments import data, smollm2, work
 from experiments.__main__ import main
-from experiments.axes import AXES
+from experiments.axes import AXES, OF_RUN, Scaled
 from experiments.methods import METHODS
+from experiments.recipe import Recipe
 from experiments.report import put, show, transfers, write
 from experiments.runner import (
     applies,
@@ -234,7 +235,7 @@ def test_standard_training_has_the_base_and_compiling_takes_it_from_there() -> N
 def test_every_axis_builds_its_smallest_and_largest(key: str) -> None:
     axis = AXES[key]
     counts = [sum(p.numel() for p in axis.build(s).parameters()) for s in axis.scales[:2]]
-    if axis.scaled == "init_scale":
+    if axis.scaled in ("init_scale", *OF_RUN):
         assert counts[0] == counts[1]
     else:
         assert counts[0] < counts[1]
@@ -340,3 +341,28 @@ def test_a_quick_run_has_one_larger_model_of_each_axis_but_its_variants() -> Non
             assert quick is not None
             assert len(quick.scales) == 2
             assert len(quick.grid.rates) >= 3
+
+
+def test_runs_are_longer_larger_or_decay_more() -> None:
+    recipe = Recipe()
+    axis = replace(TINY, scaled="batch", scales=(1, 4), recipe=recipe, optimizer="adamw")
+    assert axis.run(4).batch == 4 * axis.batch
+    assert replace(axis, scaled="duration").run(4).steps == 4 * axis.steps
+    decayed = replace(axis, scaled="decay").run(10).recipe
+    assert decayed is not None
+    assert decayed.decay == 10 * recipe.decay
+    assert TINY.run(2) == TINY
+    assert applies(METHODS["standard"], axis)
+    assert not applies(METHODS["compile"], axis)
+
+
+@pytest.mark.parametrize("scaled", OF_RUN)
+def test_what_changes_of_a_run_changes_its_loss(scaled: Scaled) -> None:
+    axis = replace(TINY, scaled=scaled, scales=(1, 40), recipe=Recipe(), optimizer="adamw")
+    rate = axis.grid.rates[0]
+
+    def loss(scale: float) -> float:
+        run = Run(axis.key, "standard", scale, 0, rate)
+        return Training(axis, METHODS["standard"], run, None, None)().loss
+
+    assert loss(1) != loss(40)
