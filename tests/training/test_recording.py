@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import flerm_fx
+from flerm_fx.probe.turns import Turn
 from flerm_fx.recipe.schedule import start_steps
 from tests.cases import CASES, DataDependent, features, make, target_for
 from tests.rounding import rounding, terms
@@ -113,23 +114,29 @@ def test_settling_measures_later_steps(settle: int) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     settled = flerm_fx.record(model, optimizer, x, y, settle=settle, method="exact").profile
     assert settled.warmup == int(0.4 * settle)
-    rising = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / (settled.warmup + 1), 1.0)
-    )
-    with flerm_fx.record(model, optimizer, x, y, every=1, method="exact") as recorder:
-        for _ in range(settle + 1):
-            train(model, optimizer, x, y, 1)
-            rising.step()
-    course = recorder.profile.trajectory
     found = {step: settled.settling.at(step) for step in settled.settling.steps}
     last = start_steps(settle, settled.warmup)
     assert tuple(found) == last
+    # The same steps by hand, each measured on the examples whose turn it is.
+    course = {}
+    for index, step in enumerate(last):
+        turn, twin = Turn(index, len(last)), copy.deepcopy(model)
+        optimizer = torch.optim.SGD(twin.parameters(), lr=0.05)
+        rising = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / (settled.warmup + 1), 1.0)
+        )
+        probed = turn.of(x), turn.of(y)
+        with flerm_fx.record(twin, optimizer, *probed, at=[step], method="exact") as recorder:
+            for _ in range(step + 1):
+                train(twin, optimizer, x, y, 1)
+                rising.step()
+        course[step] = recorder.profile.trajectory.at(step)
     for step, estimates in found.items():
         for name, estimate in estimates.items():
-            assert estimate.value == pytest.approx(course.at(step)[name].value, rel=1e-3)
+            assert estimate.value == pytest.approx(course[step][name].value, rel=1e-3)
     assert last[-1] == settle
     for name, estimate in settled.start.items():
-        mean = sum(course.at(step)[name].value for step in last) / len(last)
+        mean = sum(course[step][name].value for step in last) / len(last)
         assert estimate.value == pytest.approx(mean, rel=1e-3)
 
 
