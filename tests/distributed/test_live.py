@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,13 +36,30 @@ def test_ranks_measure_a_live_model_and_leave_it(
     for rank in ranks:
         assert rank["found"] == ranks[0]["found"]
         assert all(rank["same"])
-        assert rank["steps"] == (0, 2)
+        assert rank["multipliers"] == ranks[0]["multipliers"]
     for name, (value, error, note) in ranks[0]["found"].items():
         assert abs(value - exact[name]) <= SIGMAS * error + 1e-5 * largest, name
         if how.endswith("batchnorm"):  # one sample of the whole batch on each rank
             assert "examples cannot be run one by one" in note
             count = live_worker.PASSES * samples
             assert error / value == pytest.approx(0.5 * math.sqrt(2 / (count + 2)), rel=1e-2)
+    if how == "fsdp":
+        check_courses(ranks[0]["courses"])
+
+
+def check_courses(found: list[Any]) -> None:
+    """Compare the runs with those of one process, which are exact; both see the same batches.
+
+    The second one's weights are at other multipliers from its first measurement on.
+    """
+    recorded, matched = live_worker.matched("one", "exact")["courses"]
+    for course, expected, points in ((found[0], recorded, 2), (found[1], matched, 1)):
+        for name, exact in expected.items():
+            for (value, error, method), (wanted, _, _) in zip(
+                course[name][:points], exact[:points], strict=True
+            ):
+                assert method == "live"
+                assert abs(value - wanted) <= SIGMAS * error + 1e-5, name
 
 
 @pytest.mark.slow
