@@ -310,6 +310,8 @@ class CaptureProber:
     def _coupled(
         self, parameters: Mapping[str, Tensor], updates: Mapping[str, Tensor], inputs: Inputs
     ) -> str:
+        if self.captured.probe_module is None:
+            return self._live().coupling(parameters, inputs)
         if self._coupling is None:
             inputs = few(self.captured, inputs, self._size(parameters, inputs))
             reason = self.ranks.agreed(coupling(self.captured, parameters, inputs))

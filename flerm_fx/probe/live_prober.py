@@ -125,11 +125,18 @@ class LiveProber:
         Raises:
             InputError: examples of one rank influence those of another.
         """
+        _, examples, coordinates = self._look(values, inputs)
+        return live_plan(rtol, examples, coordinates, self._place[1], samples)
+
+    def coupling(self, values: Mapping[str, Tensor], inputs: Inputs) -> str:
+        """Return why the batch is one example; empty if it is not."""
+        return self._look(values, inputs)[0]
+
+    def _look(self, values: Mapping[str, Tensor], inputs: Inputs) -> tuple[str, int, int]:
         if self._known is None:
             with self._alive(values, {}) as live:
                 self._known = self._looked_at(live, inputs)
-        _, examples, coordinates = self._known
-        return live_plan(rtol, examples, coordinates, self._place[1], samples)
+        return self._known
 
     def estimate(
         self,
