@@ -6,7 +6,7 @@ relied on.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -87,6 +87,34 @@ def forward_class(backward: type) -> type:
 def hint_of(size: int | torch.SymInt) -> int | None:
     """Return a size at the batch of the capture; None where the size depends on the data."""
     return size if isinstance(size, int) else size.node.hint
+
+
+def shape_given(
+    shape: Sequence[Any], known: Iterable[tuple[Sequence[Any], Sequence[int]]]
+) -> tuple[int, ...] | None:
+    """Return what a captured shape is, where other shapes of the capture are known.
+
+    Args:
+        shape: of whole numbers and symbolic sizes.
+        known: other captured shapes, each with what it is.
+
+    Returns:
+        The shape; None where the others do not decide it, or are not what was captured.
+    """
+    sizes: dict[Any, int] = {}
+    for captured, actual in known:
+        if len(captured) != len(actual):
+            return None
+        for size, value in zip(map(_expression, captured), actual, strict=True):
+            if sizes.setdefault(size, size if isinstance(size, int) else value) != value:
+                return None
+    given = [e if isinstance(e, int) else e.subs(sizes) for e in map(_expression, shape)]
+    is_known = all(isinstance(e, int) or e.is_Integer for e in given)
+    return tuple(map(int, given)) if is_known else None
+
+
+def _expression(size: int | torch.SymInt) -> Any:
+    return size if isinstance(size, int) else size.node.expr
 
 
 def depends_on_data(size: Any) -> bool:

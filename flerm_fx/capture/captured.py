@@ -92,6 +92,12 @@ class Capture:
         """Return the output tensor of the model as it is."""
         return output_of(self.model, inputs, self.output_fn)
 
+    def returned(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Any:
+        """Return all that the model returns there, such as a loss beside the output tensor."""
+        args, kwargs = call_arguments(inputs)
+        with self.holding(parameters):
+            return self.model(*args, **kwargs)
+
     def bound(self, model: nn.Module) -> "Capture":
         """Return the same graphs on another copy of the model, with its parameters and buffers.
 

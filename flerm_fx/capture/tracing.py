@@ -1,7 +1,6 @@
 """Capture makes a model and sample inputs into an annotated ``torch.fx`` graph."""
 
 import contextlib
-import warnings
 
 from torch import nn
 
@@ -9,6 +8,7 @@ from flerm_fx.boundary.compat import (
     REGISTRIES,
     pytree,
 )
+from flerm_fx.boundary.warned import warn
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.cleaning import graph_order
 from flerm_fx.capture.eager_run import Run, run_eagerly, taken_name
@@ -112,7 +112,7 @@ def capture(
                 "what is in the way"
             )
         if graph and exported is None:
-            warnings.warn(
+            warn(
                 f"{type(model).__name__} does not export to a graph, so it is measured eagerly, "
                 f"which is slower: {shown(reason)}",
                 CaptureWarning,

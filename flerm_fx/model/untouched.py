@@ -151,11 +151,11 @@ class _State:
         elif isinstance(value, dict):
             self._mapping(value)
             return [(v, package, own) for v in value.values()] if len(value) <= MANY else []
-        elif isinstance(value, list | deque | set):
-            self._restores.append(_elements(value, list(value)))
-            return [(v, package, own) for v in value] if len(value) <= MANY else []
-        elif isinstance(value, tuple | frozenset):
-            return [(v, package, own) for v in value] if len(value) <= MANY else []
+        elif isinstance(value, _CONTAINERS):
+            held = _members(value)
+            if isinstance(value, list | deque | set):
+                self._restores.append(_elements(value, held))
+            return [(v, package, own) for v in held] if len(held) <= MANY else []
         elif isinstance(value, _generators()):
             self._generator(value)
         elif isinstance(value, types.FunctionType):
@@ -294,11 +294,27 @@ def _identical(mapping: MutableMapping[Any, Any], before: dict[Any, Any]) -> boo
     return list(mapping) == list(before) and all(mapping[k] is v for k, v in before.items())
 
 
+_CONTAINERS = (list, deque, set, tuple, frozenset)
+
+
+def _members(container: Any) -> list[Any]:
+    """Return what a container of Python's holds, whatever its class makes of a loop or a length.
+
+    >>> class Irreps(tuple):
+    ...     def __len__(self):
+    ...         raise NotImplementedError
+    >>> _members(Irreps("ab"))
+    ['a', 'b']
+    """
+    kind: Any = next(kind for kind in _CONTAINERS if isinstance(container, kind))
+    return [*kind.__iter__(container)]
+
+
 def _elements(
     container: list[Any] | deque[Any] | set[Any], before: list[Any]
 ) -> Callable[[], None]:
     def restore() -> None:
-        now = list(container)
+        now = _members(container)
         if len(now) != len(before) or any(a is not b for a, b in zip(now, before, strict=True)):
             container.clear()
             if isinstance(container, set):

@@ -33,6 +33,7 @@ from flerm_fx.probe.planner import (
 from flerm_fx.probe.sampled import Samples, estimated, output_size, sampled
 from flerm_fx.probe.streamed import device_of_inputs, streams
 from flerm_fx.probe.taps import TapNodes, no_axis
+from flerm_fx.probe.turns import Turn
 from flerm_fx.probe.workload import Workload, workload
 
 
@@ -75,6 +76,7 @@ class CaptureProber:
         rtol: float = 0.05,
         samples: int | None = None,
         generator: torch.Generator | None = None,
+        turn: Turn | None = None,
     ) -> dict[str, Estimate]:
         """FSLR of every parameter in ``updates``, at ``parameters``.
 
@@ -90,6 +92,9 @@ class CaptureProber:
             samples: draws per example, or passes of the paper's methods; chosen from ``rtol``
                 if None.
             generator: source of the cotangents; seeded with 0 if None.
+            turn: the examples that are measured, where none influences another and the graph holds
+                for as few; all are, if None. The paper's methods take all. One of several turns
+                has the draws that should reach ``rtol``, and none beyond: a mean follows.
 
         Raises:
             InputError: an unknown method, or a tolerance or number of samples out of range.
@@ -118,6 +123,8 @@ class CaptureProber:
                 for values in (parameters, ordered)
             )
         read = self._read_by_graph(parameters)
+        if turn is not None and method in ("auto", "exact", "sampled"):
+            inputs = self._taken(turn, read, ordered, inputs)
         if method in ("full_cov", "iid", "kronecker"):
             passes = samples or PASSES
             estimates = {
@@ -137,7 +144,8 @@ class CaptureProber:
         elif method == "sampled":
             estimates = self._sampled(read, ordered, inputs, rtol, samples, generator)
         else:
-            estimates = self._auto(read, ordered, inputs, rtol, generator)
+            again = turn is None or turn.turns == 1
+            estimates = self._auto(read, ordered, inputs, rtol, generator, again=again)
         return self._agreed(estimates)
 
     def _agreed(self, estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
@@ -224,6 +232,8 @@ class CaptureProber:
         inputs: Inputs,
         rtol: float,
         generator: torch.Generator,
+        *,
+        again: bool,
     ) -> dict[str, Estimate]:
         size = self._size(parameters, inputs)
         work = self._work(tuple(updates))
@@ -236,7 +246,7 @@ class CaptureProber:
             return self._exact(parameters, updates, inputs)
         taken = [self._draw(parameters, updates, inputs, chosen.cotangents, generator)]
         # Examples that change unequally need more draws than planned; exact may then be cheaper.
-        while (worst := _worst(self._estimates(taken))) > rtol:
+        while again and (worst := _worst(self._estimates(taken))) > rtol:
             more = max(1, round(_draws(taken) * ((worst / rtol) ** 2 - 1)))
             examples, coordinates = chosen.cotangents.examples, chosen.cotangents.coordinates
             if sampled_cost(work, examples, coordinates, more) > exact_cost(work):
@@ -289,6 +299,34 @@ class CaptureProber:
         mine = samples.squares[: rows.stop - rows.start]
         return replace(samples, squares=self.ranks.joined(mine, size))
 
+    def _taken(
+        self,
+        turn: Turn,
+        parameters: Mapping[str, Tensor],
+        updates: Mapping[str, Tensor],
+        inputs: Inputs,
+    ) -> Inputs:
+        """Return the examples whose turn it is, or all of them, where they cannot be told apart."""
+        part = turn.of(inputs)
+        if (
+            part is inputs
+            or self.captured.probe_module is None
+            or not self._holds_for(part)
+            or self._coupled(parameters, updates, inputs)
+        ):
+            return inputs
+        return part
+
+    def _holds_for(self, inputs: Inputs) -> bool:
+        """Tell whether the graph holds for a batch of this size."""
+        if self.captured.guards is None:
+            return True
+        try:
+            self.captured.guards(*self.captured.flat(inputs))
+        except AssertionError:
+            return False
+        return True
+
     def _share(
         self, parameters: Mapping[str, Tensor], updates: Mapping[str, Tensor], inputs: Inputs
     ) -> Inputs | None:
@@ -296,13 +334,7 @@ class CaptureProber:
         share = self.ranks.share(inputs)
         if share is None or self._coupled(parameters, updates, inputs):
             return None
-        if self.captured.guards is not None:
-            try:
-                for of_some_rank in self.ranks.shares(inputs):
-                    self.captured.guards(*self.captured.flat(of_some_rank))
-            except AssertionError:
-                return None
-        return share
+        return share if all(map(self._holds_for, self.ranks.shares(inputs))) else None
 
     def _estimates(self, taken: list[Samples]) -> dict[str, Estimate]:
         return estimated(taken, "sampled", self._coupling or "")

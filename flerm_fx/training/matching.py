@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -13,13 +14,16 @@ from flerm_fx.align.aligning import OnUnmatched
 from flerm_fx.align.patterns import Mapped
 from flerm_fx.assign.matches import find_matches, held_as_matched
 from flerm_fx.assign.multipliers import floor
-from flerm_fx.boundary.options import checked, choice, instance
+from flerm_fx.assign.pooling import trusted
+from flerm_fx.assign.predictor import Predictor, profile_and_law
+from flerm_fx.boundary.options import checked, choice
 from flerm_fx.boundary.progress import Progress
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.tracing import capture
 from flerm_fx.capture.ungraphed import capture_sharded, capture_ungraphed
 from flerm_fx.emit.module import ModuleEmitter, scales_of
 from flerm_fx.emit.scaled import ScaledModel
+from flerm_fx.errors import OptimizerError
 from flerm_fx.model.copying import copied
 from flerm_fx.model.distributed import Ranks, is_sharded, unwrapped
 from flerm_fx.model.inputs import Inputs, OutputFn, device_of, output_of, to_device
@@ -27,24 +31,26 @@ from flerm_fx.model.outline import outline
 from flerm_fx.probe.capture_prober import CaptureProber
 from flerm_fx.probe.parallel import check_parallel
 from flerm_fx.probe.planner import METHODS, Method
-from flerm_fx.profile.profile import LOAD, BaseProfile
+from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.recipe.as_base import check_as_base
 from flerm_fx.recipe.likeness import check_state_is_free
+from flerm_fx.recipe.loss import Loss
 from flerm_fx.recipe.optimizers import Optimizers, listed
 from flerm_fx.recipe.pool import Pool, probe_batch
 from flerm_fx.start.precision import is_coarse, measurable, refined
+from flerm_fx.start.procedure import MODEL_LOSS
 from flerm_fx.training.course import Course
 from flerm_fx.training.logs import Log
 from flerm_fx.training.matcher import Matcher
 from flerm_fx.training.plan import Plan
-from flerm_fx.training.running import RunningProber
+from flerm_fx.training.running import LossOfOutput, RunningProber, probe_loss
 from flerm_fx.training.targets import PlainTarget, ScaledTarget
 
 
 def match(
     model: nn.Module,
     optimizer: Optimizer | Sequence[Optimizer],
-    base_profile: BaseProfile,
+    base_profile: BaseProfile | Predictor,
     inputs: Pool | None = None,
     *,
     every: int = 100,
@@ -83,6 +89,11 @@ def match(
       parameters of a role as those of :func:`flerm_fx.compile` are
       (:func:`flerm_fx.assign.pooling.pooled`).
 
+    A :class:`flerm_fx.ScalingLaw` in place of the profile says what a model begins with: what it
+    predicts is there from the first step on, and is what measurements are drawn to, as far as its
+    intervals trust it, in place of sizes of updates. Followed is the base that the law goes
+    through.
+
     Otherwise, and where ``ema`` is given, each parameter has the multiplier that was just measured,
     and keeps it where an FSLR is zero or within its noise; at first it is 1, or the first guess.
 
@@ -100,7 +111,8 @@ def match(
         model: the target, in the mode in which it trains; DDP, ``fully_shard`` and
             ``torch.compile`` may be around it.
         optimizer: its optimizer, or a list of them.
-        base_profile: recorded on the base while it trained.
+        base_profile: recorded on the base while it trained; or a law, which goes through such a
+            base.
         inputs: probe batch for this model, the same on all ranks, or a list or DataLoader, of
             which the first is read; the profile's if None.
         every: steps between measurements.
@@ -115,8 +127,9 @@ def match(
         mapping: as for :func:`flerm_fx.compile`.
         on_unmatched: as for :func:`flerm_fx.compile`.
         method: as for :func:`flerm_fx.measure`.
-        rtol: as for :func:`flerm_fx.measure`, of one measurement; by default 0.35 where means are
-            followed, which is one draw for five examples or more, and 0.05 otherwise.
+        rtol: as for :func:`flerm_fx.measure`, of one measurement; by default 0.05, and 0.2 where
+            means are followed. A measurement is of a quarter of the examples then, which take
+            turns.
         log: called with ``{"flerm/fslr/<parameter>": …, "flerm/multiplier/<parameter>": …}`` and
             the step at each measurement.
         progress: whether to show in a terminal or a notebook, with tqdm installed, what a step
@@ -129,6 +142,7 @@ def match(
         InputError: unusable inputs or options, a profile without a trajectory, or with
             ``at="start"`` one whose start was not settled.
         MatchError: parameters that structure cannot match.
+        LawError: parameters that a law does not reach.
         OptimizerError: a parameter outside the optimizer, another optimizer than the base's, a
             rule whose state holds weights or learning rates, or scale nodes under one whose state
             does not follow them.
@@ -141,23 +155,23 @@ def match(
         ...     torch.manual_seed(0)
         ...     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
         >>> def train(model, optimizer):
-        ...     for _ in range(5):
+        ...     for x, y in batches:
         ...         optimizer.zero_grad()
         ...         nn.functional.cross_entropy(model(x), y).backward()
         ...         optimizer.step()
-        >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
+        >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(21)]
         >>> small, large = mlp(8), mlp(64)
         >>> adam = torch.optim.Adam(small.parameters(), lr=1e-3)
-        >>> with flerm_fx.record(small, adam, x, y, every=2) as recorder:
+        >>> with flerm_fx.record(small, adam, batches, every=10) as recorder:
         ...     train(small, adam)
         >>> adam = torch.optim.Adam(large.parameters(), lr=1e-3)
-        >>> with match(large, adam, recorder.profile, every=2) as matcher:
+        >>> with match(large, adam, recorder.profile, every=10) as matcher:
         ...     train(large, adam)
         >>> matcher.trajectory.steps
-        (0, 2, 4)
+        (0, 10, 20)
     """
     model = checked("model", model)
-    instance("base_profile", base_profile, BaseProfile, "a BaseProfile", LOAD)
+    base_profile, law = profile_and_law(base_profile)
     stretch = checked("stretch", stretch)
     plan = Plan.of(base_profile, every, at, stretch, ema)
     rtol = plan.rtol if rtol is None else checked("rtol", rtol)
@@ -220,6 +234,7 @@ def match(
         rtol=rtol,
         seed=base_profile.seed,
         progress=told,
+        loss=None if sharded else _loss(base_profile, inputs is None, output_fn, device_of(model)),
         captured=(lambda: capture_of(refined(copied_anew()) if precise else copied_anew()))
         if not ungraphed
         and (precise or sharded or (scaled is not None and scaled.emitter.in_place))
@@ -227,8 +242,10 @@ def match(
         ungraphed=ungraphed,
     )
     course = Course(base_profile, captured, matches, plan.trajectory, stretch)
-    following = plan.following(course, run)
-    return Matcher(model, optimizers, run, target, following, prober, plan.schedule, log)
+    rows = law.predicted(captured, matches) if law else ()
+    predicted = {row.parameter: row.multiplier for row in rows}
+    following = plan.following(course, run, trusted(rows))
+    return Matcher(model, optimizers, run, target, predicted, following, prober, plan.schedule, log)
 
 
 def _captured(
@@ -245,6 +262,21 @@ def _captured(
     if not sharded:
         return capture(twin, inputs, output_fn, original=model)
     return capture_sharded(model, inputs, output_fn, twin=twin, given=given)
+
+
+def _loss(
+    profile: BaseProfile, on_its_batch: bool, output_fn: OutputFn | None, device: torch.device
+) -> LossOfOutput | None:
+    """Return the base's loss on its own probe batch, as far as a profile holds it."""
+    if profile.loss == MODEL_LOSS:
+        return probe_loss(None, None, output_fn)
+    if profile.loss is None or not on_its_batch:
+        return None
+    try:
+        loss = Loss.from_name(profile.loss)
+    except OptimizerError:  # of another version of torch: matching needs no loss
+        return None
+    return probe_loss(loss, to_device(profile.pool[0][1], device), output_fn)
 
 
 def _scaled(model: nn.Module) -> ScaledModel | None:
