@@ -113,7 +113,13 @@ class CaptureProber:
         estimates: Mapping[str, Estimate]
         if self._runs_live(method, parameters, ordered, inputs, rtol):
             estimates = self._live().estimate(
-                parameters, ordered, inputs, rtol=rtol, samples=samples, generator=generator
+                parameters,
+                ordered,
+                inputs,
+                rtol=rtol,
+                samples=samples,
+                generator=generator,
+                again=samples is None and (turn is None or turn.turns == 1),
             )
             return self._agreed(estimates)
         if method not in ("auto", "sampled"):

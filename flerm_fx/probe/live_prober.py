@@ -147,6 +147,7 @@ class LiveProber:
         rtol: float,
         samples: int | None,
         generator: torch.Generator,
+        again: bool = True,
     ) -> dict[str, Estimate]:
         """Return estimates by as many passes as the tolerance takes, :data:`MOST` at most.
 
@@ -157,21 +158,22 @@ class LiveProber:
             rtol: relative standard error to reach.
             samples: passes over the batch, whatever the tolerance.
             generator: seeds the signs.
+            again: whether to draw more where the plan does not reach the tolerance.
         """
         plan = self.plan(values, inputs, rtol, samples)
         seed = self._ranks.agreed(
             int(torch.randint(2**62, (), generator=generator, device=generator.device))
         )
         with self._alive(values, updates) as live:
-            return self._drawn_until(live, inputs, plan, seed, rtol, samples is not None)
+            return self._drawn_until(live, inputs, plan, seed, rtol, again)
 
     def _drawn_until(
-        self, live: LiveModel, inputs: Inputs, plan: LivePlan, seed: int, rtol: float, once: bool
+        self, live: LiveModel, inputs: Inputs, plan: LivePlan, seed: int, rtol: float, again: bool
     ) -> dict[str, Estimate]:
-        """Draw by the plan, and unless it is once, more until the tolerance is reached."""
+        """Draw by the plan, and if so asked, more until the tolerance is reached."""
         taken = [self._drawn(live, inputs, plan, seed, 0)]
         passes, note = plan.passes, self._note()
-        while not (plan.signs.every or once):
+        while again and not plan.signs.every:
             found = estimated(taken, "live", note)
             worst = max(estimate.relative_error for estimate in found.values())
             if worst <= rtol:
