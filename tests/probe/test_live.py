@@ -131,7 +131,7 @@ def test_draws_are_unbiased_and_their_errors_true(x: Tensor) -> None:
     expected = by_jvp(model, updates, x)
     captured = capture_ungraphed(model, x)
     prober = LiveProber(captured, Ranks())
-    weights, trials = dict(captured.parameters), 150
+    weights, trials = dict(captured.parameters), 100
     squares = {name: torch.zeros(trials) for name in updates}
     variances = {name: torch.zeros(trials) for name in updates}
     for trial in range(trials):
@@ -145,7 +145,7 @@ def test_draws_are_unbiased_and_their_errors_true(x: Tensor) -> None:
         error = of_trials.std() / math.sqrt(trials)
         assert abs(of_trials.mean() - expected[name] ** 2) <= 4.5 * error, name
         # A bound of the variance, which is reached where no few numbers are most of the change:
-        # the spread of 150 variances is known to sqrt(2 / 150) and the weight of their tails.
+        # the spread of 100 variances is known to sqrt(2 / 100) and the weight of their tails.
         ratio = float(of_trials.var() / variances[name].mean())
         assert 0.5 <= ratio <= 1.5, (name, ratio)
 
