@@ -288,7 +288,7 @@ class LiveProber:
         place, count = self._place
         if count == 1:
             return
-        other = pytree.tree_map_only(Tensor, lambda t: t.flip(0), first)
+        other = pytree.tree_map_only(Tensor, lambda t: torch.cat([t[:1]] * len(t)), first)
         found = live.output(other if place else first)
         apart = self._ranks.agreed(difference(found, together))
         if not apart <= tolerance(together, *self._captured.parameters.values()):

@@ -75,6 +75,15 @@ class Net(nn.Module):
         return output
 
 
+class Syncs(nn.Module):
+    """Takes off the mean of all ranks' examples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.detach().mean(0)
+        dist.all_reduce(mean)
+        return x - mean / dist.get_world_size()
+
+
 def batch() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(EXAMPLES, FEATURES, generator=generator)
@@ -82,7 +91,10 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 def net(how: str) -> Net:
-    return Net(8 if "tp" in how else 7, "checkpoint" in how, "batchnorm" in how)
+    model = Net(8 if "tp" in how else 7, "checkpoint" in how, "batchnorm" in how)
+    if how.endswith("syncs"):
+        model.norm = Syncs()
+    return model
 
 
 def wrapped(model: nn.Module, how: str) -> nn.Module:
@@ -141,6 +153,8 @@ def trained(how: str, measures: bool) -> tuple[list[Tensor], dict[str, Any]]:
     for step in range(3):
         optimizer.zero_grad()
         for part in (slice(0, 4), slice(4, 8)):
+            if how.endswith("nosync"):  # gradients of the first part stay whole on each rank
+                model.set_requires_gradient_sync(part.start > 0)  # type: ignore[operator]
             torch.nn.functional.cross_entropy(model(x[part]), y[part]).backward()
             if measures and step == 1 and not found:
                 if how.endswith("dies") and dist.get_rank() == 1:

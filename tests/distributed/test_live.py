@@ -19,6 +19,7 @@ SIGMAS = 5.0
         ("fsdp", 2, 2),
         pytest.param("fsdp-checkpoint", 2, 2, marks=pytest.mark.slow),
         pytest.param("fsdp-batchnorm", 2, 2, marks=pytest.mark.slow),
+        pytest.param("fsdp-nosync", 2, 2, marks=pytest.mark.slow),
         pytest.param("ddp", 2, 1, marks=pytest.mark.slow),
         pytest.param("tp", 2, 1, marks=pytest.mark.slow),
         pytest.param("hsdp", 4, 4, marks=pytest.mark.slow),
@@ -61,6 +62,13 @@ def check_courses(found: list[Any]) -> None:
             ):
                 assert method == "live"
                 assert abs(value - wanted) <= SIGMAS * error + 1e-5, name
+
+
+@pytest.mark.slow
+def test_ranks_that_exchange_activations_over_the_data_are_refused(tmp_path: Path) -> None:
+    done = launch(2, "tests.distributed.live_worker", "fsdp-syncs", str(tmp_path / "out"))
+    assert done.returncode != 0
+    assert "InputError: examples on one rank influence those on another" in done.stderr
 
 
 @pytest.mark.slow
