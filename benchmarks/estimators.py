@@ -68,6 +68,7 @@ def ways(large: bool = False) -> list[Way]:
         Way("exact", "exact", builds=not large),
         *map(sampled, DRAWS[:-1] if large else DRAWS),
         Way("auto", "auto", builds=not large),
+        Way("live, 1 pass", "live", 1),
         *(Way(_with_passes(m, n), m, n) for m in paper for n in PASSES[: 1 if large else None]),
     ]
 

@@ -93,6 +93,20 @@ def test_draws_and_costs_between_measured_ones() -> None:
 
 
 @pytest.mark.slow
+def test_each_rank_gives_a_sample_of_a_live_pass() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.live"], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
+    assert [(row[1].strip(), int(row[3])) for row in rows] == [
+        ("plain", 1),
+        ("FSDP2", 2),
+        ("TP", 1),
+    ]
+
+
+@pytest.mark.slow
 def test_a_draw_of_a_sharded_model_gathers_one_tensor_at_a_time() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.streaming"], capture_output=True, text=True, timeout=240

@@ -82,7 +82,10 @@ def reduced_by(groups: Sequence[Any], reduce_scatter: Any) -> Iterator[None]:
     }
     owners = [(group, settings) for group in groups]
     for group in groups:
-        owners += [(p, {"unsharded_accumulated_grad": None}) for p in group.fsdp_params]
+        for parameter in group.fsdp_params:
+            owners.append((parameter, {"unsharded_accumulated_grad": None}))
+            if hasattr(parameter, "_unsharded_param"):
+                owners.append((parameter._unsharded_param, {"grad": None}))
     before = [(owner, {name: getattr(owner, name) for name in new}) for owner, new in owners]
     try:
         for owner, new in owners:

@@ -29,6 +29,7 @@ from flerm_fx.emit.compiled import CompiledModel
 from flerm_fx.emit.emitters import EMITTERS, Emit
 from flerm_fx.emit.first_steps import watch
 from flerm_fx.emit.module import scales_of
+from flerm_fx.emit.recomputed import check_backward
 from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.emit.undo import undone_on_failure
 from flerm_fx.errors import CaptureWarning, InputError, OptimizerError
@@ -245,6 +246,8 @@ def compile(
             warnings.simplefilter("ignore", CaptureWarning)  # as above
             emitted = capture(copied(model), probe_inputs, output_fn, original=model)
     emitted = emitted.bound(model)
+    if emit == "graph" and emitted.graph_module is None and not is_sharded(model):
+        check_backward(emitted, probe_inputs)
     if not law:
         captured = on_own_weights(captured, model, measured_on, copy=copy)
     matches = find_matches(base_profile, captured, mapping, on_unmatched, strict=strict)

@@ -110,10 +110,16 @@ class CaptureProber:
         if not ordered:
             return {}
         parameters = {name: value.detach() for name, value in parameters.items()}
-        estimates: Mapping[str, Estimate]
-        if self._runs_live(method, parameters, ordered, inputs, rtol):
+        again = turn is None or turn.turns == 1
+        if self._runs_live(method, parameters, tuple(ordered), inputs, rtol):
             estimates = self._live().estimate(
-                parameters, ordered, inputs, rtol=rtol, samples=samples, generator=generator
+                parameters,
+                ordered,
+                inputs,
+                rtol=rtol,
+                samples=samples,
+                generator=generator,
+                again=again and samples is None,
             )
             return self._agreed(estimates)
         if method not in ("auto", "sampled"):
@@ -144,7 +150,6 @@ class CaptureProber:
         elif method == "sampled":
             estimates = self._sampled(read, ordered, inputs, rtol, samples, generator)
         else:
-            again = turn is None or turn.turns == 1
             estimates = self._auto(read, ordered, inputs, rtol, generator, again=again)
         return self._agreed(estimates)
 
@@ -167,15 +172,13 @@ class CaptureProber:
         self,
         method: Method,
         parameters: Mapping[str, Tensor],
-        updates: Mapping[str, Tensor],
+        names: tuple[str, ...],
         inputs: Inputs,
         rtol: float,
     ) -> bool:
         """Tell whether to measure by passes of the model itself, as without a graph."""
-        if method == "live":
-            return True
-        if self.captured.probe_module is not None:
-            return False
+        if method == "live" or self.captured.probe_module is not None:
+            return method == "live"
         if is_sharded(self.captured.model) and method not in ("auto", "sampled"):
             raise InputError(
                 f"method={method!r} takes whole weights where there is no graph, and those of "
@@ -186,7 +189,7 @@ class CaptureProber:
             # A backward pass of the model's own is all there may be: exact would differentiate it.
             return method in ("auto", "sampled")
         plan = self._live().plan(parameters, inputs, rtol)
-        return plan.cost < exact_cost(self._work(tuple(updates)))
+        return plan.cost < exact_cost(self._work(names))
 
     def _read_by_graph(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Values under the names that the graph has; of tied weights it may have any one's."""
@@ -342,6 +345,8 @@ class CaptureProber:
     def _coupled(
         self, parameters: Mapping[str, Tensor], updates: Mapping[str, Tensor], inputs: Inputs
     ) -> str:
+        if self.captured.probe_module is None:
+            return self._live().coupling(parameters, inputs)
         if self._coupling is None:
             inputs = few(self.captured, inputs, self._size(parameters, inputs))
             reason = self.ranks.agreed(coupling(self.captured, parameters, inputs))

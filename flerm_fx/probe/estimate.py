@@ -21,8 +21,10 @@ class Estimate:
         value: the FSLR, in units of the output per unit of learning rate.
         stderr: standard error of ``value`` over the estimator's random draws, for the given
             inputs; 0 for an exact method. As a part of ``value`` it is that of the logarithm.
-        method: ``"exact"``, ``"sampled"``, ``"full_cov"``, ``"iid"`` or ``"kronecker"``.
-        samples: random draws per example (``"sampled"``) or passes (the paper's three); 0 if exact.
+        method: ``"exact"``, ``"sampled"``, ``"live"``, ``"full_cov"``, ``"iid"`` or
+            ``"kronecker"``.
+        samples: random draws per example (``"sampled"``, ``"live"``) or passes (the paper's three);
+            0 if exact.
         note: what the method had to work around, for example batch-coupled examples; else empty.
 
     >>> Estimate(value=2.0, stderr=0.1, method="sampled", samples=4).relative_error

@@ -23,7 +23,7 @@ from flerm_fx.boundary.compat import FORWARD_HOOKS
 from flerm_fx.boundary.compat_sharding import forget_run
 from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import EstimateError
-from flerm_fx.model.distributed import is_sharded_tensor, whole
+from flerm_fx.model.distributed import is_sharded_tensor, resharded, whole
 from flerm_fx.model.hooks import only
 from flerm_fx.model.inputs import Inputs, as_real, output_of
 from flerm_fx.model.standing import standing_in
@@ -92,6 +92,7 @@ class LiveModel:
 
     def _run(self, inputs: Inputs, cotangent: Cotangent | None = None) -> Tensor:
         captured = self._captured
+        resharded(captured.model)  # as it was when it was looked at
         self._again()
         try:
             output = whole(output_of(captured.model, inputs, captured.output_fn))
@@ -148,7 +149,10 @@ def alive(
         untouched(model) as again,  # what is put back before each run has all of that in place
     ):
         live = LiveModel(captured, lying, place[1], is_shared, again)
-        yield live
+        try:
+            yield live
+        finally:
+            resharded(model)
 
 
 @contextmanager

@@ -125,11 +125,18 @@ class LiveProber:
         Raises:
             InputError: examples of one rank influence those of another.
         """
+        _, examples, coordinates = self._look(values, inputs)
+        return live_plan(rtol, examples, coordinates, self._place[1], samples)
+
+    def coupling(self, values: Mapping[str, Tensor], inputs: Inputs) -> str:
+        """Return why the batch is one example; empty if it is not."""
+        return self._look(values, inputs)[0]
+
+    def _look(self, values: Mapping[str, Tensor], inputs: Inputs) -> tuple[str, int, int]:
         if self._known is None:
             with self._alive(values, {}) as live:
                 self._known = self._looked_at(live, inputs)
-        _, examples, coordinates = self._known
-        return live_plan(rtol, examples, coordinates, self._place[1], samples)
+        return self._known
 
     def estimate(
         self,
@@ -140,6 +147,7 @@ class LiveProber:
         rtol: float,
         samples: int | None,
         generator: torch.Generator,
+        again: bool = True,
     ) -> dict[str, Estimate]:
         """Return estimates by as many passes as the tolerance takes, :data:`MOST` at most.
 
@@ -150,21 +158,22 @@ class LiveProber:
             rtol: relative standard error to reach.
             samples: passes over the batch, whatever the tolerance.
             generator: seeds the signs.
+            again: whether to draw more where the plan does not reach the tolerance.
         """
         plan = self.plan(values, inputs, rtol, samples)
         seed = self._ranks.agreed(
             int(torch.randint(2**62, (), generator=generator, device=generator.device))
         )
         with self._alive(values, updates) as live:
-            return self._drawn_until(live, inputs, plan, seed, rtol, samples is not None)
+            return self._drawn_until(live, inputs, plan, seed, rtol, again)
 
     def _drawn_until(
-        self, live: LiveModel, inputs: Inputs, plan: LivePlan, seed: int, rtol: float, once: bool
+        self, live: LiveModel, inputs: Inputs, plan: LivePlan, seed: int, rtol: float, again: bool
     ) -> dict[str, Estimate]:
-        """Draw by the plan, and unless it is once, more until the tolerance is reached."""
+        """Draw by the plan, and if so asked, more until the tolerance is reached."""
         taken = [self._drawn(live, inputs, plan, seed, 0)]
         passes, note = plan.passes, self._note()
-        while not (plan.signs.every or once):
+        while again and not plan.signs.every:
             found = estimated(taken, "live", note)
             worst = max(estimate.relative_error for estimate in found.values())
             if worst <= rtol:
@@ -279,7 +288,7 @@ class LiveProber:
         place, count = self._place
         if count == 1:
             return
-        other = pytree.tree_map_only(Tensor, lambda t: t.flip(0), first)
+        other = pytree.tree_map_only(Tensor, lambda t: torch.cat([t[:1]] * len(t)), first)
         found = live.output(other if place else first)
         apart = self._ranks.agreed(difference(found, together))
         if not apart <= tolerance(together, *self._captured.parameters.values()):

@@ -50,13 +50,14 @@ def measure(
             parameters are sharded over ranks, updates may be, too, and all ranks make this call.
         inputs: probe inputs: a tensor, a tuple or a dict of keyword arguments, batch first; or a
             list or DataLoader of such, of which the first is read.
-        method: ``"exact"``, ``"sampled"`` (random cotangents for each example), the paper's
-            ``"full_cov"``, ``"iid"`` or ``"kronecker"``; ``"auto"`` takes the cheapest of the
-            first two that reaches ``rtol``.
+        method: ``"exact"``, ``"sampled"`` (random cotangents for each example), ``"live"`` (passes
+            of the model as it is, for which no graph is made), the paper's ``"full_cov"``,
+            ``"iid"`` or ``"kronecker"``; ``"auto"`` takes the cheapest of the first two that
+            reaches ``rtol``, and live passes where the model does not export to a graph.
         rtol: relative standard error to reach.
         output_fn: picks the output tensor (default ``.logits``, else the first floating tensor).
-        samples: draws per example (``"sampled"``) or passes (the paper's, 40 by default); it goes
-            with no other method.
+        samples: draws per example (``"sampled"``), or passes over the batch (``"live"``; the
+            paper's, 40 by default); it goes with no other method.
         generator: source of random cotangents; a fixed seed if None, so that calls repeat.
         device: where to compute, if not where the model is. Each weight and update is brought there
             where it is read, and let go behind it, so that neither has to fit as a whole.

@@ -188,7 +188,7 @@ def match(
     run = Optimizers.of(model, optimizers)
     plain = model if scaled is None else scaled.skeleton
     probe = base_profile.pool[0][0] if inputs is None else probe_batch(plain, inputs)
-    given = probe = to_device(ranks.agreed(probe), device_of(model))
+    as_given = probe = to_device(ranks.agreed(probe), device_of(model))
     if method != "live":
         check_parallel(model, probe, output_fn, on_copy=False)
     sharded = scaled is None and is_sharded(model)
@@ -198,7 +198,7 @@ def match(
     twin, ((probe, _),), obstacle = measurable(
         copied_anew, ((probe, None),), lambda m, batch: output_of(m, batch[0], output_fn)
     )
-    capture_of = functools.partial(_captured, model, given, probe, output_fn, sharded)
+    capture_of = functools.partial(_captured, model, as_given, probe, output_fn, sharded)
     with told("capturing the model"):
         captured = capture_of(twin)
     ungraphed = sharded and (method == "live" or captured.probe_module is None)
@@ -224,11 +224,11 @@ def match(
     )
     measured = captured
     if ungraphed and captured.probe_module is not None:
-        measured = capture_ungraphed(model, given, output_fn)
+        measured = capture_ungraphed(model, as_given, output_fn)
     prober = RunningProber(
         (lambda: model) if scaled is None else (lambda: scaled.skeleton),
         CaptureProber(measured, ranks),
-        given if ungraphed else probe,
+        as_given if ungraphed else probe,
         output_fn=output_fn,
         method=method,
         rtol=rtol,
