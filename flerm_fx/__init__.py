@@ -1,10 +1,10 @@
 """Function-space learning rates as a torch.fx compiler pass.
 
-Record a small model, compile a large one, and train it at the small one's learning rate:
+Record small models, compile a large one, and train it at the small ones' learning rate:
 
-    with flerm_fx.record(small, optimizer, inputs, targets) as recorder:
-        train(small, optimizer)
-    model = flerm_fx.compile(large, recorder.profile)
+    profile = flerm_fx.record_seeds(make_small, make_optimizer, loader)
+    model = flerm_fx.compile(make_large(), profile)
+    optimizer = make_optimizer(model)
 
 After Milsom, Anson, Aitchison, *Function-Space Learning Rates*, ICML 2025, arXiv 2502.17405.
 """

@@ -305,7 +305,6 @@ def several(names: Namespace) -> None:
 def trainers(names: Namespace) -> None:
     gpt2s(names)
     lightning = pytest.importorskip("lightning")
-    tensorboard = pytest.importorskip("torch.utils.tensorboard")
     from transformers import Trainer, TrainingArguments
 
     batch, large = names["batch"], names["large"]
@@ -337,11 +336,41 @@ def trainers(names: Namespace) -> None:
         "L": types.SimpleNamespace(Trainer=Fast),
         "module": Module(),
         "loader": torch.utils.data.DataLoader(data, batch_size=4),  # type: ignore[arg-type]
-        "SummaryWriter": tensorboard.SummaryWriter,
-        "mlflow": types.SimpleNamespace(log_metrics=lambda numbers, step: None),
-        "wandb": types.SimpleNamespace(log=lambda numbers, step: None),
-        "optimizer": torch.optim.AdamW(large.parameters(), lr=1e-3),
     }
+
+
+def accelerates(names: Namespace) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):  # which the fixture puts back
+        os.environ.pop(name)
+    accelerate.state.AcceleratorState._reset_state(True)  # what a Trainer has left there
+    data = torch.utils.data.TensorDataset(names["inputs"], names["targets"])
+    names["accelerator"] = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    names["loader"] = torch.utils.data.DataLoader(data, batch_size=4)
+    names["optimizer"] = torch.optim.AdamW(names["large"].parameters(), lr=1e-2)
+
+
+class Logged(contextlib.nullcontext["Logged"]):
+    """Stands for a run of W&B, or for MLflow, which are not installed."""
+
+    def __init__(self) -> None:
+        super().__init__(self)
+        self.steps: list[int] = []
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        assert {"flerm/fslr/0.weight", "flerm/multiplier/0.weight"} <= numbers.keys()
+        self.steps.append(step)
+
+
+def logs(names: Namespace) -> None:
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+    names["SummaryWriter"] = tensorboard.SummaryWriter
+    names["optimizer"] = torch.optim.AdamW(names["large"].parameters(), lr=1e-2)
+    names["runs"] = wandb, mlflow = Logged(), Logged()
+    names["wandb"] = types.SimpleNamespace(init=lambda **options: wandb)
+    names["mlflow"] = types.SimpleNamespace(
+        start_run=lambda **options: mlflow, log_metrics=mlflow.log
+    )
 
 
 SETUPS: dict[str, Callable[[Namespace], None]] = {
@@ -352,7 +381,9 @@ SETUPS: dict[str, Callable[[Namespace], None]] = {
     "Checkpoints": checkpoints,
     "Gradient accumulation, clipping, mixed precision": accumulates,
     "Several optimizers": several,
-    "Trainers and logs": trainers,
+    "Trainers": trainers,
+    "Accelerate": accelerates,
+    "TensorBoard, W&B and MLflow": logs,
 }
 """What the sections of docs/training.md take for granted."""
 
@@ -382,6 +413,7 @@ def test_the_snippets_of_training_run(section: str) -> None:
         for snippet in TRAINING[section]:
             code = re.sub(r"^( +)\.\.\.$", r"\1loop()", snippet.code, flags=re.MULTILINE)
             run("training.md", Snippet(code, snippet.line, section), names)
+        assert all(logged.steps == [0] for logged in names.get("runs", ()))
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -425,6 +457,22 @@ def test_the_figures_in_the_readme_are_those_of_the_results() -> None:
     for label, standard, compiled in shown:
         found = results[MEASURED[label]]
         assert (standard, compiled) == (found["standard"], found["compile"]), label
+
+
+def test_the_reference_begins_with_a_table_of_all_that_can_be_imported() -> None:
+    page = (DOCS / "reference.md").read_text(encoding="utf-8").split("\n::: ")[0]
+    names = [name for name in flerm_fx.__all__ if not name.startswith("__")]
+    assert [name for name in names if f"`{name}`" not in page] == []
+
+
+def test_messages_that_are_gone_into_are_messages_of_the_library() -> None:
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = [" ".join(quote.split()) for quote in re.findall(r'"([^"`]{12,})"', page)]
+    source = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "flerm_fx").rglob("*.py"))
+    messages = re.sub(r'"\s+f?"', "", source)  # literals of several lines are one
+    parts = [part.strip() for quote in quoted for part in quote.split("…")]
+    assert len(parts) > 15
+    assert [part for part in parts if part not in messages] == []
 
 
 def test_the_page_of_commands_is_complete() -> None:

@@ -1,12 +1,12 @@
 """This module finds which base parameters the parameters of a captured model answer to."""
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 from flerm_fx.align.aligning import Match, OnUnmatched, align, unanswered
 from flerm_fx.align.doubts import doubts_of, paragraph
 from flerm_fx.align.parameter_graph import capture_graph
 from flerm_fx.align.patterns import Mapped
+from flerm_fx.boundary.warned import warn
 from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import MatchError, MatchWarning, shown
 from flerm_fx.probe.estimate import Estimate
@@ -40,11 +40,11 @@ def find_matches(
     if doubts and strict:
         raise MatchError(f"strict=True refuses what is not certain: {paragraph(doubts)}")
     if doubts:
-        warnings.warn(paragraph(doubts), MatchWarning, stacklevel=3)
+        warn(paragraph(doubts), MatchWarning, stacklevel=3)
     left_base = unanswered(profile.graph, matches.values())
     left = [name for name, match in matches.items() if not match.base and graph.nodes[name]["op"]]
     if on_unmatched == "unit" and (left or left_base):
-        warnings.warn(
+        warn(
             f"{len(left)} parameters of the model have no counterpart in the base and keep a "
             f"multiplier of 1 ({_some(left)}), and {len(left_base)} of the base have none in the "
             f"model ({_some(left_base)})",

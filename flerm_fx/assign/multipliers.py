@@ -2,7 +2,6 @@
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ from flerm_fx.assign.assignment import Assignment, Status
 from flerm_fx.assign.matches import wanted_estimate
 from flerm_fx.assign.pooling import pooled, warn_of_implausible
 from flerm_fx.assign.way import Settling, Way
+from flerm_fx.boundary.warned import warn
 from flerm_fx.capture.captured import Capture
 from flerm_fx.ops.scale import parameter_nodes
 from flerm_fx.probe.capture_prober import CaptureProber
@@ -100,11 +100,13 @@ def assigned(
         way = Way(profile, matches, procedure)
         moments = measure_settling(
             captured, procedure, way.follow, prober=prober, is_sized=way.looks_at
-        )
+        ).moments
         start = start_of(moments, procedure)
         way.warn(stacklevel=3)
     else:
-        moments = measure_settling(captured, procedure, prober=prober, is_sized=lambda _: False)
+        moments = measure_settling(
+            captured, procedure, prober=prober, is_sized=lambda _: False
+        ).moments
         start = start_of(moments, procedure)
 
     def rows_of(
@@ -221,7 +223,7 @@ def _settled(
                 n: _fixed_point(before[n], given[n], at[n], given_back[n]) for n in given_back
             }
         before, given, at = at, given_back, following
-    warnings.warn(
+    warn(
         f"the {name} did not settle: after {MEASUREMENTS} measurements the multipliers of "
         f"{', '.join(map(repr, moving))} still move by more than {tolerance:.1%}, since {why}. "
         "check() says how far off they are",

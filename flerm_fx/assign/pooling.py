@@ -1,13 +1,13 @@
 """Multipliers are pooled over the parameters of one role."""
 
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
 from flerm_fx.assign.assignment import Assignment
+from flerm_fx.boundary.warned import warn
 from flerm_fx.errors import shown
 
 SPREAD = 0.3
@@ -171,7 +171,7 @@ def warn_of_implausible(
         )
     else:
         return
-    warnings.warn(
+    warn(
         f"{what}. FSLRs of base or target may stand for little: at another rate than the one that "
         "trains the base best, it has not learned to use its parameters while settling, or is "
         "thrown by its steps. Record at that rate, with settle and warmup as long as its run needs "

@@ -1,11 +1,11 @@
 """A target is led on its way to the start."""
 
-import warnings
 from collections.abc import Mapping
 from statistics import fmean, geometric_mean
 
 from flerm_fx.align.aligning import Match
 from flerm_fx.assign.matches import wanted
+from flerm_fx.boundary.warned import warn
 from flerm_fx.profile.moment import Moment
 from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.recipe.schedule import start_steps, step_of_round
@@ -122,7 +122,7 @@ class Way:
             UserWarning: its outputs are much larger than the base's.
         """
         if self.left > LARGE:
-            warnings.warn(
+            warn(
                 "the model's outputs begin far larger than training makes them, and after "
                 f"{max(self._ways)} steps are still {self.left:.1f} times as large as the base's: "
                 "it has to unlearn its initial weights before it learns; start with smaller ones",

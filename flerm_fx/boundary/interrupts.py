@@ -8,6 +8,24 @@ from types import FrameType
 
 
 @contextmanager
+def deaf_children() -> Iterator[None]:
+    """Let processes that are started in the meantime never hear of a SIGINT.
+
+    Ctrl-C reaches every process of a terminal, also one that has not got as far as to ignore it. It
+    is held back here for the thread that starts them, and arrives there at the end. Nothing where
+    there are no masks of signals, as on Windows.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def deferred_interrupt() -> Iterator[None]:
     """Let a SIGINT in the meantime arrive at the end; nothing where Python does not handle it.
 

@@ -1,5 +1,6 @@
 """``flerm-fx inspect`` shows what a base profile holds."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,7 +81,8 @@ def _as_table(profile: BaseProfile) -> str:
         op = str(profile.graph.nodes[name].get("op", "")).removeprefix("aten.") or "-"
         shape = format_shape(profile.shapes[name])
         rows.append([name, op, shape, *(format_estimate(e.value, e.stderr) for e in estimates)])
-    lines = [f"{key}: {_plain(value)}" for key, value in settings(profile).items()]
+    facts = settings(profile) | ({"losses": _losses(profile)} if trajectory.losses else {})
+    lines = [f"{key}: {_plain(value)}" for key, value in facts.items()]
     return "\n".join([*lines, "", *columns(header, rows, right=set(header[3:]))])
 
 
@@ -109,7 +111,13 @@ def _as_json(profile: BaseProfile) -> str:
         }
         for name in profile.parameters
     }
-    return json_text({**settings(profile), "parameters": parameters})
+    document = {**settings(profile), "losses": _losses(profile), "parameters": parameters}
+    return json_text(document)
+
+
+def _losses(profile: BaseProfile) -> list[float | None]:
+    """Return the losses of the recorded steps, as JSON can hold them."""
+    return [loss if math.isfinite(loss) else None for loss in profile.trajectory.losses]
 
 
 def _number(estimate: Estimate) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def dump(
     name: str = "",
     checks: Mapping[str, bool] | None = None,
     trajectory: Trajectory | None = None,
+    warned: Sequence[str] = (),
 ) -> str:
     """Show what the compiler decided for each parameter.
 
@@ -76,6 +77,7 @@ def dump(
         name: of the target's class, for ``"html"``.
         checks: whether ``check()`` passed, by parameter, for ``"html"``; None if it was not run.
         trajectory: of the target's run, for ``"html"``.
+        warned: what was warned of while compiling, for ``"html"`` and ``"json"``.
 
     Returns:
         The text, FSLRs in output units per unit of learning rate; with ``path``, the path.
@@ -100,12 +102,19 @@ def dump(
     if format == "table":
         content = to_table(assignments)
     elif format == "json":
-        content = to_json(assignments)
+        content = to_json(assignments, warned)
     elif format == "html":
         if profile is None or graph is None:
             raise InputError("dump: format 'html' needs the base profile and the parameter graph")
         content = to_html(
-            profile, graph, assignments, doubts, name=name, checks=checks, trajectory=trajectory
+            profile,
+            graph,
+            assignments,
+            doubts,
+            name=name,
+            checks=checks,
+            trajectory=trajectory,
+            warned=warned,
         )
     elif graph_module is None:
         raise InputError(

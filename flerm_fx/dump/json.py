@@ -17,7 +17,8 @@ The schema, which a later version only adds to while ``version`` stays 1::
         "after": int,                     # steps after the start at which both were measured
         "error": number | null,           # relative standard error of base_fslr / target
         "interval": [number, number]},    # of a predicted multiplier, at 90 %; else missing
-        ...]}
+        ...],
+     "warnings": [str, ...]}              # that compile gave
 
 A number that is not finite, which JSON cannot hold, is null.
 """
@@ -31,16 +32,17 @@ from flerm_fx.boundary.text import json_text
 VERSION = 1
 
 
-def to_json(assignments: Sequence[Assignment]) -> str:
+def to_json(assignments: Sequence[Assignment], warned: Sequence[str] = ()) -> str:
     r"""Return the assignments in the schema above.
 
     >>> to_json([]).replace("\n", "")
-    '{  "format": "flerm_fx.dump",  "version": 1,  "parameters": []}'
+    '{  "format": "flerm_fx.dump",  "version": 1,  "parameters": [],  "warnings": []}'
     """
     document = {
         "format": "flerm_fx.dump",
         "version": VERSION,
         "parameters": [_parameter(assignment) for assignment in assignments],
+        "warnings": list(warned),
     }
     return json_text(document)
 

@@ -34,7 +34,8 @@ def write_plot(
     r"""Draw the trajectories of several profiles, each as a heat map and as lines.
 
     A line is a kind of layer: parameters whose names agree but for numbers, as the geometric mean
-    over them, between the lowest and the highest.
+    over them, between the lowest and the highest. The loss of the probe batch, where the profile
+    has it, is a dotted line with an axis of its own.
 
     Args:
         profiles: by the title of each.
@@ -108,6 +109,7 @@ def draw(profiles: Mapping[str, BaseProfile], *, per_rate: bool = False) -> "Fig
         if pair[1] is not panels[0][1]:
             pair[1].sharey(panels[0][1])  # before it has lines, so that the limits hold all of them
         _lines(pair[1], profile, values[title], what)
+        _losses(pair[1], profile)
     colours = panels[0][0].collections[0]
     figure.colorbar(colours, ax=panels[:, 0], label=what, pad=0.01, aspect=20 * len(profiles))
     return figure
@@ -179,9 +181,18 @@ def _lines(axes: "Axes", profile: BaseProfile, values: Values, what: str) -> Non
     axes.set_ylabel(what)
     axes.grid(alpha=0.3)
     if kinds:
-        legend = axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
+        beside = 1.12 if profile.trajectory.losses else 1.01  # where the axis of losses ends
+        legend = axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(beside, 1))
         for text in legend.get_texts():
             text.set_parse_math(False)
+
+
+def _losses(axes: "Axes", profile: BaseProfile) -> None:
+    run = profile.trajectory
+    if run.losses:
+        beside = axes.twinx()
+        beside.plot(run.steps, run.losses, color="black", linestyle=":", marker=".")
+        beside.set_ylabel("loss (dotted)")
 
 
 def _spread(rows: Values) -> tuple[Values, Values, Values]:

@@ -20,6 +20,12 @@ _HEADER = (
     "status",
 )
 _ENDING = "'…' is the ending of the parameter's own name"
+_MEANINGS = {
+    "unresolved": "an FSLR is zero or within its noise, on one side or both",
+    "unmatched": "the base has no counterpart",
+    "unused": "the outputs do not depend on it",
+    "predicted": "a law gave the multiplier, and nothing was measured",
+}
 _NUMERIC = frozenset({"base FSLR", "target FSLR", "multiplier", "error"})
 
 
@@ -78,7 +84,7 @@ def headline(assignments: Sequence[Assignment], digits: int = 4) -> str:
 
 
 def summary(assignments: Sequence[Assignment]) -> str:
-    """Return counts by status, the range of the multipliers, and what the shorthands mean."""
+    """Return counts by status, the range of the multipliers, and what the words mean."""
     text = headline(assignments)
     names = [name for a in assignments for name in (_node(a), _base(a))]
     shorthands = []
@@ -88,7 +94,10 @@ def summary(assignments: Sequence[Assignment]) -> str:
         shorthands.append("'…' the ending of it" if shorthands else _ENDING)
     if any(a.after for a in assignments):
         shorthands.append("'after k' measured k steps after the start")
-    return text + (f".\n{', '.join(shorthands)}." if shorthands else ".")
+    lines = [text, *([", ".join(shorthands)] if shorthands else [])]
+    statuses = dict.fromkeys(a.status for a in assignments)
+    lines += [f"{each}: {_MEANINGS[each]}" for each in statuses if each in _MEANINGS]
+    return ".\n".join(lines) + "."
 
 
 def format_shape(shape: Sequence[int]) -> str:

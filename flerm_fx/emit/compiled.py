@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
@@ -53,6 +53,7 @@ class CompiledModel(ScaledModel):
         assignments: all that is known of each parameter, in execution order.
         scales: factor s_l = m_l^(1/(1+p)) of each scale node, p the optimizer's degree; empty for
             ``emit="param_groups"``.
+        warned: the text of each warning that :func:`flerm_fx.compile` gave, in order.
     """
 
     matches: dict[str, Match]
@@ -60,6 +61,7 @@ class CompiledModel(ScaledModel):
     procedure: StartProcedure
     _probe_inputs: Inputs
     settling: Settling
+    warned: tuple[str, ...]
     _base_profile: BaseProfile | None
     _parameter_graph: nx.DiGraph | None
     _checks: dict[str, bool] | None
@@ -79,6 +81,7 @@ class CompiledModel(ScaledModel):
         emitter: type[Emitter] = GraphEmitter,
         base_profile: BaseProfile | None = None,
         parameter_graph: nx.DiGraph | None = None,
+        warned: Iterable[str] = (),
     ) -> None:
         super().__init__(skeleton, scales, emitter)
         # Not by setattr, which would refuse the name of a member of the model.
@@ -88,6 +91,7 @@ class CompiledModel(ScaledModel):
             procedure=procedure,
             _probe_inputs=probe_inputs,
             settling=settling or {},
+            warned=tuple(warned),
             _base_profile=base_profile,
             _parameter_graph=parameter_graph,
             _checks=None,
@@ -174,9 +178,9 @@ class CompiledModel(ScaledModel):
             >>> import flerm_fx, torch
             >>> _ = torch.manual_seed(0)
             >>> small, large = nn.Linear(4, 3), nn.Linear(4, 3)
-            >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
+            >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(21)]
             >>> adam = torch.optim.AdamW(small.parameters(), lr=1e-3)
-            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, x, y).profile)
+            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, batches).profile)
             >>> optimizer = torch.optim.AdamW(compiled.param_groups(lr=1e-3), lr=1e-3)
             >>> sum(len(group["params"]) for group in optimizer.param_groups)
             2
@@ -217,10 +221,10 @@ class CompiledModel(ScaledModel):
             >>> import flerm_fx, torch
             >>> _ = torch.manual_seed(0)
             >>> small, large = nn.Linear(4, 3), nn.Linear(4, 3)
-            >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
+            >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(21)]
             >>> groups = [{"params": [small.weight]}, {"params": [small.bias], "weight_decay": 0.0}]
             >>> adam = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
-            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, x, y).profile)
+            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, batches).profile)
             >>> [group["weight_decay"] for group in compiled.base_groups(lr=1e-3)]
             [0.1, 0.0]
         """
@@ -264,9 +268,9 @@ class CompiledModel(ScaledModel):
 
             >>> import flerm_fx, json, torch
             >>> small, large = nn.Linear(4, 3), nn.Linear(4, 3)
-            >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
+            >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(21)]
             >>> adam = torch.optim.AdamW(small.parameters(), lr=1e-3)
-            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, x, y).profile)
+            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, batches).profile)
             >>> json.loads(compiled.overrides()) == compiled.multipliers
             True
         """
@@ -334,6 +338,7 @@ class CompiledModel(ScaledModel):
             name=type(self.skeleton).__name__,
             checks=self._checks,
             trajectory=trajectory,
+            warned=self.warned,
         )
 
     def check(self, *, progress: bool = True) -> tuple[Check, ...]:

@@ -21,6 +21,7 @@ from flerm_fx.assign.predictor import Predictor, profile_and_law
 from flerm_fx.assign.way import Settling
 from flerm_fx.boundary.options import checked, choice, flag
 from flerm_fx.boundary.progress import Progress
+from flerm_fx.boundary.warned import listen, warn
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.tracing import capture
 from flerm_fx.emit.checking import measurable_twin
@@ -171,10 +172,11 @@ def compile(
         ...     torch.manual_seed(0)
         ...     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
         >>> small, large = mlp(8), mlp(64)
-        >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
+        >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(21)]
         >>> optimizer = torch.optim.Adam(small.parameters(), lr=1e-3)
-        >>> profile = flerm_fx.record(small, optimizer, x, y).profile
-        >>> compiled = flerm_fx.compile(large, profile, method="exact")
+        >>> profile = flerm_fx.record(small, optimizer, batches).profile
+        >>> compiled = flerm_fx.compile(large, profile)
+        >>> x, _ = batches[0]
         >>> bool(torch.allclose(compiled(x), large(x), atol=1e-6))
         True
         >>> all(check.passed for check in compiled.check())
@@ -187,7 +189,7 @@ def compile(
     choice("method", method, METHODS)
     rtol, donate = checked("rtol", rtol), flag("donate", donate)
     copy, offload = flag("copy", copy), flag("offload", offload)
-    strict, told = flag("strict", strict), Progress("compile", progress)
+    strict, told, warned = flag("strict", strict), Progress("compile", progress), listen()
     for name, value in (("output_fn", output_fn), ("mapping", mapping)):
         checked(name, value)
     if isinstance(model, ScaledModel) or scales_of(model):
@@ -200,7 +202,7 @@ def compile(
             "training" if training else "evaluation"
             for training in (model.training, base_profile.training)
         )
-        warnings.warn(
+        warn(
             f"the model is in {mode} mode, and the base was recorded in {base_mode} mode; dropout "
             "and BatchNorm make other functions of them: call .train() or .eval() before compiling",
             stacklevel=2,
@@ -276,6 +278,7 @@ def compile(
             emitter=emitter,
             base_profile=base_profile,
             parameter_graph=capture_graph(captured),
+            warned=warned,
         )
         if before is not None and not before.is_meta:
             after = _output(emitted, model, probe_inputs)

@@ -9,7 +9,7 @@ from typing import Any
 from flerm_fx.errors import InputError
 from flerm_fx.profile.fields import TYPES, Fields, ProfileFields, present_versions
 from flerm_fx.profile.moment import Moment, mean_of_recordings
-from flerm_fx.profile.trajectory import Trajectory
+from flerm_fx.profile.trajectory import Trajectory, known_losses
 
 
 def averaged(profiles: Any, kind: type[Fields]) -> Fields:
@@ -95,7 +95,7 @@ def _check_same(first: ProfileFields, other: ProfileFields, index: int) -> None:
 
 
 def _mean_trajectory(trajectories: Sequence[Trajectory]) -> Trajectory:
-    """Return the trajectory whose every FSLR is the mean over recordings."""
+    """Return the trajectory whose every FSLR, and loss, is the mean over recordings."""
     first = trajectories[0]
     course = {
         name: tuple(
@@ -104,4 +104,5 @@ def _mean_trajectory(trajectories: Sequence[Trajectory]) -> Trajectory:
         )
         for name in first.fslrs
     }
-    return replace(first, fslrs=course)
+    losses = zip(*(trajectory.every_loss for trajectory in trajectories), strict=True)
+    return replace(first, fslrs=course, losses=known_losses(sum(at) / len(at) for at in losses))

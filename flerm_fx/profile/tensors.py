@@ -48,6 +48,11 @@ def trajectory_tensors(
     return {
         **estimate_tensors(prefix, course, len(names), kinds),
         f"{prefix}.learning_rates": rates,
+        **(
+            {f"{prefix}.losses": torch.tensor(trajectory.losses, dtype=torch.float64, device="cpu")}
+            if trajectory.losses
+            else {}
+        ),
     }
 
 
@@ -93,10 +98,14 @@ def trajectory_in(
     """Return the trajectory that :func:`trajectory_tensors` was given, checked."""
     course = estimates_in(prefix, tensors, len(steps), len(names), kinds)
     rates = tensor_in(tensors, f"{prefix}.learning_rates", (len(steps),), torch.float64)
+    losses, known = f"{prefix}.losses", ()
+    if losses in tensors:
+        known = tuple(tensor_in(tensors, losses, (len(steps),), torch.float64).tolist())
     return Trajectory(
         tuple(int(step) for step in steps),
         tuple(rates.tolist()),
         {name: tuple(row[index] for row in course) for index, name in enumerate(names)},
+        known,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from flerm_fx.errors import InputError, ProfileError
@@ -21,6 +21,8 @@ class Trajectory:
         steps: the S steps that were measured, ascending, counted from 0.
         learning_rates: the learning rate at each step.
         fslrs: for each parameter, one estimate a step, per unit of learning rate.
+        losses: of the probe batch before each step, in the units of the loss function; NaN where
+            one is not known, and empty where none is.
 
     Raises:
         ProfileError: if the lengths differ, steps do not ascend, or a number is not finite.
@@ -33,12 +35,17 @@ class Trajectory:
     steps: tuple[int, ...] = ()
     learning_rates: tuple[float, ...] = ()
     fslrs: Mapping[str, tuple[Estimate, ...]] = field(default_factory=dict)
+    losses: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.learning_rates) != len(self.steps):
             raise ProfileError(
                 f"the trajectory has {len(self.steps)} steps, but {len(self.learning_rates)} "
                 "learning rates"
+            )
+        if self.losses and len(self.losses) != len(self.steps):
+            raise ProfileError(
+                f"the trajectory has {len(self.steps)} steps, but {len(self.losses)} losses"
             )
         ascending = all(a < b for a, b in zip(self.steps, self.steps[1:], strict=False))
         if not ascending or any(step < 0 for step in self.steps):
@@ -113,7 +120,13 @@ class Trajectory:
             self.steps + tuple(other.steps[i] for i in later),
             self.learning_rates + tuple(other.learning_rates[i] for i in later),
             {n: fslrs + tuple(other.fslrs[n][i] for i in later) for n, fslrs in self.fslrs.items()},
+            known_losses((*self.every_loss, *(other.every_loss[i] for i in later))),
         )
+
+    @property
+    def every_loss(self) -> tuple[float, ...]:
+        """One loss a step, NaN where it is not known."""
+        return self.losses or (math.nan,) * len(self.steps)
 
     def smoothed(self, decay: float) -> Trajectory:
         r"""Return roots of moving averages of the squared FSLRs, corrected for their start.
@@ -134,6 +147,16 @@ class Trajectory:
                 averaged.append(replace(estimate, value=math.sqrt(total / weight)))
             course[name] = tuple(averaged)
         return replace(self, fslrs=course)
+
+
+def known_losses(losses: Iterable[float]) -> tuple[float, ...]:
+    """Return losses as a trajectory has them: none where not one of them is known.
+
+    >>> known_losses([math.nan, 2.0]), known_losses([math.nan, math.nan])
+    ((nan, 2.0), ())
+    """
+    each = tuple(losses)
+    return () if all(map(math.isnan, each)) else each
 
 
 def check_estimate(estimate: Estimate, what: str) -> None:

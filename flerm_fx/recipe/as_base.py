@@ -1,9 +1,9 @@
 """A run is held against the base's: is its model trained by the same rules, group by group?"""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from flerm_fx.boundary.warned import warn
 from flerm_fx.errors import OptimizerError
 from flerm_fx.recipe.likeness import step_alike
 from flerm_fx.recipe.optimizers import Optimizers
@@ -62,7 +62,7 @@ def _lost(key: str, were: list[str], is_now: str) -> None:
     )
     if key == "lr":
         raise OptimizerError(message)
-    warnings.warn(message, stacklevel=4)
+    warn(message, stacklevel=4)
 
 
 def _stated(rule: UpdateRule, rate: float) -> dict[str, Any]:

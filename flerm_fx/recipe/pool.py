@@ -131,12 +131,16 @@ def _check_keys(model: nn.Module, inputs: Inputs, index: int) -> None:
     unknown = [key for key in inputs if not _takes(model, {key: None}, partial=True)]
     if LABELS in unknown and len(unknown) > 1:
         unknown.remove(LABELS)  # which are targets, once the others are gone
+    known = [key for key in inputs if key not in unknown]
     if unknown:
+        otherwise = "targets=[...] apart from the inputs"
+        if len(known) == len(unknown) == 1:
+            otherwise = f"pairs, [(batch[{known[0]!r}], batch[{unknown[0]!r}]) for batch in …]"
         raise InputError(
             f"batch {index} of inputs has {', '.join(map(repr, unknown))}, which "
             f"{type(model).__name__}.forward{_signature(model)} does not take; expected its "
             f"arguments by name, and the targets, if any, as {LABELS!r}: leave out what else there "
-            "is, or pass targets=[...] apart from the inputs"
+            f"is, or pass {otherwise}"
         )
 
 

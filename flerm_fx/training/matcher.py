@@ -12,14 +12,14 @@ from flerm_fx.boundary.notebook import folded_table
 from flerm_fx.boundary.options import number
 from flerm_fx.errors import InputError, ProfileError
 from flerm_fx.probe.estimate import Estimate, rows
-from flerm_fx.profile.trajectory import Trajectory
+from flerm_fx.profile.trajectory import Trajectory, known_losses
 from flerm_fx.recipe.optimizers import Optimizers
 from flerm_fx.recipe.schedule import RISEN, Schedule
 from flerm_fx.training.following import Following
 from flerm_fx.training.logs import FSLR, MULTIPLIER, Log, log_call
 from flerm_fx.training.observer import Attached, Observed, UpdateObserver, measured_at
 from flerm_fx.training.running import RunningProber
-from flerm_fx.training.states import State, a_rate, a_step, items
+from flerm_fx.training.states import State, a_loss, a_rate, a_step, items
 from flerm_fx.training.targets import PlainTarget, ScaledTarget
 
 
@@ -32,12 +32,14 @@ class Measurement:
         learning_rate: of the step.
         fslrs: FSLR of each trained parameter's unit update, before its multiplier.
         multipliers: of all parameters from this step on.
+        loss: of the probe batch before the step; NaN where it is not known.
     """
 
     step: int
     learning_rate: float
     fslrs: Mapping[str, Estimate]
     multipliers: Mapping[str, float]
+    loss: float
 
 
 class Matcher(Attached):
@@ -102,6 +104,7 @@ class Matcher(Attached):
                 name: tuple(row.fslrs.get(name, never) for row in self.history)
                 for name in self.multipliers
             },
+            known_losses(row.loss for row in self.history),
         )
 
     def __repr__(self) -> str:
@@ -130,7 +133,7 @@ class Matcher(Attached):
             "began": dict(self._began),
             "averages": self._following.state(),
             "history": [
-                [row.step, row.learning_rate, rows(row.fslrs), dict(row.multipliers)]
+                [row.step, row.learning_rate, rows(row.fslrs), dict(row.multipliers), row.loss]
                 for row in self.history
             ],
         }
@@ -149,12 +152,13 @@ class Matcher(Attached):
         given = State("matcher", state, self.state_dict(), self.multipliers)
 
         def row(what: str, value: Any) -> Measurement:
-            step, rate, fslrs, multipliers = items(what, value, 4)
+            step, rate, fslrs, multipliers, loss = items(what, value, 5)
             return Measurement(
                 a_step(what, step),
                 a_rate(what, rate),
                 given.some_estimates(what, fslrs),
                 given.multipliers(what, multipliers),
+                a_loss(what, loss),
             )
 
         def sums(what: str, value: Any) -> dict[str, tuple[float, float]]:
@@ -221,12 +225,14 @@ class Matcher(Attached):
 
     def _observed(self, observed: Observed) -> Callable[[], None]:
         unit = self._target.unit(observed, self.multipliers)
-        fslrs = self._prober.estimate(unit)
+        turn = self._following.turn(observed.step, len(self.history))
+        fslrs = self._prober.estimate(unit, turn)
+        loss = self._prober.loss(unit)
         following = self._next_multipliers(unit, fslrs)
         self._target.rematch(observed, self.multipliers, following)
         self.multipliers = following
         rate = next(rate for rate in observed.rates.values() if rate > 0)
-        self.history.append(Measurement(observed.step, rate, fslrs, dict(following)))
+        self.history.append(Measurement(observed.step, rate, fslrs, dict(following), loss))
         numbers = {FSLR + name: estimate.value for name, estimate in fslrs.items()}
         numbers |= {MULTIPLIER + name: m for name, m in following.items()}
         return log_call(self._log, numbers, observed.step)

@@ -19,10 +19,11 @@ from flerm_fx.assign.predictor import Predictor, profile_and_law
 from flerm_fx.boundary.options import checked, choice
 from flerm_fx.boundary.progress import Progress
 from flerm_fx.capture.captured import Capture
-from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import capture
+from flerm_fx.capture.ungraphed import capture_sharded, capture_ungraphed
 from flerm_fx.emit.module import ModuleEmitter, scales_of
 from flerm_fx.emit.scaled import ScaledModel
+from flerm_fx.errors import OptimizerError
 from flerm_fx.model.copying import copied
 from flerm_fx.model.distributed import Ranks, is_sharded, unwrapped
 from flerm_fx.model.inputs import Inputs, OutputFn, device_of, output_of, to_device
@@ -33,14 +34,16 @@ from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.recipe.as_base import check_as_base
 from flerm_fx.recipe.likeness import check_state_is_free
+from flerm_fx.recipe.loss import Loss
 from flerm_fx.recipe.optimizers import Optimizers, listed
 from flerm_fx.recipe.pool import Pool, probe_batch
 from flerm_fx.start.precision import is_coarse, measurable, refined
+from flerm_fx.start.procedure import MODEL_LOSS
 from flerm_fx.training.course import Course
 from flerm_fx.training.logs import Log
 from flerm_fx.training.matcher import Matcher
 from flerm_fx.training.plan import Plan
-from flerm_fx.training.running import RunningProber
+from flerm_fx.training.running import LossOfOutput, RunningProber, probe_loss
 from flerm_fx.training.targets import PlainTarget, ScaledTarget
 
 
@@ -124,8 +127,9 @@ def match(
         mapping: as for :func:`flerm_fx.compile`.
         on_unmatched: as for :func:`flerm_fx.compile`.
         method: as for :func:`flerm_fx.measure`.
-        rtol: as for :func:`flerm_fx.measure`, of one measurement; by default 0.35 where means are
-            followed, which is one draw for five examples or more, and 0.05 otherwise.
+        rtol: as for :func:`flerm_fx.measure`, of one measurement; by default 0.05, and 0.2 where
+            means are followed. A measurement is of a quarter of the examples then, which take
+            turns.
         log: called with ``{"flerm/fslr/<parameter>": …, "flerm/multiplier/<parameter>": …}`` and
             the step at each measurement.
         progress: whether to show in a terminal or a notebook, with tqdm installed, what a step
@@ -151,20 +155,20 @@ def match(
         ...     torch.manual_seed(0)
         ...     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
         >>> def train(model, optimizer):
-        ...     for _ in range(5):
+        ...     for x, y in batches:
         ...         optimizer.zero_grad()
         ...         nn.functional.cross_entropy(model(x), y).backward()
         ...         optimizer.step()
-        >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
+        >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(21)]
         >>> small, large = mlp(8), mlp(64)
         >>> adam = torch.optim.Adam(small.parameters(), lr=1e-3)
-        >>> with flerm_fx.record(small, adam, x, y, every=2) as recorder:
+        >>> with flerm_fx.record(small, adam, batches, every=10) as recorder:
         ...     train(small, adam)
         >>> adam = torch.optim.Adam(large.parameters(), lr=1e-3)
-        >>> with match(large, adam, recorder.profile, every=2) as matcher:
+        >>> with match(large, adam, recorder.profile, every=10) as matcher:
         ...     train(large, adam)
         >>> matcher.trajectory.steps
-        (0, 2, 4)
+        (0, 10, 20)
     """
     model = checked("model", model)
     base_profile, law = profile_and_law(base_profile)
@@ -184,8 +188,9 @@ def match(
     run = Optimizers.of(model, optimizers)
     plain = model if scaled is None else scaled.skeleton
     probe = base_profile.pool[0][0] if inputs is None else probe_batch(plain, inputs)
-    probe = to_device(ranks.agreed(probe), device_of(model))
-    check_parallel(model, probe, output_fn)
+    given = probe = to_device(ranks.agreed(probe), device_of(model))
+    if method != "live":
+        check_parallel(model, probe, output_fn, on_copy=False)
     sharded = scaled is None and is_sharded(model)
     copied_anew = (
         functools.partial(outline if sharded else copied, model) if scaled is None else scaled.plain
@@ -193,11 +198,10 @@ def match(
     twin, ((probe, _),), obstacle = measurable(
         copied_anew, ((probe, None),), lambda m, batch: output_of(m, batch[0], output_fn)
     )
-    capture_of = functools.partial(
-        _captured, model, probe, output_fn, device_of(model) if sharded else None
-    )
+    capture_of = functools.partial(_captured, model, given, probe, output_fn, sharded)
     with told("capturing the model"):
         captured = capture_of(twin)
+    ungraphed = sharded and (method == "live" or captured.probe_module is None)
     if obstacle:
         warnings.warn(
             "the model has weights in half precision and does not run in float32 "
@@ -218,18 +222,24 @@ def match(
         if scaled is None
         else ScaledTarget(scaled, optimizers, run)
     )
+    measured = captured
+    if ungraphed and captured.probe_module is not None:
+        measured = capture_ungraphed(model, given, output_fn)
     prober = RunningProber(
         (lambda: model) if scaled is None else (lambda: scaled.skeleton),
-        CaptureProber(captured, ranks),
-        probe,
+        CaptureProber(measured, ranks),
+        given if ungraphed else probe,
         output_fn=output_fn,
         method=method,
         rtol=rtol,
         seed=base_profile.seed,
         progress=told,
+        loss=None if sharded else _loss(base_profile, inputs is None, output_fn, device_of(model)),
         captured=(lambda: capture_of(refined(copied_anew()) if precise else copied_anew()))
-        if precise or sharded or (scaled is not None and scaled.emitter.in_place)
+        if not ungraphed
+        and (precise or sharded or (scaled is not None and scaled.emitter.in_place))
         else None,
+        ungraphed=ungraphed,
     )
     course = Course(base_profile, captured, matches, plan.trajectory, stretch)
     rows = law.predicted(captured, matches) if law else ()
@@ -240,15 +250,33 @@ def match(
 
 def _captured(
     model: nn.Module,
+    given: Inputs,
     inputs: Inputs,
     output_fn: OutputFn | None,
-    gathered_to: torch.device | None,
+    sharded: bool,
     twin: nn.Module,
 ) -> Capture:
-    """Return a copy of a model; without weights, if they are to be gathered to a device."""
-    if gathered_to is None:
+    """Return a copy of a model, without weights if they are to be gathered; of a sharded one that
+    does not export, the model itself, which takes the inputs as they were given.
+    """
+    if not sharded:
         return capture(twin, inputs, output_fn, original=model)
-    return capture_outline(model, inputs, output_fn, device=gathered_to, twin=twin)
+    return capture_sharded(model, inputs, output_fn, twin=twin, given=given)
+
+
+def _loss(
+    profile: BaseProfile, on_its_batch: bool, output_fn: OutputFn | None, device: torch.device
+) -> LossOfOutput | None:
+    """Return the base's loss on its own probe batch, as far as a profile holds it."""
+    if profile.loss == MODEL_LOSS:
+        return probe_loss(None, None, output_fn)
+    if profile.loss is None or not on_its_batch:
+        return None
+    try:
+        loss = Loss.from_name(profile.loss)
+    except OptimizerError:  # of another version of torch: matching needs no loss
+        return None
+    return probe_loss(loss, to_device(profile.pool[0][1], device), output_fn)
 
 
 def _scaled(model: nn.Module) -> ScaledModel | None:

@@ -15,14 +15,14 @@ from flerm_fx.errors import InputError, OptimizerError, ProfileError, shown
 from flerm_fx.probe.estimate import Estimate, rows
 from flerm_fx.profile.moment import Moment
 from flerm_fx.profile.profile import BaseProfile
-from flerm_fx.profile.trajectory import Trajectory
+from flerm_fx.profile.trajectory import Trajectory, known_losses
 from flerm_fx.recipe.optimizers import listed
 from flerm_fx.recipe.schedule import Schedule
 from flerm_fx.start.procedure import MODEL_LOSS, StartProcedure
 from flerm_fx.training.logs import FSLR, Log, log_call
 from flerm_fx.training.observer import Attached, Observed, UpdateObserver, measured_at
 from flerm_fx.training.running import RunningProber
-from flerm_fx.training.states import State, a_rate, a_step, items
+from flerm_fx.training.states import State, a_loss, a_rate, a_step, items
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -93,6 +93,7 @@ class Recorder(Attached):
         self._log = log
         self._steps: list[int] = []
         self._rates: list[float] = []
+        self._losses: list[float] = []
         self._fslrs: dict[str, list[Estimate]] = {name: [] for name in self._shapes}
         self._warned: set[str] = set()
         self._settled_at = {
@@ -124,6 +125,7 @@ class Recorder(Attached):
                 steps=tuple(self._steps),
                 learning_rates=tuple(self._rates),
                 fslrs={name: tuple(estimates) for name, estimates in self._fslrs.items()},
+                losses=known_losses(self._losses),
             ),
             graph=self._graph,
             optimizers=replace(run, held=held),
@@ -175,6 +177,7 @@ class Recorder(Attached):
             },
             "steps": list(self._steps),
             "rates": list(self._rates),
+            "losses": list(self._losses),
             "fslrs": [rows({n: es[i] for n, es in self._fslrs.items()}) for i in range(measured)],
         }
 
@@ -208,6 +211,7 @@ class Recorder(Attached):
         twin._settling = {a_step("a step of settling", at): that for at, that in settling.items()}
         twin._steps = given.each("steps", a_step)
         twin._rates = given.each("rates", a_rate)
+        twin._losses = given.each("losses", a_loss)
         measured = given.each("fslrs", given.estimates)
         twin._fslrs = {name: [fslrs[name] for fslrs in measured] for name in self._shapes}
         rates = given.each("learning_rates", lambda what, rate: number(what, rate, least=0))
@@ -242,14 +246,16 @@ class Recorder(Attached):
         measured = len(self._steps)
 
         def undo() -> None:
-            recorded: list[list[Any]] = [self._steps, self._rates, *self._fslrs.values()]
+            recorded: list[list[Any]] = [self._steps, self._rates, self._losses]
+            recorded += self._fslrs.values()
             for rows_so_far in recorded:
                 del rows_so_far[measured:]
 
         return undo
 
     def _observed(self, observed: Observed) -> Callable[[], None]:
-        fslrs = self._prober.estimate(observed)
+        fslrs, loss = self._prober.estimate(observed), self._prober.loss(observed)
+        self._losses.append(loss)
         self._steps.append(observed.step)
         held = self.procedure.optimizers.held
         first = [r for name, r in observed.rates.items() if r > 0 and not held.get(name)]

@@ -15,6 +15,7 @@ from flerm_fx.boundary.progress import Progress
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import capture
+from flerm_fx.capture.ungraphed import capture_ungraphed
 from flerm_fx.errors import InputError
 from flerm_fx.model.copying import copied, refuse_gradient_hooks
 from flerm_fx.model.distributed import Ranks, is_sharded, unwrapped
@@ -38,10 +39,11 @@ from flerm_fx.start.precision import (
     warn_of_rounding,
 )
 from flerm_fx.start.procedure import StartProcedure, batch_loss
+from flerm_fx.start.slower import warn_of_rate
 from flerm_fx.start.start import measure_settling, measure_start, start_of
 from flerm_fx.training.logs import Log
 from flerm_fx.training.recorder import Beginning, Recorder
-from flerm_fx.training.running import RunningProber
+from flerm_fx.training.running import RunningProber, probe_loss
 
 SINGLE = (
     "the pool is a single batch, on which nothing can settle: FSLRs are those of the first step at "
@@ -85,9 +87,10 @@ def record(
     B is 0, a branch whose gate is 0) nothing has a gradient yet, and that FSLR is exactly 0; where
     there is such a parameter, the FSLRs of all are measured once more ``resolve_after`` steps
     later, and :func:`flerm_fx.compile` matches it by those. The *trajectory* follows as the model
-    trains: hooks on the optimizer measure the real update at steps 0, ``every``, 2 ``every``, …
-    Training itself is left bit for bit what it is without recording. Decay that an optimizer takes
-    from the weights beside the gradient's step (AdamW) is no part of an update.
+    trains: hooks on the optimizer measure the real update at steps 0, ``every``, 2 ``every``, …,
+    and the loss of the probe batch before it, unless weights are sharded. Training itself is left
+    bit for bit what it is without recording. Decay that an optimizer takes from the weights beside
+    the gradient's step (AdamW) is no part of an update.
 
     Args:
         model: the base model, in the mode in which it trains.
@@ -137,8 +140,9 @@ def record(
         A :class:`Recorder`: a context manager with a ``profile``.
 
     Warns:
-        UserWarning: the pool is a single batch, and ``settle`` is not given; or weights are in half
-            precision, and the model does not run in float32, in which it would be measured.
+        UserWarning: the pool is a single batch, and ``settle`` is not given; weights are in half
+            precision, and the model does not run in float32, in which it would be measured; or the
+            model settles at a lower loss where it takes the same steps at a third of its rates.
 
     Raises:
         InputError: unusable inputs, targets or options.
@@ -157,10 +161,12 @@ def record(
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
-        >>> with record(model, optimizer, x, y) as recorder:
-        ...     nn.functional.cross_entropy(model(x), y).backward()
-        ...     optimizer.step()
+        >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(21)]
+        >>> with record(model, optimizer, batches) as recorder:
+        ...     for x, y in batches:
+        ...         optimizer.zero_grad()
+        ...         nn.functional.cross_entropy(model(x), y).backward()
+        ...         optimizer.step()
         >>> recorder.profile.trajectory.steps
         (0,)
     """
@@ -221,10 +227,10 @@ def record(
     check_printable([list(twin.parameters), to_json(graph), rules])
     prober = CaptureProber(twin, ranks)
     with told("measuring the start"):
-        on_the_way = measure_settling(
-            twin, measured_on, prober=prober, is_sized=lambda _: settle > 0
-        )
-    start = start_of(on_the_way, measured_on)
+        settled = measure_settling(twin, measured_on, prober=prober, is_sized=lambda _: settle > 0)
+    start = start_of(settled.moments, measured_on)
+    with told("settling at a third of the rate"):
+        warn_of_rate(twin, measured_on, settled.losses, stacklevel=2)
     # Exactly 0: an FSLR within rounding, such as that of an attention key's bias, is as small
     # at any later step.
     at_zero = any(e.value == 0 and graph.nodes[n]["op"] and run.rate(n) for n, e in start.items())
@@ -238,11 +244,13 @@ def record(
         shapes={name: tuple(p.shape) for name, p in twin.parameters.items()},
         start=start,
         late=late,
-        settling=on_the_way if settle else {},
+        settling=settled.moments if settle else {},
         resolve_after=resolve_after,
     )
     precise = is_coarse(model) and not obstacle
-    streamed = is_sharded(model) and twin.probe_module is not None
+    ungraphed = is_sharded(model) and (method == "live" or twin.probe_module is None)
+    streamed = is_sharded(model) and not ungraphed
+    followed_on = to_device(pool[0][0], device_of(model)) if ungraphed else probe_inputs
 
     def captured_anew() -> Capture:
         anew = outline(model) if streamed else copied(model)
@@ -255,15 +263,21 @@ def record(
     if streamed:  # from here on, weights are gathered where they are read
         anew = refined(outline(model)) if precise else outline(model)
         prober = prober.bound(with_buffers_of(model, anew, device_of(model)))
+    elif ungraphed:
+        itself = capture_ungraphed(model, followed_on, output_fn, twin.reason)
+        prober = CaptureProber(itself, ranks)
+    targets_of_probe = to_device(measured_pool[0][1], device_of(model))
     running = RunningProber(
         lambda: model,
         prober,
-        probe_inputs,
+        followed_on,
         output_fn=output_fn,
         method=method,
         rtol=min(TRAJECTORY * rtol, 0.99),
         seed=procedure.seed,
         progress=told,
-        captured=captured_anew if precise or is_sharded(model) else None,
+        loss=None if is_sharded(model) else probe_loss(loss, targets_of_probe, output_fn),
+        captured=captured_anew if streamed or (precise and not ungraphed) else None,
+        ungraphed=ungraphed,
     )
     return Recorder(model, optimizer, procedure, beginning, running, schedule, log)

@@ -115,6 +115,13 @@ def a_rate(what: str, value: Any) -> float:
     return number(what, value, above=0)
 
 
+def a_loss(what: str, value: Any) -> float:
+    """Return the loss at a step, which need not be finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"a loss in {what} must be a number, got {described(value)}")
+    return float(value)
+
+
 def items(what: str, value: Any, length: int | None = None) -> list[Any]:
     """Return a list or tuple, of a certain length if one is given."""
     if not isinstance(value, list | tuple) or length not in (None, len(value)):

@@ -117,7 +117,10 @@ def test_table_says_what_is_unresolved_and_unused() -> None:
         one(status="unused", base=(), multiplier=1.0, op="", target=Estimate(0, 0, "exact", 0)),
     ]
     text = dump(rows, None)
-    assert text.split("\n")[-2] == "2 parameters: 1 unresolved, 1 unused."
+    *_, counts, _, unresolved, unused = text.split("\n")
+    assert counts == "2 parameters: 1 unresolved, 1 unused."
+    assert unresolved == "unresolved: an FSLR is zero or within its noise, on one side or both."
+    assert unused == "unused: the outputs do not depend on it."
     assert text.split("\n")[3].split() == [
         "up.weight",
         "=",
@@ -141,7 +144,7 @@ def test_every_format_says_when_a_parameter_was_measured(
     late = [replace(a, after=4) if a.parameter == "query.bias" else a for a in assignments]
     table = dump(late, None).split("\n")
     assert [line.split()[0] for line in table if line.endswith("matched after 4")] == ["query.bias"]
-    assert table[-1].endswith("'after k' measured k steps after the start.")
+    assert table[-2].endswith("'after k' measured k steps after the start.")
     for format in ("dot", "code"):
         lines = dump(late, graph_module, format).split("\n")  # type: ignore[arg-type]
         marked = [line for line in lines if "matched after 4" in line]
@@ -185,6 +188,7 @@ def test_json_holds_every_field() -> None:
                 "error": 0.25,
             }
         ],
+        "warnings": [],
     }
 
 

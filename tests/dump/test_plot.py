@@ -50,6 +50,16 @@ def test_a_heat_map_has_each_change_of_the_output_and_a_line_each_kind() -> None
     assert np.asarray(labels["*.weight (3)"].get_ydata())[0] == pytest.approx(mean)
 
 
+def test_the_loss_is_a_line_with_an_axis_of_its_own() -> None:
+    found = profile()
+    [own] = [axes for axes in draw({"run": found}).axes if axes.get_ylabel() == "loss (dotted)"]
+    [line] = own.lines
+    assert tuple(np.asarray(line.get_ydata())) == found.trajectory.losses
+    assert len(found.trajectory.losses) == len(AT)
+    unknown = replace(found, trajectory=replace(found.trajectory, losses=()))
+    assert "loss (dotted)" not in {axes.get_ylabel() for axes in draw({"run": unknown}).axes}
+
+
 def test_per_rate_shows_the_fslrs_themselves() -> None:
     found = profile()
     rates = np.array(found.trajectory.learning_rates)

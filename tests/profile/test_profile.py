@@ -66,7 +66,8 @@ def estimates(scale: float = 1.0, *, stderr: float = 0.0) -> dict[str, Estimate]
 
 def trajectory(scale: float = 1.0) -> Trajectory:
     first, second = estimates(scale), estimates(2 * scale)
-    return Trajectory((0, 100), (0.1, 0.05), {name: (first[name], second[name]) for name in NAMES})
+    course = {name: (first[name], second[name]) for name in NAMES}
+    return Trajectory((0, 100), (0.1, 0.05), course, (3.0 * scale, 2.0 * scale))
 
 
 def moments(
@@ -256,6 +257,19 @@ def test_repr_is_short() -> None:
     )
 
 
+def test_losses_that_are_not_known_are_kept_as_such(path: Path) -> None:
+    partly = replace(trajectory(), losses=(math.nan, 2.0))
+    profile(trajectory=partly).save(path)
+    first, second = BaseProfile.load(path).trajectory.losses
+    assert math.isnan(first) and second == 2.0
+    profile(trajectory=replace(partly, losses=())).save(path)
+    assert BaseProfile.load(path).trajectory.losses == ()
+    none = replace(partly, losses=())
+    later = Trajectory((200,), (0.1,), {name: fslrs[:1] for name, fslrs in partly.fslrs.items()})
+    assert partly.then(later).losses[1] == 2.0 and math.isnan(partly.then(later).losses[2])
+    assert none.then(later).losses == ()
+
+
 def test_trajectory_at_a_step() -> None:
     assert trajectory().at(100) == estimates(2.0)
     with pytest.raises(
@@ -268,6 +282,7 @@ def test_trajectory_at_a_step() -> None:
     ("arguments", "message"),
     [
         (((0, 1), (0.1,), {}), "2 steps, but 1 learning rates"),
+        (((0, 1), (0.1, 0.1), {}, (2.0,)), "2 steps, but 1 losses"),
         (((1, 0), (0.1, 0.1), {}), r"steps \(1, 0\) do not ascend"),
         (((0,), (math.nan,), {}), "learning rate nan at step 0"),
         (((0,), (0.1,), {"w": ()}), "1 steps, but 0 FSLRs of 'w'"),
@@ -764,6 +779,7 @@ def test_mean_is_geometric_so_multipliers_average() -> None:
         multipliers = [3.0 / each.start[name].value for each in profiles]
         averaged = math.exp(sum(map(math.log, multipliers)) / 3)
         assert 3.0 / mean.start[name].value == pytest.approx(averaged)
+    assert mean.trajectory.losses == pytest.approx((11.0, 22.0 / 3))
     assert mean.start["body.bias"].samples == 48
     assert mean.start["body.bias"].note == "mean of 3 profiles; batch-coupled examples"
     assert mean.start["body.bias"].method == "sampled"

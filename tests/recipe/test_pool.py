@@ -173,6 +173,16 @@ def test_a_single_batch_is_warned_of_unless_the_first_step_is_meant(
     flerm_fx.record(model, adam, X, Y, settle=0, method="exact")
     assert flerm_fx.record(model, adam, loader(), method="exact").profile.settle == 25
     assert not recwarn.list
+    with pytest.warns(UserWarning, match="single batch") as warned:
+        flerm_fx.record_seeds(
+            net,
+            lambda model: torch.optim.Adam(model.parameters(), lr=1e-2),
+            X,
+            Y,
+            seeds=2,
+            method="exact",
+        )
+    assert len(warned) == 1
 
 
 def test_as_many_targets_as_batches_are_asked_for() -> None:
@@ -307,3 +317,10 @@ def test_reading_leaves_pythons_own_random_state() -> None:
     state = random.getstate()
     probe_pool(net(), loader(shuffle=True))
     assert random.getstate() == state
+
+
+def test_a_dict_of_inputs_and_targets_by_other_names_is_told_how_to_become_pairs() -> None:
+    model = net()
+    adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with pytest.raises(flerm_fx.InputError, match=r"pairs, \[\(batch\['input'\], batch\['y'\]\) "):
+        flerm_fx.record(model, adam, [{"input": X, "y": Y}] * 2)

@@ -19,6 +19,7 @@ from flerm_fx.profile.trajectory import Trajectory
 from flerm_fx.training.running import RunningProber
 from models.resmlp import ResMLP
 from tests.cases import features, slow
+from tests.rounding import rounding
 
 EVERY = 3
 X = features(12, 6)
@@ -768,17 +769,21 @@ def test_a_rate_that_falls_does_not_warm_up() -> None:
         assert last.multipliers[name] == pytest.approx(wanted, rel=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"at": "start"}, {"every": 2}])
+@pytest.mark.parametrize(("options", "apart"), [({"at": "start"}, 0.02), ({"every": 2}, 0.15)])
 def test_a_settled_base_matches_itself_with_multipliers_of_about_1(
-    options: dict[str, Any],
+    options: dict[str, Any], apart: float
 ) -> None:
-    """Its run is what settling simulates: steps on one batch at one rate."""
+    """Its run is what settling simulates: steps on one batch at one rate.
+
+    At the steps of the start both sides measure the same examples; behind it the base's FSLRs are
+    of all, the run's of a part.
+    """
     profile = recorded(adam, settle=4, warmup=0, steps=9, every=2)
     model = net(8)
     (optimizer,) = optimizers = adam(model)
     with flerm_fx.match(model, optimizer, profile, method="exact", **options) as matcher:
         train(model, optimizers, 9)
-    assert matcher.multipliers == pytest.approx(dict.fromkeys(matcher.multipliers, 1.0), rel=0.02)
+    assert matcher.multipliers == pytest.approx(dict.fromkeys(matcher.multipliers, 1.0), rel=apart)
 
 
 def test_the_start_is_matched_in_the_run_and_needs_no_trajectory() -> None:
@@ -893,3 +898,41 @@ def test_without_a_settled_start_multipliers_wait_at_1() -> None:
         train(model, optimizers, 4, lambda step: rising.step())
     ones = dict.fromkeys(matcher.multipliers, 1.0)
     assert [found.multipliers == ones for found in matcher.history] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("emit", ["plain", "graph", "module"])
+def test_the_course_of_a_match_has_the_loss_on_the_bases_batch(emit: str) -> None:
+    profile = recorded(adam)
+    model = net(16)
+    if emit != "plain":
+        compiled = flerm_fx.compile(model, profile, emit=emit)  # type: ignore[arg-type]
+        model = compiled if emit == "graph" else model
+    optimizers = adam(model)
+    losses = []
+
+    def look(step: int) -> None:
+        with torch.no_grad():
+            losses.append(nn.functional.cross_entropy(model(X), Y).item())
+
+    look(-1)
+    with flerm_fx.match(model, optimizers, profile, every=2) as matcher:
+        train(model, optimizers, 4, look)
+    expected = [losses[0], losses[2]]
+    # A match rescales stored weights by a factor and back, which rounds each of them once.
+    assert matcher.trajectory.losses == pytest.approx(expected, rel=rounding(100))
+    assert losses[0] != pytest.approx(losses[2], rel=1e-3)
+
+
+def test_the_loss_of_a_match_is_not_known_where_a_profile_has_none() -> None:
+    def own(output: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(output, targets)
+
+    for options in ({"loss_fn": own}, {}):
+        profile = recorded(adam, 2, **options)
+        assert len(profile.trajectory.losses) == 1
+        model = net(16)
+        optimizers = adam(model)
+        inputs = None if options else features(10, 6)  # other inputs than the targets are for
+        with flerm_fx.match(model, optimizers, profile, inputs, every=2) as matcher:
+            train(model, optimizers, 2)
+        assert matcher.trajectory.steps == (0,) and matcher.trajectory.losses == ()

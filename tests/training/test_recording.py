@@ -441,3 +441,38 @@ def test_a_recorder_resumes_and_refuses_another_models_state() -> None:
     assert torch.equal(again.weight, model.weight)  # type: ignore[arg-type]
     with pytest.raises(flerm_fx.InputError, match="state and the model differ in '0.bias'"):
         recording().load_state_dict(state["recorder"])
+
+
+def test_a_recording_has_the_loss_of_the_probe_batch_before_each_step() -> None:
+    model, x = make("mlp")
+    y, other = target_for(model, x), 2 * features(*x.shape)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    expected = []
+    with flerm_fx.record(model, optimizer, x, y, every=1) as recorder:
+        for _ in range(3):
+            with torch.no_grad():
+                expected.append(nn.functional.cross_entropy(model(x), y).item())
+            train(model, optimizer, other, y, 1)
+    losses = recorder.profile.trajectory.losses
+    assert losses == pytest.approx(expected, rel=rounding(terms(model)))
+    assert len(set(expected)) == 3
+
+
+def test_a_loss_that_the_model_returns_is_recorded() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.layer(x)
+            return nn.functional.cross_entropy(logits, y), logits
+
+    torch.manual_seed(0)
+    model, x, y = Own(), features(12, 6), torch.randint(4, (12,))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    expected = model(x, y)[0].item()
+    with flerm_fx.record(model, optimizer, {"x": x, "y": y}) as recorder:
+        model(x, y)[0].backward()
+        optimizer.step()
+    assert recorder.profile.trajectory.losses == pytest.approx([expected], rel=rounding(6))

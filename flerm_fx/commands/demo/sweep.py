@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import flerm_fx
+from flerm_fx.boundary.interrupts import deaf_children
 from flerm_fx.commands.demo.corpus import Corpus
 from flerm_fx.commands.demo.language_model import build_language_model
 from flerm_fx.commands.demo.optimum import Curve
@@ -83,7 +84,8 @@ def sweep(
         initargs=(settings, corpus, reports, stop),
     ) as executor:
         try:
-            futures = {executor.submit(_run, arm, rate): (arm.name, rate) for arm, rate in runs}
+            with deaf_children():  # the parent alone answers Ctrl-C, through `stop`
+                futures = {executor.submit(_run, arm, rate): (arm.name, rate) for arm, rate in runs}
             losses = _collect(futures, reports, settings.task.steps, progress)
         except BrokenProcessPool as error:
             raise FlermError(
@@ -152,8 +154,7 @@ def _start_worker(
     settings: Settings, corpus: Corpus, reports: "SimpleQueue[_Report]", stop: Event
 ) -> None:
     global _worker
-    # Ctrl-C reaches every process of the terminal; the parent alone answers it, through `stop`.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where deaf_children has done nothing
     torch.set_num_threads(1)
     _worker = _Worker(settings, corpus, reports, stop)
 

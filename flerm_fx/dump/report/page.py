@@ -43,6 +43,7 @@ def to_html(
     name: str = "",
     checks: Mapping[str, bool] | None = None,
     trajectory: Trajectory | None = None,
+    warned: Sequence[str] = (),
 ) -> str:
     """Return the report of a base profile, or of a target beside it.
 
@@ -54,6 +55,7 @@ def to_html(
         name: of the target's class.
         checks: whether ``check()`` passed, by parameter; None if it was not run.
         trajectory: of the target's run.
+        warned: what was warned of while compiling.
 
     Returns:
         A page with a verdict, the parameter graph, the table of all parameters and, if the profile
@@ -69,7 +71,7 @@ def to_html(
         "sides": sides,
         "trajectory": trajectory_data(profile, assignments, trajectory),
         "matching": False,
-        "verdict": verdict(profile, assignments, name, checks),
+        "verdict": verdict(profile, assignments, name, checks, warned),
     }
     return _page(f"Function-space learning rates: {_counts(sides)}", profile, data)
 

@@ -14,8 +14,8 @@ def trajectory_data(
     assignments: Sequence[Assignment] = (),
     target: Trajectory | None = None,
 ) -> dict[str, Any] | None:
-    """Return steps, learning rates and one FSLR a step for each parameter, or None if none was
-    recorded.
+    """Return steps, learning rates, losses and one FSLR a step for each parameter, or None if
+    none was recorded.
 
     Args:
         profile: of the base.
@@ -33,5 +33,6 @@ def _packed(run: Trajectory, names: Sequence[str]) -> dict[str, Any]:
     return {
         "steps": list(run.steps),
         "learning_rates": [finite(rate) for rate in run.learning_rates],
+        "losses": [finite(loss) for loss in run.losses],
         "fslrs": [[finite(e.value) for e in run.fslrs.get(name, ())] for name in names],
     }

@@ -14,6 +14,7 @@ def verdict(
     assignments: Sequence[Assignment] = (),
     name: str = "",
     checks: Mapping[str, bool] | None = None,
+    warned: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return what cannot be read off the parameters themselves.
 
@@ -23,12 +24,13 @@ def verdict(
         name: of the target's class.
         checks: for each parameter, whether ``check()`` found the base's FSLR; None if it was not
             run.
+        warned: what was warned of while compiling.
     """
     return {
         "names": [profile.model, name] if assignments else [profile.model],
         "start": _start(profile),
         "checks": dict(checks) if checks is not None else None,
-        "cautions": _cautions(profile) if assignments else [],
+        "cautions": [*warned, *_cautions(profile)] if assignments else [],
     }
 
 

@@ -1,6 +1,10 @@
 """Sweeps over processes."""
 
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -88,3 +92,32 @@ def test_an_interrupt_stops_the_processes(corpus: Corpus) -> None:
 def test_an_error_in_a_process_arrives_as_it_is(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(FlermError, match="missing"):
         sweep([Arm("compiled", 32, tmp_path / "missing.safetensors")], SETTINGS, corpus)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")
+def test_ctrl_c_while_the_processes_begin_is_one_line(tmp_path: Path) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "flerm_fx", "demo", "--workers", "2", "--out", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a group of its own, as a terminal's foreground has
+    )
+
+    def workers() -> int:
+        children = Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text().split()
+        lines = (Path(f"/proc/{child}/cmdline").read_bytes() for child in children)
+        return sum(b"spawn_main" in line for line in lines)
+
+    began = time.monotonic()
+    while workers() < 2:
+        assert time.monotonic() - began < 120 and demo.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.5)  # until Python runs in them, which then imports torch for more than a second
+    os.killpg(demo.pid, signal.SIGINT)
+    _, err = demo.communicate(timeout=120)
+    assert (demo.returncode, err) == (
+        130,
+        f"flerm-fx: interrupted; no results were written to {tmp_path}/\n",
+    )

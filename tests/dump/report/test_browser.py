@@ -111,7 +111,8 @@ def test_the_verdict_comes_first(opened: Open) -> None:
     assert "base: 14 parameters of 168 numbers; target: Net, 14 parameters of 672 numbers" in told
     assert "0.25 of blocks.0.up.weight to 2 of embed.weight" in told
     assert "of the first step, at a learning rate of 0.01" in told
-    assert "failed for 1 parameter: blocks.0.down.weight" in told
+    failed = "failed for 1 parameter of which the FSLR is not the base's when measured again: "
+    assert f"{failed}blocks.0.down.weight" in told
     cautions = page.locator("#cautions li").all_inner_texts()
     assert "one recording" in cautions[0]
     assert cautions[1].endswith("first guess: blocks.0.norm.weight")
@@ -347,3 +348,17 @@ def test_the_report_shows_the_whole_matching_when_asked(opened: Open, both: str)
     page.check("#whole")
     assert page.locator("#links path").count() > 4
     assert page.locator("#judgement").is_hidden()
+
+
+def test_losses_are_drawn_where_they_are_known(opened: Open) -> None:
+    base = profile(block_names(1), steps=(0, 10))
+    run = replace(base.trajectory, losses=(3.0, 2.0))
+    known = replace(base, trajectory=run)
+    page = opened(to_html(known, base.graph, assigned(base), trajectory=run))
+    assert page.locator("#losses").is_visible()
+    assert page.locator("#losses .legendtext").all_text_contents() == ["base", "target"]
+    assert page.locator("#losses .scatterlayer .trace").count() == 2
+    assert page.locator("#losses .xtick").all_text_contents() == ["0", "10"]
+    page = opened(to_html(base))
+    assert not page.locator("#losses").is_visible()
+    assert page.locator("#lines").is_visible()

@@ -1,8 +1,11 @@
 """The report: one file that loads nothing, with every number and every name as data."""
 
 import json
+import math
 import re
 import sys
+import warnings
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -106,6 +109,28 @@ def test_a_run_of_the_target_stands_beside_the_base() -> None:
     target = data_of(to_html(base, base.graph, rows, trajectory=run))["trajectory"]["target"]
     assert target["steps"] == [0, 5]
     assert target["fslrs"][1] == [2.0, 4.0]
+    assert target["losses"] == []
+
+
+def test_losses_are_in_the_page_where_they_are_known() -> None:
+    base = profile(block_names(1), steps=(0, 10))
+    known = replace(base, trajectory=replace(base.trajectory, losses=(2.5, math.nan)))
+    course = data_of(to_html(known))["trajectory"]
+    assert course["losses"] == [2.5, None]
+
+
+def test_what_compile_warned_of_is_said_by_a_saved_report(recorded: flerm_fx.BaseProfile) -> None:
+    model = small().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a warning that nobody has seen
+        compiled = flerm_fx.compile(model, recorded)
+    [mode] = [text for text in compiled.warned if "evaluation mode" in text]
+    assert mode in data_of(compiled.dump("html"))["verdict"]["cautions"]
+    assert json.loads(compiled.dump("json"))["warnings"] == list(compiled.warned)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = flerm_fx.compile(small(), recorded)
+    assert again.warned == ()
 
 
 def test_nothing_is_loaded() -> None:

@@ -1,6 +1,6 @@
 "use strict";
 
-// FSLRs of the base's run: a heat map and lines, drawn by plotly.js.
+// FSLRs and losses of the base's run, and of the target's: a heat map and lines, by plotly.js.
 
 const COURSE = DATA.trajectory;
 const ROW = 14; // least pixels from name to name beside the heat map
@@ -36,6 +36,13 @@ function theme() {
     margin: { l: 60, r: 20, t: 36, b: 48 } };
   return { ink, axis, layout };
 }
+
+const heading = (text) => ({ text, x: 0.01, xanchor: "left", font: { size: 14 } });
+
+/** The legend beside the title, or below the axis where the page is narrow. */
+const legend = (height) => narrow.matches
+  ? { orientation: "h", y: -70 / (height - 84), yanchor: "top", x: 0, xanchor: "left" }
+  : { orientation: "h", y: 1.02, yanchor: "bottom", x: 1, xanchor: "right" };
 
 /** Ticks of a log axis: powers of ten, as many as there is room for, or more where all are close. */
 function ticks(low, high) {
@@ -84,7 +91,7 @@ function drawHeatMap(indices) {
     colorscale: VIRIDIS.map((c, i) => [i / (VIRIDIS.length - 1), c]),
     colorbar: { title: { text: "FSLR" }, tickvals: tickvals.map(Math.log10), ticktext },
   }], {
-    ...layout, title: { text: "FSLR of each parameter", x: 0.01, xanchor: "left", font: { size: 14 } },
+    ...layout, title: heading("FSLR of each parameter"),
     height,
     xaxis: { ...axis, ...(asked ? { type: "category" } : {}), title: { text: "step" } },
     yaxis: { ...axis, autorange: "reversed", showgrid: false, tickvals: positions,
@@ -126,18 +133,45 @@ function mean(run) {
 
 const TARGET_LINE = "target, before its multipliers";
 
+/** How a run is drawn: as a line, dashed for the target, or as points where it has one step. */
+function runStyle(run, ink) {
+  const target = run === COURSE.target;
+  return { mode: run.steps.length > 1 ? "lines+markers" : "markers",
+    line: { color: ink, width: 3, ...(target ? { dash: "dash" } : {}) },
+    marker: { color: ink, size: 7, symbol: target ? "diamond" : "circle" } };
+}
+
 /** Base and target side by side: what is selected, or the means of all. */
 function beside(chosen, ink) {
-  const dashed = { line: { color: ink, width: 3, dash: "dash" }, marker: { color: ink, symbol: "diamond" } };
   if (!COURSE.target) return [];
   if (chosen.length) {
     const theirs = selection.side === 1 ? selection.parameters : selection.answers;
-    return [trace(theirs.slice(0, DRAWN), { ...dashed, name: TARGET_LINE, showlegend: true }, 1)];
+    return [trace(theirs.slice(0, DRAWN), { ...runStyle(COURSE.target, ink), name: TARGET_LINE, showlegend: true }, 1)];
   }
-  return [[COURSE, "base, mean of all", {}], [COURSE.target, `${TARGET_LINE}, mean of all`, dashed]]
-    .map(([run, name, style]) => ({ type: "scatter", mode: run.steps.length > 1 ? "lines" : "markers",
-      x: run.steps, y: mean(run), name, line: { color: ink, width: 3 }, marker: { color: ink }, ...style,
+  return [[COURSE, "base, mean of all"], [COURSE.target, `${TARGET_LINE}, mean of all`]]
+    .map(([run, name]) => ({ type: "scatter", x: run.steps, y: mean(run), name, ...runStyle(run, ink),
       hovertemplate: "%{fullData.name}<br>step %{x}<br>FSLR %{y:.4g}<extra></extra>" }));
+}
+
+/** The axis of steps, with a tick at each where they are few. */
+function stepAxis(axis) {
+  const steps = [...new Set([COURSE, COURSE.target].flatMap((run) => (run ? run.steps : [])))].sort((a, b) => a - b);
+  return { ...axis, title: { text: "step" }, tickformat: "d",
+    ...(steps.length <= FEW / 2 ? { tickvals: steps } : {}) };
+}
+
+/** The loss of the probe batch, of each run that knows it. */
+function drawLosses() {
+  const { ink, axis, layout } = theme();
+  const runs = [[COURSE, "base"], [COURSE.target, "target"]].filter(([run]) => run && run.losses.length);
+  byId("losses").hidden = !runs.length;
+  if (!runs.length) return;
+  Plotly.react("losses", runs.map(([run, name]) => ({ type: "scatter", x: run.steps, y: run.losses, name,
+    ...runStyle(run, ink), hovertemplate: `${name}<br>step %{x}<br>loss %{y:.4g}<extra></extra>` })), {
+    ...layout, height: 280, hovermode: "closest", showlegend: Boolean(COURSE.target),
+    legend: legend(280), title: heading("Loss of the probe batch before the step"),
+    xaxis: stepAxis(axis), yaxis: { ...axis, title: { text: "loss" } },
+  }, CONFIG);
 }
 
 function drawLines(indices) {
@@ -159,11 +193,8 @@ function drawLines(indices) {
   const drawn = [COURSE, COURSE.target].flatMap((run) => (run ? run.fslrs : []));
   Plotly.react("lines", traces, {
     ...layout, height: 420, hovermode: "closest", showlegend: Boolean(COURSE.target),
-    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 1, xanchor: "right" },
-    title: { text: "The same as lines, from dark to light in execution order", x: 0.01,
-      xanchor: "left", font: { size: 14 } },
-    xaxis: { ...axis, title: { text: "step" }, tickformat: "d",
-      ...(COURSE.steps.length <= FEW / 2 ? { tickvals: COURSE.steps } : {}) },
+    legend: legend(420), title: heading(narrow.matches ? "The same as lines" : "The same as lines, from dark to light in execution order"),
+    xaxis: stepAxis(axis),
     yaxis: { ...axis, type: "log", title: { text: "FSLR" },
       ...ticks(...ends(drawn)) },
   }, CONFIG);
@@ -198,9 +229,10 @@ function drawChosen() {
 }
 
 byId("trajectory").hidden = false;
-drawCourse();
+const drawAll = () => [drawCourse, drawLosses].forEach((draw) => draw());
+drawAll();
 byId("lines").on("plotly_click", ({ points: [point] }) => point.customdata && select(point.customdata[0], [point.customdata[1]]));
 byId("course-search").addEventListener("input", () => later(drawCourse));
 listeners.push(() => later(drawChosen));
-dark.addEventListener("change", drawCourse);
-narrow.addEventListener("change", drawCourse);
+dark.addEventListener("change", drawAll);
+narrow.addEventListener("change", drawAll);

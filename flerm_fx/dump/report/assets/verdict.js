@@ -69,7 +69,7 @@ function checked() {
   }
   const failed = TARGET.filter((p) => checks[p.name] === false);
   return failed.length
-    ? [make("b", { className: "doubtful" }, "failed"), ` for ${plural(failed.length, "parameter")}: `, ...some(failed)]
+    ? [make("b", { className: "doubtful" }, "failed"), ` for ${plural(failed.length, "parameter")} of which the FSLR is not the base's when measured again: `, ...some(failed)]
     : ["passed: measured again, every matched parameter has the base's FSLR"];
 }
 
