@@ -296,13 +296,10 @@ def page(found: Sequence[Row]) -> Iterator[str]:
         yield from (f"## {TITLES[optimizer]}", "", line(["architecture", "start", *KINDS]))
         yield line(["---"] * (2 + len(KINDS)))
         theory = {
-            kind: f"{c.theory:+g}"
-            for of in reversed(
-                own.values()
-            )  # the first one's stands: Muon's convolutions are Adam's
+            kind: "" if c.theory is None else f"{c.theory:+g}"
+            for of in reversed(own.values())
             for kind, c in of.items()
-            if c.theory is not None
-        }
+        }  # of the first one that has the kind, as Muon's convolutions are Adam's
         yield line(["theory", "", *(theory.get(kind, "") for kind in KINDS)])
         for (architecture, _, settle), of in own.items():
             start = f"{settle} steps" if settle else "first step"

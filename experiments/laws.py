@@ -98,7 +98,7 @@ CELLS = {
     "llama": _of("llama", "adam"),
     "gpt2": _of("gpt2", "adam"),
     "small-readout": Cell(
-        "the same, readout of 1/width", _small_readout, "bytes", 8, "adam", 2**-6
+        "transformer at 2^-6, readout of 1/width, Adam", _small_readout, "bytes", 8, "adam", 2**-6
     ),
     "depth": Cell("transformer, depth, Adam", _deep, "bytes", 8, "adam", RATES["adam"]),
 }
@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def table(path: Path) -> Iterator[str]:
-    """The outcomes of a file; some have been compared before shares alone were."""
+    """The outcomes of a file."""
     yield line(
         [
             "cell, start",
@@ -251,16 +251,15 @@ def table(path: Path) -> Iterator[str]:
             "two targets",
             "prediction, another person's",
             "two persons'",
-            "shares alone",
             "held out",
             "in their intervals",
         ]
     )
-    yield line(["---"] * 8)
+    yield line(["---"] * 7)
     for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
         start = f"{row['settle']} steps" if row["settle"] else "first step"
-        keys = ("error", "seeds_differ", "other_error", "others_differ", "unfitted", "held_out")
-        numbers = [f"{row[key]:.2f}" if key in row else "" for key in keys]
+        keys = ("error", "seeds_differ", "other_error", "others_differ", "held_out")
+        numbers = [f"{row[key]:.2f}" for key in keys]
         yield line([f"{CELLS[row['cell']].title}, {start}", *numbers, f"{row['covered']:.0%}"])
 
 

@@ -64,13 +64,13 @@ class Block(nn.Module):
     def __init__(self, width: int, states: int) -> None:
         super().__init__()
         channels, rank = EXPAND * width, max(1, width // 16)
-        self.states, self.rank = states, rank
         self.norm = nn.RMSNorm(width)
         self.inner = nn.Linear(width, 2 * channels, bias=False)
         self.convolution = nn.Conv1d(
             channels, channels, KERNEL, groups=channels, padding=KERNEL - 1
         )
-        self.selection = nn.Linear(channels, rank + 2 * states, bias=False)
+        self.selection = nn.Linear(channels, 2 * states, bias=False)
+        self.low = nn.Linear(channels, rank, bias=False)
         self.step = nn.Linear(rank, channels)
         self.log_decay = nn.Parameter(torch.arange(1.0, states + 1).log().repeat(channels, 1))
         self.skip = nn.Parameter(torch.ones(channels))
@@ -85,8 +85,9 @@ class Block(nn.Module):
         length = x.shape[1]
         u, gate = self.inner(self.norm(x)).chunk(2, dim=-1)  # (N, T, C) each
         u = F.silu(self.convolution(u.transpose(1, 2))[..., :length].transpose(1, 2))
-        low, read, write = self.selection(u).split([self.rank, self.states, self.states], dim=-1)
-        y = scan(u, F.softplus(self.step(low)), -self.log_decay.exp(), read, write)
+        read, write = self.selection(u).chunk(2, dim=-1)  # (N, T, states) each
+        steps = F.softplus(self.step(self.low(u)))  # (N, T, C)
+        y = scan(u, steps, -self.log_decay.exp(), read, write)
         return x + self.outer((y + self.skip * u) * F.silu(gate))
 
 

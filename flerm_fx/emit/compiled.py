@@ -254,15 +254,12 @@ class CompiledModel(ScaledModel):
 
         Args:
             format: ``"json"``, from name to multiplier; ``"regex"``, JSON from regular expressions
-                that match whole names; ``"megatron"``, code of the ``config_overrides`` of
-                Megatron-LM, for rates alone, decay being its own affair; ``"torchtitan"``, code of
-                a function from the base's learning rate to torchtitan's ``ParamGroupConfig``, with
-                decay and eps as in :meth:`param_groups`; ``"param_groups"``, code of a function
-                from a model and the base's learning rate to parameter groups.
+                that match whole names; ``"megatron"``, code of Megatron-LM's ``config_overrides``,
+                for rates alone; with decay and eps as in :meth:`param_groups`, ``"torchtitan"``,
+                code that makes torchtitan's groups, and ``"param_groups"``, those of a model.
 
         Raises:
-            InputError: another format, names that are not printable, or ``"torchtitan"`` or
-                ``"param_groups"`` of a run with several optimizers.
+            InputError: another format, unprintable names, or groups of several optimizers.
 
         Example::
 
