@@ -52,6 +52,21 @@ def test_operators_tell_their_schema() -> None:
     assert compat.schema_of(len) is compat.schema_of("x") is None
 
 
+def test_shapes_of_a_capture_follow_from_those_of_its_inputs() -> None:
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(
+        nn.Flatten(0, 1), (torch.randn(4, 3, 5),), dynamic_shapes=({0: batch},), strict=False
+    )
+    (given,) = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"]
+    (node,) = program.graph.output_node().all_input_nodes
+    returned = node.meta["val"]
+    assert compat.shape_given(returned.shape, [(given.shape, (7, 3, 5))]) == (21, 5)
+    # Not what was captured, or not enough to tell.
+    assert compat.shape_given(returned.shape, [(given.shape, (7, 4, 5))]) is None
+    assert compat.shape_given(returned.shape, [(given.shape, (7, 3))]) is None
+    assert compat.shape_given(returned.shape, []) is None
+
+
 def test_the_kernel_of_softmax_is_its_jacobian() -> None:
     x, row = torch.randn(3, 4).double(), torch.randn(3, 4).double()
     _, expected = torch.func.jvp(lambda z: z.softmax(1), (x,), (row,))
