@@ -1,8 +1,11 @@
 """Does a law predict what would be measured? ``python -m experiments.laws`` prints it.
 
-A law is fitted to a transformer that is 2, 4 and 8 times as wide as its base, and asked for 16
-times. The error of its multipliers is printed beside what two measurements there differ by: with
-other initial weights of the target, and with others of base and target both.
+A law is fitted to models that are 2, 4 and 8 times as wide as their base, and asked for 16 times.
+The error of its multipliers is printed beside what two measurements there differ by: with other
+initial weights of the target, and with others of base and target both.
+
+How far intervals reach beyond the largest size was chosen on the first two of the settled
+:data:`CELLS` (:data:`flerm_fx.laws.regression.DRIFT`); what they cover in the others is a test.
 """
 
 import argparse
@@ -10,20 +13,29 @@ import dataclasses
 import json
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
 from statistics import fmean
 
 import torch
+from torch import nn
 
 import flerm_fx
-from experiments.data import load
+from experiments.data import Name
+from experiments.exponents import (
+    ARCHITECTURES,
+    BATCHES,
+    CONTEXT,
+    RATES,
+    TITLES,
+    pool_of,
+    rate_of,
+)
+from experiments.report import line, put
+from experiments.training import optimizers
 from models.transformer import Transformer
-
-LEARNING_RATE = 2**-6
-CONTEXT = 32
 
 FACTORS = (2, 4, 8, 16)
 """Widths of the models that the law is fitted to, and last of the one that it is asked for."""
@@ -32,50 +44,108 @@ Multipliers = dict[str, float]
 
 
 @dataclass(frozen=True)
+class Cell:
+    """What is made larger, and how it is trained.
+
+    Attributes:
+        title: in tables.
+        make: a model of a factor.
+        data: what it reads.
+        batch: how much of it.
+        optimizer: of :data:`experiments.training.OPTIMIZERS`.
+        rate: at which a start is settled.
+    """
+
+    title: str
+    make: Callable[[int], nn.Module]
+    data: Name
+    batch: int
+    optimizer: str
+    rate: float
+
+
+def _transformer(factor: int) -> Transformer:
+    """Two blocks, with heads that stay as wide as they are."""
+    return Transformer(width=16 * factor, depth=2, heads=factor, context=CONTEXT)
+
+
+def _small_readout(factor: int) -> Transformer:
+    """The same with muP's initial readout, of which nothing is left in a wide model."""
+    model = _transformer(factor)
+    with torch.no_grad():
+        model.logits.weight.mul_(factor**-0.5)
+    return model
+
+
+def _deep(factor: int) -> Transformer:
+    """Blocks of one width."""
+    return Transformer(width=32, depth=2 * factor, context=CONTEXT)
+
+
+def _of(architecture: str, optimizer: str) -> Cell:
+    family = ARCHITECTURES[architecture]
+    rate = rate_of(family, optimizer)
+    title = f"{family.title}, {TITLES[optimizer].partition(',')[0]}"
+    return Cell(title, family.make, family.data, family.batch, optimizer, rate)
+
+
+CELLS = {
+    "transformer": Cell("transformer at 2^-6, Adam", _transformer, "bytes", 8, "adam", 2**-6),
+    "pre": _of("pre", "adam"),
+    "pre-muon": _of("pre", "muon"),
+    "mlp": _of("mlp", "adam"),
+    "conv": _of("conv", "adam"),
+    "llama": _of("llama", "adam"),
+    "gpt2": _of("gpt2", "adam"),
+    "small-readout": Cell(
+        "the same, readout of 1/width", _small_readout, "bytes", 8, "adam", 2**-6
+    ),
+    "depth": Cell("transformer, depth, Adam", _deep, "bytes", 8, "adam", RATES["adam"]),
+}
+"""By key."""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a prediction compares with measurements.
 
     Attributes:
+        cell: of :data:`CELLS`.
         settle: simulated steps before the start.
-        width: of the base.
         factor: by which the target is wider.
         seeds: of the base, of each size that was fitted, and of the measurements.
-        error: RMS of log predicted less log measured, over parameters and seeds, against the
-            base that the law was fitted with.
+        error: RMS of log predicted less log measured, over seeds and the parameters that all
+            measurements resolve, against the base that the law was fitted with.
         seeds_differ: RMS of the logarithms' difference between two seeds' measurements there.
         other_error: the same error, of measurements against a base with other initial weights.
         others_differ: RMS of the difference between measurements against the one and the other.
+        unfitted: the error of shares of the base's mass alone, by which depth is conserved.
         held_out: what the law says of itself, from the size below.
         covered: share of the parameters whose multiplier, the mean of all that were measured
             against both bases, lies in the law's interval of 90 %.
     """
 
+    cell: str
     settle: int
-    width: int
     factor: int
     seeds: int
     error: float
     seeds_differ: float
     other_error: float
     others_differ: float
+    unfitted: float
     held_out: float
     covered: float
 
 
-def transformer(width: int) -> Transformer:
-    """Two blocks, with heads that stay as wide as they are."""
-    return Transformer(width=width, depth=2, heads=max(1, width // 16), context=CONTEXT)
-
-
-def outcome(settle: int, width: int, seeds: int, factors: Sequence[int]) -> Outcome:
+def outcome(key: str, settle: int, seeds: int, factors: Sequence[int]) -> Outcome:
     """Fit all factors but the last, and compare at the last."""
-    sample, generator = load("bytes").sample, torch.Generator().manual_seed(0)
-    pool = [sample(8, generator) for _ in range(settle + 1 if settle < 20 else 21)]
-    inputs, targets = ([batch[at][:, :CONTEXT].contiguous() for batch in pool] for at in (0, 1))
+    cell = CELLS[key]
+    inputs, targets = pool_of(cell.data, cell.batch, BATCHES if settle else 1)
     profile, other = (
         flerm_fx.record_seeds(
-            lambda: transformer(width),
-            lambda model: torch.optim.Adam(model.parameters(), lr=LEARNING_RATE),
+            lambda: cell.make(1),
+            lambda model: optimizers(cell.optimizer, model, cell.rate),
             inputs,
             targets,
             seeds=range(first, first + seeds),
@@ -86,52 +156,57 @@ def outcome(settle: int, width: int, seeds: int, factors: Sequence[int]) -> Outc
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         law = flerm_fx.ScalingLaw.fit(
-            _measured(width, factor, seed, profile)
+            _measured(cell, factor, seed, profile)
             for factor in factors[:-1]
             for seed in range(seeds)
         )
-        rows = flerm_fx.compile(
-            transformer(width * factors[-1]), law, emit="param_groups"
-        ).assignments
-        measured, others = (
-            [_measured(width, factors[-1], seed, base).multipliers for seed in range(seeds)]
-            for base in (profile, other)
-        )
-    predicted = {row.parameter: row.multiplier for row in rows if row.status == "predicted"}
+        rows = flerm_fx.compile(cell.make(factors[-1]), law, emit="param_groups").assignments
+        found = [
+            [_measured(cell, factors[-1], first + seed, base) for seed in range(seeds)]
+            for first, base in ((0, profile), (100, other))
+        ]
+    measured, others = ([model.multipliers for model in models] for models in found)
+    guessed = {
+        row.parameter
+        for models in found
+        for model in models
+        for row in model.assignments
+        if row.status != "matched"
+    }
+    predicted = {
+        row.parameter: row.multiplier
+        for row in rows
+        if row.status == "predicted" and row.parameter not in guessed
+    }
+    shares = {row.parameter: sum(share for _, share in row.base) for row in rows if row.base}
     centres = {
         name: math.exp(fmean(math.log(one[name]) for one in (*measured, *others)))
         for name in predicted
     }
-    intervals = {row.parameter: row.interval for row in rows if row.interval}
+    intervals = {
+        row.parameter: row.interval for row in rows if row.interval and row.parameter in predicted
+    }
     return Outcome(
+        key,
         settle,
-        width,
         factors[-1],
         seeds,
         _apart(predicted, ((predicted, one) for one in measured)),
         _apart(predicted, combinations(measured, 2)),
         _apart(predicted, ((predicted, one) for one in others)),
-        _apart(predicted, _crossed(measured, others)),
+        _apart(predicted, product(measured, others)),
+        _apart(predicted, ((shares, one) for one in measured)),
         law.held_out_error or math.nan,
         fmean(low <= centres[name] <= high for name, (low, high) in intervals.items()),
     )
 
 
 def _measured(
-    width: int, factor: int, seed: int, profile: flerm_fx.BaseProfile
+    cell: Cell, factor: int, seed: int, profile: flerm_fx.BaseProfile
 ) -> flerm_fx.CompiledModel:
     """One of so many models of a size, each with initial weights of its own."""
     torch.manual_seed(10 * factor + seed)
-    return flerm_fx.compile(transformer(width * factor), profile, emit="param_groups")
-
-
-def _crossed(
-    measured: Sequence[Multipliers], others: Sequence[Multipliers]
-) -> Iterator[tuple[Multipliers, Multipliers]]:
-    """Pairs of which base and target both have other initial weights."""
-    for (i, one), (j, other) in product(enumerate(measured), enumerate(others)):
-        if i != j:
-            yield one, other
+    return flerm_fx.compile(cell.make(factor), profile, emit="param_groups")
 
 
 def _apart(names: Iterable[str], pairs: Iterable[tuple[Multipliers, Multipliers]]) -> float:
@@ -143,23 +218,50 @@ def _apart(names: Iterable[str], pairs: Iterable[tuple[Multipliers, Multipliers]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run it at the first step and settled, and print each."""
     parser = argparse.ArgumentParser(prog="python -m experiments.laws", description=__doc__)
-    parser.add_argument("--width", type=int, default=16, help="of the base")
+    parser.add_argument("--cells", nargs="*", choices=CELLS, default=["transformer"])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--settle", type=int, nargs="*", default=[0, 32])
     parser.add_argument("--out", type=Path, help="append the outcomes there, as JSON lines")
+    parser.add_argument("--markdown", type=Path, help="page to write a table of that file to")
     options = parser.parse_args(arguments)
-    for settle in options.settle:
-        found = outcome(settle, options.width, options.seeds, FACTORS)
+    torch.set_num_threads(1)
+    for key, settle in product(options.cells, options.settle):
+        found = outcome(key, settle, options.seeds, FACTORS)
         print(
-            f"settle {settle}: predicted {found.error:.3f}, targets differ by "
+            f"{key}, settle {settle}: predicted {found.error:.3f}, targets differ by "
             f"{found.seeds_differ:.3f}; against another base {found.other_error:.3f} and "
-            f"{found.others_differ:.3f}; held out {found.held_out:.3f}; "
+            f"{found.others_differ:.3f}; held out {found.held_out:.3f}, unfitted "
+            f"{found.unfitted:.3f}; "
             f"{found.covered:.0%} in their intervals",
             flush=True,
         )
         if options.out:
             with options.out.open("a") as file:
                 file.write(json.dumps(dataclasses.asdict(found)) + "\n")
+    if options.out and options.markdown:
+        put(options.markdown, "predictions", list(table(options.out)))
+
+
+def table(path: Path) -> Iterator[str]:
+    """The outcomes of a file; some have been compared before shares alone were."""
+    yield line(
+        [
+            "cell, start",
+            "prediction, measurement",
+            "two targets",
+            "prediction, another person's",
+            "two persons'",
+            "shares alone",
+            "held out",
+            "in their intervals",
+        ]
+    )
+    yield line(["---"] * 8)
+    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        start = f"{row['settle']} steps" if row["settle"] else "first step"
+        keys = ("error", "seeds_differ", "other_error", "others_differ", "unfitted", "held_out")
+        numbers = [f"{row[key]:.2f}" if key in row else "" for key in keys]
+        yield line([f"{CELLS[row['cell']].title}, {start}", *numbers, f"{row['covered']:.0%}"])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ Mass = Literal["recorded", "root", "equal", "equal-split"]
 EVERY_100 = tuple(range(0, 1000, 100))
 """Where the paper matches."""
 
+COURSE = (60, 80, 100, 130, 160, 200)
+"""Where the runs that a law of courses is fitted to are measured."""
+
 POWERS_OF_2 = (0, *(2**k for k in range(10)))
 
 
@@ -23,7 +26,8 @@ class Method:
         key: names it on the command line and in files.
         title: names it in tables.
         kind: ``"compile"`` finds multipliers once, at the start; ``"law"`` has those that a law
-            predicts, fitted to models of the scales ``fitted`` that are below the run's;
+            predicts, fitted to models of the scales ``fitted`` that are below the run's, to their
+            starts or with ``course`` to runs of them and the base, measured at each of ``at``;
             ``"match"`` finds them at each of ``at``;
             ``"mup-rates"`` has those of muP, on the model as it is; ``"completep"`` is
             :mod:`experiments.completep`.
@@ -36,6 +40,7 @@ class Method:
             1/L for each of the target's L tensors, or 1/L for each of the base's, split over depth.
         at: the steps to match at; ``"start"``, those of the start.
         fitted: scales of the models that a law is fitted to.
+        course: whether it is fitted to courses of runs.
         off_rate: the base is recorded at so many times its best rate.
     """
 
@@ -48,6 +53,7 @@ class Method:
     mass: Mass = "recorded"
     at: tuple[int, ...] | Literal["start"] = EVERY_100
     fitted: tuple[float, ...] = (2, 3, 4)
+    course: bool = False
     off_rate: float = 1.0
 
     @property
@@ -58,7 +64,7 @@ class Method:
     @property
     def trajectory(self) -> bool:
         """Whether the base is to be trained, and recorded on the way."""
-        return self.kind == "match" and self.at != "start"
+        return self.course or (self.kind == "match" and self.at != "start")
 
     @property
     def recorded(self) -> str:
@@ -84,6 +90,16 @@ METHODS: dict[str, Method] = {
         Method("paper", "the paper's estimator", "match", estimator="kronecker"),
         Method("one-seed", "compile, one base", "compile", settle=100, seeds=1),
         Method("law", "law", "law", settle=100),
+        Method(
+            "law-course",
+            "law of courses",
+            "law",
+            settle=100,
+            seeds=3,
+            at=COURSE,
+            fitted=(2,),
+            course=True,
+        ),
         Method("tenth", "compile, recorded at a tenth", "compile", settle=100, off_rate=0.1),
         Method("triple", "compile, recorded at 3 times", "compile", settle=100, off_rate=3.0),
         Method("settle-10", "compile, 10 steps", "compile", settle=10),

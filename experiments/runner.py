@@ -184,12 +184,13 @@ def best_rate(axis: Axis, store: Store, seeds: int) -> float:
 def scales_of(axis: Axis, method: Method) -> tuple[float, ...]:
     """The scales that a method trains: the base is standard training's, unless masses are other.
 
-    A law has those that are above two that it is fitted to.
+    A law has those that are above two that it is fitted to, and one of courses above one.
     """
     if method.kind == "standard" or method.own_base:
         return axis.scales
     if method.kind == "law":
-        return tuple(s for s in axis.scales[1:] if sum(f < s for f in method.fitted) >= 2)
+        least = 1 if method.course else 2
+        return tuple(s for s in axis.scales[1:] if sum(f < s for f in method.fitted) >= least)
     return axis.scales[1:]
 
 

@@ -1,12 +1,13 @@
 """What a process of the runner does: record a base, fit a law, find multipliers, or train once."""
 
+import itertools
 import json
 import math
 import multiprocessing
 import os
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -83,20 +84,50 @@ class Fitting:
     path: Path
 
     def __call__(self) -> None:
-        """Compile several models of each size."""
-        sizes = [{"scale": scale} for scale in self.method.fitted if scale < self.scale]
+        """Compile several models of each size, or follow a run of each."""
+        base = flerm_fx.BaseProfile.load(self.profile)
+        scales = [scale for scale in self.method.fitted if scale < self.scale]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            law = flerm_fx.scaling_law(
-                lambda scale: self.axis.build(scale).to(device()),
-                sizes,
-                flerm_fx.BaseProfile.load(self.profile),
-                seeds=LAW_SEEDS,
-                method=self.method.estimator,
-                optimizer=_custom(self.axis),
-            )
+            law = self._of_courses(base, scales) if self.method.course else self._of(base, scales)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         law.save(self.path)
+
+    def _of(self, base: flerm_fx.BaseProfile, scales: Sequence[float]) -> flerm_fx.ScalingLaw:
+        return flerm_fx.scaling_law(
+            lambda scale: self.axis.build(scale).to(device()),
+            [{"scale": scale} for scale in scales],
+            base,
+            seeds=LAW_SEEDS,
+            method=self.method.estimator,
+            optimizer=_custom(self.axis),
+        )
+
+    def _of_courses(
+        self, base: flerm_fx.BaseProfile, scales: Sequence[float]
+    ) -> flerm_fx.ScalingLaw:
+        """Each model trains with the multipliers that ``compile`` gives it."""
+        axis, pool = self.axis, probe(self.axis, 0)
+        assert not isinstance(self.method.at, str)
+        runs = []
+        for scale, seed in itertools.product(scales, LAW_SEEDS):
+            model = build(axis, scale, seed)
+            found = flerm_fx.compile(
+                model, base, emit="param_groups", optimizer=_custom(axis)
+            ).multipliers
+            run = of_axis(axis, model, base.learning_rate, found)
+            with flerm_fx.record(
+                model,
+                run,
+                [x for x, _ in pool],
+                [y for _, y in pool],
+                at=self.method.at,
+                settle=0,
+                method=self.method.estimator,
+            ) as recorder:
+                train(model, run, data.load(axis.data), axis, seed)
+            runs.append(recorder.profile)
+        return flerm_fx.ScalingLaw.fit_trajectories(base, runs)
 
 
 @dataclass(frozen=True)

@@ -100,11 +100,13 @@ def assigned(
         way = Way(profile, matches, procedure)
         moments = measure_settling(
             captured, procedure, way.follow, prober=prober, is_sized=way.looks_at
-        )
+        ).moments
         start = start_of(moments, procedure)
         way.warn(stacklevel=3)
     else:
-        moments = measure_settling(captured, procedure, prober=prober, is_sized=lambda _: False)
+        moments = measure_settling(
+            captured, procedure, prober=prober, is_sized=lambda _: False
+        ).moments
         start = start_of(moments, procedure)
 
     def rows_of(

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -19,6 +19,9 @@ TRUST = math.log(4.0)
 """Standard deviation of the logarithm of a multiplier about the first guess: in the course of runs
 of two transformers, most were within a factor of 2 of it, and one, a last norm's, at a fifth."""
 
+NORMAL_90 = 1.645
+"""Half the width of a normal distribution's interval of 90 %, in standard deviations."""
+
 IMPLAUSIBLE = 16.0
 """How many times a multiplier may be above or below the first guess without a warning."""
 
@@ -29,7 +32,10 @@ below, at three times it 1.1 to 2.3 below, and at the best one within 1.7."""
 
 
 def pooled(
-    rows: Sequence[Assignment], roles: Mapping[str, object], guess: Mapping[str, float]
+    rows: Sequence[Assignment],
+    roles: Mapping[str, object],
+    guess: Mapping[str, float],
+    trust: Mapping[str, float] | None = None,
 ) -> tuple[Assignment, ...]:
     r"""Give the parameters of a role the multipliers at which the role's mass is the base's.
 
@@ -47,7 +53,8 @@ def pooled(
     for n of at least 4, where :math:`\sigma^2` is the mean of their squared relative errors, of at
     least 0.3 each. The role's own multiplier is as uncertain as its parameters' on average,
     :math:`\bar\sigma`, and its logarithm becomes the mean of itself and that of the first guess,
-    weighted by :math:`1 / \bar\sigma^2` and :math:`1 / (\log 4)^2`.
+    weighted by :math:`1 / \bar\sigma^2` and :math:`1 / (\log 4)^2`, or the mean square of what is
+    known of a guess.
 
     A parameter within its noise takes part where its role is above it, and otherwise has the first
     guess.
@@ -56,23 +63,40 @@ def pooled(
         rows: each parameter by itself.
         roles: of each parameter; those of one role are pooled.
         guess: the first multipliers.
+        trust: standard deviations of their logarithms, :data:`TRUST` of those that it lacks.
     """
+    trust = trust or {}
     by_role: dict[object, list[Assignment]] = defaultdict(list)
     for row in rows:
         if row.status in ("matched", "unresolved") and not row.after and row.base:
             by_role[roles[row.parameter]].append(row)
     pooled_rows: dict[str, Assignment] = {}
     for members in by_role.values():
-        of_role = _of_role if any(row.status == "matched" for row in members) else _guessed
-        pooled_rows.update({row.parameter: row for row in of_role(members, guess)})
+        if any(row.status == "matched" for row in members):
+            doubt = fmean(trust.get(row.parameter, TRUST) ** 2 for row in members)
+            found = _of_role(members, guess, doubt)
+        else:
+            found = [replace(row, multiplier=guess[row.parameter]) for row in members]
+        pooled_rows.update({row.parameter: row for row in found})
     return tuple(pooled_rows.get(row.parameter, row) for row in rows)
 
 
-def _guessed(members: Sequence[Assignment], guess: Mapping[str, float]) -> list[Assignment]:
-    return [replace(row, multiplier=guess[row.parameter]) for row in members]
+def trusted(predicted: Iterable[Assignment]) -> dict[str, float]:
+    """Return by how much the logarithms of predicted multipliers may be off: their intervals'
+    half widths over that of a normal distribution, and at most a first guess's.
+    """
+    trust = {}
+    for row in predicted:
+        low, high = row.interval or (0.0, math.inf)
+        if low > 0 and math.isfinite(high):
+            trust[row.parameter] = min(TRUST, math.log(high / low) / 2 / NORMAL_90)
+    return trust
 
 
-def _of_role(members: Sequence[Assignment], guess: Mapping[str, float]) -> list[Assignment]:
+def _of_role(
+    members: Sequence[Assignment], guess: Mapping[str, float], doubt: float
+) -> list[Assignment]:
+    """Pool the parameters of a role, whose guess has a logarithm of variance ``doubt``."""
     shares = [sum(share for _, share in row.base) for row in members]
     mass = sum(s * row.target.value for s, row in zip(shares, members, strict=True))
     whole = sum(row.base_fslr for row in members) / mass
@@ -85,7 +109,7 @@ def _of_role(members: Sequence[Assignment], guess: Mapping[str, float]) -> list[
         math.log(guess[row.parameter] / s) for s, row in zip(shares, members, strict=True)
     )
     uncertain = fmean(row.error for row in members if row.status == "matched") ** 2
-    whole *= math.exp(uncertain / (uncertain + TRUST**2) * (guessed - math.log(whole)))
+    whole *= math.exp(uncertain / (uncertain + doubt) * (guessed - math.log(whole)))
     pooled_rows = []
     for share, difference, row in zip(shares, own, members, strict=True):
         m = share * whole * math.exp(kept * difference)

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 
 from flerm_fx.align.aligning import Match
 from flerm_fx.assign.assignment import Assignment
+from flerm_fx.boundary.options import instance
 from flerm_fx.capture.captured import Capture
-from flerm_fx.profile.profile import BaseProfile
+from flerm_fx.profile.profile import LOAD, BaseProfile
 
 
 class Predictor(ABC):
@@ -29,3 +30,19 @@ class Predictor(ABC):
         Raises:
             MatchError: of one of them, nothing is known.
         """
+
+
+def profile_and_law(base: object) -> tuple[BaseProfile, Predictor | None]:
+    """Return the profile that multipliers are relative to, and the law that predicts them, if any.
+
+    Args:
+        base: a profile, or a law, which goes through one.
+
+    Raises:
+        InputError: it is neither.
+    """
+    law = base if isinstance(base, Predictor) else None
+    profile: BaseProfile = instance(
+        "base_profile", law.profile if law else base, BaseProfile, "a BaseProfile or a law", LOAD
+    )
+    return profile, law

@@ -6,7 +6,7 @@ relied on.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -87,6 +87,34 @@ def forward_class(backward: type) -> type:
 def hint_of(size: int | torch.SymInt) -> int | None:
     """Return a size at the batch of the capture; None where the size depends on the data."""
     return size if isinstance(size, int) else size.node.hint
+
+
+def shape_given(
+    shape: Sequence[Any], known: Iterable[tuple[Sequence[Any], Sequence[int]]]
+) -> tuple[int, ...] | None:
+    """Return what a captured shape is, where other shapes of the capture are known.
+
+    Args:
+        shape: of whole numbers and symbolic sizes.
+        known: other captured shapes, each with what it is.
+
+    Returns:
+        The shape; None where the others do not decide it, or are not what was captured.
+    """
+    sizes: dict[Any, int] = {}
+    for captured, actual in known:
+        if len(captured) != len(actual):
+            return None
+        for size, value in zip(map(_expression, captured), actual, strict=True):
+            if sizes.setdefault(size, size if isinstance(size, int) else value) != value:
+                return None
+    given = [e if isinstance(e, int) else e.subs(sizes) for e in map(_expression, shape)]
+    is_known = all(isinstance(e, int) or e.is_Integer for e in given)
+    return tuple(map(int, given)) if is_known else None
+
+
+def _expression(size: int | torch.SymInt) -> Any:
+    return size if isinstance(size, int) else size.node.expr
 
 
 def depends_on_data(size: Any) -> bool:
@@ -282,6 +310,22 @@ def is_hook_of_tensor_parallelism(hook: Any) -> bool:
     """Tell whether ``parallelize_module`` registered a hook."""
     function = getattr(hook, "func", hook)
     return str(getattr(function, "__module__", "")).startswith("torch.distributed.tensor")
+
+
+@contextlib.contextmanager
+def without_gradient_hooks(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Let no hook on tensors' gradients run while it lasts, nor what runs behind them."""
+    kinds = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    hooks = [h for t in tensors for kind in kinds if (h := getattr(t, kind, None)) is not None]
+    held = [dict(each) for each in hooks]
+    try:
+        for each in hooks:
+            each.clear()
+        yield
+    finally:
+        for each, those in zip(hooks, held, strict=True):
+            each.clear()
+            each.update(those)
 
 
 @contextlib.contextmanager

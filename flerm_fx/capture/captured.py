@@ -3,7 +3,8 @@
 import copy
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,9 +20,9 @@ from flerm_fx.model.inputs import (
     Inputs,
     OutputFn,
     call_arguments,
-    select_output,
+    output_of,
 )
-from flerm_fx.model.substitution import called_with
+from flerm_fx.model.standing import standing_in
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,34 @@ class Capture:
         """Return the output tensor f(inputs) with some parameters replaced; no buffer is
         changed.
         """
-        return select_output(self.returned(parameters, inputs), self.output_fn)
+        with self.holding(parameters):
+            return self.run(inputs)
+
+    @contextmanager
+    def holding(self, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+        """Let the model have other parameters while a block lasts, and buffers of its own.
+
+        A backward pass within the block runs with them, too, where it runs a part of the model
+        again, as checkpoints of activations do.
+        """
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        state = {**dict(self.model.named_buffers(remove_duplicate=False)), **named}
+        given = {**cloned_buffers(self.model), **parameters}
+        instead = {id(state[name]): tensor for name, tensor in given.items()}
+        # Those of the backward pass change gradients, which are not what is measured.
+        kept = [hook for hook in self.hooks if hook.kind in FORWARD_HOOKS]
+        with only(self.model, kept), standing_in(self.model, instead):
+            yield
+
+    def run(self, inputs: Inputs) -> Tensor:
+        """Return the output tensor of the model as it is."""
+        return output_of(self.model, inputs, self.output_fn)
 
     def returned(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Any:
         """Return all that the model returns there, such as a loss beside the output tensor."""
         args, kwargs = call_arguments(inputs)
-        state = {**cloned_buffers(self.model), **parameters}
-        # Those of the backward pass change gradients, which are not what is measured.
-        with only(self.model, [hook for hook in self.hooks if hook.kind in FORWARD_HOOKS]):
-            return called_with(self.model, state, args, kwargs)
+        with self.holding(parameters):
+            return self.model(*args, **kwargs)
 
     def bound(self, model: nn.Module) -> "Capture":
         """Return the same graphs on another copy of the model, with its parameters and buffers.

@@ -57,13 +57,23 @@ def _drop_running_statistics(graph: fx.Graph) -> None:
 
 
 def _twin(target: Any) -> Callable[..., Any] | None:
-    """Return the out-of-place twin of an operation: ``aten.relu.default`` for
-    ``aten.relu_.default``.
+    """Return the out-of-place twin of an operation, which takes arguments of the same types.
+
+    It is ``aten.relu.default`` for ``aten.relu_.default``, and ``aten.pow.Tensor_Scalar`` for
+    ``aten.pow_.Scalar``.
     """
     schema = schema_of(target)
     name = schema.name.split("::")[-1]
     packet = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") else None
-    return getattr(packet, schema.overload_name or "default", None)
+    overloads = [getattr(packet, each) for each in packet.overloads()] if packet else []
+    # The overload of the same name first, of those that take the same.
+    overloads.sort(key=lambda each: schema_of(each).overload_name != schema.overload_name)
+    return next((each for each in overloads if _types(each) == _types(target)), None)
+
+
+def _types(target: Any) -> list[str]:
+    """Return the types of an operation's arguments."""
+    return [str(argument.type) for argument in schema_of(target).arguments]
 
 
 def _aliases(target: fx.Node, until: fx.Node, order: dict[fx.Node, int]) -> set[fx.Node]:

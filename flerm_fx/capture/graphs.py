@@ -139,7 +139,7 @@ def check_same(
 ) -> None:
     """Check that the graph gives what the model gives, with the same random draws."""
     _, probe, in_spec, _ = exported
-    with torch.no_grad(), untouched(probe):
+    with _made_by_torch(model), torch.no_grad(), untouched(probe):
         output = probe(*tree_flatten_spec((args, kwargs), in_spec))
     apart = difference(output, expected)
     if apart > max(1e-3, 16 * last_bit(model, expected)):

@@ -34,6 +34,7 @@ def capture(
     dynamic_batch: bool = True,
     original: nn.Module | None = None,
     on_meta: bool = False,
+    graph: bool = True,
 ) -> Capture:
     """Capture ``model`` in its present mode as a graph of ATen operations.
 
@@ -53,6 +54,7 @@ def capture(
         original: the model that this one is a copy of, whose weights it must not compute with.
         on_meta: capture a model on the device ``meta``, too, whose graph has no values to be
             compared with the model's.
+        graph: whether to make one; a model that is measured without needs none.
 
     Warns:
         CaptureWarning: the model does not export; the eager path is taken, and the message names
@@ -74,10 +76,10 @@ def capture(
     if dynamic_batch:
         dynamic_batch = batch_size(inputs) > 1
     refuse_without_values(model, on_meta=on_meta)
-    names = _canonical_names(model)
+    names = canonical_names(model)
     if not names:
         raise InputError("the model has no trainable parameter (none with requires_grad=True)")
-    _check_registered(model)
+    check_registered(model)
     args, kwargs = call_arguments(inputs)
     with untouched(model), contextlib.nullcontext() if original is None else untouched(original):
         # An eager run first, so that a model that is simply wrong fails with its own error.
@@ -93,9 +95,9 @@ def capture(
             raise CaptureError(
                 f"the model cannot be run on the inputs: {type(error).__name__}: {error}"
             ) from error
-        reason = run.obstacle or taken_name(model)
+        reason = (run.obstacle or taken_name(model)) if graph else ""
         exported: Exported | None = None
-        if not reason:
+        if graph and not reason:
             try:
                 with only(model, kept), preserved_rng():
                     exported = export(model, args, kwargs, names, output_fn, dynamic_batch)
@@ -109,7 +111,7 @@ def capture(
                 f"without which it would have to run: {shown(reason)}. Give it values, or change "
                 "what is in the way"
             )
-        if exported is None:
+        if graph and exported is None:
             warn(
                 f"{type(model).__name__} does not export to a graph, so it is measured eagerly, "
                 f"which is slower: {shown(reason)}",
@@ -144,12 +146,17 @@ def capture(
     )
 
 
-def _canonical_names(model: nn.Module) -> dict[int, str]:
+def canonical_names(model: nn.Module) -> dict[int, str]:
     """Return canonical name of each trainable parameter, by object identity."""
     return {id(p): name for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _check_registered(model: nn.Module) -> None:
+def check_registered(model: nn.Module) -> None:
+    """Refuse parameters that a module holds and has not registered.
+
+    Raises:
+        InputError: the message names where one is.
+    """
     registered = {id(p) for p in model.parameters()}
     for path, module in model.named_modules():
         for attribute, value in vars(module).items():

@@ -2,6 +2,7 @@
 
 import ast
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,38 +30,62 @@ law = typer.Typer(
 def fit(
     profile: Annotated[Path, typer.Argument(help="A base profile, base.safetensors.")],
     model: Annotated[
-        str, typer.Option(help="package.module:factory, called with the sizes as keywords.")
-    ],
+        str | None, typer.Option(help="package.module:factory, called with the sizes as keywords.")
+    ] = None,
     sizes: Annotated[
-        list[str], typer.Option(help="Values of one of its arguments, such as width=64,128,256.")
-    ],
+        list[str] | None,
+        typer.Option(help="Values of one of its arguments, such as width=64,128,256."),
+    ] = None,
+    trajectory: Annotated[
+        list[Path] | None,
+        typer.Option(help="In place of both: a profile of a larger model, recorded as it trained."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where to write the law.")] = Path("law.json"),
     seeds: Annotated[int, typer.Option(help="Models of each size.", min=1)] = 3,
-    rtol: Annotated[float, typer.Option(help="Relative standard error of the FSLRs.")] = 0.05,
+    rtol: Annotated[float, typer.Option(help="Relative standard error of the multipliers.")] = 0.1,
 ) -> None:
     """Measure models of several sizes, fit the law of their multipliers, and write it.
+
+    With --trajectory nothing is measured: the law is fitted to what was recorded in runs of the
+    base and of larger models, at the same steps.
 
     Example: flerm-fx law fit base.safetensors --model my_project.models:make
     --sizes width=64,128,256
     """
+    if bool(trajectory) == bool(model or sizes) or bool(model) != bool(sizes):
+        raise InputError("law fit takes --model and --sizes, or --trajectory in place of both")
     try:
         check(out)
     except OSError as error:
         raise LawError(f"{shown(out)}: no law can be written there ({reason(error)})") from error
-    chosen = dict(map(_size, sizes))
-    base, factory = BaseProfile.load(profile), load_factory(model)
+    chosen = dict(map(_size, sizes or ()))
+    base = BaseProfile.load(profile)
+    if model is None:
+        fitted = ScalingLaw.fit_trajectories(base, map(BaseProfile.load, trajectory or ()))
+    else:
+        fitted = _measured(base, load_factory(model), chosen, seeds, rtol)
+    fitted.save(out)
+    print(to_table(fitted))
+
+
+def _measured(
+    base: BaseProfile,
+    factory: Callable[..., Any],
+    sizes: dict[str, list[Any]],
+    seeds: int,
+    rtol: float,
+) -> ScalingLaw:
+    """Measure models, and tell of each."""
     handler, logger = logging.StreamHandler(), logging.getLogger("flerm_fx")
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
         with Console(stderr=True).status("measuring models"):
-            fitted = scaling_law(factory, chosen, base, seeds=seeds, rtol=rtol, progress=False)
+            return scaling_law(factory, sizes, base, seeds=seeds, rtol=rtol, progress=False)
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
-    fitted.save(out)
-    print(to_table(fitted))
 
 
 @law.command("show")

@@ -90,7 +90,7 @@ def checked_start(
 
         moments = measure_settling(
             captured, procedure, follow, draw_seed=CHECK_SEED, is_sized=lambda _: False
-        )
+        ).moments
         measured[0] = start_of(moments, procedure)
     # Through scale nodes the unit update of w already moves θ by m; in groups it does not.
     factors = multipliers or dict.fromkeys(model.multipliers, 1.0)

@@ -24,7 +24,7 @@ from flerm_fx.emit.checking import Check, checked_start
 from flerm_fx.emit.emitter import Emitter
 from flerm_fx.emit.graph import GraphEmitter
 from flerm_fx.emit.groups import parameter_groups
-from flerm_fx.emit.overrides import Overrides, overrides
+from flerm_fx.emit.overrides import GROUPED, Overrides, overrides
 from flerm_fx.emit.scaled import Held, ScaledModel
 from flerm_fx.errors import InputError
 from flerm_fx.model.inputs import Inputs, call_arguments, device_of, to_device
@@ -255,13 +255,14 @@ class CompiledModel(ScaledModel):
         Args:
             format: ``"json"``, from name to multiplier; ``"regex"``, JSON from regular expressions
                 that match whole names; ``"megatron"``, code of the ``config_overrides`` of
-                Megatron-LM, for rates alone, decay being its own affair; ``"param_groups"``, code
-                of a function from a model and the base's learning rate to parameter groups, with
-                decay and eps as in :meth:`param_groups`.
+                Megatron-LM, for rates alone, decay being its own affair; ``"torchtitan"``, code of
+                a function from the base's learning rate to torchtitan's ``ParamGroupConfig``, with
+                decay and eps as in :meth:`param_groups`; ``"param_groups"``, code of a function
+                from a model and the base's learning rate to parameter groups.
 
         Raises:
-            InputError: another format, names that are not printable, or ``"param_groups"`` of a run
-                with several optimizers.
+            InputError: another format, names that are not printable, or ``"torchtitan"`` or
+                ``"param_groups"`` of a run with several optimizers.
 
         Example::
 
@@ -275,7 +276,7 @@ class CompiledModel(ScaledModel):
         """
         choice("format", format, get_args(Overrides))
         groups: list[dict[str, Any]] = []
-        if format == "param_groups":
+        if format in GROUPED:
             if self.procedure.optimizers.count > 1:
                 raise InputError(
                     "the base was trained by several optimizers, whose groups one function does "

@@ -17,9 +17,9 @@ from flerm_fx.align.parameter_graph import capture_graph
 from flerm_fx.align.patterns import Mapped
 from flerm_fx.assign.matches import find_matches, held_as_matched
 from flerm_fx.assign.multipliers import assigned
-from flerm_fx.assign.predictor import Predictor
+from flerm_fx.assign.predictor import Predictor, profile_and_law
 from flerm_fx.assign.way import Settling
-from flerm_fx.boundary.options import checked, choice, flag, instance
+from flerm_fx.boundary.options import checked, choice, flag
 from flerm_fx.boundary.progress import Progress
 from flerm_fx.boundary.warned import listen, warn
 from flerm_fx.capture.captured import Capture
@@ -47,7 +47,7 @@ from flerm_fx.model.inputs import (
 from flerm_fx.model.untouched import untouched
 from flerm_fx.probe.parallel import check_parallel
 from flerm_fx.probe.planner import METHODS, Method
-from flerm_fx.profile.profile import LOAD, BaseProfile
+from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.recipe.loss import Loss, LossFunction, resolve
 from flerm_fx.recipe.multiplier import node_scale
 from flerm_fx.recipe.pool import Pool, probe_pool
@@ -183,10 +183,7 @@ def compile(
         True
     """
     model = unwrapped(checked("model", model))
-    law = base_profile if isinstance(base_profile, Predictor) else None
-    base_profile = instance(
-        "base_profile", law.profile if law else base_profile, BaseProfile, "a BaseProfile", LOAD
-    )
+    base_profile, law = profile_and_law(base_profile)
     choice("emit", emit, get_args(Emit))
     choice("on_unmatched", on_unmatched, get_args(OnUnmatched))
     choice("method", method, METHODS)

@@ -9,7 +9,10 @@ from typing import Any, Literal
 from flerm_fx.boundary.text import json_text
 from flerm_fx.errors import InputError, shown
 
-Overrides = Literal["json", "regex", "megatron", "param_groups"]
+Overrides = Literal["json", "regex", "megatron", "torchtitan", "param_groups"]
+
+GROUPED = ("torchtitan", "param_groups")
+"""The formats that hold settings of groups beside their rates."""
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a whole part of a name
 
@@ -21,8 +24,8 @@ def overrides(
 
     Args:
         multipliers: by parameter.
-        groups: for ``"param_groups"``: settings of each group with the names of its ``"params"``
-            and its ``"lr"`` at a rate of 1.
+        groups: for those of :data:`GROUPED`: settings of each group with the names of its
+            ``"params"`` and its ``"lr"`` at a rate of 1.
         format: see :meth:`flerm_fx.CompiledModel.overrides`.
 
     Raises:
@@ -35,7 +38,9 @@ def overrides(
         return json_text(dict(multipliers))
     if format == "regex":
         return json_text(patterns(multipliers))
-    return _megatron(multipliers) if format == "megatron" else _param_groups(groups)
+    if format == "megatron":
+        return _megatron(multipliers)
+    return _torchtitan(groups) if format == "torchtitan" else _param_groups(groups)
 
 
 def patterns(multipliers: Mapping[str, float]) -> dict[str, float]:
@@ -90,6 +95,44 @@ def _megatron(multipliers: Mapping[str, float]) -> str:
         "        ParamKey(name=names): ParamGroupOverride(max_lr=m * lr, min_lr=m * min_lr)",
         "        for names, m in MULTIPLIERS.items()",
         "    }",
+    ]
+    return "\n".join(lines)
+
+
+_WRAPPERS = r"(?:_\w+\.)*"
+"""Parts of names that wrappers add: ``_orig_mod``, ``_checkpoint_wrapped_module``."""
+
+
+def _torchtitan(groups: Iterable[Mapping[str, Any]]) -> str:
+    """Return code for torchtitan, which searches names for expressions, those of wrapped modules
+    too.
+    """
+    lines = ["from torchtitan.components.optimizer import ParamGroupConfig", "", "GROUPS = ["]
+    for group in groups:
+        settings = {key: value for key, value in group.items() if key != "params"}
+        expressions = [
+            one.replace("^", "^" + _WRAPPERS, 1).replace(r"\.", r"\." + _WRAPPERS)
+            for one in patterns(dict.fromkeys(group["params"], 1.0))
+        ]
+        lines += [
+            "    (",
+            f"        {settings!r},",
+            f"        {'|'.join(expressions)!r},",
+            "    ),",
+        ]
+    lines += [
+        "]",
+        "",
+        "",
+        'def param_groups(lr, optimizer_name="AdamW", **kwargs):',
+        "    return [",
+        "        ParamGroupConfig(",
+        "            pattern=pattern,",
+        "            optimizer_name=optimizer_name,",
+        '            optimizer_kwargs={**kwargs, **settings, "lr": settings["lr"] * lr},',
+        "        )",
+        "        for settings, pattern in GROUPS",
+        "    ]",
     ]
     return "\n".join(lines)
 

@@ -6,10 +6,11 @@ from typing import Any
 import lightning as L
 from torch import nn
 
-from flerm_fx.boundary.options import function, instance
+from flerm_fx.assign.predictor import Predictor, profile_and_law
+from flerm_fx.boundary.options import function
 from flerm_fx.integrations import begun, checked_options, make_ready, path_or_none
 from flerm_fx.profile.file import PathLike
-from flerm_fx.profile.profile import LOAD, BaseProfile
+from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.recipe.pool import Pool
 from flerm_fx.training.matcher import Matcher
 from flerm_fx.training.matching import match
@@ -119,7 +120,7 @@ class MatchCallback(_Attached):
     """The callback matches the model that Lightning trains to a base; see :func:`flerm_fx.match`.
 
     Args:
-        base_profile: recorded on the base.
+        base_profile: recorded on the base, or a law.
         inputs: probe batch; the profile's if None.
         module: picks the module that takes the inputs; the LightningModule itself if None.
         options: of :func:`flerm_fx.match`.
@@ -130,14 +131,15 @@ class MatchCallback(_Attached):
 
     def __init__(
         self,
-        base_profile: BaseProfile,
+        base_profile: BaseProfile | Predictor,
         inputs: Pool | None = None,
         *,
         module: Pick | None = None,
         **options: Any,
     ) -> None:
         super().__init__(module)
-        self._profile = instance("base_profile", base_profile, BaseProfile, "a BaseProfile", LOAD)
+        profile_and_law(base_profile)
+        self._base = base_profile
         self._inputs = inputs
         self._options = checked_options(match, options)
 
@@ -148,4 +150,4 @@ class MatchCallback(_Attached):
 
     def attach(self, model: nn.Module, optimizers: list[Any], loader: Any) -> Matcher:
         """Begin to match."""
-        return match(model, optimizers, self._profile, self._inputs, **self._options)
+        return match(model, optimizers, self._base, self._inputs, **self._options)

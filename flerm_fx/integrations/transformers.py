@@ -9,11 +9,11 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from flerm_fx.boundary.options import instance
+from flerm_fx.assign.predictor import Predictor, profile_and_law
 from flerm_fx.errors import InputError
 from flerm_fx.integrations import begun, checked_options, make_ready, path_or_none
 from flerm_fx.profile.file import PathLike
-from flerm_fx.profile.profile import LOAD, BaseProfile
+from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.recipe.pool import Pool
 from flerm_fx.training.matcher import Matcher
 from flerm_fx.training.matching import match
@@ -148,7 +148,7 @@ class MatchCallback(_Attached):
     :func:`flerm_fx.match`.
 
     Args:
-        base_profile: recorded on the base.
+        base_profile: recorded on the base, or a law.
         inputs: probe batch; the profile's if None.
         options: of :func:`flerm_fx.match`.
 
@@ -165,9 +165,10 @@ class MatchCallback(_Attached):
     file = "flerm_matcher.pt"
 
     def __init__(
-        self, base_profile: BaseProfile, inputs: Pool | None = None, **options: Any
+        self, base_profile: BaseProfile | Predictor, inputs: Pool | None = None, **options: Any
     ) -> None:
-        self._profile = instance("base_profile", base_profile, BaseProfile, "a BaseProfile", LOAD)
+        profile_and_law(base_profile)
+        self._base = base_profile
         self._inputs = inputs
         self._options = checked_options(match, options)
 
@@ -178,4 +179,4 @@ class MatchCallback(_Attached):
 
     def attach(self, model: nn.Module, optimizer: Optimizer, loader: Pool | None) -> Matcher:
         """Begin to match."""
-        return match(model, optimizer, self._profile, self._inputs, **self._options)
+        return match(model, optimizer, self._base, self._inputs, **self._options)

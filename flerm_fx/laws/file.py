@@ -17,7 +17,6 @@ from flerm_fx.boundary.text import json_text
 from flerm_fx.errors import LawError, ProfileError, shown
 from flerm_fx.laws.points import Point
 from flerm_fx.profile.profile import BaseProfile
-from flerm_fx.profile.trajectory import Trajectory
 
 FORMAT = "flerm_fx.law"
 VERSION = 1
@@ -33,14 +32,14 @@ def write(
 ) -> None:
     """Write a law, whole or not at all.
 
-    It is JSON: the points by role, and the base's profile, without its trajectory and all but the
-    first batch of its pool, as the base64 of its own file.
+    It is JSON: the points by role, and the base's profile, with the first batch of its pool alone,
+    as the base64 of its own file.
 
     Raises:
         LawError: it cannot be written.
     """
     file = path_of(path)
-    first = replace(profile, trajectory=Trajectory(), pool=profile.pool[:1])
+    first = replace(profile, pool=profile.pool[:1])
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -89,8 +88,8 @@ def read(path: str | Path) -> _Law:
         if unknown:
             raise ValueError(f"the base has no parameter {sorted(unknown)[0]!r}")
         for role, of in points.items():
-            rank = len(profile.shapes[role])
-            if not of or any(len(point.log_sizes) != rank for point in of):
+            axes = len(profile.shapes[role]) + 1  # and the depth
+            if not of or any(len(point.log_sizes) != axes for point in of):
                 raise ValueError(f"the points of {role!r} are none, or of another rank")
     except (KeyError, TypeError, ValueError, AttributeError, ProfileError) as error:
         raise LawError(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from flerm_fx.laws.points import Point, Role
+from flerm_fx.laws.points import Point, Role, named
 from flerm_fx.laws.regression import (
     Line,
     axes_of,
@@ -103,7 +103,7 @@ def findings(
     texts = [
         *_moves_without_size(points, line),
         *_too_few(points, line),
-        *_unsupported(line),
+        *_unsupported(line, len(role.shape)),
         *_curved(points, line, role.base_error),
         *_disagreeing(points),
         *_missed(tested),
@@ -140,13 +140,13 @@ def _too_few(points: Sequence[Point], line: Line) -> _Found:
         )
 
 
-def _unsupported(line: Line) -> _Found:
+def _unsupported(line: Line, rank: int) -> _Found:
     for axis, (low, high) in zip(line.axes, line.interval(), strict=True):
         if (high - low) / 2 > SUPPORTED:
             yield (
                 "exponent",
-                f"the exponent of dimension {' and '.join(map(str, axis))} is between {low:.2f} "
-                f"and {high:.2f} at 90 %, which tells nothing; fit more seeds or sizes",
+                f"the exponent of {named(axis, rank)} is between {low:.2f} and {high:.2f} at 90 %, "
+                "which tells nothing; fit more seeds or sizes",
             )
 
 

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from flerm_fx.align.aligning import Match
+from flerm_fx.align.aligning import Match, OnUnmatched
 from flerm_fx.align.parameter_graph import capture_graph
+from flerm_fx.align.patterns import Mapped
 from flerm_fx.assign.assignment import Assignment, Status
 from flerm_fx.assign.matches import leader, wanted
 from flerm_fx.assign.predictor import Predictor
 from flerm_fx.boundary.notebook import folded_table
-from flerm_fx.boundary.options import described
 from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import LawError, shown
+from flerm_fx.laws.courses import course_of, followed
 from flerm_fx.laws.file import read, write
 from flerm_fx.laws.holding import Finding
 from flerm_fx.laws.points import (
@@ -25,11 +26,14 @@ from flerm_fx.laws.points import (
     Point,
     Role,
     base_roles,
+    check_points,
+    depths,
     log_sizes,
+    one_profile,
     points,
     share_of,
 )
-from flerm_fx.laws.role_law import Prediction, RoleLaw
+from flerm_fx.laws.role_law import UNMOVED, Prediction, RoleLaw
 from flerm_fx.probe.estimate import NOT_MEASURED, Estimate
 from flerm_fx.profile.profile import BaseProfile
 
@@ -41,10 +45,10 @@ class ScalingLaw(Predictor):
     .. math:: \log m_l = \log \mathrm{share}_l + \sum_a e_{r, a} \log \frac{n_a}{n_a^{base}}
 
     with one exponent :math:`e_{r, a}` for each role r, which are the parameters at one place of the
-    base's repeated blocks, and each axis a of their shape. Dimensions that have grown as one are
-    one axis. The law goes through the base, whose multipliers are 1, and the share of the base's
-    mass that a parameter answers to, which is what depth does, is exact and not fitted
-    (:func:`flerm_fx.align.align`).
+    base's repeated blocks, and each axis a: the dimensions of their shape, and the depth. What has
+    grown as one is one axis. The law goes through the base, whose multipliers are 1. The share of
+    the base's mass that a parameter answers to (:func:`flerm_fx.align.align`) is not fitted, and is
+    all that depth does where no model of the fit is deeper than the base.
 
     Attributes:
         profile: of the base.
@@ -90,9 +94,9 @@ class ScalingLaw(Predictor):
             'predicted'
         """
         models = list(compiled_models)
-        profile = _one_profile(models)
+        profile = one_profile(models)
         by_role = points(models, profile)
-        _check_points(by_role)
+        check_points(by_role)
         of_base = base_roles(profile)
         seen = {
             of_base[leader(profile.optimizers, row.base)].name
@@ -108,11 +112,42 @@ class ScalingLaw(Predictor):
         law._check_moved()
         return law
 
+    @classmethod
+    def fit_trajectories(
+        cls,
+        base_profile: BaseProfile,
+        profiles: Iterable[BaseProfile],
+        *,
+        mapping: Mapped | None = None,
+        on_unmatched: OnUnmatched = "error",
+    ) -> ScalingLaw:
+        """Fit a law to FSLRs of the real updates of runs, in place of starts.
+
+        The base and larger models are recorded as they train, at the same steps, each at rates that
+        train it well: with the multipliers of :func:`flerm_fx.compile`, say
+        (:func:`flerm_fx.laws.courses.followed`).
+
+        Args:
+            base_profile: with the trajectory of the base, best the mean over several seeds.
+            profiles: of larger models, with theirs. Their starts are not read: ``settle=0`` saves
+                the steps.
+            mapping: as for :func:`flerm_fx.compile`.
+            on_unmatched: as for :func:`flerm_fx.compile`.
+
+        Raises:
+            LawError: the base has no trajectory behind its warm-up, another one lacks its steps, or
+                as for :meth:`fit`.
+            MatchError: parameters that structure cannot match.
+            OptimizerError: another rule than the base's trained a parameter.
+        """
+        profile = course_of(base_profile)
+        return cls.fit(followed(profile, each, mapping, on_unmatched) for each in profiles)
+
     def _check_moved(self) -> None:
         if not any(any(point.log_sizes) for of in self.points.values() for point in of):
             raise LawError(
                 "the models do not differ from the base in size, so there is nothing to fit: "
-                "compile models that are, say, 2, 4 and 8 times as wide"
+                "compile models that are, say, 2, 4 and 8 times as wide or deep"
             )
 
     @cached_property
@@ -151,13 +186,16 @@ class ScalingLaw(Predictor):
         tested = [of.held_out for of in self.roles.values() if of.held_out]
         return math.sqrt(sum(t.miss**2 for t in tested) / len(tested)) if tested else None
 
-    def predict(self, role: str, sizes: Sequence[float], share: float = 1.0) -> Prediction:
+    def predict(
+        self, role: str, sizes: Sequence[float], share: float = 1.0, depth: float | None = None
+    ) -> Prediction:
         """Return the multiplier of a parameter of a role.
 
         Args:
             role: name of the first base parameter that has it.
             sizes: ratio of each of its dimensions to the base's.
             share: of the base's mass that it answers to.
+            depth: times the base's, 1 over the share if None.
 
         Raises:
             LawError: the law knows nothing of the role, or of sizes in these directions.
@@ -166,7 +204,8 @@ class ScalingLaw(Predictor):
             return Prediction(1.0, 0.0, math.inf, math.inf)
         if role not in self.roles:
             raise LawError(self._unknown(role, role))
-        of, logs = self.roles[role], [math.log(size) for size in sizes]
+        of = self.roles[role]
+        logs = [math.log(size) for size in (*sizes, 1 / share if depth is None else depth)]
         obstacle = of.obstacle(logs)
         if obstacle:
             raise LawError(f"{shown(role)}: {obstacle}")
@@ -180,23 +219,25 @@ class ScalingLaw(Predictor):
             for node in (captured.graph_module.graph.nodes if captured.graph_module else ())
             if "parameter" in node.meta
         }
+        deep = depths({n: sum(share for _, share in m.base) for n, m in matches.items() if m.base})
         refused, rows = [], []
         for name, parameter in captured.parameters.items():
             op = graph.nodes[name]["op"]
             try:
+                shape = tuple(parameter.shape)
                 rows.append(
-                    self._row(name, nodes.get(name, ""), op, tuple(parameter.shape), matches[name])
+                    self._row(name, nodes.get(name, ""), op, shape, matches[name], deep.get(name))
                 )
             except LawError as error:
                 refused.append(f"{name!r}: {error}")
         if refused:
             more = f", and {len(refused) - 4} more" if len(refused) > 4 else ""
             raise LawError("the law does not reach " + "; ".join(refused[:4]) + more)
-        for text in self._cautions(rows):
+        for text in self._cautions(rows, deep):
             warnings.warn(text, stacklevel=3)
         return tuple(rows)
 
-    def _cautions(self, rows: Sequence[Assignment]) -> Iterator[str]:
+    def _cautions(self, rows: Sequence[Assignment], depths: Mapping[str, float]) -> Iterator[str]:
         """Return what is to be said of predictions that are made all the same."""
         predicted = [row for row in rows if row.status == "predicted"]
         of_role = {row.parameter: self.roles[self._role(row)] for row in predicted}
@@ -208,16 +249,21 @@ class ScalingLaw(Predictor):
                 f"{len(set(map(id, of_role.values())))} roles; of {shown(first.role.name)}, "
                 f"{first.findings[0].text}. See check()"
             )
-        fitted = {round(math.log(p.shares), 3) for of in self.points.values() for p in of}
-        deep = [row for row in predicted if round(math.log(share_of(row)), 3) not in fitted]
+        places = {row.parameter: self._log_sizes(row, depths[row.parameter]) for row in predicted}
+        deep = [
+            row
+            for row in predicted
+            if abs(places[row.parameter][-1]) > UNMOVED and not of_role[row.parameter].knows_depth
+        ]
         if deep:
             row = min(deep, key=share_of)
             yield (
-                "the model has another depth than those that the law was fitted to: mass is "
-                f"conserved, by which {len(deep)} parameters have shares of it, such as "
-                f"{share_of(row):.3g} for {shown(row.parameter)}. That is assumed and not fitted"
+                "the model has another depth than the base and all that the law was fitted to: "
+                f"mass is conserved, by which {shown(row.parameter)} has {share_of(row):.3g} of "
+                f"it. That is assumed and not fitted, of {len(deep)} parameters; fit some models "
+                "in which the depth differs"
             )
-        below = [row for row in predicted if of_role[row.parameter].is_below(self._log_sizes(row))]
+        below = [row for row in predicted if of_role[row.parameter].is_below(places[row.parameter])]
         if below:
             yield (
                 f"{len(below)} parameters, such as {shown(below[0].parameter)}, are smaller than "
@@ -227,11 +273,18 @@ class ScalingLaw(Predictor):
     def _role(self, row: Assignment) -> str:
         return self._of_base[leader(self.profile.optimizers, row.base)].name
 
-    def _log_sizes(self, row: Assignment) -> tuple[float, ...]:
-        return log_sizes(row.shape, self.roles[self._role(row)].role.shape)
+    def _log_sizes(self, row: Assignment, depth: float) -> tuple[float, ...]:
+        of_base = self.roles[self._role(row)].role.shape
+        return (*log_sizes(row.shape, of_base), math.log(depth))
 
     def _row(
-        self, name: str, node: str, op: str, shape: tuple[int, ...], match: Match
+        self,
+        name: str,
+        node: str,
+        op: str,
+        shape: tuple[int, ...],
+        match: Match,
+        depth: float | None,
     ) -> Assignment:
         if not op or not match.base:
             status: Status = "unmatched" if op else "unused"
@@ -254,7 +307,7 @@ class ScalingLaw(Predictor):
                 f"it has shape {shape}, and its counterpart {self.profile.shapes[first]}"
             )
         ratios = [math.exp(x) for x in log_sizes(shape, of_base)]
-        predicted = self.predict(role, ratios, share)
+        predicted = self.predict(role, ratios, share, depth)
         value = to_meet / predicted.multiplier
         target = Estimate(value, value * min(predicted.error, 1e3), "predicted", 0)
         return Assignment(
@@ -317,46 +370,8 @@ class ScalingLaw(Predictor):
         """
         law = cls(*read(path))
         try:
-            _check_points(law.points)
+            check_points(law.points)
             law._check_moved()
         except LawError as error:
             raise LawError(f"{shown(path)}: {error}") from error
         return law
-
-
-def _one_profile(models: Sequence[Compiled]) -> BaseProfile:
-    if not models:
-        raise LawError("there are no compiled models to fit; pass what flerm_fx.compile returned")
-    for compiled in models:
-        if getattr(compiled, "base_profile", None) is None:
-            raise LawError(
-                f"a law is fitted to what flerm_fx.compile returned, got {described(compiled)}"
-            )
-        if any(row.status == "predicted" for row in compiled.assignments):
-            raise LawError(
-                "one of the models has multipliers that a law predicted; fit to models that were "
-                "measured (flerm_fx.compile(model, base_profile))"
-            )
-    first = models[0].base_profile
-    assert first is not None
-    for compiled in models[1:]:
-        other = compiled.base_profile
-        assert other is not None
-        if other.shapes != first.shapes or other.start != first.start:
-            raise LawError(
-                "the models were compiled against several profiles; a law goes through one base"
-            )
-    return first
-
-
-def _check_points(by_role: Mapping[str, Sequence[Point]]) -> None:
-    if not by_role:
-        raise LawError("no parameter of the models was matched, so there is nothing to fit")
-    for role, of in by_role.items():
-        for point in of:
-            numbers = (*point.log_sizes, point.log_multiplier, point.error, point.noise)
-            if not all(map(math.isfinite, numbers)):
-                raise LawError(
-                    f"the multiplier of {shown(role)} in model {point.model} is not finite; "
-                    "measure that model again, or leave it out"
-                )

@@ -59,7 +59,7 @@ def kind_of(graph: nx.DiGraph, name: str, moved: tuple[int, ...]) -> Kind | None
     twice.
     """
     node = graph.nodes[name]
-    if not moved or node["uses"] != 1:
+    if not moved or max(moved) >= node["rank"] or node["uses"] != 1:  # behind them is the depth
         return None
     if node["rank"] == 1:
         return "vector"

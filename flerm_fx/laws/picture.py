@@ -3,7 +3,7 @@
 import io
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from flerm_fx.boundary.files import path_of, reason, write_whole
 from flerm_fx.dump.plot import check_picture
 from flerm_fx.errors import InputError, shown
 from flerm_fx.laws.law import ScalingLaw
+from flerm_fx.laws.points import named
 from flerm_fx.laws.regression import on_axes
 from flerm_fx.laws.role_law import RoleLaw
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 4
-"""Panels side by side."""
+"""Panels side by side, at most; and at least 2, which a legend takes."""
 
 
 def write_picture(law: ScalingLaw, path: str | Path) -> None:
@@ -48,15 +49,20 @@ def draw(law: ScalingLaw) -> "Figure":
     from matplotlib.figure import Figure
 
     panels = [(of, at) for of in law.roles.values() for at in range(len(of.line.axes))]
-    rows = max(1, math.ceil(len(panels) / COLUMNS))
-    figure = Figure(figsize=(4 * COLUMNS, 3 * rows), layout="constrained")
-    axes = figure.subplots(rows, COLUMNS, squeeze=False, sharey=True)
+    columns = max(2, min(COLUMNS, len(panels)))
+    rows = max(1, math.ceil(len(panels) / columns))
+    figure = Figure(figsize=(4 * columns, 3 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for place, (of, at) in zip(axes.flat, panels, strict=False):
         _panel(place, of, at)
     for place in list(axes.flat)[len(panels) :]:
         place.set_axis_off()
     if panels:
-        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+        kinds: dict[str, Any] = {}
+        for place in axes.flat:
+            handles, labels = place.get_legend_handles_labels()
+            kinds |= dict(zip(labels, handles, strict=True))
+        figure.legend(kinds.values(), kinds, loc="outside upper center", ncols=4)
     for row in axes:
         row[0].set_ylabel("multiplier / share of mass")
     return figure
@@ -73,6 +79,8 @@ def _panel(axes: "Axes", of: RoleLaw, at: int) -> None:
     errors = np.array([point.error for point in of.points])
     for held in (False, True):
         chosen = moved & (np.array([point.parameters == largest for point in of.points]) == held)
+        if not chosen.any():
+            continue
         low, high = (np.exp(y[chosen] + sign * errors[chosen]) for sign in (-1, 1))
         centre = np.exp(y[chosen])
         axes.errorbar(
@@ -91,12 +99,14 @@ def _panel(axes: "Axes", of: RoleLaw, at: int) -> None:
     axes.plot(np.exp(x), np.exp(line.exponents[at] * x), color="tab:blue", label="law")
     if all(map(math.isfinite, ends)):
         low, high = (np.exp((line.exponents[at] + end) * x) for end in ends)
-        axes.fill_between(np.exp(x), low, high, color="tab:blue", alpha=0.2, linewidth=0)
+        axes.fill_between(
+            np.exp(x), low, high, color="tab:blue", alpha=0.2, linewidth=0, label="interval of 90 %"
+        )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     name = shown(of.role.name)
     axes.set_title(name if len(name) <= 38 else "…" + name[-37:], fontsize=9, parse_math=False)
-    dimensions = " and ".join(map(str, line.axes[at]))
-    axes.set_xlabel(f"dimension {dimensions}, times the base's", fontsize=8)
+    what = named(line.axes[at], len(of.role.shape))
+    axes.set_xlabel(f"{what}, times the base's", fontsize=8)
     axes.text(0.04, 0.06, f"exponent {line.exponents[at]:+.2f}", transform=axes.transAxes)
     axes.grid(alpha=0.3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pvariance
 from typing import Any, Protocol
@@ -12,6 +12,8 @@ from typing import Any, Protocol
 from flerm_fx.align.roles import roles
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.assign.matches import leader, wanted_estimate
+from flerm_fx.boundary.options import described
+from flerm_fx.errors import LawError, shown
 from flerm_fx.profile.profile import BaseProfile
 
 
@@ -34,7 +36,8 @@ class Point:
     Attributes:
         model: which one, counted from 0.
         parameters: trainable numbers in the whole model.
-        log_sizes: logarithm of the ratio of each of the role's dimensions to the base's.
+        log_sizes: logarithm of the ratio of each of the role's dimensions to the base's, and last
+            of the depth (:func:`depths`).
         log_multiplier: mean of :math:`\log (m_l / \mathrm{share}_l)` over the parameters.
         error: its standard error, without that of the base, which all points of a role share.
         spread: standard deviation of single parameters about the mean.
@@ -91,6 +94,37 @@ def log_sizes(shape: Iterable[int], base: Iterable[int]) -> tuple[float, ...]:
     return tuple(math.log(n / b) for n, b in zip(shape, base, strict=True))
 
 
+def named(axis: Iterable[int], rank: int) -> str:
+    """Return the name of what grows as one: dimensions, or the depth, which is behind them.
+
+    >>> named((0, 1), 2), named((1, 2), 2), named((1,), 1)
+    ('dimensions 0 and 1', 'dimension 1 and depth', 'depth')
+    """
+    dimensions = [str(k) for k in axis if k < rank]
+    several = "s" if len(dimensions) > 1 else ""
+    parts = [f"dimension{several} {' and '.join(dimensions)}"] if dimensions else []
+    return " and ".join(parts + ["depth"] * (rank in axis))
+
+
+def depths(shares: Mapping[str, float]) -> dict[str, float]:
+    """Return how many times as deep as the base's the blocks are that each parameter is in.
+
+    It is what divides the mass of its counterparts. What is in no blocks that repeat has all mass
+    of its own, and the depth of the model: that of the blocks which have moved most.
+
+    Args:
+        shares: of the base's mass, by parameter.
+
+    >>> depths({"embed": 1.0, "blocks.0": 0.5, "blocks.1": 0.5})
+    {'embed': 2.0, 'blocks.0': 2.0, 'blocks.1': 2.0}
+    """
+    of_model = max(shares.values(), key=lambda share: abs(math.log(share)), default=1.0)
+    return {
+        name: 1 / (of_model if math.isclose(share, 1.0, rel_tol=1e-6) else share)
+        for name, share in shares.items()
+    }
+
+
 def points(models: Iterable[Compiled], profile: BaseProfile) -> dict[str, list[Point]]:
     """Return the points of each role that was matched in some model, by the role's name."""
     of_base = base_roles(profile)
@@ -98,12 +132,14 @@ def points(models: Iterable[Compiled], profile: BaseProfile) -> dict[str, list[P
     by_role: dict[str, list[Point]] = defaultdict(list)
     for model, compiled in enumerate(models):
         size = sum(math.prod(row.shape) for row in compiled.assignments)
-        alike: dict[tuple[str, tuple[int, ...]], list[Assignment]] = defaultdict(list)
+        deep = depths({row.parameter: share_of(row) for row in compiled.assignments if row.base})
+        alike: dict[tuple[str, tuple[int, ...], float], list[Assignment]] = defaultdict(list)
         for row in compiled.assignments:
             if row.status == "matched" and row.base:
-                alike[of_base[leader(run, row.base)].name, row.shape].append(row)
-        for (role, shape), rows in alike.items():
-            ratios = log_sizes(shape, of_base[role].shape)
+                depth = round(math.log(deep[row.parameter]), 9)
+                alike[of_base[leader(run, row.base)].name, row.shape, depth].append(row)
+        for (role, shape, depth), rows in alike.items():
+            ratios = (*log_sizes(shape, of_base[role].shape), depth)
             by_role[role].append(_point(model, size, ratios, rows, profile))
     return dict(by_role)
 
@@ -154,3 +190,53 @@ def _relative_error(profile: BaseProfile, name: str) -> float:
     if profile.late and not profile.start[name].value:
         return profile.late[name].relative_error
     return profile.start[name].relative_error
+
+
+def one_profile(models: Sequence[Compiled]) -> BaseProfile:
+    """Return the profile that all models were measured against.
+
+    Raises:
+        LawError: there are no models, or several profiles, or some were predicted.
+    """
+    if not models:
+        raise LawError(
+            "there are no compiled models or profiles to fit; pass those of several sizes"
+        )
+    for compiled in models:
+        if getattr(compiled, "base_profile", None) is None:
+            raise LawError(
+                f"a law is fitted to what flerm_fx.compile returned, got {described(compiled)}"
+            )
+        if any(row.status == "predicted" for row in compiled.assignments):
+            raise LawError(
+                "one of the models has multipliers that a law predicted; fit to models that were "
+                "measured (flerm_fx.compile(model, base_profile))"
+            )
+    first = models[0].base_profile
+    assert first is not None
+    for compiled in models[1:]:
+        other = compiled.base_profile
+        assert other is not None
+        if other.shapes != first.shapes or other.start != first.start:
+            raise LawError(
+                "the models were compiled against several profiles; a law goes through one base"
+            )
+    return first
+
+
+def check_points(by_role: Mapping[str, Sequence[Point]]) -> None:
+    """Check that there are points, of finite numbers.
+
+    Raises:
+        LawError: there are none, or one is not finite.
+    """
+    if not by_role:
+        raise LawError("no parameter of the models was matched, so there is nothing to fit")
+    for role, of in by_role.items():
+        for point in of:
+            numbers = (*point.log_sizes, point.log_multiplier, point.error, point.noise)
+            if not all(map(math.isfinite, numbers)):
+                raise LawError(
+                    f"the multiplier of {shown(role)} in model {point.model} is not finite; "
+                    "measure that model again, or leave it out"
+                )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flerm_fx.laws.holding import Finding, HeldOut, findings, held_out
-from flerm_fx.laws.points import Point, Role
+from flerm_fx.laws.points import Point, Role, named
 from flerm_fx.laws.regression import Line, drifted, fit_points, on_axes
 from flerm_fx.laws.student import quantile
 
@@ -71,13 +71,23 @@ class RoleLaw:
         return [on_axes(self.line.axes, point.log_sizes) for point in self.points]
 
     def predict(self, log_sizes: Sequence[float], share: float) -> Prediction:
-        """Return the multiplier at a size within :meth:`obstacle`'s reach."""
+        """Return the multiplier at a size within :meth:`obstacle`'s reach.
+
+        Args:
+            log_sizes: as those of a point, with the depth.
+            share: of the base's mass.
+        """
         place = on_axes(self.line.axes, log_sizes)
         value, error = self.line.at(place)
         error = math.hypot(error, drifted(place, self._places)) if place else self.line.residual
         half = error * quantile(LEVEL, self.line.freedom) if error else 0.0
         low, high = (_exp(value + end) for end in (-half, half))
         return Prediction(share * math.exp(value), share * low, share * high, error)
+
+    @property
+    def knows_depth(self) -> bool:
+        """Whether models of the fit were deeper, or less deep, than the base."""
+        return any(len(self.role.shape) in axis for axis in self.line.axes)
 
     def is_below(self, log_sizes: Sequence[float]) -> bool:
         """Tell whether a size is below the base's and all that were fitted."""
@@ -87,9 +97,9 @@ class RoleLaw:
 
     def obstacle(self, log_sizes: Sequence[float]) -> str:
         """Return why a law says nothing of these sizes; empty if it does."""
-        axes = self.line.axes
+        axes, rank = self.line.axes, len(self.role.shape)
         moved = {k for axis in axes for k in axis}
-        for k, x in enumerate(log_sizes):
+        for k, x in enumerate(log_sizes[:rank]):  # of a depth that has not, mass is conserved
             if k not in moved and abs(x) > UNMOVED:
                 return (
                     f"its dimension {k} is {math.exp(x):.4g} times the base's, and no model that "
@@ -98,11 +108,10 @@ class RoleLaw:
         for axis in axes:
             own = [log_sizes[k] for k in axis]
             if max(own) - min(own) > max(APART * max(map(abs, own)), UNMOVED):
-                ratios = ", ".join(f"{math.exp(log_sizes[k]):.4g}" for k in axis)
+                ratios = " and ".join(f"{math.exp(log_sizes[k]):.4g}" for k in axis)
                 return (
-                    f"its dimensions {', '.join(map(str, axis))} are {ratios} times the base's, "
-                    "and in the models that the law was fitted to they grow as one; fit one more "
-                    "in which they do not"
+                    f"its {named(axis, rank)} are {ratios} times the base's, and in the models "
+                    "that the law was fitted to they grow as one; fit one more in which they do not"
                 )
         if len(axes) < 2:
             return ""
@@ -111,7 +120,7 @@ class RoleLaw:
         left = place - np.linalg.pinv(design, rcond=0.05) @ (design @ place)
         if np.linalg.norm(left) > APART * np.linalg.norm(place):
             return (
-                "its dimensions have grown in one proportion alone in the models that the law was "
+                "its sizes have grown in one proportion alone in the models that the law was "
                 "fitted to, and it has another; fit one more in which they do not"
             )
         return ""

@@ -32,7 +32,7 @@ def _rows(law: ScalingLaw, of: RoleLaw) -> list[list[str]]:
     kinds = ", ".join(finding.kind for finding in of.findings) or "-"
     missed = f"{of.held_out.miss:+.2f}" if of.held_out else "-"
     last = [f"{of.line.residual:.2f}", missed, kinds]
-    name, t = of.role.name, quantile(LEVEL, of.line.freedom)
+    name, rank, t = of.role.name, len(of.role.shape), quantile(LEVEL, of.line.freedom)
     if not of.line.axes:
         return [[name, "-", "-", "-", "-", *last]]
     rule = law.profile.optimizers.rule(name)
@@ -42,7 +42,7 @@ def _rows(law: ScalingLaw, of: RoleLaw) -> list[list[str]]:
         rows.append(
             [
                 name,
-                ", ".join(map(str, axis)),
+                ", ".join("depth" if k == rank else str(k) for k in axis),
                 f"{exponent:+.2f}",
                 f"{t * error:.2f}",
                 "-" if theirs is None else f"{theirs:+g}",

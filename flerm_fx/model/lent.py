@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flerm_fx.boundary.compat import own_parameters
 from flerm_fx.boundary.interrupts import deferred_interrupt
 from flerm_fx.errors import InputError
+from flerm_fx.model.standing import places
 
 
 class Lent:
@@ -53,20 +53,14 @@ class Lent:
     ) -> None:
         self.parameters = {n: type(p)(p.data, p.requires_grad) for n, p in parameters.items()}
         lent = {id(parameters[name]): leaf for name, leaf in self.parameters.items()}
-        self._places = [
-            (places, name, held, instead)
-            for module in model.modules()
-            for places in (own_parameters(module), vars(module))
-            for name, held in places.items()
-            if (instead := _instead(held, lent)) is not held
-        ]
+        self._places = places(model, lent)
         self._file = _file() if offload else None
         self._undo = [_kept(parameter.data, self._file) for parameter in parameters.values()]
 
     def __enter__(self) -> "Lent":
         try:
-            for places, name, _, instead in self._places:
-                places[name] = instead
+            for held_by, name, _, instead in self._places:
+                held_by[name] = instead
             return self
         except BaseException:  # an interrupt on the way in
             self._put_back()
@@ -86,23 +80,13 @@ class Lent:
 
     def _put_back(self) -> None:
         """Put back what is left to be put back."""
-        for places, name, held, _ in self._places:
-            places[name] = held
+        for held_by, name, held, _ in self._places:
+            held_by[name] = held
         while self._undo:
             self._undo[-1]()
             self._undo.pop()
         if self._file is not None:
             self._file.close()
-
-
-def _instead(held: Any, lent: Mapping[int, nn.Parameter]) -> Any:
-    """Return what is in the place of a parameter, or of a list of some; else what is there itself.
-
-    A recurrent module of torch has its weights in a list as well, and runs with that.
-    """
-    if isinstance(held, list) and any(id(each) in lent for each in held):
-        return [lent.get(id(each), each) for each in held]
-    return lent.get(id(held), held)
 
 
 def _file() -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flerm_fx.boundary.compat import BACKWARD_HOOKS, FORWARD_HOOKS, gradient_hooks, own_buffers
 from flerm_fx.boundary.interrupts import deferred_interrupt
 from flerm_fx.model.hooks import global_hooks
-from flerm_fx.model.randomness import preserved_rng
+from flerm_fx.model.randomness import preserved_rng, rng_state, set_rng_state
 
 MANY = 1000
 """A container of more than these is data, not something that a forward pass keeps count in: it is
@@ -26,13 +26,16 @@ LARGE = 2**16
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Leave autocast, and on leaving put back all that a run of the model may have changed.
+def untouched(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Leave autocast and ``torch.compile``, and put back all that a run of the model may change.
 
-    That is random state, each module's mode, every buffer, and plain attributes of modules: what
-    they are, and what lists, dicts, sets, deques, arrays, generators, tensors and objects of the
-    same package hold that are reached from them. So is what the model's hooks reach, through
+    What is compiled runs as it was written: nothing is compiled anew, and such a model has a graph.
+    Put back is random state, each module's mode, every buffer, and plain attributes of modules:
+    what they are, and what lists, dicts, sets, deques, arrays, generators, tensors and objects of
+    the same package hold that are reached from them. So is what the model's hooks reach, through
     closures, defaults, bound objects and the global names in their code.
+
+    Yields what puts it back in between, so that several runs begin alike.
 
     >>> class Counts(nn.Linear):
     ...     calls, seen = 0, []
@@ -56,10 +59,20 @@ def untouched(model: nn.Module) -> Iterator[None]:
             if buffer is not None and not buffer.is_meta:  # which has no value to put back
                 state.keep_value(buffer)
     device = next((p.device.type for p in model.parameters() if not p.is_meta), "cpu")
-    with preserved_rng(), torch.autocast(device, enabled=False):
+    with (
+        preserved_rng(),
+        torch.autocast(device, enabled=False),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        before = rng_state()
+
+        def again() -> None:
+            state.put_back_and_keep()
+            set_rng_state(before)
+
         try:
             try:
-                yield
+                yield again
             finally:
                 with deferred_interrupt():
                     state.put_back()
@@ -115,6 +128,11 @@ class _State:
 
         self._restores.append(restore)
 
+    def put_back_and_keep(self) -> None:
+        """Put back all, and keep how."""
+        for restore in self._restores:
+            restore()
+
     def put_back(self) -> None:
         """Put back all that has not been put back yet."""
         while self._restores:
@@ -125,17 +143,19 @@ class _State:
         """Keep a value itself, and return what it holds, to be kept in turn."""
         if isinstance(value, Tensor):
             self._tensor(value, own)
+        elif _keeps_itself(value):
+            return []
         elif isinstance(value, np.ndarray):
             if own or value.size <= LARGE:
                 self._restores.append(_array(value, value.copy()))
         elif isinstance(value, dict):
             self._mapping(value)
             return [(v, package, own) for v in value.values()] if len(value) <= MANY else []
-        elif isinstance(value, list | deque | set):
-            self._restores.append(_elements(value, list(value)))
-            return [(v, package, own) for v in value] if len(value) <= MANY else []
-        elif isinstance(value, tuple | frozenset):
-            return [(v, package, own) for v in value] if len(value) <= MANY else []
+        elif isinstance(value, _CONTAINERS):
+            held = _members(value)
+            if isinstance(value, list | deque | set):
+                self._restores.append(_elements(value, held))
+            return [(v, package, own) for v in held] if len(held) <= MANY else []
         elif isinstance(value, _generators()):
             self._generator(value)
         elif isinstance(value, types.FunctionType):
@@ -243,6 +263,15 @@ def _generators() -> tuple[type, ...]:
     return torch.Generator, random.Random, np.random.RandomState, np.random.Generator
 
 
+def _keeps_itself(value: Any) -> bool:
+    """Tell whether something is of what shards a model, which frees memory as it goes, and ends
+    each run as it began.
+    """
+    owner = getattr(value, "__self__", value)
+    kind = owner if isinstance(owner, types.FunctionType) else type(owner)
+    return str(kind.__module__).startswith("torch.distributed.")
+
+
 def _package(thing: Any) -> str:
     """Return the outermost package of a class or function."""
     return str(getattr(thing, "__module__", None)).partition(".")[0]
@@ -265,11 +294,27 @@ def _identical(mapping: MutableMapping[Any, Any], before: dict[Any, Any]) -> boo
     return list(mapping) == list(before) and all(mapping[k] is v for k, v in before.items())
 
 
+_CONTAINERS = (list, deque, set, tuple, frozenset)
+
+
+def _members(container: Any) -> list[Any]:
+    """Return what a container of Python's holds, whatever its class makes of a loop or a length.
+
+    >>> class Irreps(tuple):
+    ...     def __len__(self):
+    ...         raise NotImplementedError
+    >>> _members(Irreps("ab"))
+    ['a', 'b']
+    """
+    kind: Any = next(kind for kind in _CONTAINERS if isinstance(container, kind))
+    return [*kind.__iter__(container)]
+
+
 def _elements(
     container: list[Any] | deque[Any] | set[Any], before: list[Any]
 ) -> Callable[[], None]:
     def restore() -> None:
-        now = list(container)
+        now = _members(container)
         if len(now) != len(before) or any(a is not b for a, b in zip(now, before, strict=True)):
             container.clear()
             if isinstance(container, set):

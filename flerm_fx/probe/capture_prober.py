@@ -12,13 +12,14 @@ from torch import Tensor, fx, nn
 from flerm_fx.boundary.compat import pytree
 from flerm_fx.boundary.options import checked, choice
 from flerm_fx.capture.captured import Capture
-from flerm_fx.errors import EstimateError
-from flerm_fx.model.distributed import Ranks, check_finite_on_ranks, gathered
+from flerm_fx.errors import EstimateError, InputError
+from flerm_fx.model.distributed import Ranks, check_finite_on_ranks, gathered, is_sharded
 from flerm_fx.model.inputs import Inputs, batch_size
 from flerm_fx.probe.cotangent import Cotangents
 from flerm_fx.probe.coupling import coupling, disagreement, few
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.exact import exact
+from flerm_fx.probe.live_prober import LiveProber
 from flerm_fx.probe.paper import PASSES, paper
 from flerm_fx.probe.planner import (
     METHODS,
@@ -29,9 +30,10 @@ from flerm_fx.probe.planner import (
     plan,
     sampled_cost,
 )
-from flerm_fx.probe.sampled import Samples, output_size, sampled
+from flerm_fx.probe.sampled import Samples, estimated, output_size, sampled
 from flerm_fx.probe.streamed import device_of_inputs, streams
 from flerm_fx.probe.taps import TapNodes, no_axis
+from flerm_fx.probe.turns import Turn
 from flerm_fx.probe.workload import Workload, workload
 
 
@@ -56,6 +58,7 @@ class CaptureProber:
         self._workloads: dict[tuple[str, ...], Workload] = {}
         self._sizes: dict[Any, tuple[int, int]] = {}
         self._names: dict[str, tuple[str, ...]] | None = None
+        self._alive: LiveProber | None = None
 
     def bound(self, model: nn.Module) -> "CaptureProber":
         """Return the same for another copy of the model: what couples examples is known already."""
@@ -73,6 +76,7 @@ class CaptureProber:
         rtol: float = 0.05,
         samples: int | None = None,
         generator: torch.Generator | None = None,
+        turn: Turn | None = None,
     ) -> dict[str, Estimate]:
         """FSLR of every parameter in ``updates``, at ``parameters``.
 
@@ -88,6 +92,9 @@ class CaptureProber:
             samples: draws per example, or passes of the paper's methods; chosen from ``rtol``
                 if None.
             generator: source of the cotangents; seeded with 0 if None.
+            turn: the examples that are measured, where none influences another and the graph holds
+                for as few; all are, if None. The paper's methods take all. One of several turns
+                has the draws that should reach ``rtol``, and none beyond: a mean follows.
 
         Raises:
             InputError: an unknown method, or a tolerance or number of samples out of range.
@@ -103,13 +110,21 @@ class CaptureProber:
         if not ordered:
             return {}
         parameters = {name: value.detach() for name, value in parameters.items()}
-        if method not in ("auto", "sampled") or self.captured.probe_module is None:
+        estimates: Mapping[str, Estimate]
+        if self._runs_live(method, parameters, ordered, inputs, rtol):
+            estimates = self._live().estimate(
+                parameters, ordered, inputs, rtol=rtol, samples=samples, generator=generator
+            )
+            return self._agreed(estimates)
+        if method not in ("auto", "sampled"):
             device = device_of_inputs(pytree.tree_leaves(inputs))
             parameters, ordered = (
                 {name: gathered(value, device) for name, value in values.items()}
                 for values in (parameters, ordered)
             )
         read = self._read_by_graph(parameters)
+        if turn is not None and method in ("auto", "exact", "sampled"):
+            inputs = self._taken(turn, read, ordered, inputs)
         if method in ("full_cov", "iid", "kronecker"):
             passes = samples or PASSES
             estimates = {
@@ -124,12 +139,17 @@ class CaptureProber:
                     generator=generator,
                 ).items()
             }
-        elif method == "exact":
+        elif method == "exact" or self.captured.probe_module is None:
             estimates = self._exact(read, ordered, inputs)
         elif method == "sampled":
             estimates = self._sampled(read, ordered, inputs, rtol, samples, generator)
         else:
-            estimates = self._auto(read, ordered, inputs, rtol, generator)
+            again = turn is None or turn.turns == 1
+            estimates = self._auto(read, ordered, inputs, rtol, generator, again=again)
+        return self._agreed(estimates)
+
+    def _agreed(self, estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
+        """Return what the first rank has found, if all of it is finite."""
         for name, estimate in estimates.items():
             if not (math.isfinite(estimate.value) and math.isfinite(estimate.stderr)):
                 raise EstimateError(
@@ -137,6 +157,36 @@ class CaptureProber:
                     "number: the model's outputs or their derivatives overflow on the probe inputs"
                 )
         return self.ranks.agreed(estimates)  # type: ignore[no-any-return]
+
+    def _live(self) -> LiveProber:
+        if self._alive is None:
+            self._alive = LiveProber(self.captured, self.ranks)
+        return self._alive
+
+    def _runs_live(
+        self,
+        method: Method,
+        parameters: Mapping[str, Tensor],
+        updates: Mapping[str, Tensor],
+        inputs: Inputs,
+        rtol: float,
+    ) -> bool:
+        """Tell whether to measure by passes of the model itself, as without a graph."""
+        if method == "live":
+            return True
+        if self.captured.probe_module is not None:
+            return False
+        if is_sharded(self.captured.model) and method not in ("auto", "sampled"):
+            raise InputError(
+                f"method={method!r} takes whole weights where there is no graph, and those of "
+                f"{type(self.captured.model).__name__} are sharded over ranks; use method='live', "
+                "or measure it before it is sharded"
+            )
+        if method != "auto" or self.captured.own_backward or is_sharded(self.captured.model):
+            # A backward pass of the model's own is all there may be: exact would differentiate it.
+            return method in ("auto", "sampled")
+        plan = self._live().plan(parameters, inputs, rtol)
+        return plan.cost < exact_cost(self._work(tuple(updates)))
 
     def _read_by_graph(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Values under the names that the graph has; of tied weights it may have any one's."""
@@ -182,10 +232,9 @@ class CaptureProber:
         inputs: Inputs,
         rtol: float,
         generator: torch.Generator,
+        *,
+        again: bool,
     ) -> dict[str, Estimate]:
-        if self.captured.probe_module is None and self.captured.own_backward:
-            # Such a backward pass is all there may be: exact would take one of second order.
-            return self._sampled(parameters, updates, inputs, rtol, None, generator)
         size = self._size(parameters, inputs)
         work = self._work(tuple(updates))
         if streams(self.captured.probe_module, parameters, updates):
@@ -197,7 +246,7 @@ class CaptureProber:
             return self._exact(parameters, updates, inputs)
         taken = [self._draw(parameters, updates, inputs, chosen.cotangents, generator)]
         # Examples that change unequally need more draws than planned; exact may then be cheaper.
-        while (worst := _worst(self._estimates(taken))) > rtol:
+        while again and (worst := _worst(self._estimates(taken))) > rtol:
             more = max(1, round(_draws(taken) * ((worst / rtol) ** 2 - 1)))
             examples, coordinates = chosen.cotangents.examples, chosen.cotangents.coordinates
             if sampled_cost(work, examples, coordinates, more) > exact_cost(work):
@@ -242,7 +291,6 @@ class CaptureProber:
             inputs if share is None else share,
             cotangents=cotangents,
             generator=generator,
-            coupled=bool(self._coupling),
             rows=slice(None) if share is None else self.ranks.rows_run(size),
         )
         if share is None:
@@ -251,6 +299,34 @@ class CaptureProber:
         mine = samples.squares[: rows.stop - rows.start]
         return replace(samples, squares=self.ranks.joined(mine, size))
 
+    def _taken(
+        self,
+        turn: Turn,
+        parameters: Mapping[str, Tensor],
+        updates: Mapping[str, Tensor],
+        inputs: Inputs,
+    ) -> Inputs:
+        """Return the examples whose turn it is, or all of them, where they cannot be told apart."""
+        part = turn.of(inputs)
+        if (
+            part is inputs
+            or self.captured.probe_module is None
+            or not self._holds_for(part)
+            or self._coupled(parameters, updates, inputs)
+        ):
+            return inputs
+        return part
+
+    def _holds_for(self, inputs: Inputs) -> bool:
+        """Tell whether the graph holds for a batch of this size."""
+        if self.captured.guards is None:
+            return True
+        try:
+            self.captured.guards(*self.captured.flat(inputs))
+        except AssertionError:
+            return False
+        return True
+
     def _share(
         self, parameters: Mapping[str, Tensor], updates: Mapping[str, Tensor], inputs: Inputs
     ) -> Inputs | None:
@@ -258,29 +334,10 @@ class CaptureProber:
         share = self.ranks.share(inputs)
         if share is None or self._coupled(parameters, updates, inputs):
             return None
-        if self.captured.guards is not None:
-            try:
-                for of_some_rank in self.ranks.shares(inputs):
-                    self.captured.guards(*self.captured.flat(of_some_rank))
-            except AssertionError:
-                return None
-        return share
+        return share if all(map(self._holds_for, self.ranks.shares(inputs))) else None
 
     def _estimates(self, taken: list[Samples]) -> dict[str, Estimate]:
-        """Estimates from independent sets of draws, each weighted by its number of draws."""
-        weights = [s.cotangents.draws / _draws(taken) for s in taken]
-        squares = sum(w * s.mean_square().double() for w, s in zip(weights, taken, strict=True))
-        variance = sum(w**2 * s.variance().double() for w, s in zip(weights, taken, strict=True))
-        values = torch.as_tensor(squares).sqrt()
-        # d sqrt(v) = dv / (2 sqrt(v))
-        errors = torch.where(values > 0, torch.as_tensor(variance).sqrt() / (2 * values), 0.0)
-        note = "; ".join(filter(None, (self.captured.reason, self._coupling)))
-        every = taken[0].cotangents.every
-        method, samples = ("exact", 0) if every else ("sampled", _draws(taken))
-        return {
-            name: Estimate(float(value), float(error), method, samples, note)
-            for name, value, error in zip(taken[0].names, values, errors, strict=True)
-        }
+        return estimated(taken, "sampled", self._coupling or "")
 
     def _coupled(
         self, parameters: Mapping[str, Tensor], updates: Mapping[str, Tensor], inputs: Inputs
@@ -288,8 +345,8 @@ class CaptureProber:
         if self._coupling is None:
             inputs = few(self.captured, inputs, self._size(parameters, inputs))
             reason = self.ranks.agreed(coupling(self.captured, parameters, inputs))
-            graph = self._graph(tuple(updates))
-            if graph is not None and not reason:
+            if not reason:
+                graph = self._graph(tuple(updates))
                 reason = no_axis(graph.graph) or self.ranks.agreed(
                     disagreement(self.captured, graph, parameters, updates, inputs)
                 )
@@ -300,7 +357,7 @@ class CaptureProber:
         """Examples and coordinates of the output, which the shapes of a graph's inputs decide."""
         leaves = pytree.tree_leaves(inputs)
         shapes = tuple(leaf.shape if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
-        if self.captured.probe_module is None or shapes not in self._sizes:
+        if shapes not in self._sizes:
             self._sizes[shapes] = output_size(self.captured, parameters, inputs)
         return self._sizes[shapes]
 
@@ -310,11 +367,10 @@ class CaptureProber:
             self._workloads[names] = workload(None if module is None else module.graph, names)
         return self._workloads[names]
 
-    def _graph(self, names: tuple[str, ...]) -> fx.GraphModule | None:
-        if self.captured.probe_module is None:
-            return None
+    def _graph(self, names: tuple[str, ...]) -> fx.GraphModule:
         if names not in self._tapped:
             module = self.captured.probe_module
+            assert module is not None
             root = fx.GraphModule(module, copy.deepcopy(module.graph), class_name="Tapped")
             TapNodes(names)(root)
             self._tapped[names] = root

@@ -73,12 +73,12 @@ def coupling(
     if batch_size(inputs) == 1:
         return "the inputs' first dimensions differ, so all of them are one example"
     parameters = {name: value.detach() for name, value in parameters.items()}
-    if captured.probe_module is not None:
-        for node in captured.probe_module.graph.nodes:
-            if is_opaque(node.target):
-                return f"{operation(node)} cannot be batched"
-            if _joins_examples(node):
-                return f"examples influence each other (they meet in {operation(node)})"
+    assert captured.probe_module is not None
+    for node in captured.probe_module.graph.nodes:
+        if is_opaque(node.target):
+            return f"{operation(node)} cannot be batched"
+        if _joins_examples(node):
+            return f"examples influence each other (they meet in {operation(node)})"
     with (
         torch.no_grad(),
         preserved_rng(),
@@ -90,10 +90,10 @@ def coupling(
         draws = not state.same(rng_state())
         set_rng_state(state)
         try:
-            alone = _one_by_one(captured, parameters, inputs)
+            alone = _vmapped(captured, captured.probe_module, parameters, inputs)
         except Exception as error:  # an operation may refuse vmap, or a batch of 1, in any way
-            refused = f"examples cannot be run one by one: {_first_line(error)}"
-            if captured.probe_module is None or draws:
+            refused = f"examples cannot be run one by one: {first_line(error)}"
+            if draws:
                 return refused
             try:
                 alone = torch.cat([_in_pairs(captured, parameters, x) for x in examples_of(inputs)])
@@ -102,7 +102,7 @@ def coupling(
     if alone.shape != together.shape:
         return "the output's shape depends on the batch"
     apart = difference(alone, together)
-    if not apart <= _tolerance(together, *parameters.values()):
+    if not apart <= tolerance(together, *parameters.values()):
         return f"examples influence each other (outputs differ by {apart:.1e} when run alone)"
     return ""
 
@@ -162,7 +162,7 @@ def disagreement(
     )
     size = products.abs().sum(-1).max().clamp_min(torch.finfo(products.dtype).tiny)
     apart = float((products.sum(-1) - expected).abs().max() / size)
-    if not apart <= _tolerance(tangent, *fixed.values()):
+    if not apart <= tolerance(tangent, *fixed.values()):
         return f"derivatives of single examples differ from the batch's (by {apart:.1e})"
     return ""
 
@@ -171,22 +171,20 @@ def _along(weight: Tensor, update: Tensor, t: Tensor) -> Tensor:
     return weight + t * update
 
 
-def _tolerance(*values: Tensor) -> float:
+def tolerance(*values: Tensor) -> float:
     """:data:`TOLERANCE`, or what the rounding of the coarsest of their types takes."""
     coarsest = max(torch.finfo(v.dtype).eps for v in values if is_differentiable(v))
     return max(TOLERANCE, 16 * coarsest)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    r"""Return what an error says, in a line.
+
+    >>> first_line(ValueError("one\nother"))
+    'one'
+    """
     lines = str(error).strip().splitlines()
     return lines[0][:160] if lines else type(error).__name__
-
-
-def _one_by_one(captured: Capture, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
-    module = captured.probe_module
-    if module is None:
-        return torch.cat([captured.apply(parameters, one) for one in examples_of(inputs)])
-    return _vmapped(captured, module, parameters, inputs)
 
 
 def _joins_examples(node: fx.Node) -> bool:

@@ -20,7 +20,7 @@ class Estimate:
     Attributes:
         value: the FSLR, in units of the output per unit of learning rate.
         stderr: standard error of ``value`` over the estimator's random draws, for the given
-            inputs; 0 for an exact method.
+            inputs; 0 for an exact method. As a part of ``value`` it is that of the logarithm.
         method: ``"exact"``, ``"sampled"``, ``"full_cov"``, ``"iid"`` or ``"kronecker"``.
         samples: random draws per example (``"sampled"``) or passes (the paper's three); 0 if exact.
         note: what the method had to work around, for example batch-coupled examples; else empty.
@@ -47,6 +47,24 @@ class Estimate:
     def relative_error(self) -> float:
         """The standard error over the value, σ / F; it is 0 for a value of 0."""
         return self.stderr / self.value if self.value else 0.0
+
+    @property
+    def middle(self) -> float:
+        r"""The value that is right in the geometric mean over draws.
+
+        .. math:: F \exp \frac{\epsilon^2}{1 + \epsilon^2}
+
+        It is made with the relative error :math:`\epsilon`. Of :math:`\nu` squared normal numbers,
+        the logarithm of the root of the mean is :math:`\tfrac12 (\log \tfrac\nu2 -
+        \psi(\tfrac\nu2))` too low on average, and :math:`\epsilon^2 = \tfrac14
+        \psi_1(\tfrac\nu2)` (:func:`flerm_fx.probe.sampled.relative_errors`); the two agree
+        within 0.01 for two numbers or more, and within 0.1 for one.
+
+        >>> round(Estimate(value=2.0, stderr=0.5, method="sampled", samples=1).middle, 4)
+        2.1212
+        """
+        squared = self.relative_error**2
+        return self.value * math.exp(squared / (1 + squared))
 
     def __mul__(self, factor: float) -> "Estimate":
         """Return the FSLR of an update that is ``factor`` times as large, its error with it.

@@ -1,5 +1,6 @@
 """The exact FSLR carries one tangent per parameter forward through the graph."""
 
+import contextlib
 from collections.abc import Mapping
 
 import torch
@@ -75,10 +76,13 @@ def _whole_tangent(
 ) -> Tensor:
     set_rng_state(state)
 
-    def moved(value: Tensor) -> Tensor:
-        return captured.apply({**parameters, name: value}, inputs)
+    held = contextlib.ExitStack()  # which a backward pass needs, too
 
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have neither other derivative
+    def moved(value: Tensor) -> Tensor:
+        held.enter_context(captured.holding({**parameters, name: value}))
+        return captured.run(inputs)
+
+    with held, sdpa_kernel(SDPBackend.MATH):  # the fused kernels have neither other derivative
         try:
             # Forward mode crashes torch in a model that casts its modules as it runs, as Switch
             # Transformers do.
@@ -89,5 +93,6 @@ def _whole_tangent(
                     f"the exact FSLR of parameter {name!r} takes a second derivative, which "
                     f"something in the model does not have: {error}; use method='sampled'"
                 ) from error
+        held.close()
         set_rng_state(state)
         return jvp(moved, (parameters[name],), {}, {0: update})  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ from flerm_fx.boundary.options import checked, choice, described
 from flerm_fx.capture.captured import Capture, modes
 from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import capture
+from flerm_fx.capture.ungraphed import capture_sharded, capture_ungraphed
 from flerm_fx.errors import InputError, shown
 from flerm_fx.model.distributed import Ranks, is_sharded, unwrapped
 from flerm_fx.model.inputs import OutputFn, device_of, to_device
@@ -167,7 +168,7 @@ class Prober:
             raise InputError(
                 f"the model has changed since its Prober was made: {change}; make another one"
             )
-        prober = self._prober()
+        prober = self._prober(method == "live")
         captured = prober.captured
         parameters: dict[str, nn.Parameter] = (
             dict(self._model.named_parameters()) if self._is_elsewhere else captured.parameters
@@ -185,21 +186,33 @@ class Prober:
             )
         return {name: estimates[captured.aliases[name]] for name in updates}
 
-    def _prober(self) -> CaptureProber:
+    def _prober(self, live: bool) -> CaptureProber:
         """Return the prober of the model's mode, as long as all that its graph holds is as it
         was.
         """
-        mode, now = modes(self._model), settings(self._model)
+        mode, now = (live, *modes(self._model)), settings(self._model)
         if mode not in self._probers or self._probers[mode][0] != now:
-            self._probers[mode] = now, CaptureProber(self._captured(), self._ranks)
+            captured = self._live() if live else self._captured()
+            self._probers[mode] = now, CaptureProber(captured, self._ranks)
         return self._probers[mode][1]
 
     def _captured(self) -> Capture:
         model, inputs = self._model, self._inputs
-        check_parallel(model, to_device(inputs, device_of(model)), self._output_fn)
-        if self._is_elsewhere:
+        on_own = to_device(inputs, device_of(model))
+        check_parallel(model, on_own, self._output_fn, on_copy=False)
+        if self._device != device_of(model):
             return capture_outline(model, inputs, self._output_fn, device=self._device)
+        if is_sharded(model):
+            return capture_sharded(model, inputs, self._output_fn)
         return capture(model, inputs, self._output_fn)
+
+    def _live(self) -> Capture:
+        if self._device != device_of(self._model):
+            raise InputError(
+                f"method='live' runs the model where it is, on {device_of(self._model)}, and "
+                f"device= is {self._device}; leave one of the two out"
+            )
+        return capture_ungraphed(self._model, self._inputs, self._output_fn)
 
 
 def _canonical(captured: Capture, updates: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -83,13 +83,13 @@ def paper(
     with preserved_rng():
         for _ in range(passes):
             leaves = {name: parameters[name].clone().requires_grad_() for name in updates}
-            with torch.enable_grad():
-                output = captured.apply({**parameters, **leaves}, inputs)
+            with torch.enable_grad(), captured.holding({**parameters, **leaves}):
+                output = captured.run(inputs)
                 xi = torch.randn(output.shape, generator=generator, device=generator.device).to(
                     output
                 )
                 phi = (output * xi).sum() / math.sqrt(output.numel())
-            gradients = torch.autograd.grad(phi, list(leaves.values()), allow_unused=True)
+                gradients = torch.autograd.grad(phi, list(leaves.values()), allow_unused=True)
             for name, gradient in zip(leaves, gradients, strict=True):
                 z = torch.zeros_like(leaves[name]) if gradient is None else gradient
                 z = (as_real(z) * as_real(updates[name].to(z))).detach()

@@ -7,8 +7,8 @@ from typing import Literal
 from flerm_fx.probe.cotangent import Cotangents
 from flerm_fx.probe.workload import Workload
 
-Method = Literal["auto", "exact", "sampled", "full_cov", "iid", "kronecker"]
-METHODS = ("auto", "exact", "sampled", "full_cov", "iid", "kronecker")
+Method = Literal["auto", "exact", "sampled", "live", "full_cov", "iid", "kronecker"]
+METHODS = ("auto", "exact", "sampled", "live", "full_cov", "iid", "kronecker")
 
 EXACT_BASE, EXACT_PER_PASS = 2.5, 1.05
 """Forward passes of the exact method: the linearisation, and what a tangent takes that passes all
@@ -49,8 +49,6 @@ def exact_cost(work: Workload) -> float:
 def sampled_cost(work: Workload, examples: int, coordinates: int, draws: int) -> float:
     """Forward passes that m draws take, of N examples with K coordinates."""
     random = examples * coordinates * draws * work.per_random_number
-    if work.eager:
-        return examples * (1 + draws) * EAGER_EXAMPLE + random
     return SAMPLED_BASE + SAMPLED_PER_DRAW * draws + random
 
 

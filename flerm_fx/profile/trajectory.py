@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from flerm_fx.errors import InputError, ProfileError
 from flerm_fx.probe.estimate import Estimate
+from flerm_fx.recipe.schedule import RISEN
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +100,18 @@ class Trajectory:
             name: estimates[left].towards(estimates[right], weight)
             for name, estimates in self.fslrs.items()
         }
+
+    @property
+    def risen(self) -> tuple[int, ...]:
+        """The steps behind the first one, from where the rate has been at half of its largest on.
+
+        >>> fslrs = (Estimate(1.0, 0.0, "exact", 0),) * 4
+        >>> Trajectory((0, 5, 10, 15), (0.0, 0.4, 0.8, 0.1), {"weight": fslrs}).risen
+        (5, 10, 15)
+        """
+        least = RISEN * max(self.learning_rates, default=0.0)
+        rising = itertools.takewhile(lambda i: self.learning_rates[i] < least, range(len(self)))
+        return tuple(step for step in self.steps[len(list(rising)) :] if step > 0)
 
     def then(self, other: Trajectory) -> Trajectory:
         """Return this one, and behind its last step another of the same parameters."""

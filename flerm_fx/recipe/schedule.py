@@ -59,6 +59,9 @@ WARMUP = 0.4
 steps at the full rate may be thrown where a run with a warm-up never is: GPT-2's blocks, at the
 best rate of such a run, hardly learned anything in 100 steps."""
 
+RISEN = 0.5
+"""The part of a run's rate below which it still warms up."""
+
 POINTS = 8
 """At how many of the settling steps FSLRs are measured: those of one are those of one batch, and
 behind a warm-up they vary from step to step by a factor of 2 either way."""

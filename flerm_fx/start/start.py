@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from flerm_fx.model.inputs import Batch, device_of, to_device
 from flerm_fx.model.randomness import preserved_rng, seed_all
 from flerm_fx.probe.capture_prober import CaptureProber
 from flerm_fx.probe.estimate import Estimate
+from flerm_fx.probe.turns import Turn
 from flerm_fx.profile.moment import Moment
 from flerm_fx.recipe.schedule import settling_steps, start_steps, step_of_round
 from flerm_fx.start.output_size import output_rms
@@ -31,6 +32,56 @@ ANSWER = 1e-3
 allows."""
 
 
+@dataclass(frozen=True)
+class Settled:
+    """``Settled`` is what was seen on the way to a start.
+
+    Attributes:
+        moments: what was measured, by settling step.
+        losses: of all steps, each on its batch and before it.
+    """
+
+    moments: Mapping[int, Moment]
+    losses: tuple[float, ...]
+
+
+class Allowance:
+    r"""An ``Allowance`` says what error each of several measurements may have for a mean that has
+    the wanted one.
+
+    Errors of different steps are independent, so a mean of n has
+    :math:`\epsilon^2 = \sum_i \epsilon_i^2 / n^2`. What one measurement had less, the rest may have
+    more. The error of one is the root mean square of its parameters'.
+
+    Args:
+        rtol: relative error that the mean is to have.
+        count: of measurements.
+
+    >>> allowed = Allowance(0.1, 2)
+    >>> round(allowed.next, 6)
+    0.141421
+    >>> allowed.spend({"weight": Estimate(1.0, 0.1, "sampled", 4)})
+    >>> round(allowed.next, 6)
+    0.173205
+    """
+
+    def __init__(self, rtol: float, count: int) -> None:
+        self._least = rtol**2 * count / 4
+        self._squares = (rtol * count) ** 2
+        self._count = count
+
+    @property
+    def next(self) -> float:
+        """Error of the next measurement; at least half of an equal share, at most 0.99."""
+        return min(math.sqrt(max(self._squares / self._count, self._least)), 0.99)
+
+    def spend(self, estimates: Mapping[str, Estimate]) -> None:
+        """Take into account what a measurement had."""
+        errors = [e.relative_error for e in estimates.values() if e.value] or [0.0]
+        self._squares -= sum(error**2 for error in errors) / len(errors)
+        self._count = max(self._count - 1, 1)
+
+
 Follow = Callable[[int, Moment], Multipliers | None]
 """From a step and what was measured there to the multipliers that hold from this step on; None, at
 the last step of a round, to end there."""
@@ -44,7 +95,7 @@ def measure_settling(
     draw_seed: int | None = None,
     prober: CaptureProber | None = None,
     is_sized: Callable[[int], bool] = lambda step: True,
-) -> dict[int, Moment]:
+) -> Settled:
     """Return what is measured at each settling step, of which :func:`start_of` makes the start.
 
     The steps are :func:`flerm_fx.recipe.schedule.settling_steps`, and after them, for as many more
@@ -69,9 +120,7 @@ def measure_settling(
     moments: dict[int, Moment] = {}
     settle, warmup = procedure.settle, procedure.warmup
     of_start, wanted = start_steps(settle, warmup), settling_steps(settle, warmup)
-    # Errors of several steps are independent, and their mean has less.
-    rtol = min(procedure.rtol * math.sqrt(len(of_start)), 0.99)
-    measured = replace(procedure, rtol=rtol)
+    allowed = Allowance(procedure.rtol, len(of_start))
     end = settle
 
     def next_moment(walk: Walk) -> tuple[Moment, bool]:
@@ -86,7 +135,8 @@ def measure_settling(
             return moment, True
         step = walk.propose()
         if is_of_start:
-            estimates = _estimate(prober, measured, walk, step, probe, draws)
+            turn = Turn(of_start.index(step_of_round(index, settle)), len(of_start))
+            estimates = _estimate(prober, procedure, walk, step, probe, draws, turn, allowed)
             moment = replace(moment, fslrs=_noted(estimates, step.rounding))
         if sized and index == 0:
             sizes = update_sizes(step.updates, capture_graph(captured))
@@ -109,8 +159,8 @@ def measure_settling(
             count(1 + MEASUREMENT * bool(moments[index].fslrs))
             if goes_on and index == end:
                 end += settle
-                wanted = of_start
-    return moments
+                wanted, allowed = of_start, Allowance(procedure.rtol, len(of_start))
+        return Settled(moments, tuple(walk.losses))
 
 
 def start_of(moments: Mapping[int, Moment], procedure: StartProcedure) -> dict[str, Estimate]:
@@ -157,8 +207,7 @@ def measure_start(
     draws = procedure.seed if draw_seed is None else draw_seed
     prober = prober or CaptureProber(captured)
     averaged = min(AVERAGED_STEPS, procedure.settle + 1)
-    # Errors of several steps are independent, and their mean has less.
-    precise = replace(procedure, rtol=min(procedure.rtol * math.sqrt(averaged), 0.99))
+    allowed = Allowance(procedure.rtol, averaged)
     probe = to_device(procedure.pool[0], device_of(captured.model))
     wanted = [n for n in captured.parameters if names is None or n in names]
     measured: list[dict[str, Estimate]] = []
@@ -173,7 +222,8 @@ def measure_start(
                 continue
             step = walk.propose()
             chosen = replace(step, updates={name: step.updates[name] for name in wanted})
-            estimates = _estimate(prober, precise, walk, chosen, probe, draws)
+            turn = Turn(len(measured), averaged)
+            estimates = _estimate(prober, procedure, walk, chosen, probe, draws, turn, allowed)
             measured.append(_noted(estimates, step.rounding))
             count(1 + MEASUREMENT)
             walk.take(step)
@@ -196,20 +246,25 @@ def _estimate(
     step: Step,
     probe: Batch,
     draws: int,
+    turn: Turn,
+    allowed: Allowance,
 ) -> dict[str, Estimate]:
     try:
-        return prober.estimate(
+        estimates = prober.estimate(
             walk.weights,
             step.updates,
             probe[0],
             method=procedure.method,
-            rtol=procedure.rtol,
+            rtol=allowed.next,
             generator=torch.Generator().manual_seed((draws + step.index) % 2**64),
+            turn=turn,
         )
     except EstimateError as error:
         if step.index:
             fail(f"{error}; that is", procedure, step.index)
         raise
+    allowed.spend(estimates)
+    return estimates
 
 
 def answers_to(

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flerm_fx.boundary.compat import forget_compilation
 from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import DivergenceError, EstimateError, InputError, OptimizerError
 from flerm_fx.model.hooks import only
@@ -63,6 +62,7 @@ class Walk:
     Attributes:
         weights: as given.
         index: the number of the next step.
+        losses: on the batch of each step so far, before it.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Walk:
     ) -> None:
         self.weights = weights
         self.index = 0
+        self.losses: list[float] = []
         self._model = model
         self._procedure = procedure
         self._pool = to_device(procedure.pool, device_of(model))
@@ -202,8 +203,9 @@ class Walk:
         """Gradients of the next batch's loss, all finite, and the rates of the step."""
         step, procedure = self.index, self._procedure
         loss = batch_loss(self._model, self.batch, procedure.loss, procedure.output_fn)
-        if not math.isfinite(loss.item()):
-            fail(f"the loss is {loss.item()}", procedure, step)
+        self.losses.append(loss.item())
+        if not math.isfinite(self.losses[-1]):
+            fail(f"the loss is {self.losses[-1]}", procedure, step)
         if not loss.requires_grad:
             raise InputError(
                 "the loss does not depend on any trainable parameter (it was detached, or computed "
@@ -237,8 +239,6 @@ def walking(
     model = captured.model
     lent = Lent(model, captured.parameters, offload=procedure.offload)
     with only(model, captured.hooks), untouched(model), lent, lent, torch.enable_grad():
-        for module in model.modules():
-            forget_compilation(module)
         seed_all(procedure.seed)
         yield Walk(model, lent.parameters, procedure, multipliers, find_rounding=find_rounding)
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from flerm_fx.align.aligning import Match
 from flerm_fx.align.parameter_graph import capture_graph
 from flerm_fx.align.roles import roles
-from flerm_fx.assign.matches import wanted
-from flerm_fx.assign.multipliers import floor, resolved
+from flerm_fx.assign.matches import wanted_estimate
+from flerm_fx.assign.multipliers import NOISE, floor, resolved
 from flerm_fx.assign.way import first_guess
 from flerm_fx.capture.captured import Capture
 from flerm_fx.model.distributed import whole
@@ -70,18 +70,16 @@ class Course:
         sizes = {n: update_sizes({n: whole(u)}, self._graph)[n] for n, u in updates.items()}
         return first_guess(self._profile, self.matches, sizes)
 
-    def met(self, step: int) -> dict[str, float]:
+    def met(self, step: int) -> dict[str, Estimate]:
         """Return the FSLRs to be met at a step of the target, where the base's are resolved."""
         base = self._trajectory.between(step / self._stretch)
         known = resolved(base, self._rounding)
-        values = {name: estimate.value for name, estimate in base.items()}
         return {
-            name: wanted(self._run, match.base, values)
+            name: wanted_estimate(self._run, match.base, base)
             for name, match in self.matches.items()
             if any(b in known for b, _ in match.base)
         }
 
-    def resolved(self, measured: Mapping[str, Estimate]) -> dict[str, float]:
-        """Return those of the target's FSLRs that are not within noise or rounding."""
-        known = resolved(measured, self._rounding)
-        return {name: e.value for name, e in measured.items() if name in known}
+    def resolved(self, measured: Mapping[str, Estimate], noise: float = NOISE) -> set[str]:
+        """Return those of the target's parameters whose FSLRs are not within noise or rounding."""
+        return resolved(measured, self._rounding, noise)

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.assign.pooling import pooled
 from flerm_fx.probe.estimate import Estimate
+from flerm_fx.probe.turns import Turn
 from flerm_fx.recipe.optimizers import Optimizers
-from flerm_fx.training.averages import Averages, GeometricMeans, RootMeanSquares, Sums
+from flerm_fx.training.averages import POINTS, Averages, GeometricMeans, RootMeanSquares, Sums
 from flerm_fx.training.course import Course
 
 SCATTER = math.log(2.0)
@@ -48,6 +49,10 @@ class Following(ABC):
             warming: whether its rate still rises; no multiplier follows then.
         """
 
+    def turn(self, step: int, measured: int) -> Turn | None:
+        """Return the examples that a step is measured on, after so many others; all if None."""
+        return None
+
     def state(self) -> dict[str, Sums]:
         """Return what was averaged, from which :meth:`load` goes on."""
         return {name: averages.state() for name, averages in self._averages.items()}
@@ -84,8 +89,8 @@ class AsMeasured(Following):
         if warming:
             return {}
         to_meet, smoothed = self.course.met(step), self._own.values()
-        known = self.course.resolved(measured).keys() & to_meet.keys()
-        return {name: to_meet[name] / smoothed[name] for name in known}
+        known = self.course.resolved(measured) & to_meet.keys()
+        return {name: to_meet[name].value / smoothed[name] for name in known}
 
 
 class Pooled(Following):
@@ -100,20 +105,39 @@ class Pooled(Following):
     Args:
         course: of the base.
         run: the target's optimizers; parameters of different groups are not pooled.
-        held_until: the step up to which multipliers stay as the run began.
-        is_last: whether nothing is measured behind that step.
+        start: the steps of the base's start; up to the last, multipliers stay as the run began.
+        trust: standard deviations of the logarithms of those that it began with
+            (:func:`flerm_fx.assign.pooling.pooled`).
+        is_last: whether nothing is measured behind the start.
     """
 
-    rtol = 0.35
-    """One draw of a batch of five examples or more; single steps scatter by twice as much."""
+    rtol = 0.2
+    """Of 16 numbers, such as 4 draws for each of 4 examples; single steps scatter by three times as
+    much."""
     least = None
 
-    def __init__(self, course: Course, run: Optimizers, held_until: int, *, is_last: bool) -> None:
+    def __init__(
+        self,
+        course: Course,
+        run: Optimizers,
+        start: Sequence[int],
+        trust: Mapping[str, float],
+        *,
+        is_last: bool,
+    ) -> None:
         self._own, self._met = GeometricMeans(), GeometricMeans()
         super().__init__(course, own=self._own, met=self._met)
         self._roles = {name: (role, run.index(name)) for name, role in course.roles.items()}
-        self._held_until = held_until
+        self._start, self._trust = tuple(start), trust
         self._is_last = is_last
+
+    def turn(self, step: int, measured: int) -> Turn:
+        """Return the examples whose turn it was at the same step of the base's start; elsewhere,
+        those that follow.
+        """
+        if step in self._start:
+            return Turn(self._start.index(step), len(self._start))
+        return Turn(measured, POINTS)
 
     def follow(
         self, step: int, measured: Mapping[str, Estimate], began: Multipliers, *, warming: bool
@@ -126,7 +150,7 @@ class Pooled(Following):
         Warns:
             UserWarning: the run still warms up at the last measurement.
         """
-        if warming and self._is_last and step >= self._held_until:
+        if warming and self._is_last and step >= self._start[-1]:
             warnings.warn(
                 f"the run still warms up at step {step}, where the base's start ends: multipliers "
                 "stay the first guess. Record the base with settle and warmup as long as this "
@@ -135,13 +159,14 @@ class Pooled(Following):
             )
         if warming or step == 0:
             return {}
-        own, to_meet = self.course.resolved(measured), self.course.met(step)
-        both = [name for name in own if name in to_meet]
-        self._own.add({name: own[name] for name in both})
-        self._met.add({name: to_meet[name] for name in both})
-        if step < self._held_until:
+        to_meet = self.course.met(step)
+        # Means are pooled, and trust what is uncertain less.
+        both = self.course.resolved(measured, noise=1.0) & to_meet.keys()
+        self._own.add({name: measured[name].middle for name in both})
+        self._met.add({name: to_meet[name].middle for name in both})
+        if step < self._start[-1]:
             return {}
-        rows = pooled(self._rows(began), self._roles, began)
+        rows = pooled(self._rows(began), self._roles, began, self._trust)
         return {row.parameter: row.multiplier for row in rows if row.base}
 
     def _rows(self, began: Multipliers) -> list[Assignment]:

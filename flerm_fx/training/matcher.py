@@ -14,16 +14,13 @@ from flerm_fx.errors import InputError, ProfileError
 from flerm_fx.probe.estimate import Estimate, rows
 from flerm_fx.profile.trajectory import Trajectory, known_losses
 from flerm_fx.recipe.optimizers import Optimizers
-from flerm_fx.recipe.schedule import Schedule
+from flerm_fx.recipe.schedule import RISEN, Schedule
 from flerm_fx.training.following import Following
 from flerm_fx.training.logs import FSLR, MULTIPLIER, Log, log_call
 from flerm_fx.training.observer import Attached, Observed, UpdateObserver, measured_at
 from flerm_fx.training.running import RunningProber
 from flerm_fx.training.states import State, a_loss, a_rate, a_step, items
 from flerm_fx.training.targets import PlainTarget, ScaledTarget
-
-RISEN = 0.5
-"""The part of a run's rate below which it still warms up."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,7 @@ class Matcher(Attached):
         optimizers: its optimizers.
         run: their rules and rates.
         target: gives the model its multipliers.
+        predicted: the multipliers that it is to begin with; none if empty.
         following: how they follow the base's course.
         prober: measures the run's own updates.
         schedule: the steps to measure at.
@@ -72,15 +70,17 @@ class Matcher(Attached):
         optimizers: Sequence[Optimizer],
         run: Optimizers,
         target: PlainTarget | ScaledTarget,
+        predicted: Mapping[str, float],
         following: Following,
         prober: RunningProber,
         schedule: Schedule,
         log: Log | None,
     ) -> None:
         given = target.multipliers()
-        self.multipliers = dict.fromkeys(following.course.parameters, 1.0) | given
+        ones = dict.fromkeys(following.course.parameters, 1.0)
+        self.multipliers: dict[str, float] = ones | dict(predicted) | given
         self.history: list[Measurement] = []
-        self._began = dict(self.multipliers) if given else {}
+        self._began = self.multipliers | dict(predicted) if given or predicted else {}
         self._run, self._target, self._following, self._prober = run, target, following, prober
         self._log = log
         self._observer = UpdateObserver(
@@ -225,7 +225,9 @@ class Matcher(Attached):
 
     def _observed(self, observed: Observed) -> Callable[[], None]:
         unit = self._target.unit(observed, self.multipliers)
-        fslrs, loss = self._prober.estimate(unit), self._prober.loss(unit)
+        turn = self._following.turn(observed.step, len(self.history))
+        fslrs = self._prober.estimate(unit, turn)
+        loss = self._prober.loss(unit)
         following = self._next_multipliers(unit, fslrs)
         self._target.rematch(observed, self.multipliers, following)
         self.multipliers = following

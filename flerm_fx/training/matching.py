@@ -14,11 +14,13 @@ from flerm_fx.align.aligning import OnUnmatched
 from flerm_fx.align.patterns import Mapped
 from flerm_fx.assign.matches import find_matches, held_as_matched
 from flerm_fx.assign.multipliers import floor
-from flerm_fx.boundary.options import checked, choice, instance
+from flerm_fx.assign.pooling import trusted
+from flerm_fx.assign.predictor import Predictor, profile_and_law
+from flerm_fx.boundary.options import checked, choice
 from flerm_fx.boundary.progress import Progress
 from flerm_fx.capture.captured import Capture
-from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import capture
+from flerm_fx.capture.ungraphed import capture_sharded, capture_ungraphed
 from flerm_fx.emit.module import ModuleEmitter, scales_of
 from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.errors import OptimizerError
@@ -29,7 +31,7 @@ from flerm_fx.model.outline import outline
 from flerm_fx.probe.capture_prober import CaptureProber
 from flerm_fx.probe.parallel import check_parallel
 from flerm_fx.probe.planner import METHODS, Method
-from flerm_fx.profile.profile import LOAD, BaseProfile
+from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.recipe.as_base import check_as_base
 from flerm_fx.recipe.likeness import check_state_is_free
 from flerm_fx.recipe.loss import Loss
@@ -48,7 +50,7 @@ from flerm_fx.training.targets import PlainTarget, ScaledTarget
 def match(
     model: nn.Module,
     optimizer: Optimizer | Sequence[Optimizer],
-    base_profile: BaseProfile,
+    base_profile: BaseProfile | Predictor,
     inputs: Pool | None = None,
     *,
     every: int = 100,
@@ -87,6 +89,11 @@ def match(
       parameters of a role as those of :func:`flerm_fx.compile` are
       (:func:`flerm_fx.assign.pooling.pooled`).
 
+    A :class:`flerm_fx.ScalingLaw` in place of the profile says what a model begins with: what it
+    predicts is there from the first step on, and is what measurements are drawn to, as far as its
+    intervals trust it, in place of sizes of updates. Followed is the base that the law goes
+    through.
+
     Otherwise, and where ``ema`` is given, each parameter has the multiplier that was just measured,
     and keeps it where an FSLR is zero or within its noise; at first it is 1, or the first guess.
 
@@ -104,7 +111,8 @@ def match(
         model: the target, in the mode in which it trains; DDP, ``fully_shard`` and
             ``torch.compile`` may be around it.
         optimizer: its optimizer, or a list of them.
-        base_profile: recorded on the base while it trained.
+        base_profile: recorded on the base while it trained; or a law, which goes through such a
+            base.
         inputs: probe batch for this model, the same on all ranks, or a list or DataLoader, of
             which the first is read; the profile's if None.
         every: steps between measurements.
@@ -119,8 +127,9 @@ def match(
         mapping: as for :func:`flerm_fx.compile`.
         on_unmatched: as for :func:`flerm_fx.compile`.
         method: as for :func:`flerm_fx.measure`.
-        rtol: as for :func:`flerm_fx.measure`, of one measurement; by default 0.35 where means are
-            followed, which is one draw for five examples or more, and 0.05 otherwise.
+        rtol: as for :func:`flerm_fx.measure`, of one measurement; by default 0.05, and 0.2 where
+            means are followed. A measurement is of a quarter of the examples then, which take
+            turns.
         log: called with ``{"flerm/fslr/<parameter>": …, "flerm/multiplier/<parameter>": …}`` and
             the step at each measurement.
         progress: whether to show in a terminal or a notebook what a step
@@ -133,6 +142,7 @@ def match(
         InputError: unusable inputs or options, a profile without a trajectory, or with
             ``at="start"`` one whose start was not settled.
         MatchError: parameters that structure cannot match.
+        LawError: parameters that a law does not reach.
         OptimizerError: a parameter outside the optimizer, another optimizer than the base's, a
             rule whose state holds weights or learning rates, or scale nodes under one whose state
             does not follow them.
@@ -161,7 +171,7 @@ def match(
         (0, 10, 20)
     """
     model = checked("model", model)
-    instance("base_profile", base_profile, BaseProfile, "a BaseProfile", LOAD)
+    base_profile, law = profile_and_law(base_profile)
     stretch = checked("stretch", stretch)
     plan = Plan.of(base_profile, every, at, stretch, ema)
     rtol = plan.rtol if rtol is None else checked("rtol", rtol)
@@ -178,8 +188,9 @@ def match(
     run = Optimizers.of(model, optimizers)
     plain = model if scaled is None else scaled.skeleton
     probe = base_profile.pool[0][0] if inputs is None else probe_batch(plain, inputs)
-    probe = to_device(ranks.agreed(probe), device_of(model))
-    check_parallel(model, probe, output_fn)
+    given = probe = to_device(ranks.agreed(probe), device_of(model))
+    if method != "live":
+        check_parallel(model, probe, output_fn, on_copy=False)
     sharded = scaled is None and is_sharded(model)
     copied_anew = (
         functools.partial(outline if sharded else copied, model) if scaled is None else scaled.plain
@@ -187,11 +198,10 @@ def match(
     twin, ((probe, _),), obstacle = measurable(
         copied_anew, ((probe, None),), lambda m, batch: output_of(m, batch[0], output_fn)
     )
-    capture_of = functools.partial(
-        _captured, model, probe, output_fn, device_of(model) if sharded else None
-    )
+    capture_of = functools.partial(_captured, model, given, probe, output_fn, sharded)
     with told("capturing the model"):
         captured = capture_of(twin)
+    ungraphed = sharded and (method == "live" or captured.probe_module is None)
     if obstacle:
         warnings.warn(
             "the model has weights in half precision and does not run in float32 "
@@ -212,10 +222,13 @@ def match(
         if scaled is None
         else ScaledTarget(scaled, optimizers, run)
     )
+    measured = captured
+    if ungraphed and captured.probe_module is not None:
+        measured = capture_ungraphed(model, given, output_fn)
     prober = RunningProber(
         (lambda: model) if scaled is None else (lambda: scaled.skeleton),
-        CaptureProber(captured, ranks),
-        probe,
+        CaptureProber(measured, ranks),
+        given if ungraphed else probe,
         output_fn=output_fn,
         method=method,
         rtol=rtol,
@@ -223,25 +236,32 @@ def match(
         progress=told,
         loss=None if sharded else _loss(base_profile, inputs is None, output_fn, device_of(model)),
         captured=(lambda: capture_of(refined(copied_anew()) if precise else copied_anew()))
-        if precise or sharded or (scaled is not None and scaled.emitter.in_place)
+        if not ungraphed
+        and (precise or sharded or (scaled is not None and scaled.emitter.in_place))
         else None,
+        ungraphed=ungraphed,
     )
     course = Course(base_profile, captured, matches, plan.trajectory, stretch)
-    following = plan.following(course, run)
-    return Matcher(model, optimizers, run, target, following, prober, plan.schedule, log)
+    rows = law.predicted(captured, matches) if law else ()
+    predicted = {row.parameter: row.multiplier for row in rows}
+    following = plan.following(course, run, trusted(rows))
+    return Matcher(model, optimizers, run, target, predicted, following, prober, plan.schedule, log)
 
 
 def _captured(
     model: nn.Module,
+    given: Inputs,
     inputs: Inputs,
     output_fn: OutputFn | None,
-    gathered_to: torch.device | None,
+    sharded: bool,
     twin: nn.Module,
 ) -> Capture:
-    """Return a copy of a model; without weights, if they are to be gathered to a device."""
-    if gathered_to is None:
+    """Return a copy of a model, without weights if they are to be gathered; of a sharded one that
+    does not export, the model itself, which takes the inputs as they were given.
+    """
+    if not sharded:
         return capture(twin, inputs, output_fn, original=model)
-    return capture_outline(model, inputs, output_fn, device=gathered_to, twin=twin)
+    return capture_sharded(model, inputs, output_fn, twin=twin, given=given)
 
 
 def _loss(

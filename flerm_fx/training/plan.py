@@ -1,6 +1,6 @@
 """A plan says when a run is matched, to which course of the base, and how closely."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,14 +22,14 @@ class Plan:
         schedule: the steps to measure at.
         trajectory: the base's FSLRs that are followed.
         decay: of moving averages of each parameter by itself; None where parameters are pooled.
-        held_until: the step up to which pooled multipliers stay as the run began.
-        at_start: whether nothing is measured behind that step.
+        start: the steps of the base's start, on the target's run.
+        at_start: whether nothing is measured behind them.
     """
 
     schedule: Schedule
     trajectory: Trajectory
     decay: float | None
-    held_until: int = 0
+    start: tuple[int, ...] = ()
     at_start: bool = False
 
     @classmethod
@@ -54,7 +54,7 @@ class Plan:
                     "at='start' follows the settling steps of the base, and the profile has none: "
                     "record it with several batches, or with settle=…"
                 )
-            return cls(Schedule(at=(), beside=[0, *start]), settling, None, start[-1], True)
+            return cls(Schedule(at=(), beside=[0, *start]), settling, None, tuple(start), True)
         if not profile.trajectory.steps:
             raise InputError(
                 "the profile has no trajectory to match: train the base inside of "
@@ -62,7 +62,7 @@ class Plan:
             )
         if start and ema is None:
             followed = settling.then(profile.trajectory)
-            return cls(Schedule(every, at, [0, *start]), followed, None, start[-1])
+            return cls(Schedule(every, at, [0, *start]), followed, None, tuple(start))
         decay = 0.0 if ema is None else checked("ema", ema)
         return cls(Schedule(every, at), profile.trajectory.smoothed(decay), decay)
 
@@ -71,8 +71,14 @@ class Plan:
         """Return the relative error of a measurement by default."""
         return AsMeasured.rtol if self.decay is not None else Pooled.rtol
 
-    def following(self, course: Course, run: Optimizers) -> Following:
-        """Return what makes multipliers of measurements."""
+    def following(self, course: Course, run: Optimizers, trust: Mapping[str, float]) -> Following:
+        """Return what makes multipliers of measurements.
+
+        Args:
+            course: of the base.
+            run: the target's optimizers.
+            trust: standard deviations of the logarithms of multipliers that the run begins with.
+        """
         if self.decay is None:
-            return Pooled(course, run, self.held_until, is_last=self.at_start)
+            return Pooled(course, run, self.start, trust, is_last=self.at_start)
         return AsMeasured(course, self.decay)

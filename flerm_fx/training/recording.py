@@ -15,6 +15,7 @@ from flerm_fx.boundary.progress import Progress
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import capture
+from flerm_fx.capture.ungraphed import capture_ungraphed
 from flerm_fx.errors import InputError
 from flerm_fx.model.copying import copied, refuse_gradient_hooks
 from flerm_fx.model.distributed import Ranks, is_sharded, unwrapped
@@ -38,6 +39,7 @@ from flerm_fx.start.precision import (
     warn_of_rounding,
 )
 from flerm_fx.start.procedure import StartProcedure, batch_loss
+from flerm_fx.start.slower import warn_of_rate
 from flerm_fx.start.start import measure_settling, measure_start, start_of
 from flerm_fx.training.logs import Log
 from flerm_fx.training.recorder import Beginning, Recorder
@@ -138,8 +140,9 @@ def record(
         A :class:`Recorder`: a context manager with a ``profile``.
 
     Warns:
-        UserWarning: the pool is a single batch, and ``settle`` is not given; or weights are in half
-            precision, and the model does not run in float32, in which it would be measured.
+        UserWarning: the pool is a single batch, and ``settle`` is not given; weights are in half
+            precision, and the model does not run in float32, in which it would be measured; or the
+            model settles at a lower loss where it takes the same steps at a third of its rates.
 
     Raises:
         InputError: unusable inputs, targets or options.
@@ -224,10 +227,10 @@ def record(
     check_printable([list(twin.parameters), to_json(graph), rules])
     prober = CaptureProber(twin, ranks)
     with told("measuring the start"):
-        on_the_way = measure_settling(
-            twin, measured_on, prober=prober, is_sized=lambda _: settle > 0
-        )
-    start = start_of(on_the_way, measured_on)
+        settled = measure_settling(twin, measured_on, prober=prober, is_sized=lambda _: settle > 0)
+    start = start_of(settled.moments, measured_on)
+    with told("settling at a third of the rate"):
+        warn_of_rate(twin, measured_on, settled.losses, stacklevel=2)
     # Exactly 0: an FSLR within rounding, such as that of an attention key's bias, is as small
     # at any later step.
     at_zero = any(e.value == 0 and graph.nodes[n]["op"] and run.rate(n) for n, e in start.items())
@@ -241,11 +244,13 @@ def record(
         shapes={name: tuple(p.shape) for name, p in twin.parameters.items()},
         start=start,
         late=late,
-        settling=on_the_way if settle else {},
+        settling=settled.moments if settle else {},
         resolve_after=resolve_after,
     )
     precise = is_coarse(model) and not obstacle
-    streamed = is_sharded(model) and twin.probe_module is not None
+    ungraphed = is_sharded(model) and (method == "live" or twin.probe_module is None)
+    streamed = is_sharded(model) and not ungraphed
+    followed_on = to_device(pool[0][0], device_of(model)) if ungraphed else probe_inputs
 
     def captured_anew() -> Capture:
         anew = outline(model) if streamed else copied(model)
@@ -258,17 +263,21 @@ def record(
     if streamed:  # from here on, weights are gathered where they are read
         anew = refined(outline(model)) if precise else outline(model)
         prober = prober.bound(with_buffers_of(model, anew, device_of(model)))
+    elif ungraphed:
+        itself = capture_ungraphed(model, followed_on, output_fn, twin.reason)
+        prober = CaptureProber(itself, ranks)
     targets_of_probe = to_device(measured_pool[0][1], device_of(model))
     running = RunningProber(
         lambda: model,
         prober,
-        probe_inputs,
+        followed_on,
         output_fn=output_fn,
         method=method,
         rtol=min(TRAJECTORY * rtol, 0.99),
         seed=procedure.seed,
         progress=told,
         loss=None if is_sharded(model) else probe_loss(loss, targets_of_probe, output_fn),
-        captured=captured_anew if precise or is_sharded(model) else None,
+        captured=captured_anew if streamed or (precise and not ungraphed) else None,
+        ungraphed=ungraphed,
     )
     return Recorder(model, optimizer, procedure, beginning, running, schedule, log)

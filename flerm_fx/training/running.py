@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flerm_fx.boundary.progress import Progress
 from flerm_fx.capture.captured import Capture, modes
 from flerm_fx.capture.tracing import capture
+from flerm_fx.capture.ungraphed import capture_ungraphed
 from flerm_fx.errors import InputError
 from flerm_fx.model.distributed import whole
 from flerm_fx.model.inputs import Inputs, OutputFn, own_loss, select_output
@@ -18,6 +19,7 @@ from flerm_fx.model.untouched import untouched
 from flerm_fx.probe.capture_prober import CaptureProber
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.planner import Method
+from flerm_fx.probe.turns import Turn
 from flerm_fx.recipe.loss import Loss
 from flerm_fx.training.observer import Observed
 
@@ -48,6 +50,8 @@ class RunningProber:
         captured: captures a copy of the model, as where it has parametrizations, or weights in
             half precision or on other ranks; it is measured on such copies then, with its own
             buffers. Their trainable weights are let go once they are captured.
+        ungraphed: whether sharded weights stay where they are, and passes of the model itself
+            measure it; ``prober`` is one of itself then.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class RunningProber:
         progress: Progress,
         loss: LossOfOutput | None = None,
         captured: Callable[[], Capture] | None = None,
+        ungraphed: bool = False,
     ) -> None:
         model = live()
         self._live = live
@@ -75,12 +80,17 @@ class RunningProber:
         self._progress = progress
         self._loss = loss
         self._captured = captured
+        self._capture = capture_ungraphed if ungraphed else capture
         if captured is not None:
             _let_go(prober)
         self._probers = {modes(model): prober if captured else prober.bound(model)}
 
-    def estimate(self, observed: Observed) -> dict[str, Estimate]:
+    def estimate(self, observed: Observed, turn: Turn | None = None) -> dict[str, Estimate]:
         """FSLR of each parameter that the step has trained.
+
+        Args:
+            observed: the step.
+            turn: the examples to measure on; all if None.
 
         Raises:
             EstimateError: a NaN or infinite FSLR.
@@ -95,6 +105,7 @@ class RunningProber:
                 method=self._method,
                 rtol=self._rtol,
                 generator=torch.Generator().manual_seed((self._seed + observed.step) % 2**64),
+                turn=turn,
             )
 
     def loss(self, observed: Observed) -> float:
@@ -114,7 +125,7 @@ class RunningProber:
     def _prober(self, model: nn.Module) -> CaptureProber:
         mode = modes(model)
         if mode not in self._probers:
-            anew = functools.partial(capture, model, self._inputs, self._output_fn)
+            anew = functools.partial(self._capture, model, self._inputs, self._output_fn)
             self._probers[mode] = CaptureProber((self._captured or anew)(), self._ranks)
             if self._captured is not None:
                 _let_go(self._probers[mode])

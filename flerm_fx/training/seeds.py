@@ -1,6 +1,7 @@
 """The starts of several base models are recorded, under a seed each."""
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from weakref import WeakSet
@@ -75,6 +76,7 @@ def record_seeds(
     if not chosen:
         raise InputError("seeds are none; expected at least one")
     profiles: list[BaseProfile] = []
+    said: set[str] = set()
     models: WeakSet[nn.Module] = WeakSet()  # one at a time is all that memory has to hold
     told = Progress("record_seeds", options.get("progress", True))
     with told("recording"), counting(f"{len(chosen)} bases", len(chosen)) as done:
@@ -90,8 +92,15 @@ def record_seeds(
                         "each time"
                     )
                 models.add(model)
-                with record(model, optimizer(model), inputs, targets, **options) as recorder:
+                with (
+                    warnings.catch_warnings(record=True) as warned,
+                    record(model, optimizer(model), inputs, targets, **options) as recorder,
+                ):
                     profiles.append(recorder.profile)
+            for warning in warned:
+                if (text := str(warning.message)) not in said:  # once, not of every base
+                    said.add(text)
+                    warnings.warn(text, warning.category, stacklevel=2)
             # The first one's batches are all others', whatever they were read from.
             inputs = [batch for batch, _ in profiles[0].pool]
             own = [batch_targets for _, batch_targets in profiles[0].pool]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flerm_fx.assign.assignment import Assignment
-from flerm_fx.assign.pooling import SPREAD, TRUST, pooled, warn_of_implausible
+from flerm_fx.assign.pooling import SPREAD, TRUST, pooled, trusted, warn_of_implausible
 from flerm_fx.probe.estimate import Estimate
 
 
@@ -77,6 +77,25 @@ def test_what_is_uncertain_is_drawn_to_the_guess(error: float) -> None:
     weight = error**2 / (error**2 + TRUST**2)
     expected = math.exp((1 - weight) * math.log(0.25) + weight * math.log(0.5))
     assert of_role(rows, a=0.5, b=0.5) == pytest.approx({"a": expected, "b": expected})
+
+
+@pytest.mark.parametrize("trust", [0.0, 0.2, 2.0])
+def test_a_guess_that_is_known_better_draws_more(trust: float) -> None:
+    rows = [row(name, 1.0, 4.0, error=0.5) for name in "ab"]
+    found = pooled(rows, {"a": 0, "b": 0}, {"a": 0.5, "b": 0.5}, {"a": trust, "b": trust})
+    weight = 0.5**2 / (0.5**2 + trust**2)
+    expected = math.exp((1 - weight) * math.log(0.25) + weight * math.log(0.5))
+    assert [each.multiplier for each in found] == pytest.approx([expected, expected])
+
+
+def row_with(interval: tuple[float, float] | None) -> Assignment:
+    return replace(row("a", 1.0, 2.0), status="predicted", interval=interval)
+
+
+def test_a_prediction_is_trusted_by_its_interval_and_no_less_than_a_guess() -> None:
+    assert trusted([row_with((0.5 / 2, 0.5 * 2))])["a"] == pytest.approx(math.log(2) / 1.645)
+    assert trusted([row_with((1e-9, 1e9))]) == {"a": TRUST}
+    assert trusted([row_with((0.0, math.inf)), row_with(None)]) == {}
 
 
 def test_a_parameter_within_its_noise_takes_part_where_its_role_is_above_it() -> None:

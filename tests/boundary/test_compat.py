@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader
 
 import flerm_fx
-from flerm_fx.boundary import compat
+from flerm_fx.boundary import compat, compat_sharding
 from flerm_fx.boundary.compat import pytree
 
 PACKAGE = Path(flerm_fx.__file__).parent
@@ -427,6 +427,80 @@ def test_a_sharded_tensor_is_gathered_within_a_transform(one_process: None) -> N
     assert torch.equal(torch.func.vmap(read)(x), x)
 
 
+def sharded() -> nn.Module:
+    from torch.distributed.fsdp import fully_shard
+
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    fully_shard(model[0])
+    fully_shard(model)
+    return model
+
+
+def test_groups_of_sharding_tell_their_place_and_take_a_reduction(one_process: None) -> None:
+    model = sharded()
+    groups = compat_sharding.groups_of_sharding(model)
+    assert len(groups) == 2
+    assert not compat_sharding.groups_of_sharding(nn.Linear(2, 2))
+    assert [compat_sharding.place_of_data(group) for group in groups] == [(0, 1), (0, 1)]
+    assert not any(map(compat_sharding.keeps_on_cpu, groups))
+    model.set_requires_gradient_sync(False)  # type: ignore[operator]
+    before = [dict(vars(group)) for group in groups]
+    with compat_sharding.reduced_by(groups, before[0]["_reduce_scatter_comm"]):
+        assert all(group.reduce_grads for group in groups)
+        model(torch.ones(4, 2)).sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
+    for group, attributes_before in zip(groups, before, strict=True):
+        for name in ("_reduce_scatter_comm", "reduce_grads", "gradient_divide_factor"):
+            assert vars(group)[name] is attributes_before[name]
+
+
+def test_sharding_calls_hooks_on_gradients_where_it_puts_them(one_process: None) -> None:
+    model, heard = sharded(), []
+    for name, parameter in model.named_parameters():
+        parameter.register_post_accumulate_grad_hook(
+            lambda p, name=name: heard.append((name, p.grad.to_local().shape))
+        )
+    model(torch.ones(4, 2)).sum().backward()
+    assert sorted(heard) == [(name, p.shape) for name, p in sorted(model.named_parameters())]
+
+
+def test_an_error_amid_a_run_of_a_sharded_model_is_forgotten(one_process: None) -> None:
+    model, x = sharded(), torch.ones(4, 2)
+    model(x).sum().backward()
+    expected = [p.grad.full_tensor() for p in model.parameters()]  # type: ignore[union-attr]
+
+    def fails(*_: Any) -> None:
+        raise ValueError("amid a run")
+
+    def fails_backwards(module: nn.Module, args: Any, output: Tensor) -> None:
+        output.register_hook(fails)
+
+    for hook in (fails, fails_backwards):
+        model.zero_grad()
+        handle = model[0].register_forward_hook(hook)
+        with pytest.raises(ValueError, match="amid a run"):
+            model(x).sum().backward()
+        handle.remove()
+        compat_sharding.forget_run(model)
+        for module in (model[0], model):
+            module.reshard()
+        model.zero_grad()
+        model(x).sum().backward()
+        found = [p.grad.full_tensor() for p in model.parameters()]  # type: ignore[union-attr]
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_no_hook_on_gradients_runs() -> None:
+    leaf, heard = nn.Parameter(torch.ones(2)), []
+    leaf.register_hook(lambda gradient: heard.append("gradient"))
+    leaf.register_post_accumulate_grad_hook(lambda p: heard.append("accumulated"))
+    with compat.without_gradient_hooks([leaf, nn.Parameter(torch.ones(1))]):
+        leaf.sum().backward()
+    assert not heard
+    leaf.sum().backward()
+    assert heard == ["gradient", "accumulated"]
+
+
 @pytest.fixture
 def one_process(tmp_path: Path) -> Iterator[None]:
     store = f"file://{tmp_path / 'store'}"
@@ -447,17 +521,22 @@ def test_a_copied_loader_makes_workers_of_its_own() -> None:
 # The one place
 
 
+HERE = ("boundary/compat.py", "boundary/compat_sharding.py")
+
+
 def test_every_name_has_a_test() -> None:
-    tree = ast.parse((PACKAGE / "boundary" / "compat.py").read_text(encoding="utf-8"))
+    trees = [ast.parse((PACKAGE / path).read_text(encoding="utf-8")) for path in HERE]
     names = set(compat.__all__)
-    for node in tree.body:
+    for node in (node for tree in trees for node in tree.body):
         if isinstance(node, ast.FunctionDef):
             names.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names |= {target.id for target in targets if isinstance(target, ast.Name)}
     public = {name for name in names if not name.startswith("_")}
-    used = set(re.findall(r"compat\.(\w+)", Path(__file__).read_text(encoding="utf-8")))
+    used = set(
+        re.findall(r"compat(?:_sharding)?\.(\w+)", Path(__file__).read_text(encoding="utf-8"))
+    )
     assert public - used == {"pytree"}  # imported by name above
 
 
@@ -508,8 +587,8 @@ def test_nothing_private_of_torch_is_named_elsewhere() -> None:
         str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8"))
         for path in PACKAGE.rglob("*.py")
     }
-    here = trees.pop("boundary/compat.py")
-    hidden = OF_TORCH | {name for name in literals(here) if re.fullmatch(r"_[a-z]\w*", name)}
+    here = set().union(*(literals(trees.pop(path)) for path in HERE))
+    hidden = OF_TORCH | {name for name in here if re.fullmatch(r"_[a-z]\w*", name)}
     found = {}
     for name, tree in trees.items():
         foreign = {a.attr for a in attributes(tree)} - (own(tree) - OF_TORCH) - OF_PYTHON

@@ -204,7 +204,7 @@ def test_clipping(option: str, value: Any) -> None:
         (lambda p: flerm_fx.match(None, None, p), "model must be an nn.Module, got NoneType"),  # type: ignore[arg-type]
         (
             lambda p: flerm_fx.match(mlp(), adam(mlp()), "p.safetensors"),  # type: ignore[arg-type]
-            "base_profile must be a BaseProfile, got str; read a file with flerm_fx.BaseProfile",
+            "base_profile must be a BaseProfile or a law, got str; read a file with flerm_fx.BaseP",
         ),
         (lambda p: to_tensorboard(3), "writer must have an add_scalar, got 3"),  # type: ignore[arg-type]
     ],

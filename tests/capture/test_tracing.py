@@ -95,6 +95,68 @@ def test_what_does_not_export_is_run_eagerly_with_a_warning_that_names_the_line(
     assert captured.reason
 
 
+class Normalised(nn.Module):
+    """A graph convolution, whose degrees are raised to a power in place."""
+
+    def __init__(self, write: str) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+        self.write = write
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        degree = torch.ones(x.shape[0]).index_add(0, edges[1], torch.ones(edges.shape[1]))
+        if self.write == "pow_":
+            degree = degree.pow_(-0.5)
+        elif self.write == "pow_ of a tensor":
+            degree = degree.pow_(torch.full((x.shape[0],), -0.5))
+        elif self.write == "floor_divide_":
+            degree = degree.floor_divide_(torch.tensor(2.0))
+        else:
+            degree = degree.polygamma_(1)
+        h = self.fc(x) * degree[:, None]
+        return h.index_add(0, edges[1], h[edges[0]])
+
+
+@pytest.mark.parametrize("write", ["pow_", "pow_ of a tensor", "floor_divide_"])
+def test_a_write_whose_twin_goes_by_another_name_is_exported(write: str) -> None:
+    """``aten.pow_.Scalar`` is ``aten.pow.Tensor_Scalar`` out of place, and not ``aten.pow.Scalar``,
+    whose first argument is a number.
+    """
+    model = Normalised(write)
+    inputs = torch.randn(5, 4), torch.tensor([[0, 1, 2, 3, 4, 0, 2], [1, 2, 3, 4, 0, 3, 4]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        captured = capture(model, inputs)
+    assert captured.probe_module is not None and is_functional(captured.probe_module.graph)
+    found = captured.probe_module(*captured.flat(inputs))
+    assert_close(found, model(*inputs), terms(model) + inputs[0].numel())
+
+
+def test_a_write_without_a_twin_is_a_reason_to_run_eagerly() -> None:
+    """``aten.polygamma`` takes its arguments in another order than ``aten.polygamma_``."""
+    inputs = torch.randn(5, 4), torch.tensor([[0, 1, 2], [1, 2, 3]])
+    with pytest.warns(flerm_fx.CaptureWarning, match=r"eagerly.*polygamma_.*test_tracing\.py:\d+"):
+        captured = capture(Normalised("polygamma_"), inputs)
+    assert captured.probe_module is None
+
+
+def test_what_only_the_probe_graph_raises_is_a_reason_to_run_eagerly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def other_twin(graph: torch.fx.Graph) -> bool:
+        for node in graph.nodes:
+            if node.target is torch.ops.aten.relu.default:
+                node.target = torch.ops.aten.pow.Scalar
+                node.args = (*node.args, 2)
+        return True
+
+    monkeypatch.setattr("flerm_fx.capture.graphs.functionalize", other_twin)
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    with pytest.warns(flerm_fx.CaptureWarning, match=r"eagerly.*RuntimeError: aten::pow\(\)"):
+        captured = capture(model, torch.randn(5, 4))
+    assert captured.probe_module is None
+
+
 def test_the_eager_order_is_that_of_execution_not_of_registration() -> None:
     class Swapped(DataDependent):
         def __init__(self) -> None:

@@ -93,3 +93,48 @@ def test_a_factory_that_is_none(folder: Path, capsys: pytest.CaptureFixture[str]
         )
         assert code == 1
         assert f"'{name}' {what}" in err
+
+
+def record_runs(folder: Path) -> None:
+    """A base and two models of twice the width, as they train."""
+    x, y = torch.randn(16, 4), torch.randint(3, (16,))
+    for name, width in (("base", 8), ("wide-0", 16), ("wide-1", 16)):
+        model = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+        adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+        with flerm_fx.record(model, adam, x, y, settle=0, at=[1, 2]) as recorder:
+            for _ in range(3):
+                adam.zero_grad()
+                nn.functional.cross_entropy(model(x), y).backward()
+                adam.step()
+        recorder.profile.save(folder / f"{name}.safetensors")
+
+
+def test_a_law_of_trajectories(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record_runs(folder)
+    code, out, _ = run(
+        capsys,
+        *("law", "fit", "base.safetensors", "--out", "course.json"),
+        *("--trajectory", "wide-0.safetensors", "--trajectory", "wide-1.safetensors"),
+    )
+    assert code == 0
+    assert "too few sizes" in out
+    law = flerm_fx.ScalingLaw.load(folder / "course.json")
+    assert {point.model for point in law.points["2.weight"]} == {0, 1}
+    assert run(capsys, "law", "show", "course.json")[:2] == (0, out)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--model", "models_of_laws:make"),
+        ("--sizes", "width=16"),
+        ("--model", "models_of_laws:make", "--sizes", "width=16", "--trajectory", "a"),
+    ],
+)
+def test_one_way_to_fit_is_asked_for(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    code, _, err = run(capsys, "law", "fit", "base.safetensors", *options)
+    assert code == 1
+    assert "law fit takes --model and --sizes, or --trajectory in place of both" in err

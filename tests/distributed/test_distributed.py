@@ -12,30 +12,10 @@ import pytest
 import torch
 
 from tests.distributed import worker
+from tests.distributed.launching import ROOT, launch
 
 ONE = {"ddp-batchnorm": "one-batchnorm"}
 """What one process does of what several do, if it is another model than usual."""
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def launch(processes: int, *module: str) -> subprocess.CompletedProcess[str]:
-    """Run a module, with its arguments, in several processes."""
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={processes}",
-            "-m",
-            *module,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
 
 
 def results(how: str, method: str, processes: int, tmp_path: Path) -> list[dict[str, Any]]:

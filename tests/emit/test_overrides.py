@@ -4,6 +4,7 @@ import fnmatch
 import json
 import re
 import sys
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -94,6 +95,42 @@ def test_parameter_groups(compiled: CompiledModel) -> None:
         assert group["lr"] == pytest.approx(0.5 * m)
         assert group["lr"] * group["weight_decay"] == pytest.approx(0.5 * 0.1)
     torch.optim.AdamW(found)
+
+
+@dataclass(kw_only=True)
+class ParamGroupConfig:
+    """A stand-in of torchtitan's, with its fields."""
+
+    pattern: str
+    optimizer_name: str
+    optimizer_kwargs: dict[str, Any]
+
+
+@pytest.mark.parametrize("wrapped", ["", "_orig_mod.", "_checkpoint_wrapped_module."])
+def test_torchtitan(compiled: CompiledModel, monkeypatch: pytest.MonkeyPatch, wrapped: str) -> None:
+    """Its patterns are searched for in names, and the first that is found counts; a pattern that is
+    found in none is an error of its.
+    """
+    for path in ("torchtitan", "torchtitan.components", "torchtitan.components.optimizer"):
+        monkeypatch.setitem(sys.modules, path, ModuleType(path))
+    module = sys.modules["torchtitan.components.optimizer"]
+    module.ParamGroupConfig = ParamGroupConfig  # type: ignore[attr-defined]
+    names: dict[str, Any] = {}
+    exec(compiled.overrides("torchtitan"), names)
+    groups = names["param_groups"](0.5, betas=(0.9, 0.95))
+    found = set()
+    for name, m in compiled.multipliers.items():
+        given = ".".join(
+            [f"{wrapped}{part}" for part in name.split(".")[:-1]] + [name.split(".")[-1]]
+        )
+        (group,) = (each for each in groups if re.search(each.pattern, given))
+        settings = group.optimizer_kwargs
+        assert settings["lr"] == pytest.approx(0.5 * m)
+        assert settings["lr"] * settings["weight_decay"] == pytest.approx(0.5 * 0.1)
+        assert (settings["betas"], group.optimizer_name) == ((0.9, 0.95), "AdamW")
+        assert not any(re.search(each.pattern, f"{given}x") for each in groups)
+        found.add(group.pattern)
+    assert found == {each.pattern for each in groups}
 
 
 def test_what_is_refused(compiled: CompiledModel) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.laws import main
+from experiments.laws import main, table
 
 
 @pytest.mark.slow
@@ -13,11 +13,23 @@ def test_a_prediction_is_as_good_as_a_measurement_from_another_base(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "laws.jsonl"
-    main(["--seeds", "2", "--width", "16", "--settle", "0", "--out", str(out)])
+    main(["--seeds", "2", "--settle", "0", "--out", str(out)])
     (line,) = out.read_text().splitlines()
     found = json.loads(line)
     assert found["factor"] == 16
     assert found["other_error"] <= 1.1 * found["others_differ"]
     assert found["error"] <= 0.25
     assert found["covered"] >= 0.85
-    assert f"settle 0: predicted {found['error']:.3f}" in capsys.readouterr().out
+    assert f"transformer, settle 0: predicted {found['error']:.3f}" in capsys.readouterr().out
+
+
+def test_a_table_has_a_row_for_each_outcome(tmp_path: Path) -> None:
+    numbers = ("error", "seeds_differ", "other_error", "others_differ", "unfitted", "held_out")
+    outcome = dict.fromkeys(numbers, 0.1) | {"cell": "pre-muon", "settle": 32, "covered": 0.9}
+    older = {key: value for key, value in outcome.items() if key != "unfitted"} | {"settle": 0}
+    path = tmp_path / "predictions.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in (outcome, older)))
+    rows = list(table(path))[2:]
+    title = "transformer, pre-norm, Muon"
+    assert rows[0] == f"| {title}, 32 steps | {' | '.join(['0.10'] * 6)} | 90% |"
+    assert rows[1] == f"| {title}, first step | {' | '.join(['0.10'] * 4)} |  | 0.10 | 90% |"

@@ -75,6 +75,26 @@ def test_a_law_gives_the_multipliers_of_a_model_that_is_not_built(
     }
 
 
+@pytest.mark.slow
+def test_a_law_of_courses_follows_runs_of_the_base_and_of_larger_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "LAW_SEEDS", range(2))
+    axis = replace(TINY, scales=(1, 2, 4))
+    method = replace(METHODS["law-course"], seeds=2, settle=2, at=(2, 4))
+    assert scales_of(axis, method) == (4,)
+    profile, law, path = tmp_path / "base.safetensors", tmp_path / "law.json", tmp_path / "m.json"
+    Recording(axis, method, 0.01, profile)()
+    Fitting(axis, method, 4, profile, law)()
+    Compiling(axis, method, 4, 0, law, path)()
+    fitted = ScalingLaw.load(law)
+    assert fitted.profile.trajectory.steps == (2, 4)
+    assert {point.model for point in fitted.points["logits.weight"]} == {0, 1}
+    multipliers = json.loads(path.read_text())
+    assert set(multipliers) == {n for n, _ in build(axis, 4, 0).named_parameters()}
+    assert multipliers["blocks.0.feed_forward.hidden.weight"] < 0.5
+
+
 def test_a_law_is_fitted_where_two_of_its_sizes_are_smaller(tmp_path: Path) -> None:
     law, store = METHODS["law"], Store(tmp_path)
     axis = replace(TINY, scales=(1, 2, 4, 8))

@@ -259,5 +259,6 @@ def test_options_of_callbacks_are_refused_when_they_are_made(package: str) -> No
     ):
         with pytest.raises(flerm_fx.InputError, match=message):
             callbacks.MatchCallback(profile, **options)
-    with pytest.raises(flerm_fx.InputError, match="base_profile must be a BaseProfile, got str"):
+    callbacks.MatchCallback(flerm_fx.ScalingLaw(profile, {}))  # a law goes through a profile
+    with pytest.raises(flerm_fx.InputError, match="must be a BaseProfile or a law, got str"):
         callbacks.MatchCallback("base.safetensors")

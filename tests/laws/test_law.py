@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import flerm_fx
 from flerm_fx import BaseProfile, CompiledModel, LawError, ScalingLaw
 from flerm_fx.laws.points import Point
+from flerm_fx.laws.table import to_table
 
 PATTERNS = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
 X = torch.tensor([[1.0, 0.25], [0.5, -1.0], [-0.75, 0.5], [0.3, 0.9]])
@@ -164,6 +165,64 @@ def test_another_depth_conserves_mass_and_says_so(law: ScalingLaw) -> None:
     assert deep["out.weight"] == wide["out.weight"]
 
 
+@pytest.fixture(scope="module")
+def deep_law(profile: BaseProfile) -> ScalingLaw:
+    return flerm_fx.scaling_law(Blocks, {"depth": [4, 8]}, profile, seeds=3, method="exact")
+
+
+@pytest.mark.filterwarnings("ignore:the law does not hold")  # two sizes of eight features are few
+def test_depth_is_fitted_where_models_are_deeper(deep_law: ScalingLaw) -> None:
+    assert {of.line.axes for of in deep_law.roles.values()} == {((2,),), ((1,),)}  # behind the rank
+    exponent = deep_law.roles["blocks.0.weight"].line.exponents[0]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*another depth")
+        deep = flerm_fx.compile(Blocks(depth=32), deep_law)
+    assert deep.multipliers["blocks.9.weight"] == pytest.approx(16**exponent / 16)
+    last = deep_law.roles["out.weight"].line.exponents[0]
+    assert deep.multipliers["out.weight"] == pytest.approx(16**last)  # all of the mass is its own
+
+
+@pytest.mark.filterwarnings("ignore:the law does not hold")
+def test_a_law_of_depth_knows_what_conserved_mass_does_not(
+    profile: BaseProfile, deep_law: ScalingLaw
+) -> None:
+    """Against models that are twice as deep as the largest of the fit."""
+    measured = []
+    for seed in range(3):
+        torch.manual_seed(100 + seed)
+        measured.append(compiled(Blocks(depth=16), profile).multipliers)
+    predicted = flerm_fx.compile(Blocks(depth=16), deep_law).multipliers
+
+    def missed(found: Callable[[str], float]) -> float:
+        logs = [math.log(found(name) / one[name]) for one in measured for name in predicted]
+        return math.sqrt(sum(log**2 for log in logs) / len(logs))
+
+    conserved = missed(lambda name: 1 / 8 if name.startswith("blocks") else 1.0)
+    assert missed(predicted.__getitem__) < 0.6 * conserved
+
+
+def test_width_and_depth_have_exponents_of_their_own(profile: BaseProfile) -> None:
+    sizes = [{"width": 16}, {"width": 32}, {"depth": 4}, {"depth": 8}, {"width": 16, "depth": 4}]
+    law = flerm_fx.scaling_law(Blocks, sizes, profile, seeds=2, method="exact")
+    line = law.roles["blocks.0.weight"].line
+    assert line.axes == ((0, 1), (2,))
+    wide, deep, both = (
+        law.predict("blocks.0.weight", (w, w), share=1 / d).multiplier
+        for w, d in ((4, 1), (1, 4), (4, 4))
+    )
+    assert both == pytest.approx(wide * deep)
+    assert "blocks.0.weight" in (text := to_table(law))
+    assert "depth" in text
+
+
+def test_width_and_depth_that_grew_as_one_are_one_axis(profile: BaseProfile) -> None:
+    sizes = [{"width": 16, "depth": 4}, {"width": 32, "depth": 8}]
+    law = flerm_fx.scaling_law(Blocks, sizes, profile, seeds=2, method="exact")
+    assert law.roles["blocks.0.weight"].line.axes == ((0, 1, 2),)
+    with pytest.raises(LawError, match="dimensions 0 and 1 and depth are 4 and 4 and 1 times"):
+        law.predict("blocks.0.weight", (4.0, 4.0))
+
+
 def test_a_target_below_the_base_is_marked(law: ScalingLaw) -> None:
     with pytest.warns(UserWarning, match="smaller than the base's"):
         small = flerm_fx.compile(Blocks(width=4), law)
@@ -177,7 +236,9 @@ def test_an_axis_that_was_not_moved_is_refused_by_name(law: ScalingLaw) -> None:
 
 
 def test_dimensions_that_grew_as_one_are_refused_apart(law: ScalingLaw) -> None:
-    with pytest.raises(LawError, match="0, 1 are 2, 4 times the base's, .* grow as one"):
+    with pytest.raises(
+        LawError, match="dimensions 0 and 1 are 2 and 4 times the base's, .* grow as one"
+    ):
         law.predict("blocks.0.weight", (2.0, 4.0))
 
 
@@ -329,7 +390,7 @@ def synthetic(law: ScalingLaw, curve: Callable[[float], float], spread: float = 
         Point(
             model=2 * octave + seed,
             parameters=4**octave,
-            log_sizes=(octave * math.log(2),) * 2,
+            log_sizes=(octave * math.log(2), octave * math.log(2), 0.0),
             log_multiplier=curve(octave * math.log(2)) + (seed - 0.5) * 0.02,
             error=0.02,
             spread=spread,

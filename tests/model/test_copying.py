@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 import flerm_fx
 from flerm_fx.model.copying import copied, refuse_gradient_hooks
@@ -88,25 +87,3 @@ def test_a_hook_on_a_parameter_that_looks_is_not_called() -> None:
     refuse_gradient_hooks(model)
     assert recorded(model).start == recorded(mlp(8)).start
     assert seen == []
-
-
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-def test_a_reentrant_checkpoint_is_refused_with_the_way_out() -> None:
-    class Checkpointed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = mlp(8)
-
-        def forward(self, x: Tensor) -> Tensor:
-            hidden = self.layers[1](self.layers[0](x))
-            hidden = checkpoint(self.layers[2], hidden, use_reentrant=True)
-            output: Tensor = self.layers[3](hidden)
-            return output
-
-    model = Checkpointed()
-    optimizer = torch.optim.Adam(model.parameters())
-    with (
-        pytest.warns(flerm_fx.CaptureWarning, match="CheckpointFunction"),
-        pytest.raises(flerm_fx.EstimateError, match="use_reentrant=False"),
-    ):
-        flerm_fx.record(model, optimizer, X, Y, method="sampled")

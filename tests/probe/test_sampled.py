@@ -10,7 +10,10 @@ import flerm_fx
 from flerm_fx.capture.tracing import capture
 from flerm_fx.probe import cotangent
 from flerm_fx.probe.capture_prober import CaptureProber
+from flerm_fx.probe.cotangent import Cotangents
 from flerm_fx.probe.coupling import disagreement
+from flerm_fx.probe.estimate import Estimate
+from flerm_fx.probe.sampled import Samples, relative_errors
 from flerm_fx.probe.taps import TapNodes
 from tests.cases import CASES, DataDependent, features, make, random_updates
 from tests.rounding import assert_close, rounding, terms
@@ -201,3 +204,25 @@ def test_sizes_that_depend_on_the_data_hold_no_examples() -> None:
         assert "examples have no one axis in the output of aten.linear" in str(estimate.note)
         assert abs(estimate.value - exact[name].value) <= 4 * estimate.stderr
         assert chosen_by_plan[name].value == pytest.approx(exact[name].value, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "sizes", [[1.0], [1.0] * 4, [1.0, 0.3, 0.1, 0.03], [1.0, *[0.01] * 5], [1.0] * 16 + [8.0]]
+)
+@pytest.mark.parametrize("draws", [1, 2, 4])
+def test_few_draws_say_how_far_they_may_be_off(sizes: list[float], draws: int) -> None:
+    count, drawn = 20_000, Cotangents(len(sizes), 2**40, draws)  # normal numbers, so many are K
+    true = torch.tensor(sizes, dtype=torch.float64)
+    squares = true * torch.randn(count, draws, len(sizes), dtype=torch.float64).square().mean(1)
+    samples = [Samples(("weight",), each[:, None], drawn) for each in squares]
+    means = torch.cat([each.mean_square() for each in samples])
+    errors = relative_errors(means, torch.cat([each.variance() for each in samples]))
+    logs = means.log() / 2
+    # An approximation, where sizes differ; the first-order error of one square is 0.41.
+    assert float(errors.square().mean().sqrt()) == pytest.approx(float(logs.std()), rel=0.16)
+    middle = [
+        Estimate(math.exp(x), math.exp(x) * e, "sampled", 1).middle
+        for x, e in zip(logs.tolist(), errors.tolist(), strict=True)
+    ]
+    bias = sum(map(math.log, middle)) / count - math.log(float(true.mean())) / 2
+    assert abs(bias) < 0.6 * abs(float(logs.mean() - true.mean().log() / 2))

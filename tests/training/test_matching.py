@@ -661,7 +661,7 @@ def test_a_profile_without_a_trajectory_or_of_another_model_is_refused() -> None
     other = nn.Sequential(nn.Conv1d(6, 3, 1), nn.Flatten(), nn.Linear(3, 4))
     with pytest.raises(flerm_fx.MatchError):
         flerm_fx.match(other, adam(other), recorded(adam, steps=1), features(4, 6, 1))
-    with pytest.raises(flerm_fx.InputError, match="must be a BaseProfile, got str"):
+    with pytest.raises(flerm_fx.InputError, match="must be a BaseProfile or a law, got str"):
         flerm_fx.match(model, adam(model), "base.safetensors")  # type: ignore[arg-type]
     with pytest.raises(flerm_fx.InputError, match="must be a torch.optim.Optimizer"):
         flerm_fx.match(model, "adam", recorded(adam, steps=1))  # type: ignore[arg-type]
@@ -769,17 +769,21 @@ def test_a_rate_that_falls_does_not_warm_up() -> None:
         assert last.multipliers[name] == pytest.approx(wanted, rel=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"at": "start"}, {"every": 2}])
+@pytest.mark.parametrize(("options", "apart"), [({"at": "start"}, 0.02), ({"every": 2}, 0.15)])
 def test_a_settled_base_matches_itself_with_multipliers_of_about_1(
-    options: dict[str, Any],
+    options: dict[str, Any], apart: float
 ) -> None:
-    """Its run is what settling simulates: steps on one batch at one rate."""
+    """Its run is what settling simulates: steps on one batch at one rate.
+
+    At the steps of the start both sides measure the same examples; behind it the base's FSLRs are
+    of all, the run's of a part.
+    """
     profile = recorded(adam, settle=4, warmup=0, steps=9, every=2)
     model = net(8)
     (optimizer,) = optimizers = adam(model)
     with flerm_fx.match(model, optimizer, profile, method="exact", **options) as matcher:
         train(model, optimizers, 9)
-    assert matcher.multipliers == pytest.approx(dict.fromkeys(matcher.multipliers, 1.0), rel=0.02)
+    assert matcher.multipliers == pytest.approx(dict.fromkeys(matcher.multipliers, 1.0), rel=apart)
 
 
 def test_the_start_is_matched_in_the_run_and_needs_no_trajectory() -> None:
