@@ -64,8 +64,8 @@ def run(how: str, steps: int) -> None:
     if on_gpu:
         torch.cuda.set_device(device)
     text = corpus()
-    # The probe batch is one for all: each rank measures its share of it.
-    probe = next(iter(batches(text, 1, seed=1_000_000)))
+    # One pool for all: each rank measures its share of the first batch.
+    pool = list(batches(text, 21, seed=1_000_000))
 
     def built(width: int) -> nn.Module:
         model = build_language_model(width, depth=2, context=64, norm="pre", seed=width).to(device)
@@ -86,7 +86,7 @@ def run(how: str, steps: int) -> None:
 
     small = built(32)
     optimizer = torch.optim.AdamW(small.parameters(), lr=5e-3)
-    with flerm_fx.record(small, optimizer, *probe, every=EVERY) as recorder:
+    with flerm_fx.record(small, optimizer, pool, every=EVERY) as recorder:
         train(small, optimizer)
     large = built(128)
     optimizer = torch.optim.AdamW(large.parameters(), lr=5e-3)

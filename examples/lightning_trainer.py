@@ -57,7 +57,6 @@ def main(arguments: list[str] | None = None) -> tuple[float, MatchCallback]:
     options.folder.mkdir(parents=True, exist_ok=True)
     path = options.folder / "lightning.safetensors"
     text = corpus()
-    inputs, targets = next(iter(batches(text, 1, seed=1)))
     data = [row for x, y in batches(text, options.steps) for row in zip(x, y, strict=True)]
 
     def train(width: int, callback: L.Callback, resume: Path | None = None) -> float:
@@ -75,7 +74,7 @@ def main(arguments: list[str] | None = None) -> tuple[float, MatchCallback]:
         return float(trainer.callback_metrics["loss"])
 
     if options.resume is None:
-        train(32, RecordCallback(inputs, targets, path=path, every=EVERY))
+        train(32, RecordCallback(path=path, every=EVERY))
     matched = MatchCallback(flerm_fx.BaseProfile.load(path), every=EVERY)
     loss = train(128, matched, options.resume)
     multipliers = matched.matcher.multipliers.values()

@@ -53,8 +53,8 @@ def train_small(text: Corpus, steps: int, path: Path) -> None:
     model = build_language_model(width=32, depth=2, context=64, norm="pre", seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     scheduler = schedule(optimizer, steps)
-    (probe,) = batches(text, 1, seed=1)
-    with flerm_fx.record(model, optimizer, *probe, every=EVERY) as recorder:
+    pool = list(batches(text, 21, seed=1))
+    with flerm_fx.record(model, optimizer, pool, every=EVERY) as recorder:
         for step, (inputs, targets) in enumerate(batches(text, steps)):
             optimizer.zero_grad()
             loss = differentiate(loss_of(model, inputs, targets))

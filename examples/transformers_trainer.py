@@ -52,7 +52,6 @@ def main(arguments: list[str] | None = None) -> tuple[float, MatchCallback]:
     options.folder.mkdir(parents=True, exist_ok=True)
     path = options.folder / "gpt2.safetensors"
     data = windows(512)
-    probe = {key: torch.stack([row[key] for row in data[:8]]) for key in data[0]}
 
     def arguments_for(name: str) -> TrainingArguments:
         return TrainingArguments(
@@ -74,7 +73,7 @@ def main(arguments: list[str] | None = None) -> tuple[float, MatchCallback]:
         return float(next(log["loss"] for log in trainer.state.log_history[::-1] if "loss" in log))
 
     if not options.resume:
-        train(gpt2(32), "small", RecordCallback(probe, path=path, every=EVERY))
+        train(gpt2(32), "small", RecordCallback(path=path, every=EVERY))
     matched = MatchCallback(flerm_fx.BaseProfile.load(path), every=EVERY)
     loss = train(gpt2(128), "large", matched, options.resume)
     multipliers = matched.matcher.multipliers

@@ -5,6 +5,7 @@ import copy
 import io
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -512,3 +513,29 @@ def test_a_notebook_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
+
+
+@pytest.mark.slow
+def test_the_site_can_be_searched_from_disk_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+    if path is None:
+        pytest.skip("needs Chromium on the path")
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = browser.new_context(offline=True).new_page()
+        requests: list[str] = []
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto((tmp_path / "how-to" / "lora.html").as_uri())
+        page.fill("input[name=query]", "first guess")
+        results = page.locator(".md-search-result__link")
+        results.first.wait_for(timeout=60_000)
+        found = [link.get_attribute("href") or "" for link in results.all()]
+        browser.close()
+    assert any("glossary.html" in link for link in found)
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []

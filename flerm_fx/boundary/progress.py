@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,9 +33,10 @@ class Progress:
     """Tells how far one call of the interface has got.
 
     Lines go to the logger ``flerm_fx`` at the level ``INFO``. A bar is drawn on standard error if
-    that is a terminal or a notebook and tqdm is installed, and only by the first of several
-    processes. It takes itself off the screen at the end. A call that is a step of another one, as
-    of one that compiles models of many sizes, has no bar of its own, and the level ``DEBUG``.
+    that is a terminal or a notebook, by tqdm or, where that is not installed, as a line with the
+    part that is done, and only by the first of several processes. It takes itself off the screen at
+    the end. A call that is a step of another one, as of one that compiles models of many sizes, has
+    no bar of its own, and the level ``DEBUG``.
 
     Args:
         call: the name of the function, such as ``"compile"``.
@@ -96,15 +98,41 @@ class Progress:
         yield count
 
 
+class _Line:
+    """A ``_Line`` is what there is of a bar without tqdm: a line of text, and the part done."""
+
+    def __init__(self, text: str) -> None:
+        self.desc = text
+        self.bar_format = ""  # tqdm's
+        self.reset(0)
+
+    def reset(self, total: int) -> None:
+        self.total, self._done = total, 0
+        self.update(0)
+
+    def update(self, steps: int) -> None:
+        self._done += steps
+        part = f"{self._done / self.total:4.0%}" if self.total else "…"
+        self._write(f"{self.desc} {part}")
+
+    def close(self) -> None:
+        self._write("")
+        print("\r", end="", file=sys.stderr, flush=True)
+
+    def _write(self, text: str) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r{text[:width]:<{width}}", end="", file=sys.stderr, flush=True)
+
+
 def _bar(text: str) -> Any:
-    """A line of tqdm's that may become a bar; None where nobody would see it, or without tqdm."""
+    """A line that may become a bar; None where nobody would see it."""
     is_first = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
     if not (is_first and is_watched(sys.stderr)):
         return None
     try:
         from tqdm import tqdm
     except ModuleNotFoundError:
-        return None
+        return _Line(text)
     return tqdm(
         total=1, desc=text, bar_format=_LINE, leave=False, file=sys.stderr, dynamic_ncols=True
     )

@@ -144,7 +144,7 @@ def compile(
             unusable.
         copy: as for :func:`flerm_fx.record`.
         offload: as for :func:`flerm_fx.record`.
-        progress: whether to draw a bar in a terminal or a notebook, with tqdm installed; the logger
+        progress: whether to draw a bar in a terminal or a notebook; the logger
             ``flerm_fx`` tells the same at the level ``INFO``.
 
     Returns:

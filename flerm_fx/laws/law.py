@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from flerm_fx.assign.assignment import Assignment, Status
 from flerm_fx.assign.matches import leader, wanted
 from flerm_fx.assign.predictor import Predictor
 from flerm_fx.boundary.notebook import folded_table
+from flerm_fx.boundary.warned import warn
 from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import LawError, shown
 from flerm_fx.laws.courses import course_of, followed
@@ -234,7 +234,7 @@ class ScalingLaw(Predictor):
             more = f", and {len(refused) - 4} more" if len(refused) > 4 else ""
             raise LawError("the law does not reach " + "; ".join(refused[:4]) + more)
         for text in self._cautions(rows, deep):
-            warnings.warn(text, stacklevel=3)
+            warn(text, stacklevel=3)
         return tuple(rows)
 
     def _cautions(self, rows: Sequence[Assignment], depths: Mapping[str, float]) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """Weights in half precision are measured in float32."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flerm_fx.boundary.compat import apply_to_tensors, memory_of, pytree
+from flerm_fx.boundary.warned import warn
 from flerm_fx.capture.captured import Capture
 from flerm_fx.model.distributed import is_sharded
 from flerm_fx.model.hooks import only
@@ -138,7 +138,7 @@ def warn_of_rounding(
         moved = finer((finer(before) + step).to(before.dtype)) - finer(before)
         lost[name] = float((moved - step).norm() / step.norm()) if step.any() else 0.0
     worst = max(lost, key=lambda name: lost[name])
-    warnings.warn(
+    warn(
         f"the model has weights in half precision and does not run in float32 ({obstacle}), so it "
         f"is measured as it is: rounding changes a step of {worst!r} by {lost[worst]:.0%} of it, "
         "and FSLRs and multipliers are those of what is left. Let its casts take their type from "

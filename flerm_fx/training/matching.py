@@ -132,7 +132,7 @@ def match(
             turns.
         log: called with ``{"flerm/fslr/<parameter>": …, "flerm/multiplier/<parameter>": …}`` and
             the step at each measurement.
-        progress: whether to show in a terminal or a notebook, with tqdm installed, what a step
+        progress: whether to show in a terminal or a notebook what a step
             waits for; the logger ``flerm_fx`` tells the same at the level ``INFO``.
 
     Returns:

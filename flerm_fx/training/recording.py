@@ -133,8 +133,8 @@ def record(
             that whatever else looks at the weights meanwhile never sees others.
         offload: keep what the weights are put back from elsewhere meanwhile: on the CPU if they are
             on another device, and else in a temporary file (in ``TMPDIR``).
-        progress: whether to draw a bar while the start is measured, in a terminal or a notebook and
-            with tqdm installed; the logger ``flerm_fx`` tells the same at the level ``INFO``.
+        progress: whether to draw a bar while the start is measured, in a terminal or a notebook;
+            the logger ``flerm_fx`` tells the same at the level ``INFO``.
 
     Returns:
         A :class:`Recorder`: a context manager with a ``profile``.

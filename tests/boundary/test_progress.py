@@ -39,14 +39,28 @@ def test_a_terminal_has_a_bar_that_goes_away() -> None:
     assert not drawn.rsplit("\r", 2)[1].strip()
 
 
-def test_nothing_is_drawn_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tqdm_a_line_says_what_runs_and_goes_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setenv("COLUMNS", "60")
+    with redirect_stderr(Terminal()) as terminal:
+        work(Progress("compile"))
+    drawn = [line.strip() for line in terminal.getvalue().split("\r") if line.strip()]
+    assert drawn == [
+        "flerm_fx.compile: measuring the model …",
+        *(f"flerm_fx.compile: 4 steps {part:4.0%}" for part in (0, 0.25, 0.5, 0.75, 1)),
+    ]
+    assert all(len(line) < 60 for line in terminal.getvalue().split("\r"))
+    assert terminal.getvalue().endswith(f"\r{' ' * 59}\r")
+
+
+def test_nothing_is_drawn_where_nobody_looks() -> None:
     with redirect_stderr(io.StringIO()) as piped:
         work(Progress("compile"))
     assert piped.getvalue() == ""
     with redirect_stderr(Terminal()) as terminal:
         work(Progress("compile", False))
-        monkeypatch.setitem(sys.modules, "tqdm", None)
-        work(Progress("compile"))
     assert terminal.getvalue() == ""
 
 
