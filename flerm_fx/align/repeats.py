@@ -42,8 +42,9 @@ def fold_alike(
     """Fold both graphs, and cut what both repeat in the same way.
 
     Where one side has the better reason for where a block starts, the other follows it. Reasons
-    are, in this order: it can start nowhere else; the stream forks there; one block is one module of the model; copies are at
-    one place of the items of lists; the cut is in step with the beginning of the network.
+    are, in this order: it can start nowhere else; the stream forks there; one block is one module
+    of the model; copies are at one place of the items of lists; the cut is in step with the
+    beginning of the network.
 
     Args:
         base: a parameter graph.
@@ -52,8 +53,8 @@ def fold_alike(
         bare: whether a run may consist of blocks without a fork where the chain it lies in has
             forks (in a chain without any, it may in any case).
         fold: whether to fold repeats at all.
-        otherwise: whether a block starts at the last of the places where it may, whatever speaks for
-            another; at the first, where that is the last.
+        otherwise: whether a block starts at another of the places where it may, for which the
+            module tree has as good a reason.
 
     Returns:
         Both graphs, folded. O(V + E + T p) time for T junctions in sequence and p up to T / 2
@@ -248,7 +249,8 @@ class Folded(Chains):
         offered = range(spare + 1)
         best = max(offered, key=lambda k: (reasons(k), -k))
         if self.otherwise:
-            best = 0 if best == spare else spare
+            told = reasons(best)[2:4]  # by the module tree
+            best = max((k for k in offered if k != best and reasons(k)[2:4] >= told), default=best)
         cycle = min(rotations)
         if not self.settled:
             evidence = reasons(best)

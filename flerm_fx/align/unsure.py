@@ -19,7 +19,8 @@ def unsure(reading: Reading, evidence: Evidence) -> dict[str, str]:
 
     - all over, where copies had to be counted through, whatever their runs, since these do not
       answer to one another;
-    - all over, where several uses of one parameter pass for copies, as steps of time do;
+    - all over, where several uses of one parameter pass for copies of it and of others, as steps of
+      time do;
     - where neither side's names have lists, and single layers in a row pass for copies, of which
       one may be another layer;
     - and there where what reads the input, or nothing stands behind, passes for a copy of what is
@@ -28,7 +29,12 @@ def unsure(reading: Reading, evidence: Evidence) -> dict[str, str]:
     answers = by_target(reading.shares)
     if not reading.exact:
         return dict.fromkeys(answers, "blocks answer to blocks by their number alone")
-    if reading.in_time:
+    copies = {
+        t: base
+        for t, base in answers.items()
+        if len(base) > 1 or any(len(reading.shares[b]) > 1 for b in base)
+    }
+    if any(not reading.in_time.isdisjoint(base) for base in copies.values()):
         return dict.fromkeys(
             answers, "several uses of one parameter, as in steps of time, are taken for copies"
         )
@@ -36,9 +42,7 @@ def unsure(reading: Reading, evidence: Evidence) -> dict[str, str]:
         return {}
     ours, theirs = reading.unforked
     found: dict[str, str] = {}
-    for t, base in answers.items():
-        if len(base) == 1 and all(len(reading.shares[b]) == 1 for b in base):
-            continue
+    for t, base in copies.items():
         if {ours.get(b, 1) for b in base} != {theirs.get(t, 1)}:
             found[t] = "single layers in a row are taken for copies, and one may be another layer"
         elif _at_end(evidence, base, t):
