@@ -105,7 +105,7 @@ class Evidence:
 
         Args:
             laid: the matching.
-            unsure: what else speaks against target parameters.
+            in_time: base parameters of which it takes several uses for copies.
         """
         taken: dict[str, float] = defaultdict(float)
         for row in laid.values():
