@@ -45,6 +45,10 @@ class Ends:
             return "readout"
         return "inner"
 
+    def is_last(self, name: str) -> bool:
+        """Tell whether nothing with parameters stands behind what reads a parameter."""
+        return self.before.isdisjoint(sites(self.graph, name))
+
     def _closes(self, read: set[str], names: set[str]) -> bool:
         """Tell whether all parameters before some junctions reach the output through these
         alone.

@@ -5,7 +5,7 @@ against.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -145,6 +145,7 @@ class Evidence:
         *,
         mixed: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset()),
         by_tree: bool = False,
+        unsure: Mapping[str, str] | None = None,
     ) -> dict[str, Doubt]:
         """Return what speaks against a matching, by target parameter.
 
@@ -154,6 +155,7 @@ class Evidence:
             mixed: base and target parameters that it takes for copies of ones elsewhere in the
                 module tree.
             by_tree: whether it follows from the module tree, so that the data flow may differ.
+            unsure: what else speaks against target parameters.
         """
         answers = by_target(laid)
         alternatives = [by_target(other) for other in others]
@@ -173,6 +175,7 @@ class Evidence:
             unknown = not alone and not any(any(self._crossing(b, t)) for b in names)
             if not reason and unknown and (t in mixed[1] or not mixed[0].isdisjoint(names)):
                 reason = "it is taken for a copy of what is elsewhere in the module tree"
+            reason = reason or (unsure or {}).get(t, "")
             if not reason and by_tree and alone and not self.flow.reads_alike(names[0], t):
                 reason = "the data flow around the two differs"
             if reason:
@@ -188,11 +191,12 @@ class Evidence:
         return found
 
     def _uneven(self, laid: Shares) -> frozenset[str]:
-        return uneven(laid, lambda names: self._ends.which(names) != "inner")
+        return uneven(laid, lambda names: self.ends[1].which(names) != "inner")
 
     @cached_property
-    def _ends(self) -> Ends:
-        return Ends(self.target)
+    def ends(self) -> tuple[Ends, Ends]:
+        """The ends of the data flow, of base and target."""
+        return Ends(self.base), Ends(self.target)
 
     def _against(self, b: str, t: str) -> str:
         """Return what speaks against a pair; empty if nothing does."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import product
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from flerm_fx.align.mass import Shares, mixed, shares, uses
 from flerm_fx.align.overlay import Link, links
 from flerm_fx.align.parameter_graph import parameters
 from flerm_fx.align.repeats import Folded, WeightPath, fold_alike
+from flerm_fx.align.unsure import unsure
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -62,6 +63,8 @@ class Reading:
         mixed: base and target parameters that it takes for copies of ones at other places of the
             module tree, of which the other side has more or fewer.
         by_tree: whether it follows from the module tree alone.
+        unforked: base and target parameters in runs of single layers, with the numbers of copies.
+        listed: whether the names of either side have lists.
     """
 
     shares: Shares
@@ -70,6 +73,8 @@ class Reading:
     in_time: frozenset[str] = frozenset()
     mixed: Mixed = frozenset(), frozenset()
     by_tree: bool = False
+    unforked: tuple[Mapping[str, int], Mapping[str, int]] = field(default=({}, {}))
+    listed: bool = True
 
 
 def by_structure(b: nx.DiGraph, t: nx.DiGraph) -> tuple[Shares, dict[str, Doubt]]:
@@ -100,8 +105,7 @@ def by_structure(b: nx.DiGraph, t: nx.DiGraph) -> tuple[Shares, dict[str, Doubt]
     flow = [first, *(_by_flow(b, t, True, way) for way in ways)]
     tree: list[Reading] = []
     # A list of one item may have to stand for those at the ends as well, or for all like it.
-    ends = Ends(b), Ends(t)
-    for told, cuts in ((ends, _CUTS), (None, _CUTS), (None, (alike_joined,))):
+    for told, cuts in ((evidence.ends, _CUTS), (None, _CUTS), (None, (alike_joined,))):
         if not tree:
             readings = _by_tree(b, t, evidence, told, cuts)
             tree = [reading for reading in readings if evidence.is_whole(reading.shares)]
@@ -121,9 +125,15 @@ def by_structure(b: nx.DiGraph, t: nx.DiGraph) -> tuple[Shares, dict[str, Doubt]
         if other == number and as_good > value * (1 - AS_GOOD)
     ]
     if not tree:
-        late = _by_flow(b, t, True, best.way, late=True)
-        others += [late.shares] * (_fewest_over(late) == _fewest_over(best))
-    doubts = evidence.doubts(best.shares, others, mixed=best.mixed, by_tree=best.by_tree)
+        other = _by_flow(b, t, True, best.way, otherwise=True)
+        others += [other.shares] * (_fewest_over(other) == _fewest_over(best))
+    doubts = evidence.doubts(
+        best.shares,
+        others,
+        mixed=best.mixed,
+        by_tree=best.by_tree,
+        unsure={} if tree else unsure(best, evidence),
+    )
     return best.shares, doubts
 
 
@@ -132,9 +142,11 @@ def _fewest_over(reading: Reading) -> tuple[int, bool, bool]:
     return matched(reading.shares), reading.exact, not reading.exact and not reading.way[1]
 
 
-def _by_flow(b: nx.DiGraph, t: nx.DiGraph, kinds: bool, way: Way, *, late: bool = False) -> Reading:
+def _by_flow(
+    b: nx.DiGraph, t: nx.DiGraph, kinds: bool, way: Way, *, otherwise: bool = False
+) -> Reading:
     bare, fold = way
-    folded = fold_alike(b, t, kinds=kinds, bare=bare, fold=fold, late=late)
+    folded = fold_alike(b, t, kinds=kinds, bare=bare, fold=fold, otherwise=otherwise)
     linked = links(*folded)
     found = list(uses(*folded, linked))
     return Reading(
@@ -143,6 +155,8 @@ def _by_flow(b: nx.DiGraph, t: nx.DiGraph, kinds: bool, way: Way, *, late: bool 
         way=way,
         in_time=_in_time(*folded, linked),
         mixed=mixed(found, (folded[0].in_lists, folded[1].in_lists)),
+        unforked=(folded[0].unforked(), folded[1].unforked()),
+        listed=bool(folded[0].in_lists or folded[1].in_lists),
     )
 
 

@@ -37,13 +37,14 @@ def fold_alike(
     kinds: bool,
     bare: bool,
     fold: bool = True,
-    late: bool = False,
+    otherwise: bool = False,
 ) -> tuple[Folded, Folded]:
     """Fold both graphs, and cut what both repeat in the same way.
 
     Where one side has the better reason for where a block starts, the other follows it. Reasons
-    are, in this order: the stream forks there; one block is one module of the model; copies are at
-    one place of the items of lists; the cut is in step with the beginning of the network.
+    are, in this order: it can start nowhere else; the stream forks there; one block is one module
+    of the model; copies are at one place of the items of lists; the cut is in step with the
+    beginning of the network.
 
     Args:
         base: a parameter graph.
@@ -52,8 +53,8 @@ def fold_alike(
         bare: whether a run may consist of blocks without a fork where the chain it lies in has
             forks (in a chain without any, it may in any case).
         fold: whether to fold repeats at all.
-        late: whether a block starts at the last of the places for which there is as good a reason,
-            in place of the first.
+        otherwise: whether a block starts at another of the places where it may, for which the
+            module tree has as good a reason.
 
     Returns:
         Both graphs, folded. O(V + E + T p) time for T junctions in sequence and p up to T / 2
@@ -79,7 +80,7 @@ def fold_alike(
     starts: _Starts = {}
     for settled in (False, True):
         first, second = (
-            Folded(graph, kinds, bare, fold, late, intern, starts, settled)
+            Folded(graph, kinds, bare, fold, otherwise, intern, starts, settled)
             for graph in (base, target)
         )
     return first, second
@@ -103,7 +104,7 @@ class Folded(Chains):
         kinds: bool,
         bare: bool,
         fold: bool,
-        late: bool,
+        otherwise: bool,
         intern: Interner,
         starts: _Starts,
         settled: bool,
@@ -111,7 +112,7 @@ class Folded(Chains):
         super().__init__(graph)
         self.kinds = kinds
         self.bare = bare
-        self.late = late
+        self.otherwise = otherwise
         self.in_lists = in_lists(graph)
         self.intern = intern
         self.starts = starts
@@ -134,8 +135,9 @@ class Folded(Chains):
     def _items(self, chain: list[str]) -> list[Item]:
         items = [self._item(v) for v in chain]
         last = items[-1]
-        if not self.readers[last.node] and not any(item.forked for item in items):
-            # In a plain chain nothing else tells the readout from a hidden layer.
+        plain = not any(item.forked for item in items)
+        if not self.readers[last.node] and (plain or self._is_layer(last)):
+            # Nothing else tells the readout from a hidden layer.
             last.label = self.intern["readout", last.label]
         return items
 
@@ -161,6 +163,11 @@ class Folded(Chains):
             path=common(paths),
             places=tuple(sorted(places)),
         )
+
+    def _is_layer(self, item: Item) -> bool:
+        """Tell whether an item is one layer with a matrix, and no block or norm."""
+        names = self.weights(item.node).values()
+        return not item.forked and any(self.pg.nodes[name]["rank"] > 1 for name in names)
 
     def describe(self, node: str) -> int:
         """Return a label for a parameter, or a junction of parameters alone."""
@@ -220,6 +227,8 @@ class Folded(Chains):
         while origin and items[origin - 1].plain == items[origin - 1 + period].plain:
             origin -= 1
 
+        forced = float(spare == 0)
+
         def reasons(k: int) -> tuple[float, ...]:
             first = start + k
             modules = [
@@ -235,10 +244,13 @@ class Folded(Chains):
             )
             in_step = origin == 0 and first % period == 0
             fork = float(items[first].forked)
-            return fork, len(own) / copies, in_place / period, float(in_step)
+            return forced, fork, len(own) / copies, in_place / period, float(in_step)
 
         offered = range(spare + 1)
-        best = max(offered, key=lambda k: (reasons(k), k if self.late else -k))
+        best = max(offered, key=lambda k: (reasons(k), -k))
+        if self.otherwise:
+            told = reasons(best)[2:4]  # by the module tree
+            best = max((k for k in offered if k != best and reasons(k)[2:4] >= told), default=best)
         cycle = min(rotations)
         if not self.settled:
             evidence = reasons(best)
@@ -322,6 +334,22 @@ class Folded(Chains):
 
         ordered = sorted(self.branches[node], key=key)
         return [(slot, tuple(alike)) for (slot, _), alike in groupby(ordered, key)]
+
+    def unforked(self) -> dict[str, int]:
+        """Return the parameters in runs of single layers, none of which has a fork.
+
+        Each comes with the number of copies in its run.
+        """
+        found: dict[str, int] = {}
+        for items in self.items.values():
+            for run, copies in groupby(items, key=lambda item: item.run):
+                row = list(copies)
+                if run is not None and not any(item.forked for item in row):
+                    for item in row:
+                        for copy in item.copies:
+                            names = self.weights(copy.node).values()
+                            found |= dict.fromkeys(names, len(item.copies))
+        return found
 
     def _own(self, item: Item) -> list[str]:
         """Return the branches of an item but for the one that holds the next level."""

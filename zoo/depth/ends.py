@@ -125,6 +125,11 @@ def _set() -> Tensor:
     return features(5, 4)
 
 
+def _one_step() -> Tensor:
+    return features(1, 4)
+
+
+FROM_ONE = [((1,), (2,)), ((1,), (3,)), ((2,), (3,)), ((3,), (2,))]
 ONE = [((2,), (4,)), ((2,), (3,)), ((3,), (5,)), ((4,), (2,))]
 TWO = [((1, 1), (2, 3)), ((1, 2), (2, 3)), ((2, 1), (3, 4)), ((2, 3), (1, 2))]
 
@@ -136,9 +141,11 @@ STACKS = [
         "ends of chains",
         Splines,
         _vector,
-        [((2,), (3,)), ((2,), (4,)), ((3,), (5,))],
+        [((1,), (2,)), ((2,), (3,)), ((2,), (4,)), ((3,), (5,))],
     ),
     Stack("dlrm", "ends of chains", Recommender, _vector, [((2, 2), (4, 3)), ((2, 3), (3, 6))]),
     Stack("gru-cells", "unrolled recurrence", Cells, _set, ONE),
     Stack("lstm-cells", "unrolled recurrence", LongCells, _set, ONE),
+    Stack("gru-cells-one-step", "unrolled recurrence", Cells, _one_step, FROM_ONE),
+    Stack("lstm-cells-one-step", "unrolled recurrence", LongCells, _one_step, FROM_ONE),
 ]

@@ -54,6 +54,10 @@ def _layers(
 
 
 STACKS = [
+    _layers("gcn", lambda m: m.GCNConv(WIDTH, WIDTH)),
+    _layers("gcn-residual", lambda m: m.GCNConv(WIDTH, WIDTH), norm=True, residual=True),
+    _layers("tag", lambda m: m.TAGConv(WIDTH, WIDTH), norm=True),
+    _layers("cheb", lambda m: m.ChebConv(WIDTH, WIDTH, 2)),
     _layers("sage", lambda m: m.SAGEConv(WIDTH, WIDTH), norm=True),
     _layers("gin", lambda m: m.GINConv(_perceptron(), train_eps=True), norm=True),
     _layers("gin-residual", lambda m: m.GINConv(_perceptron()), residual=True),
