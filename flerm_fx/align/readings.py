@@ -1,10 +1,9 @@
-"""A reading is one way to lay a parameter graph over another; this module chooses among them."""
+"""Among several readings of two graphs, the evidence chooses."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from itertools import product
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from flerm_fx.align.isomorphism import isomorphism
 from flerm_fx.align.mass import Shares, mixed, shares, uses
 from flerm_fx.align.overlay import Link, links
 from flerm_fx.align.parameter_graph import parameters
+from flerm_fx.align.reading import Reading, Way
 from flerm_fx.align.repeats import Folded, WeightPath, fold_alike
 from flerm_fx.align.unsure import unsure
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 AS_GOOD = 1e-3
 """Relative difference of scores within which the evidence does not decide."""
-
-Way = tuple[bool, bool]
 
 _WAYS: tuple[Way, ...] = ((False, True), (True, True), (False, False))
 """Whether runs may be without a fork, and whether runs are folded.
@@ -47,34 +45,6 @@ _Cut = Callable[[Families, Families], bool]
 
 _CUTS: tuple[_Cut, ...] = (rounds_in_both, stages_opened, lambda base, target: True)
 """What is done to the lists of both sides, if anything is to be done there."""
-
-Mixed = tuple[frozenset[str], frozenset[str]]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A ``Reading`` is one way to lay a base over a target.
-
-    Attributes:
-        shares: the shares that follow from it.
-        exact: whether copies answer to copies of one run each, and none had to be counted through.
-        way: whether runs may be without a fork, and whether runs are folded.
-        in_time: base parameters of which it takes several uses for copies.
-        mixed: base and target parameters that it takes for copies of ones at other places of the
-            module tree, of which the other side has more or fewer.
-        by_tree: whether it follows from the module tree alone.
-        unforked: base and target parameters in runs of single layers, with the numbers of copies.
-        listed: whether the names of either side have lists.
-    """
-
-    shares: Shares
-    exact: bool = True
-    way: Way = True, True
-    in_time: frozenset[str] = frozenset()
-    mixed: Mixed = frozenset(), frozenset()
-    by_tree: bool = False
-    unforked: tuple[Mapping[str, int], Mapping[str, int]] = field(default=({}, {}))
-    listed: bool = True
 
 
 def by_structure(b: nx.DiGraph, t: nx.DiGraph) -> tuple[Shares, dict[str, Doubt]]:

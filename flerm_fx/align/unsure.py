@@ -1,15 +1,10 @@
 """What the data flow alone cannot tell is unsure where the names of one side are in no lists."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
+from flerm_fx.align.evidence import Evidence
 from flerm_fx.align.mass import by_target
-
-if TYPE_CHECKING:
-    from flerm_fx.align.evidence import Evidence
-    from flerm_fx.align.readings import Reading
+from flerm_fx.align.reading import Reading
 
 
 def unsure(reading: Reading, evidence: Evidence) -> dict[str, str]:

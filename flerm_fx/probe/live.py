@@ -134,7 +134,10 @@ def alive(
         is_held: whether ``fully_shard`` holds the weights, which stay in their places then.
         is_shared: whether other ranks hold parts of the products.
     """
-    model, own = captured.model, captured.parameters
+    model = captured.model
+    # Those in their places now, where others stand in while simulated steps are taken.
+    present = dict(model.named_parameters(remove_duplicate=False))
+    own = {name: present[name] for name in captured.parameters}
     lying = {name: _like(update, own[name]) for name, update in updates.items()}
     kept = [hook for hook in captured.hooks if hook.kind in FORWARD_HOOKS]
     # Those of the backward pass change gradients, which are not what is measured.

@@ -70,7 +70,7 @@ def test_ranks_find_what_one_process_finds(
         assert other["few"] == ranks[0]["few"]
         assert other["start"] == ranks[0]["start"]
         assert other["course"] == ranks[0]["course"]
-        assert other["state"] == ranks[0]["state"]
+        assert repr(other["state"]) == repr(ranks[0]["state"])  # losses are not known: NaN
         for name, weight in ranks[0]["weights"].items():
             assert torch.equal(other["weights"][name], weight), name
 

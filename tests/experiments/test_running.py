@@ -47,7 +47,7 @@ def test_equal_seeds_give_equal_runs_and_others_do_not() -> None:
 
 
 def test_compiling_on_the_base_itself_trains_as_standard(tmp_path: Path) -> None:
-    method = replace(METHODS["compile"], seeds=1)
+    method = replace(METHODS["compile"], seeds=1, estimator="exact")
     profile, path = tmp_path / "base.safetensors", tmp_path / "multipliers.json"
     Recording(TINY, method, 0.01, profile)()
     Compiling(TINY, method, 1, 1_000, profile, path)()

@@ -336,3 +336,23 @@ def test_a_prober_follows_the_weights(x: Tensor) -> None:
         model.last.weight.mul_(3.0)
     second = prober.measure(updates, method="live", samples=12)
     assert second["first.weight"].value == pytest.approx(3 * first["first.weight"].value, rel=1e-4)
+
+
+def test_a_walk_on_the_models_own_weights_is_heard() -> None:
+    """Others stand in the places of a model's parameters while it takes simulated steps."""
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+
+    def model() -> nn.Module:
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+    base = model()
+    adam = torch.optim.Adam(base.parameters(), lr=1e-3)
+    profile = flerm_fx.record(base, adam, x, y, settle=0, method="exact").profile
+    compiled = flerm_fx.compile(model(), profile, emit="param_groups", method="live", rtol=0.01)
+    assert [row.status for row in compiled.assignments] == ["matched"] * 4
+    for name, row in compiled.matches.items():
+        assert row.base == ((name, 1),)
+    for row in compiled.assignments:
+        assert abs(row.multiplier - 1) <= 5 * row.error + 1e-5

@@ -21,7 +21,7 @@ TINY = Settings(
     base_width=16,
     width=2,
     depth=1,
-    rates=(2.0**-9, 2.0**-6, 2.0**-3),
+    rates=(2.0**-11, 2.0**-9, 2.0**-7),
     task=Task(steps=6, batch=4, context=16, validation_windows=8),
 )
 
