@@ -24,7 +24,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import flerm_fx
+from flerm_fx.assign.assignment import Assignment
+from flerm_fx.emit.merging import merged
 from flerm_fx.emit.scaled import ScaledModel
+from flerm_fx.probe.estimate import NOT_MEASURED
 from flerm_fx.recipe.multiplier import group_settings
 from flerm_fx.recipe.update_rule import UpdateRule
 from models.transformer import Transformer
@@ -34,6 +37,9 @@ LEARNING_RATE = 1e-6
 
 SPREAD = math.log(4)
 """Standard deviation of the logarithm of a multiplier."""
+
+ERROR = 0.1
+"""Relative standard error of a multiplier, as ``compile`` measures it unless it is told other."""
 
 RECORDED_STEPS = 201
 
@@ -182,30 +188,50 @@ def _summary(
     }
 
 
-def optimizer_ratios(quick: bool) -> dict[str, float]:
-    """An optimizer's step with a group for each parameter of a transformer, over one group."""
+def optimizer_ratios(quick: bool) -> dict[str, dict[str, float]]:
+    """An optimizer's step with a group for each parameter of a transformer, and with groups that
+    are merged within errors of :data:`ERROR`, over one group.
+    """
+    wide, tiny, repetitions = ((16, 1), (16, 1), 1) if quick else ((512, 6), (16, 6), 15)
+    return {f"{d} blocks of {w}": _over_one(w, d, repetitions) for w, d in (wide, tiny)}
+
+
+def _over_one(width: int, depth: int, repetitions: int) -> dict[str, float]:
     torch.manual_seed(0)
-    width, depth, repetitions = (16, 1, 1) if quick else (512, 6, 15)
     model = Transformer(width=width, depth=depth)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
-    groups = _groups(model, drawn_multipliers(model))
-    found = {}
+    multipliers = drawn_multipliers(model)
+    rows = [
+        Assignment(name, "", "", (), (), m, NOT_MEASURED, m, "matched", error=ERROR)
+        for name, m in multipliers.items()
+    ]
+    fewer = _merged_groups(model, merged(rows))
+    found: dict[str, float] = {"groups": len(multipliers), "merged groups": len(fewer)}
     for kind in ("fused", "foreach"):
         chosen: dict[str, Any] = {kind: True}
         one = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, **chosen)
-        many = torch.optim.Adam(groups, lr=LEARNING_RATE, **chosen)
-        many.state = one.state
-        ratios = []
+        many = torch.optim.Adam(_groups(model, multipliers), lr=LEARNING_RATE, **chosen)
+        few = torch.optim.Adam(fewer, lr=LEARNING_RATE, **chosen)
+        many.state = few.state = one.state
+        taken: list[list[float]] = []
         for _ in range(repetitions + 1):
-            taken = []
-            for optimizer in (one, many):
+            seconds = []
+            for optimizer in (one, many, few):
                 began = time.process_time()
                 optimizer.step()
-                taken.append(time.process_time() - began)
-            ratios.append(taken[1] / taken[0])
-        found[kind] = statistics.median(ratios[1:])
+                seconds.append(time.process_time() - began)
+            taken.append(seconds)
+        for what, index in (("", 1), (", merged", 2)):
+            found[kind + what] = statistics.median(s[index] / s[0] for s in taken[1:])
     return found
+
+
+def _merged_groups(model: nn.Module, multipliers: dict[str, float]) -> list[dict[str, Any]]:
+    groups: dict[float, dict[str, Any]] = {}
+    for group, m in zip(_groups(model, multipliers), multipliers.values(), strict=True):
+        groups.setdefault(m, {**group, "params": []})["params"] += group["params"]
+    return list(groups.values())
 
 
 def recording(quick: bool) -> dict[str, float]:
@@ -266,9 +292,9 @@ def main() -> None:
         print(case.ljust(48), *(column.rjust(12) for column in columns))
         for name, row in rows.items():
             print(f"  {name}".ljust(48), *(f"{row[column]:12.3f}" for column in columns))
-    for title in ("a group for each parameter, over one", "record(every=100)"):
-        cells = ", ".join(f"{name} {value:.3g}" for name, value in found[title].items())
-        print(f"{title}: {cells}")
+    each = found["a group for each parameter, over one"]
+    for title, values in (*each.items(), ("record(every=100)", found["record(every=100)"])):
+        print(f"{title}: " + ", ".join(f"{name} {value:.3g}" for name, value in values.items()))
 
 
 if __name__ == "__main__":

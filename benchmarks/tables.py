@@ -279,9 +279,12 @@ def emitters(found: dict[str, Any]) -> Table:
     recorded = found["record(every=100)"]
     start, hooks = recorded["start, over the run"], recorded["run with hooks, over the run"]
     notes = (
-        "The optimizer's step with a group for each parameter, over one group: "
-        + ", ".join(f"{kind} {ratio:.2f}" for kind, ratio in groups.items())
-        + ".",
+        *(
+            f"The optimizer's step with a group for each parameter of {case}, over one group: "
+            + ", ".join(f"{what} {ratio:.3g}" for what, ratio in ratios.items())
+            + "."
+            for case, ratios in groups.items()
+        ),
         f"Recording every 100 steps: {hooks:.3f} of the run of {recorded['steps']} steps without, "
         f"and before it the start, {start:.3f} of the run.",
         f"Processor time on {found['threads']} thread, fused Adam.",

@@ -23,6 +23,7 @@ from flerm_fx.model.inputs import (
     output_of,
 )
 from flerm_fx.model.standing import standing_in
+from flerm_fx.ops.operation import is_opaque
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,15 @@ class Capture:
     modules: dict[str, str] = field(default_factory=dict)
     own_backward: bool = False
     hooks: frozenset[Hook] = frozenset()
+
+    @functools.cached_property
+    def is_of_torch(self) -> bool:
+        """Whether the graph has torch's own operations alone. One that is registered from outside
+        of torch may hold what the model does.
+        """
+        nodes = () if self.probe_module is None else self.probe_module.graph.nodes
+        opaque = any(node.op == "call_module" or is_opaque(node.target) for node in nodes)
+        return self.probe_module is not None and not opaque
 
     def apply(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """Return the output tensor f(inputs) with some parameters replaced; no buffer is

@@ -16,19 +16,19 @@ from flerm_fx.align.doubts import Doubt, doubts_of
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.assign.way import Settling
 from flerm_fx.boundary.compat import pytree
-from flerm_fx.boundary.options import choice
+from flerm_fx.boundary.options import choice, flag
 from flerm_fx.boundary.progress import Progress
 from flerm_fx.dump import Format, Level, dump
 from flerm_fx.dump.table import headline, to_notebook
 from flerm_fx.emit.checking import Check, checked_start
 from flerm_fx.emit.emitter import Emitter
-from flerm_fx.emit.graph import GraphEmitter
+from flerm_fx.emit.graph import GraphEmitter, annotate
 from flerm_fx.emit.groups import parameter_groups
+from flerm_fx.emit.merging import merged
 from flerm_fx.emit.overrides import GROUPED, Overrides, overrides
 from flerm_fx.emit.scaled import Held, ScaledModel
 from flerm_fx.errors import InputError
 from flerm_fx.model.inputs import Inputs, call_arguments, device_of, to_device
-from flerm_fx.ops.scale import is_scale
 from flerm_fx.profile.profile import BaseProfile
 from flerm_fx.profile.trajectory import Trajectory
 from flerm_fx.recipe.multiplier import node_multiplier
@@ -139,23 +139,22 @@ class CompiledModel(ScaledModel):
 
     def annotate(self, graph_module: fx.GraphModule, multipliers: Mapping[str, float]) -> None:
         """Write each parameter's assignment to its scale node."""
-        rows = {a.parameter: a for a in self.assignments}
-        for node in graph_module.graph.nodes:
-            if is_scale(node):
-                row = rows[node.meta["parameter"]]
-                node.meta.update(
-                    multiplier=multipliers[row.parameter],
-                    base=row.base,
-                    base_fslr=row.base_fslr,
-                    fslr=row.target,
-                    after=row.after,
-                )
+        annotate(graph_module, self.assignments, multipliers)
+
+    @property
+    def merged_multipliers(self) -> dict[str, float]:
+        """Multipliers of ``param_groups(lr, merge=True)``, by parameter."""
+        return merged(self.assignments, self.procedure.optimizers.index)
 
     def param_groups(
-        self, lr: float, weight_decay: float | None = None, *, optimizer: int = 0
+        self,
+        lr: float,
+        weight_decay: float | None = None,
+        *,
+        optimizer: int = 0,
+        merge: bool = False,
     ) -> list[dict[str, Any]]:
-        """Return parameter groups that train the *original* model as the scale nodes train this
-        one.
+        """Return groups that train the *original* model as the scale nodes train this one.
 
         Parameters with equal multipliers share a group; each group has ``lr * m``, and weight
         decay and eps changed so that the training is the same (see
@@ -168,6 +167,8 @@ class CompiledModel(ScaledModel):
             weight_decay: in place of the base's, in the groups that have one if some have none;
                 None for the base's own.
             optimizer: which of the base's optimizers the groups are for, where it had several.
+            merge: whether multipliers that agree within their errors share a group, at their mean
+                (:func:`flerm_fx.emit.merging.merged`): :attr:`merged_multipliers`.
 
         Raises:
             InputError: the original model is gone (donated or deleted), a learning rate that is
@@ -196,13 +197,13 @@ class CompiledModel(ScaledModel):
                 "the model that was compiled is gone (donated or deleted), so it has no "
                 "parameters to group; keep it, or train the compiled model itself"
             )
-        return self._groups(model, self.multipliers, lr, weight_decay, optimizer)
+        multipliers = self.merged_multipliers if flag("merge", merge) else self.multipliers
+        return self._groups(model, multipliers, lr, weight_decay, optimizer)
 
     def base_groups(
         self, lr: float, weight_decay: float | None = None, *, optimizer: int = 0
     ) -> list[dict[str, Any]]:
-        """Return parameter groups that train *this* model, with its scale nodes, as the base was
-        trained.
+        """Return groups that train *this* model, with its scale nodes, as the base was trained.
 
         They are the base's own groups: rates in proportion to ``lr``, decays, and whatever else
         the base's groups did not share. One group at ``lr`` does the same where the base had one.
@@ -286,8 +287,7 @@ class CompiledModel(ScaledModel):
 
     def __repr__(self) -> str:
         text = f"CompiledModel({type(self.skeleton).__name__}, {headline(self.assignments, 2)}"
-        base = self._base_profile
-        return f"{text}; {base.settled})" if base is not None else f"{text})"
+        return f"{text}; {self._base_profile.settled})" if self._base_profile else f"{text})"
 
     def _repr_html_(self) -> str:
         return to_notebook(repr(self), self.assignments)

@@ -1,12 +1,13 @@
 """This emitter puts scale nodes into the graph of a model's copy."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from flerm_fx.assign.assignment import Assignment
 from flerm_fx.boundary.compat import own_buffers, own_parameters
 from flerm_fx.emit.emitted import Emitted
 from flerm_fx.emit.emitter import Emitter
@@ -14,7 +15,7 @@ from flerm_fx.emit.state import effective, packed_units
 from flerm_fx.errors import FlermError
 from flerm_fx.model.copying import copied
 from flerm_fx.model.substitution import called_with
-from flerm_fx.ops.scale import scale
+from flerm_fx.ops.scale import is_scale, scale
 
 
 class GraphEmitter(Emitter):
@@ -101,3 +102,20 @@ def donated(model: nn.Module) -> nn.Module:
         own_buffers(module).clear()
     model.forward = forward
     return skeleton
+
+
+def annotate(
+    graph_module: fx.GraphModule, rows: Iterable[Assignment], multipliers: Mapping[str, float]
+) -> None:
+    """Write each parameter's assignment to its scale node."""
+    by_name = {row.parameter: row for row in rows}
+    for node in graph_module.graph.nodes:
+        if is_scale(node):
+            row = by_name[node.meta["parameter"]]
+            node.meta.update(
+                multiplier=multipliers[row.parameter],
+                base=row.base,
+                base_fslr=row.base_fslr,
+                fslr=row.target,
+                after=row.after,
+            )

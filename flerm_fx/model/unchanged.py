@@ -1,6 +1,7 @@
 """This module tells whether a model is still the one that a graph was made of."""
 
-from collections.abc import Hashable, Iterator
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,21 +39,25 @@ class Structure:
             if now[name][0] is not part:
                 return f"{name} is another object"
             if now[name][1] != kind:
-                return f"{name} was {kind} and is {now[name][1]}"
+                return f"{name} was {_described(kind)} and is {_described(now[name][1])}"
         return "".join(f"{name} is new" for name in list(now.keys() - self._parts.keys())[:1])
 
 
-def _parts(model: nn.Module) -> Iterator[tuple[str, tuple[Any, str]]]:
+def _parts(model: nn.Module) -> Iterator[tuple[str, tuple[Any, tuple[Any, ...]]]]:
     for path, module in model.named_modules(remove_duplicate=False):
-        yield f"module {path!r}", (module, "")
+        yield f"module {path!r}", (module, ())
     named = (
         ("parameter", model.named_parameters(remove_duplicate=False)),
         ("buffer", model.named_buffers(remove_duplicate=False)),
     )
     for what, tensors in named:
         for name, tensor in tensors:
-            kind = f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
-            yield f"{what} {name!r}", (tensor, kind)
+            yield f"{what} {name!r}", (tensor, (tensor.dtype, tuple(tensor.shape), tensor.device))
+
+
+def _described(kind: tuple[Any, ...]) -> str:
+    dtype, shape, device = kind
+    return f"{dtype} of shape {shape} on {device}"
 
 
 def settings(model: nn.Module) -> Hashable:
@@ -71,16 +76,27 @@ def settings(model: nn.Module) -> Hashable:
         for module in model.modules()
         for name, value in vars(module).items()
         if name not in REGISTRIES
-        for leaf in pytree.tree_leaves(value)
+        for leaf in _leaves(value)
         if id(leaf) not in registered  # which are read anew
     )
     return values, hooks_of(model), tuple(p.requires_grad for p in model.parameters())
+
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_NESTED = (dict, OrderedDict, list, tuple)
+
+
+def _leaves(value: Any) -> Iterable[Any]:
+    """Return the leaves of a value; most attributes are a leaf themselves, or hold nothing."""
+    if type(value) in _PLAIN:
+        return (value,)
+    return () if type(value) in _NESTED and not value else pytree.tree_leaves(value)
 
 
 def _value(leaf: Any) -> Hashable:
     """Return a plain value itself; of tensors and objects, which one it is, and whether it was
     written.
     """
-    if isinstance(leaf, bool | int | float | complex | str | bytes | None):
+    if isinstance(leaf, _PLAIN):
         return leaf
     return id(leaf), times_written(leaf) if isinstance(leaf, Tensor) else 0

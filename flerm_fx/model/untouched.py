@@ -26,7 +26,7 @@ LARGE = 2**16
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[Callable[[], None]]:
+def untouched(model: nn.Module, *, runs: bool = True) -> Iterator[Callable[[], None]]:
     """Leave autocast and ``torch.compile``, and put back all that a run of the model may change.
 
     What is compiled runs as it was written: nothing is compiled anew, and such a model has a graph.
@@ -36,6 +36,12 @@ def untouched(model: nn.Module) -> Iterator[Callable[[], None]]:
     closures, defaults, bound objects and the global names in their code.
 
     Yields what puts it back in between, so that several runs begin alike.
+
+    Args:
+        model: any module.
+        runs: whether code of the model runs. Where a graph of torch's own operations does, nothing
+            reaches the attributes of modules, which are not looked at then; hooks on all modules
+            and on gradients run still.
 
     >>> class Counts(nn.Linear):
     ...     calls, seen = 0, []
@@ -50,8 +56,9 @@ def untouched(model: nn.Module) -> Iterator[Callable[[], None]]:
     """
     held = {id(t) for t in (*model.parameters(), *model.buffers())}
     state = _State(held)
-    for module in model.modules():
-        state.keep_module(module)
+    if runs:
+        for module in model.modules():
+            state.keep_module(module)
     for hooks in (*global_hooks(), *(gradient_hooks(p) for p in model.parameters())):
         state.keep(hooks, None)
     for module in model.modules():

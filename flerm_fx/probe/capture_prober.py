@@ -153,6 +153,11 @@ class CaptureProber:
             estimates = self._auto(read, ordered, inputs, rtol, generator, again=again)
         return self._agreed(estimates)
 
+    def reads_graph_alone(self, method: Method) -> bool:
+        """Tell whether an estimate runs no code of the model, as the search for coupling does."""
+        is_known = self._coupling is not None and method in ("auto", "exact", "sampled")
+        return is_known and self.captured.is_of_torch
+
     def _agreed(self, estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
         """Return what the first rank has found, if all of it is finite."""
         for name, estimate in estimates.items():
@@ -244,7 +249,7 @@ class CaptureProber:
             work = replace(work, passes=math.inf)  # tangents would keep all weights
         chosen = _plan(work, rtol, size)
         if chosen.cotangents is not None and self._coupled(parameters, updates, inputs):
-            chosen = _plan(work, rtol, _as_one_example(size))
+            chosen = _plan(work, rtol, (1, math.prod(size)))
         if chosen.cotangents is None:
             return self._exact(parameters, updates, inputs)
         taken = [self._draw(parameters, updates, inputs, chosen.cotangents, generator)]
@@ -271,7 +276,7 @@ class CaptureProber:
     ) -> dict[str, Estimate]:
         size = self._size(parameters, inputs)
         if self._coupled(parameters, updates, inputs):
-            size = _as_one_example(size)
+            size = 1, math.prod(size)
         examples, coordinates = size
         draws = min(samples or draws_needed(rtol, examples, coordinates), coordinates)
         cotangents = Cotangents(examples, coordinates, draws)
@@ -383,13 +388,7 @@ class CaptureProber:
 
 
 def _plan(work: Workload, rtol: float, size: tuple[int, int]) -> Plan:
-    examples, coordinates = size
-    return plan(work, rtol=rtol, examples=examples, coordinates=coordinates)
-
-
-def _as_one_example(size: tuple[int, int]) -> tuple[int, int]:
-    examples, coordinates = size
-    return 1, examples * coordinates
+    return plan(work, rtol=rtol, examples=size[0], coordinates=size[1])
 
 
 def _worst(estimates: Mapping[str, Estimate]) -> float:

@@ -175,7 +175,7 @@ class Prober:
             dict(self._model.named_parameters()) if self._is_elsewhere else captured.parameters
         )
         canonical = _canonical(captured, updates)
-        with untouched(self._model):
+        with untouched(self._model, runs=not prober.reads_graph_alone(method)):
             estimates = prober.estimate(
                 dict(parameters),
                 canonical,

@@ -146,3 +146,57 @@ def test_another_model_is_refused(change: Callable[[nn.Module], object], message
     change(model)
     with pytest.raises(flerm_fx.InputError, match=message + r".*; make another one"):
         prober.measure(updates)
+
+
+class Counter:
+    """What an operation writes to, and the model holds."""
+
+    calls = 0
+
+
+def test_what_operations_from_outside_of_torch_write_is_put_back() -> None:
+    """Their code runs in each call of a graph, too, unlike the model's."""
+    counter = Counter()
+
+    @torch.library.custom_op("flerm_tests::counted", mutates_args=())
+    def counted(x: Tensor) -> Tensor:
+        counter.calls += 1
+        return x.sin()
+
+    counted.register_fake(torch.empty_like)
+    counted.register_autograd(
+        lambda ctx, grad: grad * ctx.saved_tensors[0].cos(),
+        setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+    )
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.counter = nn.Linear(4, 3), counter
+
+        def forward(self, x: Tensor) -> Tensor:
+            return counted(self.linear(x))  # type: ignore[no-any-return]
+
+    model = Net()
+    prober = flerm_fx.Prober(model, features(5, 4))
+    updates = {"linear.weight": torch.ones(3, 4)}
+    for _ in range(3):
+        prober.measure(updates, method="sampled", samples=1)
+        assert counter.calls == 0
+
+
+@pytest.mark.parametrize("method", ["sampled", "auto", "kronecker", "live"])
+def test_each_call_leaves_the_model_and_what_all_modules_share(method: str) -> None:
+    model, x = Settings(), features(8, 4)
+    updates = {"first.weight": torch.ones(6, 4)}
+    prober = flerm_fx.Prober(model, x)
+    seen: list[int] = []
+
+    def looks(module: nn.Module, args: object, output: object) -> None:
+        seen.append(1)
+
+    with nn.modules.module.register_module_forward_hook(looks):
+        for _ in range(3):
+            prober.measure(updates, method=method, rtol=0.3)  # type: ignore[arg-type]
+            assert model.calls == 0 and not seen
+            assert model.norm.num_batches_tracked == 0
