@@ -191,7 +191,23 @@ class Evidence:
         return found
 
     def _uneven(self, laid: Shares) -> frozenset[str]:
-        return uneven(laid, lambda names: self.ends[1].which(names) != "inner")
+        return uneven(laid, lambda names: self.ends[1].which(names) != "inner", self._alike)
+
+    def _alike(self, names: Collection[str]) -> bool:
+        """Tell whether target parameters are of one sort, and what they give is used in one way."""
+        pg = self.target
+        sorts = {
+            (
+                *(pg.nodes[name][key] for key in ("kind", "op", "slot", "rank")),
+                frozenset(
+                    (pg.nodes[v]["op"], slot)
+                    for site in sites(pg, name)
+                    for _, v, slot in pg.out_edges(site, data="slot")
+                ),
+            )
+            for name in names
+        }
+        return len(sorts) == 1
 
     @cached_property
     def ends(self) -> tuple[Ends, Ends]:
