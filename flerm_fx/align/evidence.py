@@ -194,20 +194,24 @@ class Evidence:
         return uneven(laid, lambda names: self.ends[1].which(names) != "inner", self._alike)
 
     def _alike(self, names: Collection[str]) -> bool:
-        """Tell whether target parameters are of one sort, and what they give is used in one way."""
+        """Tell whether target parameters are of matrices or biases of one sort, and what they give
+        meets other data in one way.
+
+        What the next layer reads is told from what the head reads by nothing but its place, and
+        lists of norms may hold one that is behind all blocks.
+        """
         pg = self.target
-        sorts = {
-            (
-                *(pg.nodes[name][key] for key in ("kind", "op", "slot", "rank")),
-                frozenset(
-                    (pg.nodes[v]["op"], slot)
-                    for site in sites(pg, name)
-                    for _, v, slot in pg.out_edges(site, data="slot")
-                ),
-            )
-            for name in names
-        }
-        return len(sorts) == 1
+        uses: set[Hashable] = set()
+        for name in names:
+            for site in sites(pg, name):
+                read = [pg.nodes[u] for u in pg.pred[site] if not on_data(pg, u)]
+                readers = {v: str(slot) for _, v, slot in pg.out_edges(site, data="slot")}
+                layers = [v for v in readers if any(not on_data(pg, u) for u in pg.pred[v])]
+                if layers or not any(a.get("rank", 0) > 1 for a in read):
+                    return False
+                meets = frozenset((pg.nodes[v]["op"], slot) for v, slot in readers.items())
+                uses.add((*(pg.nodes[name][key] for key in ("kind", "op", "slot", "rank")), meets))
+        return len(uses) == 1
 
     @cached_property
     def ends(self) -> tuple[Ends, Ends]:

@@ -24,14 +24,14 @@ def uneven(
     Where items of a list hold the same, and so do those of the list that they answer to, no block
     is special by itself. A matching in which the first answers alone, and those behind it share the
     rest, takes an end of the stack for a kind of block. Where they do not hold the same, unequal
-    shares are odd if they are out of order as well. Of lists of single layers only those count whose
-    layers are alike, since others may hold layers of any sort.
+    shares are odd if they are out of order as well. Of lists of single layers only those count
+    whose layers are alike, since others may hold layers of any sort.
 
     Args:
         laid: the matching.
         is_end: whether target parameters stand at an end of the data flow.
-        alike: whether the layers of target parameters are of one sort, and what they give is used
-            in one way.
+        alike: whether target parameters in single layers are of one sort, and what these give
+            meets other data in one way.
 
     >>> half = Fraction(1, 2)
     >>> even = {"b.0.fc.w": {"h.0.fc.w": Fraction(1)}, "b.1.fc.w": {"h.1.fc.w": Fraction(1)}}
