@@ -9,9 +9,7 @@ from zoo.depth.registry import STACKS
 from zoo.depth.stack import Stack, expected_shares, outcome
 
 BY_NAME = {stack.name: stack for stack in STACKS}
-ENDS_APART = ("perceiver-read",)
-"""A known limit (docs/architectures.md): first and last block answer alone."""
-QUICK = ("mlp-depth", "nbeats")
+QUICK = ("mlp-depth", "nbeats", "dcn-cross")
 
 
 def test_names_are_unique_and_depths_differ() -> None:
@@ -38,9 +36,7 @@ def test_a_match_other_than_the_names_is_found() -> None:
 
 
 def held(stack: Stack) -> Any:
-    known = pytest.mark.xfail(reason="a known limit", strict=False)
     marks = [] if stack.name in QUICK else [pytest.mark.slow]
-    marks += [known] if stack.name in ENDS_APART else []
     return pytest.param(stack, marks=marks, id=stack.name)
 
 

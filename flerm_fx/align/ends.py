@@ -10,6 +10,8 @@ from flerm_fx.align.nodes import on_data, sites
 if TYPE_CHECKING:
     import networkx as nx
 
+_SIDE_BY_SIDE = ("aten.cat", "aten.stack")
+
 
 class Ends:
     """``Ends`` says which parameters stand at an end of the data flow."""
@@ -48,6 +50,25 @@ class Ends:
     def is_last(self, name: str) -> bool:
         """Tell whether nothing with parameters stands behind what reads a parameter."""
         return self.before.isdisjoint(sites(self.graph, name))
+
+    def bypasses(self, names: Collection[str]) -> bool:
+        """Tell whether what some parameters give goes past the layers that read it, and meets what
+        these give one by one, as in a residual addition.
+        """
+        within = {site for name in names for site in sites(self.graph, name)}
+        given = set(within)
+        for v in self.graph:
+            before = [u for u in self.graph.pred[v] if on_data(self.graph, u)]
+            if before and len(before) == len(self.graph.pred[v]) and given.issuperset(before):
+                given.add(v)
+        for v in given:
+            out = [w for w in self.graph.adj[v] if w not in given]
+            layers = {w for w in out if any(not on_data(self.graph, u) for u in self.graph.pred[w])}
+            if layers and any(
+                w not in layers and self.graph.nodes[w]["op"] not in _SIDE_BY_SIDE for w in out
+            ):
+                return True
+        return False
 
     def _closes(self, read: set[str], names: set[str]) -> bool:
         """Tell whether all parameters before some junctions reach the output through these

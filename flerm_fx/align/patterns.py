@@ -256,7 +256,8 @@ class _AnswerPattern:
         except FormulaError as error:
             raise self._error(f"has a formula that has no value: {error}") from None
         if there and number not in there:
-            has = f"{there[0]} to {there[-1]}" if len(there) > 1 else str(there[0])
+            several = f"indices {there[0]} to {there[-1]}"
+            has = several if len(there) > 1 else f"index {there[0]} alone"
             raise self._error(
                 f"leaves the range: {{{formula}}} is {number} for {shown(place.name)!r}, and the "
                 f"base has {has} behind {shown(before)!r}"

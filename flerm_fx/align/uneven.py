@@ -14,23 +14,30 @@ from flerm_fx.align.places import Words
 _Siblings = list[tuple[InList, str]]  # parameters at one place of the items of a list
 
 
-def uneven(laid: Shares, is_end: Callable[[Collection[str]], bool]) -> frozenset[str]:
+def uneven(
+    laid: Shares,
+    is_end: Callable[[Collection[str]], bool],
+    alike: Callable[[Collection[str]], bool],
+) -> frozenset[str]:
     """Return the target parameters in lists of blocks of which some get more than others.
 
     Where items of a list hold the same, and so do those of the list that they answer to, no block
     is special by itself. A matching in which the first answers alone, and those behind it share the
     rest, takes an end of the stack for a kind of block. Where they do not hold the same, unequal
-    shares are odd if they are out of order as well. Items that are single layers are
-    left out, since a list of these may hold an entrance and a head.
+    shares are odd if they are out of order as well. Of lists of single layers only those count
+    whose layers are alike, since others may hold layers of any sort.
 
     Args:
         laid: the matching.
         is_end: whether target parameters stand at an end of the data flow.
+        alike: whether target parameters in single layers are of one sort, and what these give
+            meets other data in one way.
 
     >>> half = Fraction(1, 2)
     >>> even = {"b.0.fc.w": {"h.0.fc.w": Fraction(1)}, "b.1.fc.w": {"h.1.fc.w": Fraction(1)}}
     >>> odd = {**even, "b.1.fc.w": {"h.1.fc.w": half, "h.2.fc.w": half}}
-    >>> [sorted(uneven(laid, lambda names: False)) for laid in (even, odd)]
+    >>> never, always = (lambda names: False), (lambda names: True)
+    >>> [sorted(uneven(laid, is_end=never, alike=always)) for laid in (even, odd)]
     [[], ['h.0.fc.w', 'h.1.fc.w', 'h.2.fc.w']]
     """
     answers = by_target(laid)
@@ -38,24 +45,25 @@ def uneven(laid: Shares, is_end: Callable[[Collection[str]], bool]) -> frozenset
     groups: dict[tuple[int, Words, Words], _Siblings] = defaultdict(list)
     for name in answers:
         for at in in_each_list(name):
-            if len(at.rest) > 1:
-                groups[at.inner, at.list, at.rest].append((at, name))
+            groups[at.inner, at.list, at.rest].append((at, name))
     found: set[str] = set()
     ends: dict[tuple[Words, int], bool] = {}
     for (inner, of, rest), siblings in groups.items():
         if _even(siblings, answers):
             continue
+        if len(rest) < 2 and not alike([name for _, name in siblings]):
+            continue
         kinds: dict[frozenset[Words], _Siblings] = defaultdict(list)
         for at, name in siblings:
             kinds[target.rests[of][at.item]].append((at, name))
-        alike = [
+        rows = [
             row
             for row in kinds.values()
             if len({k for _, name in row for k in _kinds(answers[name], inner, base)}) == 1
         ]
         if rest in target.everywhere[of] and not _in_order(siblings, answers, inner, base):
-            alike = [siblings]
-        for row in alike:
+            rows = [siblings]
+        for row in rows:
             if _even(row, answers):
                 continue
             for at, _ in row:

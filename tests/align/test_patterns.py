@@ -73,6 +73,11 @@ def test_stars_in_stages_of_their_own_depths() -> None:
     assert laid(base, target, {"stages.{s}.*": "stages.{s}.*"}) == found
 
 
+def test_an_index_beyond_the_only_one_is_refused() -> None:
+    with pytest.raises(MatchError, match="the base has index 0 alone behind 'blocks.'"):
+        laid(stack(1), stack(2), {"blocks.{i}": "blocks.{i}"})
+
+
 def test_a_list_has_several_answers() -> None:
     mapping = {"h.{i}": ["blocks.{2 * i}", "blocks.{2 * i + 1}"]}
     found = laid(stack(4), stack(2, "h"), mapping)
@@ -123,7 +128,7 @@ def test_a_function_may_name_several() -> None:
         ({"blocks.*": "layers.*"}, r"base parameter 'layers.\*.attn.q.weight'.*; nearest: "),
         (
             {"blocks.{i}": "blocks.{i}"},
-            r"{i} is 2 for 'blocks.2.attn.q.weight', and the base has 0 to 1 behind 'blocks.'",
+            r"{i} is 2 for 'blocks.2.attn.q.weight', .* has indices 0 to 1 behind 'blocks.'",
         ),
         ({"blocks.{i}": "blocks.{i - 1}"}, r"leaves the range: {i - 1} is -1"),
         ({"blocks.{i}": "blocks.{j}"}, "has j in a formula, which is no index of it"),

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -416,9 +416,20 @@ def test_equal_blocks_with_unequal_shares_speak_against_a_matching() -> None:
         "b.0.fc.w": {"h.0.fc.w": Fraction(1)},
         "b.1.fc.w": {"h.1.fc.w": half, "h.2.fc.w": half},
     }
-    assert uneven(odd, lambda names: False) == {"h.0.fc.w", "h.1.fc.w", "h.2.fc.w"}
+
+    def never(names: Collection[str]) -> bool:
+        return False
+
+    assert uneven(odd, never, never) == {"h.0.fc.w", "h.1.fc.w", "h.2.fc.w"}
     # What reads the input is another layer, although it holds the same.
-    assert not uneven(odd, lambda names: "h.0.fc.w" in names)
+    assert not uneven(odd, lambda names: "h.0.fc.w" in names, never)
+
+
+def test_single_layers_with_unequal_shares_speak_against_a_matching_if_they_are_alike() -> None:
+    half = Fraction(1, 2)
+    odd = {"b.0.w": {"h.0.w": Fraction(1)}, "b.1.w": {"h.1.w": half, "h.2.w": half}}
+    assert uneven(odd, lambda names: False, lambda names: True) == {"h.0.w", "h.1.w", "h.2.w"}
+    assert not uneven(odd, lambda names: False, lambda names: False)
 
 
 def test_stages_that_answer_to_others_are_torn() -> None:

@@ -66,6 +66,81 @@ class Splines(nn.Module):
         return self.last(h)
 
 
+class Crosses(nn.Module):
+    """DCN's cross layers, each of which reads the list's input beside what goes through it."""
+
+    def __init__(self, depths: Depths) -> None:
+        super().__init__()
+        self.embed, self.head = linear(into=4), linear(3)
+        self.cross = nn.ModuleList(linear() for _ in range(depths[0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.embed(x)
+        return self.head(self.crossed(first))
+
+    def crossed(self, first: Tensor) -> Tensor:
+        h = first
+        for layer in self.cross:
+            h = first * layer(h) + h
+        return h
+
+
+class DeepCrosses(Crosses):
+    """The same beside a perceptron, as in DCN."""
+
+    def __init__(self, depths: Depths) -> None:
+        super().__init__(depths)
+        self.head = linear(3, 2 * WIDTH)
+        self.deep = nn.ModuleList(linear() for _ in range(depths[1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = h = self.embed(x)
+        for layer in self.deep:
+            h = layer(h).relu()
+        return self.head(torch.cat([self.crossed(first), h], -1))
+
+
+class Conditioned(nn.Module):
+    """Blocks of two layers that the list's input enters as a scale."""
+
+    def __init__(self, depths: Depths) -> None:
+        super().__init__()
+        self.embed, self.head = linear(into=4), linear(3)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(linear(), nn.ReLU(), linear()) for _ in range(depths[0])
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = h = self.embed(x)
+        for block in self.blocks:
+            h = h + first * block(h)
+        return self.head(h)
+
+
+class Gate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.change, self.gate = linear(), linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.gate(x).sigmoid()
+        return gate * self.change(x).relu() + (1 - gate) * x
+
+
+class Highway(Conditioned):
+    """A highway network: each layer mixes what it reads with what it makes of it."""
+
+    def __init__(self, depths: Depths) -> None:
+        super().__init__(depths)
+        self.blocks = nn.ModuleList(Gate() for _ in range(depths[0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        for block in self.blocks:
+            h = block(h)
+        return self.head(h)
+
+
 class Recommender(nn.Module):
     """DLRM: embeddings stand beside a perceptron, and their products before another."""
 
@@ -144,6 +219,16 @@ STACKS = [
         [((1,), (2,)), ((2,), (3,)), ((2,), (4,)), ((3,), (5,))],
     ),
     Stack("dlrm", "ends of chains", Recommender, _vector, [((2, 2), (4, 3)), ((2, 3), (3, 6))]),
+    Stack("dcn-cross", "ends of chains", Crosses, _vector, FROM_ONE),
+    Stack(
+        "dcn",
+        "ends of chains",
+        DeepCrosses,
+        _vector,
+        [((2, 2), (3, 3)), ((2, 2), (4, 3)), ((3, 2), (2, 4)), ((1, 2), (2, 3)), ((3, 2), (2, 1))],
+    ),
+    Stack("conditioned", "ends of chains", Conditioned, _vector, FROM_ONE),
+    Stack("highway", "ends of chains", Highway, _vector, FROM_ONE),
     Stack("gru-cells", "unrolled recurrence", Cells, _set, ONE),
     Stack("lstm-cells", "unrolled recurrence", LongCells, _set, ONE),
     Stack("gru-cells-one-step", "unrolled recurrence", Cells, _one_step, FROM_ONE),
