@@ -438,6 +438,7 @@ def rows(page: str) -> list[list[str]]:
 
 
 MEASURED = {
+    "Llama, 4 times as wide and as deep": ("Llama, width and depth", "4"),
     "ViT, 4 times as wide": ("ViT, width", "4"),
     "GPT-2, 4 times as wide": ("GPT-2, width", "4"),
     "Llama, 4 times as wide": ("Llama, width", "4"),

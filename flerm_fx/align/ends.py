@@ -6,11 +6,10 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from flerm_fx.align.nodes import on_data, sites
+from flerm_fx.ops.table import SIDE_BY_SIDE
 
 if TYPE_CHECKING:
     import networkx as nx
-
-_SIDE_BY_SIDE = ("aten.cat", "aten.stack")
 
 
 class Ends:
@@ -65,7 +64,7 @@ class Ends:
             out = [w for w in self.graph.adj[v] if w not in given]
             layers = {w for w in out if any(not on_data(self.graph, u) for u in self.graph.pred[w])}
             if layers and any(
-                w not in layers and self.graph.nodes[w]["op"] not in _SIDE_BY_SIDE for w in out
+                w not in layers and self.graph.nodes[w]["op"] not in SIDE_BY_SIDE for w in out
             ):
                 return True
         return False

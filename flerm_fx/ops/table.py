@@ -246,3 +246,6 @@ TURNING = frozenset(name for name, known in TABLE.items() if known.turns)
 
 COMMUTATIVE = frozenset(name for name, known in TABLE.items() if known.commutes)
 """The operations whose arguments can be exchanged."""
+
+SIDE_BY_SIDE = frozenset({"aten.cat", "aten.stack"})
+"""The operations that put tensors beside one another, none of which changes the others."""
