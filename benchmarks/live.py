@@ -7,15 +7,13 @@ python -m benchmarks.live --processes 4    # and FSDP2 with tensor parallelism
 import argparse
 import itertools
 import statistics
-import tempfile
-from pathlib import Path
 
 import torch
 from torch import distributed as dist
 from torch import nn
-from torch.multiprocessing.spawn import spawn
 
 import flerm_fx
+from benchmarks.processes import print_row
 from benchmarks.streaming import CONTEXT, CPU, EXAMPLES, REPEATS, VOCABULARY, sharded
 from benchmarks.timing import once
 from flerm_fx.model.distributed import Ranks
@@ -69,17 +67,6 @@ def measured(how: str, processes: int) -> str:
     )
 
 
-def work(rank: int, how: str, processes: int, store: str) -> None:
-    """What each process does."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=processes)
-    row = measured(how, processes)
-    if rank == 0:
-        print(row, flush=True)
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -90,9 +77,7 @@ def main() -> None:
     for processes, how in itertools.product(options.processes, KINDS):
         if (how == "plain") != (processes == 1) or (how == "FSDP2 × TP" and processes < 4):
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = (how, processes, str(Path(folder) / "store"))
-            spawn(work, arguments, nprocs=processes)  # type: ignore[no-untyped-call]
+        print_row(measured, how, processes)
 
 
 if __name__ == "__main__":

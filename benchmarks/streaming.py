@@ -9,9 +9,7 @@ import copy
 import functools
 import itertools
 import statistics
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,9 +17,9 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from torch.multiprocessing.spawn import spawn
 
 from benchmarks.gathers import Gathers
+from benchmarks.processes import print_row
 from benchmarks.timing import once
 from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.model.distributed import Ranks
@@ -98,17 +96,6 @@ def tapped(probe: fx.GraphModule | None, names: tuple[str, ...]) -> fx.GraphModu
     return root
 
 
-def work(rank: int, how: str, processes: int, store: str) -> None:
-    """What each process does."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=processes)
-    row = measured(how, processes)
-    if rank == 0:
-        print(row, flush=True)
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -123,9 +110,7 @@ def main() -> None:
     for processes, how in itertools.product(options.processes, kinds):
         if how == "FSDP2 × TP" and processes < 4:
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = (how, processes, str(Path(folder) / "store"))
-            spawn(work, arguments, nprocs=processes)  # type: ignore[no-untyped-call]
+        print_row(measured, how, processes)
 
 
 if __name__ == "__main__":
