@@ -219,7 +219,7 @@ class ScalingLaw(Predictor):
             for node in (captured.graph_module.graph.nodes if captured.graph_module else ())
             if "parameter" in node.meta
         }
-        deep = depths({n: sum(share for _, share in m.base) for n, m in matches.items() if m.base})
+        deep = depths({n: m.base for n, m in matches.items() if m.base}, self._of_base)
         refused, rows = [], []
         for name, parameter in captured.parameters.items():
             op = graph.nodes[name]["op"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pvariance
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from flerm_fx.align.roles import roles
 from flerm_fx.assign.assignment import Assignment
-from flerm_fx.assign.matches import leader, wanted_estimate
+from flerm_fx.assign.matches import Shares, leader, wanted_estimate
 from flerm_fx.boundary.options import described
 from flerm_fx.errors import LawError, shown
 from flerm_fx.profile.profile import BaseProfile
@@ -106,21 +106,33 @@ def named(axis: Iterable[int], rank: int) -> str:
     return " and ".join(parts + ["depth"] * (rank in axis))
 
 
-def depths(shares: Mapping[str, float]) -> dict[str, float]:
+def depths(answers: Mapping[str, Shares], of_base: Mapping[str, Role]) -> dict[str, float]:
     """Return how many times as deep as the base's the blocks are that each parameter is in.
 
     It is what divides the mass of its counterparts. What is in no blocks that repeat has all mass
-    of its own, and the depth of the model: that of the blocks which have moved most.
+    of its own, and the depth of the model: that of the blocks which have moved most. Blocks that
+    repeat in the base, and no more often here, have a depth of 1, whatever others have.
 
     Args:
-        shares: of the base's mass, by parameter.
+        answers: the base parameters that each parameter answers to, with the shares of their mass.
+        of_base: the role of each parameter of the base, which several have where blocks repeat.
 
-    >>> depths({"embed": 1.0, "blocks.0": 0.5, "blocks.1": 0.5})
-    {'embed': 2.0, 'blocks.0': 2.0, 'blocks.1': 2.0}
+    >>> base = {name: Role(name[0], (4,), 0.0) for name in ("embed", "b.0", "c.0", "c.1")}
+    >>> kept = {name: ((name, 1.0),) for name in ("embed", "c.0", "c.1")}
+    >>> depths({"b.0": (("b.0", 0.5),), "b.1": (("b.0", 0.5),), **kept}, base)
+    {'b.0': 2.0, 'b.1': 2.0, 'embed': 2.0, 'c.0': 1.0, 'c.1': 1.0}
     """
+    shares = {name: sum(share for _, share in base) for name, base in answers.items()}
     of_model = max(shares.values(), key=lambda share: abs(math.log(share)), default=1.0)
+    members = Counter(role.name for role in of_base.values())
+
+    def moves_as_the_model(name: str) -> bool:
+        first, _ = answers[name][0]
+        is_whole = math.isclose(shares[name], 1.0, rel_tol=1e-6)
+        return is_whole and members[of_base[first].name] == 1
+
     return {
-        name: 1 / (of_model if math.isclose(share, 1.0, rel_tol=1e-6) else share)
+        name: 1 / (of_model if moves_as_the_model(name) else share)
         for name, share in shares.items()
     }
 
@@ -132,7 +144,8 @@ def points(models: Iterable[Compiled], profile: BaseProfile) -> dict[str, list[P
     by_role: dict[str, list[Point]] = defaultdict(list)
     for model, compiled in enumerate(models):
         size = sum(math.prod(row.shape) for row in compiled.assignments)
-        deep = depths({row.parameter: share_of(row) for row in compiled.assignments if row.base})
+        answers = {row.parameter: row.base for row in compiled.assignments if row.base}
+        deep = depths(answers, of_base)
         alike: dict[tuple[str, tuple[int, ...], float], list[Assignment]] = defaultdict(list)
         for row in compiled.assignments:
             if row.status == "matched" and row.base:

@@ -13,6 +13,7 @@ import flerm_fx
 from flerm_fx import BaseProfile, LawError, ScalingLaw
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.profile.trajectory import Trajectory
+from tests.laws.small import Blocks
 
 STEPS = (2, 4, 6)
 X = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
@@ -21,22 +22,6 @@ Y = torch.randint(3, (32,), generator=torch.Generator().manual_seed(1))
 
 few = pytest.mark.filterwarnings("ignore:the law does not hold")
 """Eight features are few, and whether a law of them holds is chance."""
-
-
-class Blocks(nn.Module):
-    """A residual network."""
-
-    def __init__(self, width: int = 8, depth: int = 2) -> None:
-        super().__init__()
-        self.inner = nn.Linear(4, width)
-        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.out = nn.Linear(width, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.inner(x)
-        for block in self.blocks:
-            x = x + torch.relu(block(x))
-        return self.out(x)
 
 
 def recorded(

@@ -14,6 +14,7 @@ import flerm_fx
 from flerm_fx import BaseProfile, CompiledModel, LawError, ScalingLaw
 from flerm_fx.laws.points import Point
 from flerm_fx.laws.table import to_table
+from tests.laws.small import Blocks
 
 PATTERNS = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
 X = torch.tensor([[1.0, 0.25], [0.5, -1.0], [-0.75, 0.5], [0.3, 0.9]])
@@ -90,22 +91,6 @@ def test_the_exponent_of_a_hidden_matrix_under_sign_descent(readout: float) -> N
     )
     assert exponents(law)["hidden.weight"] == pytest.approx(-(2 + readout), abs=1e-2)
     assert law.roles["hidden.weight"].line.axes == ((0, 1),)
-
-
-class Blocks(nn.Module):
-    """A residual network, small enough to be measured in milliseconds."""
-
-    def __init__(self, width: int = 8, depth: int = 2, features: int = 4) -> None:
-        super().__init__()
-        self.inner = nn.Linear(features, width)
-        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.out = nn.Linear(width, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.inner(x)
-        for block in self.blocks:
-            x = x + torch.relu(block(x))
-        return self.out(x)
 
 
 INPUTS = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
@@ -424,3 +409,31 @@ def test_one_recording_of_the_base_is_said_to_be_one() -> None:
     single = recorded(Blocks(), INPUTS, TARGETS)
     law = ScalingLaw.fit([compiled(Blocks(width), single) for width in (16, 32, 64)])
     assert "one base" in kinds(law)
+
+
+class Stacks(nn.Module):
+    """Two stacks of residual blocks, of which one may be deeper."""
+
+    def __init__(self, first: int = 2, second: int = 2) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 8)
+        self.first = nn.ModuleList(nn.Linear(8, 8) for _ in range(first))
+        self.second = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(second))
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        for block in self.first:
+            x = x + torch.relu(block(x))
+        for block in self.second:
+            x = x + torch.tanh(block(x))
+        return self.out(x)
+
+
+def test_blocks_that_are_no_deeper_have_no_depth_of_others() -> None:
+    profile = flerm_fx.record_seeds(Stacks, adam, INPUTS, TARGETS, seeds=2, settle=0)
+    law = ScalingLaw.fit([compiled(Stacks(first), profile) for first in (4, 8)])
+    depths = {role: [point.log_sizes[-1] for point in of] for role, of in law.points.items()}
+    assert depths["first.0.weight"] == pytest.approx([math.log(2), math.log(4)])
+    assert depths["out.weight"] == pytest.approx([math.log(2), math.log(4)])
+    assert depths["second.0.weight"] == [0.0, 0.0]
