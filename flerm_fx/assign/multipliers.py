@@ -98,16 +98,16 @@ def assigned(
         run, own_roles = procedure.optimizers, roles(capture_graph(captured), shapes)
         of_role = {name: (role, run.index(name)) for name, role in own_roles.items()}
         way = Way(profile, matches, procedure)
-        moments = measure_settling(
-            captured, procedure, way.follow, prober=prober, is_sized=way.looks_at
-        ).moments
-        start = start_of(moments, procedure)
+    moments = measure_settling(
+        captured,
+        procedure,
+        way.follow if way else None,
+        prober=prober,
+        is_sized=way.looks_at if way else lambda _: False,
+    ).moments
+    start = start_of(moments, procedure)
+    if way:
         way.warn(stacklevel=3)
-    else:
-        moments = measure_settling(
-            captured, procedure, prober=prober, is_sized=lambda _: False
-        ).moments
-        start = start_of(moments, procedure)
 
     def rows_of(
         start: Mapping[str, Estimate], late: Mapping[str, Estimate]

@@ -41,8 +41,10 @@ def fit(
         typer.Option(help="In place of both: a profile of a larger model, recorded as it trained."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where to write the law.")] = Path("law.json"),
-    seeds: Annotated[int, typer.Option(help="Models of each size.", min=1)] = 3,
-    rtol: Annotated[float, typer.Option(help="Relative standard error of the multipliers.")] = 0.1,
+    seeds: Annotated[int | None, typer.Option(help="Models of each size: 3.", min=1)] = None,
+    rtol: Annotated[
+        float | None, typer.Option(help="Relative standard error of the multipliers: 0.1.")
+    ] = None,
 ) -> None:
     """Measure models of several sizes, fit the law of their multipliers, and write it.
 
@@ -54,6 +56,12 @@ def fit(
     """
     if bool(trajectory) == bool(model or sizes) or bool(model) != bool(sizes):
         raise InputError("law fit takes --model and --sizes, or --trajectory in place of both")
+    measured = {name: v for name, v in (("seeds", seeds), ("rtol", rtol)) if v is not None}
+    if trajectory and measured:
+        raise InputError(
+            f"--{' and --'.join(measured)} say how models are measured, and with --trajectory none "
+            "is; leave out what does not apply"
+        )
     try:
         check(out)
     except OSError as error:
@@ -63,7 +71,7 @@ def fit(
     if model is None:
         fitted = ScalingLaw.fit_trajectories(base, map(BaseProfile.load, trajectory or ()))
     else:
-        fitted = _measured(base, load_factory(model), chosen, seeds, rtol)
+        fitted = _measured(base, load_factory(model), chosen, measured)
     fitted.save(out)
     print(to_table(fitted))
 
@@ -72,8 +80,7 @@ def _measured(
     base: BaseProfile,
     factory: Callable[..., Any],
     sizes: dict[str, list[Any]],
-    seeds: int,
-    rtol: float,
+    options: dict[str, Any],
 ) -> ScalingLaw:
     """Measure models, and tell of each."""
     handler, logger = logging.StreamHandler(), logging.getLogger("flerm_fx")
@@ -82,7 +89,7 @@ def _measured(
     logger.setLevel(logging.INFO)
     try:
         with Console(stderr=True).status("measuring models"):
-            return scaling_law(factory, sizes, base, seeds=seeds, rtol=rtol, progress=False)
+            return scaling_law(factory, sizes, base, **options, progress=False)
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)

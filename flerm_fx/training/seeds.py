@@ -92,20 +92,22 @@ def record_seeds(
                         "each time"
                     )
                 models.add(model)
-                with (
-                    warnings.catch_warnings(record=True) as warned,
-                    record(model, optimizer(model), inputs, targets, **options) as recorder,
-                ):
-                    profiles.append(recorder.profile)
-            for warning in warned:
-                if (text := str(warning.message)) not in said:  # once, not of every base
-                    said.add(text)
-                    warnings.warn(text, warning.category, stacklevel=2)
+                warned: list[warnings.WarningMessage] = []
+                try:
+                    with (
+                        warnings.catch_warnings(record=True) as warned,
+                        record(model, optimizer(model), inputs, targets, **options) as recorder,
+                    ):
+                        profiles.append(recorder.profile)
+                finally:
+                    for warning in warned:
+                        if (text := str(warning.message)) not in said:  # once, not of every base
+                            said.add(text)
+                            warnings.warn(text, warning.category, stacklevel=2)
             # The first one's batches are all others', whatever they were read from.
             inputs = [batch for batch, _ in profiles[0].pool]
             own = [batch_targets for _, batch_targets in profiles[0].pool]
             targets = None if own[0] is None else own
-            options["settle"] = profiles[0].settle  # what it has warned of is said once
             _LOG.info("recorded base %d of %d (seed %d)", count, len(chosen), seed)
             done(1)
     return BaseProfile.mean(profiles)

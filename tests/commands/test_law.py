@@ -138,3 +138,14 @@ def test_one_way_to_fit_is_asked_for(
     code, _, err = run(capsys, "law", "fit", "base.safetensors", *options)
     assert code == 1
     assert "law fit takes --model and --sizes, or --trajectory in place of both" in err
+
+
+def test_how_to_measure_goes_with_no_recorded_run(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(
+        capsys,
+        *("law", "fit", "base.safetensors", "--trajectory", "a", "--seeds", "3", "--rtol", "0.2"),
+    )
+    assert code == 1
+    assert "--seeds and --rtol say how models are measured" in " ".join(err.split())

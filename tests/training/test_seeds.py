@@ -98,3 +98,14 @@ def test_what_cannot_be_recorded_is_refused(changes: dict[str, Any], message: st
     factory, optimizer = options.pop("factory"), options.pop("optimizer")
     with pytest.raises(InputError, match=message):
         flerm_fx.record_seeds(factory, optimizer, X, Y, **options)
+
+
+def test_what_a_base_warned_of_is_said_though_its_recording_fails() -> None:
+    x, y = torch.full((4, 2), math.inf), torch.arange(4) % 3
+    with (
+        pytest.warns(UserWarning, match="the pool is a single batch"),
+        pytest.raises(flerm_fx.FlermError),
+    ):
+        flerm_fx.record_seeds(
+            lambda: nn.Linear(2, 3), lambda m: torch.optim.SGD(m.parameters(), lr=0.1), x, y
+        )
