@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import spawn
+from torch.multiprocessing.spawn import spawn
 
 Measured = Callable[[str, int], str]
 """From a way of sharding and a number of processes to a row; all processes call it."""
