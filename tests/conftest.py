@@ -1,6 +1,7 @@
 """Settings of the whole test run."""
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -9,6 +10,10 @@ import torch
 # pytest-xdist has a process per core already; more threads would only fight over the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+
+# What a shell starts in the background ignores Ctrl-C, and so would the processes that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

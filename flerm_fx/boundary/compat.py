@@ -6,6 +6,7 @@ relied on.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -210,6 +211,36 @@ def unwrapped_by_dynamo(module: nn.Module) -> nn.Module | None:
 def forget_compilation(module: nn.Module) -> None:
     """Undo ``Module.compile`` on a copy, whose compiled call would be the original's."""
     vars(module).pop("_compiled_call_impl", None)
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Let what is compiled run as it was written, while it lasts.
+
+    Operations such as ``torch.cond`` and ``flex_attention`` compile what they are given each time
+    that they are called, without which they do not run: what calls ``torch.compile`` meanwhile
+    gets what it calls for.
+    """
+    compiles = torch.compile
+
+    def compiled(*args: Any, **kwargs: Any) -> Any:
+        function = compiles(*args, **kwargs)
+        if isinstance(function, nn.Module):  # of the user's, to be run as it was written
+            return function
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with torch.compiler.set_stance("default"):
+                return function(*args, **kwargs)
+
+        return call
+
+    with torch.compiler.set_stance("force_eager"):
+        torch.compile = compiled
+        try:
+            yield
+        finally:
+            torch.compile = compiles
 
 
 def apply_to_tensors(module: nn.Module, function: Any) -> None:

@@ -12,7 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flerm_fx.boundary.compat import BACKWARD_HOOKS, FORWARD_HOOKS, gradient_hooks, own_buffers
+from flerm_fx.boundary.compat import (
+    BACKWARD_HOOKS,
+    FORWARD_HOOKS,
+    gradient_hooks,
+    own_buffers,
+    uncompiled,
+)
 from flerm_fx.boundary.interrupts import deferred_interrupt
 from flerm_fx.model.hooks import global_hooks
 from flerm_fx.model.randomness import preserved_rng, rng_state, set_rng_state
@@ -69,7 +75,7 @@ def untouched(model: nn.Module, *, runs: bool = True) -> Iterator[Callable[[], N
     with (
         preserved_rng(),
         torch.autocast(device, enabled=False),
-        torch.compiler.set_stance("force_eager"),
+        uncompiled(),
     ):
         before = rng_state()
 

@@ -266,6 +266,29 @@ def test_compiled_modules_are_seen_through() -> None:
     assert module(torch.ones(1, 2)).shape == (1, 2)
 
 
+def test_what_is_compiled_runs_as_it_was_written_but_for_operations_that_compile() -> None:
+    compiled: list[str] = []
+
+    def backend(module: fx.GraphModule, _: Any) -> Any:
+        compiled.append("user's")
+        return module
+
+    def twice(x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda x: 2 * x, lambda x: x - 1, (x,))  # type: ignore[no-any-return]
+
+    called = torch.compile(twice, backend=backend)
+    before = torch.compile
+    with compat.uncompiled():
+        assert torch.equal(called(torch.ones(2)), torch.full((2,), 2.0))
+        module: Any = torch.compile(nn.Linear(2, 2), backend=backend)
+        assert compat.unwrapped_by_dynamo(module) is not None
+        assert module(torch.ones(1, 2)).shape == (1, 2)
+    assert compiled == []
+    assert torch.compile is before
+    assert torch.equal(called(-torch.ones(2)), torch.full((2,), -2.0))
+    assert compiled == ["user's"]
+
+
 def test_each_tensor_of_a_module_is_replaced() -> None:
     module = Registers()
     compat.apply_to_tensors(module, lambda t: t.double())
