@@ -28,7 +28,7 @@ class Method:
         kind: ``"compile"`` finds multipliers once, at the start; ``"law"`` has those that a law
             predicts, fitted to models of the scales ``fitted`` that are below the run's, to their
             starts or with ``course`` to runs of them and the base, measured at each of ``at``;
-            ``"match"`` finds them at each of ``at``;
+            ``"match"`` finds them at each of ``at``, from those of ``compile`` on if ``compiled``;
             ``"mup-rates"`` has those of muP, on the model as it is; ``"completep"`` is
             :mod:`experiments.completep`.
         settle: as for :func:`flerm_fx.record`, but no more than a run has steps.
@@ -42,6 +42,7 @@ class Method:
         fitted: scales of the models that a law is fitted to.
         course: whether it is fitted to courses of runs.
         off_rate: the base is recorded at so many times its best rate.
+        compiled: whether a matched run begins with what ``compile`` finds.
     """
 
     key: str
@@ -55,6 +56,7 @@ class Method:
     fitted: tuple[float, ...] = (2, 3, 4)
     course: bool = False
     off_rate: float = 1.0
+    compiled: bool = False
 
     @property
     def own_base(self) -> bool:
@@ -86,6 +88,7 @@ METHODS: dict[str, Method] = {
         Method("match", "match, each by itself", "match"),
         Method("match-pooled", "match, every 100 steps", "match", settle=100),
         Method("match-start", "match, at the start", "match", settle=100, at="start"),
+        Method("match-compiled", "match, from compile", "match", settle=100, compiled=True),
         Method("match-log", "match, at powers of 2", "match", at=POWERS_OF_2),
         Method("paper", "the paper's estimator", "match", estimator="kronecker"),
         Method("one-seed", "compile, one base", "compile", settle=100, seeds=1),

@@ -186,8 +186,11 @@ class Training:
         batches = data.load(axis.data)
         model, rule = self._begun()
         if self.method.kind == "match" and self.profile is not None:
-            base = flerm_fx.BaseProfile.load(self.profile)
-            with flerm_fx.match(model, rule, base, at=self.method.at, method=self.method.estimator):
+            base, by = flerm_fx.BaseProfile.load(self.profile), self.method
+            matched = model
+            if by.compiled:
+                matched = flerm_fx.compile(model, base, emit="param_groups", method=by.estimator)
+            with flerm_fx.match(matched, rule, base, at=by.at, method=by.estimator):
                 outcome = train(model, rule, batches, axis, run.seed)
         else:
             outcome = train(model, rule, batches, axis, run.seed)

@@ -1,5 +1,6 @@
 """A run is held against the base's: is its model trained by the same rules, group by group?"""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ from flerm_fx.recipe.optimizers import Optimizers
 from flerm_fx.recipe.update_rule import UpdateRule
 
 Given = Mapping[str, tuple[UpdateRule, float]]
+
+SAME = 1e-6
+"""Relative difference of two rates that differ by rounding alone."""
 
 
 def check_as_base(base: Optimizers, given: Given) -> None:
@@ -52,6 +56,35 @@ def check_as_base(base: Optimizers, given: Given) -> None:
             are = {repr(ours.get(key)): ours.get(key) for _, ours in stated}
             if len(were) > 1 and len(are) == 1 and (key != "lr" or any(are.values())):
                 _lost(key, were, next(iter(are)))
+
+
+def check_rates(base: Optimizers, given: Given) -> None:
+    """Check that what the base trained at one rate has one in the target's run, too.
+
+    Multipliers come on top of what the target's groups have: rates that differ where the base had
+    one, as they do in groups that have multipliers already, would differ twice. What rests at 0 has
+    no rate.
+
+    Args:
+        base: as for :func:`check_as_base`.
+        given: as for :func:`check_as_base`.
+
+    Raises:
+        OptimizerError: there are several.
+    """
+    first: dict[int, tuple[str, float]] = {}
+    for name, (_, rate) in given.items():
+        if rate == 0:
+            continue
+        other, its_rate = first.setdefault(base.index(name), (name, rate))
+        if not math.isclose(rate, its_rate, rel_tol=SAME):
+            raise OptimizerError(
+                f"parameter {name!r} is trained at the rate {rate:g} and {other!r} at "
+                f"{its_rate:g}, where the base had one rate for both: multipliers come on top of "
+                "rates, so that those of groups such as compiled.param_groups(lr) would act "
+                "twice. Train both at one rate (what flerm_fx.compile returns begins with its own "
+                "multipliers), or record the base with such rates"
+            )
 
 
 def _lost(key: str, were: list[str], is_now: str) -> None:

@@ -21,6 +21,7 @@ from flerm_fx.boundary.progress import Progress
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.tracing import capture
 from flerm_fx.capture.ungraphed import capture_sharded, capture_ungraphed
+from flerm_fx.emit.compiled import CompiledModel
 from flerm_fx.emit.module import ModuleEmitter, scales_of
 from flerm_fx.emit.scaled import ScaledModel
 from flerm_fx.errors import OptimizerError
@@ -32,7 +33,7 @@ from flerm_fx.probe.capture_prober import CaptureProber
 from flerm_fx.probe.parallel import check_parallel
 from flerm_fx.probe.planner import METHODS, Method
 from flerm_fx.profile.profile import BaseProfile
-from flerm_fx.recipe.as_base import check_as_base
+from flerm_fx.recipe.as_base import check_as_base, check_rates
 from flerm_fx.recipe.likeness import check_state_is_free
 from flerm_fx.recipe.loss import Loss
 from flerm_fx.recipe.optimizers import Optimizers, listed
@@ -81,7 +82,8 @@ def match(
     factor of 2:
 
     - A plain model begins with multipliers at which its first update is as large as the base's
-      there (:func:`flerm_fx.start.update_size.update_sizes`), one with scale nodes with its own.
+      there (:func:`flerm_fx.start.update_size.update_sizes`), what :func:`flerm_fx.compile` returns
+      with its own.
     - The run is also measured at the steps of the base's start (``settling``), beside those of
       ``every`` or ``at``, and compared with it there. Up to the last of them multipliers stay.
     - From there on both sides of the ratio are geometric means over all measurements behind the
@@ -143,9 +145,9 @@ def match(
             ``at="start"`` one whose start was not settled.
         MatchError: parameters that structure cannot match.
         LawError: parameters that a law does not reach.
-        OptimizerError: a parameter outside the optimizer, another optimizer than the base's, a
-            rule whose state holds weights or learning rates, or scale nodes under one whose state
-            does not follow them.
+        OptimizerError: a parameter outside the optimizer, another optimizer than the base's,
+            several rates where the base had one, a rule whose state holds weights or learning
+            rates, or scale nodes under one whose state does not follow them.
         EstimateError: a NaN or infinite update or FSLR; the step is undone first.
 
     Example::
@@ -182,6 +184,7 @@ def match(
         checked(name, value)
     ranks = Ranks.of(model)
     model = unwrapped(model)
+    compiled = dict(model.multipliers) if isinstance(model, CompiledModel) else {}
     scaled = _scaled(model)
     model = model if scaled is None else scaled
     optimizers = listed(optimizer)
@@ -214,7 +217,9 @@ def match(
     matches = find_matches(base_profile, captured, mapping, on_unmatched)
     held = held_as_matched(base_profile, captured, matches)
     given = {name: (run.rule(name), run.rate(name)) for name in run.held}
-    check_as_base(replace(base_profile.optimizers, held=held), given)
+    base = replace(base_profile.optimizers, held=held)
+    check_as_base(base, given)
+    check_rates(base, given)
     for rule in run.rules:
         check_state_is_free(rule)
     target: PlainTarget | ScaledTarget = (
@@ -243,7 +248,7 @@ def match(
     )
     course = Course(base_profile, captured, matches, plan.trajectory, stretch)
     rows = law.predicted(captured, matches) if law else ()
-    predicted = {row.parameter: row.multiplier for row in rows}
+    predicted = {row.parameter: row.multiplier for row in rows} or compiled
     following = plan.following(course, run, trusted(rows))
     return Matcher(model, optimizers, run, target, predicted, following, prober, plan.schedule, log)
 

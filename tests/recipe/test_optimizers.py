@@ -1,5 +1,6 @@
 """The optimizers that people train with: groups, rates, keys, wrappers, rules from elsewhere."""
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -761,6 +762,29 @@ def test_match_refuses_one_rate_where_the_base_had_several() -> None:
         UserWarning, match=r"had weight_decay 0.5, 0.0, and all of this model's have"
     ):
         flerm_fx.match(model, adamw(model.parameters()), recorder.profile).close()
+
+
+def test_match_refuses_several_rates_where_the_base_had_one() -> None:
+    """Multipliers that are in the groups would act twice."""
+    base, model = net(8), net(16)
+    optimizer = adamw(base.parameters())
+    with record(base, optimizer, every=1) as recorder:
+        train(base, optimizer, 1)
+    profile = recorder.profile
+    compiled = flerm_fx.compile(model, profile, emit="param_groups")
+    several = adamw(compiled.param_groups(1e-3))
+    before = copy.deepcopy(several.state_dict()), [p.clone() for p in model.parameters()]
+    for each in (model, compiled):
+        with pytest.raises(
+            flerm_fx.OptimizerError, match=r"trained at the rate .* would act twice\. Train both at"
+        ):
+            flerm_fx.match(each, several, profile)
+    assert several.state_dict() == before[0]
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before[1], strict=True))
+    resting = adamw(rates_by_layer(model))
+    for group in resting.param_groups[1:]:
+        group["lr"] = 0.0
+    flerm_fx.match(model, resting, profile).close()
 
 
 @pytest.mark.parametrize(

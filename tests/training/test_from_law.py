@@ -1,4 +1,4 @@
-"""Matching that begins with what a law predicts."""
+"""Matching that begins with what a law predicts, or with what was compiled."""
 
 import copy
 import math
@@ -155,6 +155,18 @@ def test_measurements_are_drawn_to_predictions_as_far_as_those_are_trusted(
             assert math.log(matcher.multipliers[name]) == pytest.approx(expected, abs=1e-4)
             drawn[law, name] = weight
     assert all(5 * drawn[sure, name] < drawn[unsure, name] for _, name in drawn)
+
+
+@pytest.mark.parametrize("emit", ["graph", "module", "param_groups"])
+def test_what_is_compiled_begins_with_its_own_multipliers(profile: BaseProfile, emit: Any) -> None:
+    compiled = flerm_fx.compile(net(32), profile, emit=emit, method="exact")
+    found = compiled.multipliers
+    optimizer = adam(compiled)
+    with flerm_fx.match(compiled, optimizer, profile, at="start", method="exact") as matcher:
+        assert matcher.multipliers == pytest.approx(found, rel=1e-6)
+        train(compiled, optimizer, 4)
+    assert matcher.history[0].multipliers == pytest.approx(found, rel=1e-6)
+    assert matcher.multipliers != pytest.approx(found, rel=1e-2)
 
 
 @pytest.mark.parametrize("emit", ["graph", "module"])
