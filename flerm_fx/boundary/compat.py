@@ -221,7 +221,7 @@ def uncompiled() -> Iterator[None]:
     that they are called, without which they do not run: what calls ``torch.compile`` meanwhile
     gets what it calls for.
     """
-    compiles = torch.compile
+    compiles: Any = torch.compile
 
     def compiled(*args: Any, **kwargs: Any) -> Any:
         function = compiles(*args, **kwargs)
