@@ -19,6 +19,8 @@ Scaled = Literal[
     "width_multiplier",
     "depth_multiplier",
     "width_and_depth",
+    "width_and_batch",
+    "width_and_duration",
     "init_scale",
     "rank",
     "batch",
@@ -28,6 +30,9 @@ Scaled = Literal[
 
 OF_RUN: tuple[Scaled, ...] = ("batch", "duration", "decay")
 """What changes of the run, and nothing of the model."""
+
+WIDE_RUNS: tuple[Scaled, ...] = ("width_and_batch", "width_and_duration")
+"""What changes of the run, and the width of the model with it."""
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resmlp": ResMLP,
@@ -143,18 +148,19 @@ class Axis:
             return adapted(rank=int(self.settings["rank"] * scale))
         value = scale if self.scaled == "init_scale" else int(scale)
         both = ("width_multiplier", "depth_multiplier")
-        scaled = both if self.scaled == "width_and_depth" else (self.scaled,)
+        arguments = {"width_and_depth": both, **dict.fromkeys(WIDE_RUNS, both[:1])}
+        scaled = arguments.get(self.scaled, (self.scaled,))
         return MODELS[self.model](**{**self.settings, **dict.fromkeys(scaled, value)})
 
     def run(self, scale: float) -> "Axis":
         """The same with the batch, the steps or the decay of a scale's runs.
 
-        >>> AXES["gpt2-batch"].run(4).batch, AXES["gpt2-duration"].run(4).steps
+        >>> AXES["gpt2-batch"].run(4).batch, AXES["gpt2-width-duration"].run(4).steps
         (64, 1600)
         """
-        if self.scaled == "batch":
+        if self.scaled in ("batch", "width_and_batch"):
             return replace(self, batch=round(scale * self.batch))
-        if self.scaled == "duration":
+        if self.scaled in ("duration", "width_and_duration"):
             return replace(self, steps=round(scale * self.steps))
         if self.scaled == "decay" and self.recipe is not None:
             recipe = replace(self.recipe, decay=scale * self.recipe.decay)
@@ -167,7 +173,8 @@ class Axis:
         >>> AXES["llama-both"].width(4), AXES["llama-depth"].width(4)
         (4, 1)
         """
-        return scale if self.scaled in ("width_multiplier", "width_and_depth") else 1
+        wide = self.scaled in ("width_multiplier", "width_and_depth", *WIDE_RUNS)
+        return scale if wide else 1
 
     def depth(self, scale: float) -> float:
         """How many times as deep as the base a model is."""
@@ -337,7 +344,20 @@ def _under_the_recipe() -> list[Axis]:
         for axis in (LLAMA, GPT2)
         for scaled, scales in _RUNS.items()
     ]
-    return [LLAMA, GPT2, VIT, *deep, both, initial, mlp, *others]
+    wide = [
+        replace(
+            axis,
+            key=f"{axis.key}-{scaled.removeprefix('width_and_')}",
+            title=f"{axis.title} and {scaled.removeprefix('width_and_')}",
+            scaled=scaled,
+            scales=(1, 4),
+            base=axis.key,
+            grid=replace(_OCTAVES, first=2, count=5),
+        )
+        for axis in (LLAMA, GPT2)
+        for scaled in WIDE_RUNS
+    ]
+    return [LLAMA, GPT2, VIT, *deep, both, initial, mlp, *others, *wide]
 
 
 GRIDS = {

@@ -356,6 +356,17 @@ def test_runs_are_longer_larger_or_decay_more() -> None:
     assert not applies(METHODS["compile"], axis)
 
 
+def test_a_run_changes_beside_the_width() -> None:
+    for key, batch, steps in (("gpt2-width-batch", 64, 400), ("llama-width-duration", 16, 1600)):
+        axis = AXES[key]
+        assert (axis.run(4).batch, axis.run(4).steps, axis.width(4)) == (batch, steps, 4)
+        wide, alone = axis.build(4), AXES[axis.base].build(4)
+        assert [p.shape for p in wide.parameters()] == [p.shape for p in alone.parameters()]
+        assert axis.named(1) == axis.base
+        assert set(axis.grid.rates) <= set(AXES[axis.base].grid.rates)
+        assert all(applies(METHODS[name], axis) for name in ("standard", "compile", "mup-rates"))
+
+
 @pytest.mark.parametrize("scaled", OF_RUN)
 def test_what_changes_of_a_run_changes_its_loss(scaled: Scaled) -> None:
     axis = replace(TINY, scaled=scaled, scales=(1, 40), recipe=Recipe(), optimizer="adamw")
