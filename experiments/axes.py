@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from experiments import foreign
+from experiments.adapters import adapted_llama
 from experiments.data import Name as DataName
 from experiments.recipe import Recipe
 from experiments.smollm2 import adapted
@@ -37,6 +38,8 @@ WIDE_RUNS: tuple[Scaled, ...] = ("width_and_batch", "width_and_duration")
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resmlp": ResMLP,
     "transformer": Transformer,
+    "smollm2": adapted,
+    "adapted-llama": adapted_llama,
     **foreign.MODELS,
 }
 """Architectures that are built from settings."""
@@ -94,7 +97,7 @@ class Axis:
     key: str
     title: str
     data: DataName
-    model: Literal["resmlp", "transformer", "smollm2", "llama", "gpt2", "vit"]
+    model: Literal["resmlp", "transformer", "smollm2", "adapted-llama", "llama", "gpt2", "vit"]
     settings: Mapping[str, Any]
     scaled: Scaled
     scales: tuple[float, ...]
@@ -145,7 +148,7 @@ class Axis:
         if self.scaled in OF_RUN:
             return MODELS[self.model](**self.settings)
         if self.scaled == "rank":
-            return adapted(rank=int(self.settings["rank"] * scale))
+            return MODELS[self.model](rank=int(self.settings["rank"] * scale))
         value = scale if self.scaled == "init_scale" else int(scale)
         both = ("width_multiplier", "depth_multiplier")
         arguments = {"width_and_depth": both, **dict.fromkeys(WIDE_RUNS, both[:1])}
@@ -255,6 +258,17 @@ VIT = replace(
     batch=64,
 )
 
+ADAPTED = replace(
+    LLAMA,
+    key="lora-recipe",
+    title="LoRA on a Llama, rank",
+    data="bytes",
+    model="adapted-llama",
+    settings={"rank": 2},
+    scaled="rank",
+    scales=(1, 4, 16, 32),
+)
+
 _RUNS: dict[Scaled, tuple[float, ...]] = {
     "batch": (1, 4),
     "duration": (1, 4),
@@ -357,7 +371,7 @@ def _under_the_recipe() -> list[Axis]:
         for axis in (LLAMA, GPT2)
         for scaled in WIDE_RUNS
     ]
-    return [LLAMA, GPT2, VIT, *deep, both, initial, mlp, *others, *wide]
+    return [LLAMA, GPT2, VIT, ADAPTED, *deep, both, initial, mlp, *others, *wide]
 
 
 GRIDS = {

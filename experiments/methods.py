@@ -43,6 +43,7 @@ class Method:
         course: whether it is fitted to courses of runs.
         off_rate: the base is recorded at so many times its best rate.
         compiled: whether a matched run begins with what ``compile`` finds.
+        first: base models that are passed over before those that are recorded.
     """
 
     key: str
@@ -57,6 +58,7 @@ class Method:
     course: bool = False
     off_rate: float = 1.0
     compiled: bool = False
+    first: int = 0
 
     @property
     def own_base(self) -> bool:
@@ -73,7 +75,9 @@ class Method:
         """Names the profile that it needs: methods with equal ones share it."""
         trajectory = f"-at-{'-'.join(map(str, self.at))}" if self.trajectory else ""
         rate = "" if self.off_rate == 1 else f"-rate-{self.off_rate:g}"
-        return f"{self.estimator}-settle-{self.settle}-seeds-{self.seeds}{rate}{trajectory}"
+        first = f"-from-{self.first}" if self.first else ""
+        settled = f"{self.estimator}-settle-{self.settle}"
+        return f"{settled}-seeds-{self.seeds}{first}{rate}{trajectory}"
 
 
 METHODS: dict[str, Method] = {
@@ -92,6 +96,10 @@ METHODS: dict[str, Method] = {
         Method("match-log", "match, at powers of 2", "match", at=POWERS_OF_2),
         Method("paper", "the paper's estimator", "match", estimator="kronecker"),
         Method("one-seed", "compile, one base", "compile", settle=100, seeds=1),
+        *(
+            Method(f"base-{k}", f"compile, base {k}", "compile", settle=100, seeds=1, first=k - 1)
+            for k in (2, 3, 4)
+        ),
         Method("law", "law", "law", settle=100),
         Method(
             "law-course",

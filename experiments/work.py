@@ -49,7 +49,7 @@ class Recording:
     def __call__(self) -> None:
         """Record each, training only where a trajectory is asked for."""
         count = min(self.method.seeds, self.axis.seeds)
-        profiles = [self._profile(BASE_SEED + i) for i in range(count)]
+        profiles = [self._profile(BASE_SEED + self.method.first + i) for i in range(count)]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         flerm_fx.BaseProfile.mean(profiles).save(self.path)
 

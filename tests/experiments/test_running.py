@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from experiments import data, smollm2, work
+from experiments import adapters, data, foreign, smollm2, work
 from experiments.__main__ import main
 from experiments.axes import AXES, OF_RUN, Scaled
 from experiments.methods import METHODS
@@ -231,7 +231,7 @@ def test_standard_training_has_the_base_and_compiling_takes_it_from_there() -> N
     assert scales_of(TINY, METHODS["equal"]) == (1, 2)
 
 
-@pytest.mark.parametrize("key", [key for key in AXES if AXES[key].model != "smollm2"])
+@pytest.mark.parametrize("key", [key for key in AXES if AXES[key].scaled != "rank"])
 def test_every_axis_builds_its_smallest_and_largest(key: str) -> None:
     axis = AXES[key]
     counts = [sum(p.numel() for p in axis.build(s).parameters()) for s in axis.scales[:2]]
@@ -253,6 +253,24 @@ if __name__ == "__main__":
         print(executor.submit(os.getpid).result(), flush=True)
         executor.submit(time.sleep, 600).result()
 """
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft's
+def test_adapters_alone_train_and_begin_at_the_model_that_they_adapt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    frozen = foreign.MODELS["llama"](width=16, depth=1)
+    monkeypatch.setattr(adapters, "_trained", lambda: frozen)
+    axis, tokens = AXES["lora-recipe"], torch.arange(12).reshape(2, 6)
+    for scale in (1, 4):
+        model = axis.build(scale)
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        assert len(trained) == 2 * len(adapters.TARGETS)
+        assert all("lora_" in name for name in trained)
+        assert {min(p.shape) for p in trained.values()} == {2 * scale}
+        assert torch.equal(model(tokens).logits, frozen(tokens).logits)
+    assert all(p.requires_grad for p in frozen.parameters())  # a copy is frozen
 
 
 def test_no_process_outlives_a_runner_that_is_killed(tmp_path: Path) -> None:
