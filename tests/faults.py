@@ -1,5 +1,6 @@
 """An interrupt at a chosen line, as a signal's handler would raise it."""
 
+import gc
 import sys
 from collections.abc import Callable, Iterable
 from types import FrameType
@@ -39,12 +40,15 @@ def lines(run: Callable[[], Any], files: Iterable[str], at: int = -1) -> int:
                 raise Interrupt
         return trace
 
-    before, gradients = sys.gettrace(), torch.is_grad_enabled()
+    before, gradients, collects = sys.gettrace(), torch.is_grad_enabled(), gc.isenabled()
+    gc.disable()  # an interrupt in the clean-up of what another test has left would be lost
     sys.settrace(trace)
     try:
         run()
     finally:
         sys.settrace(before)
+        if collects:
+            gc.enable()
         # A trace function may raise between the end of a block and its __exit__; signals do not.
         torch.set_grad_enabled(gradients)
     if not count:
