@@ -90,7 +90,7 @@ def applies(method: Method, axis: Axis) -> bool:
 
     muP has widths, Adam (by ``MuAdam``), and readouts that it is to shrink itself; its rates go
     with a recipe as well. CompleteP has widths and depths of foreign models. Laws are fitted to
-    widths. What changes of the run alone is standard training's.
+    widths, depths and both. What changes of the run alone is standard training's.
     """
     if axis.scaled in OF_RUN:
         return method.kind == "standard"
@@ -99,7 +99,7 @@ def applies(method: Method, axis: Axis) -> bool:
     if method.kind == "completep":
         return axis.recipe is not None and axis.model in PLACES and (wide or deep)
     if method.kind == "law":
-        return wide
+        return wide or deep
     if method.kind in ("mup", "mup-rates"):
         rates_alone = method.kind == "mup-rates" and axis.recipe is not None
         by_adam = axis.optimizer == "adam" or rates_alone

@@ -19,7 +19,8 @@ from flerm_fx.laws.points import Point
 from flerm_fx.profile.profile import BaseProfile
 
 FORMAT = "flerm_fx.law"
-VERSION = 1
+VERSION = 2
+"""Points of version 1 had no depth behind their dimensions."""
 
 _Law = tuple[BaseProfile, dict[str, tuple[Point, ...]], frozenset[str]]
 
@@ -78,7 +79,7 @@ def read(path: str | Path) -> _Law:
     if document.get("version") != VERSION:
         raise LawError(
             f"{where}: it is a law of version {shown(document.get('version'))}, and this version "
-            f"of flerm_fx reads {VERSION}; fit it again"
+            f"of flerm_fx reads {VERSION}; fit it again (flerm_fx.scaling_law or flerm-fx law fit)"
         )
     try:
         profile = _profile(document["profile"])

@@ -80,9 +80,21 @@ def test_files_that_are_no_laws(path: Path) -> None:
         ScalingLaw.load(path)
 
 
-def test_another_version_says_which_is_read(path: Path) -> None:
-    changed(path, version=2)
-    with pytest.raises(LawError, match="version 2, and this version of flerm_fx reads 1"):
+@pytest.mark.parametrize("version", [1, 3, "2", 2.5, None])
+def test_another_version_says_which_is_read(path: Path, version: Any) -> None:
+    changed(path, version=version)
+    expected = rf"law\.json: it is a law of version '?{version}'?, and .* reads 2; fit it again"
+    with pytest.raises(LawError, match=expected):
+        ScalingLaw.load(path)
+
+
+def test_a_file_saved_before_depths_were_kept_is_refused_by_its_version(path: Path) -> None:
+    """As version 1 was: no place of a point had a depth."""
+    points = json.loads(path.read_text())["points"]
+    for point in (point for of in points.values() for point in of):
+        del point["log_sizes"][-1]
+    changed(path, version=1, points=points)
+    with pytest.raises(LawError, match="version 1, and this version of flerm_fx reads 2"):
         ScalingLaw.load(path)
 
 
