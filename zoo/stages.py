@@ -1,7 +1,6 @@
 """The stages that an architecture goes through, each with a result of its own."""
 
 import dataclasses
-import re
 import tempfile
 import time
 import traceback
@@ -9,7 +8,6 @@ import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +24,8 @@ from flerm_fx.model.inputs import call_arguments, select_output
 from flerm_fx.model.untouched import untouched
 from flerm_fx.probe.capture_prober import CaptureProber
 from flerm_fx.recipe.loss import resolve
-from zoo.architecture import Architecture
+from zoo.architecture import Architecture, Size
+from zoo.names import against
 from zoo.reference import (
     Reference,
     by_differences,
@@ -276,7 +275,7 @@ def itself(subject: Subject) -> dict[str, Any]:
         raise StageError(
             f"{_number(off, 1e-4)}: the multiplier of {worst} is {compiled.multipliers[worst]:.6g}"
         )
-    _check_same_names(compiled)
+    _check_names(subject, "base", compiled)
     _check_passes(compiled)
     return {"unresolved": sum(row.status == "unresolved" for row in compiled.assignments)}
 
@@ -291,8 +290,7 @@ def wide(subject: Subject) -> dict[str, Any]:
         model = subject.architecture.make("wide", seed=1)
         compiled = subject.compiled(model, emit)
         multipliers = compiled.multipliers
-        if subject.architecture.one_to_one:
-            _check_same_names(compiled)
+        _check_names(subject, "wide", compiled)
         if emit == "graph":
             _check_passes(compiled)
         losses[emit] = _trained(subject, model, compiled, emit)
@@ -326,9 +324,7 @@ def deep(subject: Subject) -> dict[str, Any]:
     }
     if lost:
         raise StageError(f"shares of base parameters sum to {lost}")
-    _check_names_alike(compiled)
-    if subject.architecture.in_step:
-        _check_in_step(compiled, subject.architecture.period)
+    _check_names(subject, "deep", compiled)
     _check_passes(compiled)
     return {}
 
@@ -469,43 +465,11 @@ def _check_passes(compiled: flerm_fx.CompiledModel) -> None:
         )
 
 
-def _check_same_names(compiled: flerm_fx.CompiledModel) -> None:
-    wrong = {
-        row.parameter: row.base
-        for row in compiled.assignments
-        if row.base != ((row.parameter, 1.0),) and not (row.status == "unused" and not row.base)
-    }
+def _check_names(subject: Subject, size: Size, compiled: flerm_fx.CompiledModel) -> None:
+    used = {row.parameter for row in compiled.assignments if row.status != "unused"}
+    wrong = against(subject.architecture, size, compiled.matches, used)
     if wrong:
-        raise StageError(f"{len(wrong)} are matched with others: {wrong}"[:600])
-
-
-def _check_names_alike(compiled: flerm_fx.CompiledModel) -> None:
-    wrong = {
-        name: [base for base, _ in match.base]
-        for name, match in compiled.matches.items()
-        if any(re.sub(r"\d+", "#", base) != re.sub(r"\d+", "#", name) for base, _ in match.base)
-    }
-    if wrong:
-        raise StageError(f"{len(wrong)} are matched with others than names tell: {wrong}"[:600])
-
-
-def _check_in_step(compiled: flerm_fx.CompiledModel, period: int) -> None:
-    """One number in the names differs at most, and is half as large in the base.
-
-    Where kinds of layers alternate, so it is with the number of the layer among its kind.
-    """
-    wrong = {}
-    for name, match in compiled.matches.items():
-        place = list(map(int, re.findall(r"\d+", name)))
-        for base, share in match.base:
-            other = list(map(int, re.findall(r"\d+", base)))
-            apart = [(i, j) for i, j in zip(other, place, strict=True) if i != j]
-            if len(apart) > 1 or any(
-                i != j // (2 * period) * period + j % period for i, j in apart
-            ):
-                wrong[name] = (base, float(Fraction(share).limit_denominator(1000)))
-    if wrong:
-        raise StageError(f"{len(wrong)} are matched out of step: {wrong}"[:600])
+        raise StageError(wrong)
 
 
 def _relative(one: Tensor, other: Tensor) -> float:

@@ -5,12 +5,13 @@ from collections import Counter
 
 from zoo.depth.registry import STACKS
 from zoo.depth.stack import outcome
+from zoo.verdicts import Verdict, alarms
 
 
 def main() -> int:
     """Print what came of each pair, and how many of each; the exit code is 1 if any is wrong."""
     wanted = sys.argv[1:]
-    counts: Counter[str] = Counter()
+    counts: Counter[Verdict] = Counter()
     for stack in STACKS:
         if wanted and stack.name not in wanted and stack.kind not in wanted:
             continue
@@ -21,6 +22,7 @@ def main() -> int:
             message = "" if found.verdict == "right" else found.message.splitlines()[0][:200]
             print(f"{stack.name:<22} {depths:<16} {found.verdict:<16} {message}", flush=True)
     print(", ".join(f"{verdict}: {number}" for verdict, number in counts.most_common()))
+    print(alarms(counts))
     return int(counts["wrong"] > 0)
 
 

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,11 +20,11 @@ from flerm_fx.align.patterns import mapped_shares
 from flerm_fx.capture.tracing import capture
 from flerm_fx.errors import MatchError
 from flerm_fx.model.inputs import Inputs
+from zoo.verdicts import Verdict
 
 Depths = tuple[int, ...]
 Pair = tuple[Depths, Depths]
 Rule = Mapping[str, str] | Callable[[Pair], Mapping[str, str]]
-Verdict = Literal["right", "in doubt", "refused", "wrong", "wrong, in doubt"]
 
 
 @dataclass(frozen=True)

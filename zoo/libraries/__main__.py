@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from zoo.depth.stack import Stack, outcome
+from zoo.verdicts import Verdict, alarms
 
 LIBRARIES = {
     "timm": "timm",
@@ -18,7 +19,7 @@ LIBRARIES = {
 
 def main() -> int:
     """Print what came of each pair, and how many of each; the exit code is 1 if any is wrong."""
-    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    counts: defaultdict[str, Counter[Verdict]] = defaultdict(Counter)
     for stack in _wanted(sys.argv[1:]):
         for pair in stack.pairs:
             found = outcome(stack, pair)
@@ -28,6 +29,7 @@ def main() -> int:
             print(f"{stack.name:<22} {depths:<20} {found.verdict:<16} {message}", flush=True)
     for library, verdicts in counts.items():
         print(library, ", ".join(f"{verdict}: {n}" for verdict, n in verdicts.most_common()))
+    print(alarms(sum(counts.values(), Counter())))
     return int(any(verdicts["wrong"] for verdicts in counts.values()))
 
 
