@@ -41,7 +41,7 @@ class InputError(FlermError, ValueError):
 
 
 class CaptureError(FlermError):
-    """The model can be run neither as a graph nor eagerly."""
+    """The model cannot be run on the inputs, or has no graph where only a graph will do."""
 
 
 class EstimateError(FlermError):
@@ -73,4 +73,4 @@ class LawError(FlermError):
 
 
 class CaptureWarning(UserWarning):
-    """The model does not export to a graph, so flerm_fx runs it eagerly instead."""
+    """The model does not export to a graph, so passes of its own measure it."""

@@ -485,7 +485,7 @@ def test_an_attention_keys_bias_is_unresolved() -> None:
     assert unresolved == ["key.bias"]
 
 
-def test_the_eager_path_compiles_trains_and_folds() -> None:
+def test_a_model_without_a_graph_compiles_trains_and_folds() -> None:
     class Wide(DataDependent):
         def __init__(self, width: int) -> None:
             super().__init__()

@@ -114,6 +114,20 @@ def test_no_file_is_long() -> None:
         assert lines <= MOST_LINES, f"{module_of(path)} has {lines} lines"
 
 
+def test_warnings_have_one_way_out() -> None:
+    """Else ``CompiledModel.warned`` and the report would leave some out without a word."""
+    plain = {
+        module_of(path)
+        for path in (ROOT / "flerm_fx").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("warn", "warn_explicit")
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "warnings"
+    }
+    assert plain == {"flerm_fx.boundary.warned"}
+
+
 def test_no_test_imports_another() -> None:
     files = (ROOT / "tests").rglob("*.py")
     assert not {

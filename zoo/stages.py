@@ -177,7 +177,7 @@ def captured(subject: Subject) -> dict[str, Any]:
     if found.probe_module is None:
         if not found.reason:
             raise StageError("there is no graph, and no reason given")
-        return {"path": "eager", "reason": found.reason}
+        return {"path": "no graph", "reason": found.reason}
     expected = subject.output(model)
     torch.manual_seed(SEED)
     with torch.no_grad():

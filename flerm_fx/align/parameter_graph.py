@@ -83,7 +83,7 @@ def parameter_graph(graph: fx.Graph) -> nx.DiGraph:
 
 
 def capture_graph(captured: Capture) -> nx.DiGraph:
-    """Return the parameter graph of a captured model; on the eager path, the :func:`chain` of its
+    """Return the parameter graph of a captured model; without a graph, the :func:`chain` of its
     modules.
 
     Example::

@@ -19,7 +19,7 @@ class Assignment:
 
     Attributes:
         parameter: name of the target's parameter.
-        node: name of its ``get_attr`` node in the captured graph; empty on the eager path.
+        node: name of its ``get_attr`` node in the captured graph; empty without a graph.
         op: the operation it enters first, such as ``"aten.linear"``.
         shape: its shape.
         base: the base parameters it answers to, each with the share of mass taken from it.

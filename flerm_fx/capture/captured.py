@@ -37,12 +37,12 @@ class Capture:
             pass reaches them (unused ones last). Tied parameters have one entry, under the first
             of their names.
         aliases: every name of a trainable parameter, with its canonical name.
-        graph_module: the graph, called like the model; None on the eager path.
+        graph_module: the graph, called like the model; None without a graph.
         probe_module: the same graph without mutation, from the flat inputs to the one output
-            tensor whose change is measured; None on the eager path.
-        in_spec: how arguments flatten to the graph's placeholders; None on the eager path.
+            tensor whose change is measured; None without a graph.
+        in_spec: how arguments flatten to the graph's placeholders; None without a graph.
         guards: takes the flat inputs and raises AssertionError where the graph is not the model,
-            such as at a batch size on the other side of a branch; None on the eager path.
+            such as at a batch size on the other side of a branch; None without a graph.
         output_fn: picks the output tensor.
         training: the mode at capture, which the graph has baked in.
         reason: why there is no graph; empty if there is one.

@@ -57,8 +57,8 @@ def capture(
         graph: whether to make one; a model that is measured without needs none.
 
     Warns:
-        CaptureWarning: the model does not export; the eager path is taken, and the message names
-            the construct in the way.
+        CaptureWarning: the model does not export and is measured without a graph; the message
+            names the construct in the way.
 
     Raises:
         InputError: unusable inputs or output, no trainable parameter, a parameter that is not
@@ -113,8 +113,8 @@ def capture(
             )
         if graph and exported is None:
             warn(
-                f"{type(model).__name__} does not export to a graph, so it is measured eagerly, "
-                f"which is slower: {shown(reason)}",
+                f"{type(model).__name__} does not export to a graph, so it is measured by "
+                f"passes of its own, which is slower: {shown(reason)}",
                 CaptureWarning,
                 stacklevel=2,
             )

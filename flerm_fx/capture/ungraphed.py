@@ -1,6 +1,5 @@
 """A model may be captured without a graph: its parameters, as a run of it reaches them."""
 
-import warnings
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from torch import nn
 
 from flerm_fx.boundary.compat import FORWARD_HOOKS
 from flerm_fx.boundary.compat_sharding import forget_run
+from flerm_fx.boundary.warned import warn
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import canonical_names, capture, check_registered
@@ -121,7 +121,7 @@ def capture_sharded(
         return capture_outline(model, inputs, output_fn, device=device_of(model), twin=twin)
     except CaptureError as error:
         reason = shown(str(error.__cause__))
-    warnings.warn(
+    warn(
         f"{type(model).__name__} does not export to a graph, so it is measured by passes of its "
         f"own: {reason}",
         CaptureWarning,

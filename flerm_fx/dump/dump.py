@@ -57,10 +57,10 @@ def dump(
     Args:
         assignments: one per parameter, in execution order.
         graph_module: the captured graph, with or without scale nodes in it; ``"dot"`` and
-            ``"code"`` need it, and ``None`` stands for a model that runs eagerly.
+            ``"code"`` need it, and ``None`` stands for a model that does not export.
         format: ``"table"``, aligned text; ``"json"``, the schema in :mod:`flerm_fx.dump.json`;
-            ``"html"``, the report of :mod:`flerm_fx.report`; ``"code"``, the graph's Python code
-            with a comment on every parameter; ``"dot"``, a picture in the DOT language, and
+            ``"html"``, the report of :mod:`flerm_fx.dump.report`; ``"code"``, the graph's Python
+            code with a comment on every parameter; ``"dot"``, a picture in the DOT language, and
             ``"svg"`` and ``"png"``, the same drawn by Graphviz; ``"model-explorer"``, a folder of
             files for Google's Model Explorer.
         path: a file to write it to, text in UTF-8; an existing one is replaced as a whole, and
@@ -119,7 +119,7 @@ def dump(
     elif graph_module is None:
         raise InputError(
             f"dump: format {format!r} draws the captured graph, and this model has none, because "
-            "torch.export could not capture it and it runs eagerly; use 'table', 'json' or 'html'"
+            "torch.export could not capture it; use 'table', 'json' or 'html'"
         )
     elif format == "code":
         content = to_code(assignments, graph_module, focus)

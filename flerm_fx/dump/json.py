@@ -5,7 +5,7 @@ The schema, which a later version only adds to while ``version`` stays 1::
     {"format": "flerm_fx.dump", "version": 1,
      "parameters": [                      # in execution order
        {"parameter": str,                 # name in the target
-        "node": str,                      # get_attr node in the graph; "" for an eager model
+        "node": str,                      # get_attr node in the graph; "" without a graph
         "op": str,                        # the operation it enters first, "aten.linear"
         "shape": [int, ...],
         "base": [{"parameter": str, "share": number}, ...],

@@ -130,7 +130,7 @@ class CompiledModel(ScaledModel):
 
     @property
     def graph_module(self) -> fx.GraphModule | None:
-        """The graph for the probe's shape of input in the present mode; None on the eager path.
+        """The graph for the probe's shape of input in the present mode; None without a graph.
 
         Scale nodes carry ``meta["parameter"]``, ``"shape"``, ``"multiplier"``, ``"base"``,
         ``"base_fslr"``, ``"fslr"`` and ``"after"``.

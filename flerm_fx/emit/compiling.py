@@ -7,7 +7,7 @@ import statistics
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from flerm_fx.assign.predictor import Predictor, profile_and_law
 from flerm_fx.assign.way import Settling
 from flerm_fx.boundary.options import checked, choice, flag
 from flerm_fx.boundary.progress import Progress
-from flerm_fx.boundary.warned import listen, warn
+from flerm_fx.boundary.warned import heard, warn
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.tracing import capture
 from flerm_fx.emit.checking import measurable_twin
@@ -55,9 +55,6 @@ from flerm_fx.recipe.pool import Pool, probe_pool
 from flerm_fx.recipe.reflection import OptimizerLike
 from flerm_fx.start.precision import is_coarse, on_own_weights, warn_of_rounding
 from flerm_fx.start.procedure import MODEL_LOSS, StartProcedure
-
-if TYPE_CHECKING:
-    pass
 
 
 def compile(
@@ -190,7 +187,7 @@ def compile(
     choice("method", method, METHODS)
     rtol, donate = checked("rtol", rtol), flag("donate", donate)
     copy, offload = flag("copy", copy), flag("offload", offload)
-    strict, told, warned = flag("strict", strict), Progress("compile", progress), listen()
+    strict, told = flag("strict", strict), Progress("compile", progress)
     for name, value in (("output_fn", output_fn), ("mapping", mapping)):
         checked(name, value)
     if isinstance(model, ScaledModel) or scales_of(model):
@@ -198,99 +195,105 @@ def compile(
     refuse_gradient_hooks(model)
     if donate and not EMITTERS[emit].takes_over:
         raise InputError("donate=True goes with emit='graph', which takes the parameters over")
-    if model.training != base_profile.training:
-        mode, base_mode = (
-            "training" if training else "evaluation"
-            for training in (model.training, base_profile.training)
-        )
-        warn(
-            f"the model is in {mode} mode, and the base was recorded in {base_mode} mode; dropout "
-            "and BatchNorm make other functions of them: call .train() or .eval() before compiling",
-            stacklevel=2,
-        )
-    procedure = _procedure(
-        model,
-        replace(base_profile, loss=MODEL_LOSS) if law else base_profile,  # it takes no step
-        inputs,
-        targets,
-        loss_fn,
-        optimizer,
-        output_fn,
-        method,
-        _share_of_target(base_profile, rtol),
-        offload,
-    )
-    probe_inputs = to_device(procedure.pool[0][0], device_of(model))
-    if emit == "module" and is_sharded(model):
-        raise InputError(
-            f"the weights of {type(model).__name__} are sharded over ranks, and emit='module' puts "
-            "scale nodes on whole ones; compile it before fully_shard or parallelize_module, or "
-            "use emit='param_groups'"
-        )
-    check_parallel(model, probe_inputs, output_fn)
-    if law:
-        twin, measured_on, obstacle = copied(model, on_meta=True), procedure, ""
-    else:
-        twin, measured_on, obstacle = measurable_twin(lambda: copied(model), procedure)
-    with told("capturing the model"):
-        captured = capture(
-            twin,
-            to_device(measured_on.pool[0][0], device_of(model)),
+    with heard() as warned:
+        if model.training != base_profile.training:
+            mode, base_mode = (
+                "training" if training else "evaluation"
+                for training in (model.training, base_profile.training)
+            )
+            warn(
+                f"the model is in {mode} mode, and the base was recorded in {base_mode} mode; "
+                "dropout and BatchNorm make other functions of them: call .train() or .eval() "
+                "before compiling",
+                stacklevel=2,
+            )
+        procedure = _procedure(
+            model,
+            replace(base_profile, loss=MODEL_LOSS) if law else base_profile,  # it takes no step
+            inputs,
+            targets,
+            loss_fn,
+            optimizer,
             output_fn,
-            original=model,
-            on_meta=law is not None,
+            method,
+            _share_of_target(base_profile, rtol),
+            offload,
         )
-    emitted = captured
-    if is_coarse(model) and not obstacle and not law:  # what is emitted has the model's own types
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CaptureWarning)  # as above
-            emitted = capture(copied(model), probe_inputs, output_fn, original=model)
-    emitted = emitted.bound(model)
-    if emit == "graph" and emitted.graph_module is None and not is_sharded(model):
-        check_backward(emitted, probe_inputs)
-    if not law:
-        captured = on_own_weights(captured, model, measured_on, copy=copy)
-    matches = find_matches(base_profile, captured, mapping, on_unmatched, strict=strict)
-    held = held_as_matched(base_profile, captured, matches)
-    procedure, measured_on = procedure.held_as(held), measured_on.held_as(held)
-    if obstacle:
-        warn_of_rounding(captured, measured_on, obstacle, stacklevel=2)
-    settling: Settling = {}
-    if law:
-        assignments = law.predicted(captured, matches)
-    else:
-        with told("measuring the model"):
-            assignments, settling = assigned(captured, base_profile, matches, measured_on)
-    emitter, scales = EMITTERS[emit], {}
-    if emitter.has_nodes:
-        run = procedure.optimizers
-        scales = {a.parameter: node_scale(run.rule(a.parameter), a.multiplier) for a in assignments}
-    changes = donate or emitter.in_place
-    before = _output(emitted, model, probe_inputs) if emitter.in_place else None
-    with undone_on_failure(model, _copies(model, scales) if changes else {}):
-        skeleton = emitter.skeleton_of(model, donate)
-        compiled = CompiledModel(
-            None if donate else model,
-            skeleton,
-            scales,
-            matches,
-            assignments,
-            procedure,
-            probe_inputs,
-            settling=settling,
-            emitter=emitter,
-            base_profile=base_profile,
-            parameter_graph=capture_graph(captured),
-            warned=warned,
-        )
-        if before is not None and not before.is_meta:
-            after = _output(emitted, model, probe_inputs)
-            _check_unchanged(before, after, last_bit(model, before))
-        compiled.adopt(emitted, probe_inputs)
+        probe_inputs = to_device(procedure.pool[0][0], device_of(model))
+        if emit == "module" and is_sharded(model):
+            raise InputError(
+                f"the weights of {type(model).__name__} are sharded over ranks, and emit='module' "
+                "puts scale nodes on whole ones; compile it before fully_shard or "
+                "parallelize_module, or use emit='param_groups'"
+            )
+        check_parallel(model, probe_inputs, output_fn)
+        if law:
+            twin, measured_on, obstacle = copied(model, on_meta=True), procedure, ""
+        else:
+            twin, measured_on, obstacle = measurable_twin(lambda: copied(model), procedure)
+        with told("capturing the model"):
+            captured = capture(
+                twin,
+                to_device(measured_on.pool[0][0], device_of(model)),
+                output_fn,
+                original=model,
+                on_meta=law is not None,
+            )
+        emitted = captured
+        if (
+            is_coarse(model) and not obstacle and not law
+        ):  # what is emitted has the model's own types
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", CaptureWarning)  # as above
+                emitted = capture(copied(model), probe_inputs, output_fn, original=model)
+        emitted = emitted.bound(model)
+        if emit == "graph" and emitted.graph_module is None and not is_sharded(model):
+            check_backward(emitted, probe_inputs)
+        if not law:
+            captured = on_own_weights(captured, model, measured_on, copy=copy)
+        matches = find_matches(base_profile, captured, mapping, on_unmatched, strict=strict)
+        held = held_as_matched(base_profile, captured, matches)
+        procedure, measured_on = procedure.held_as(held), measured_on.held_as(held)
+        if obstacle:
+            warn_of_rounding(captured, measured_on, obstacle, stacklevel=2)
+        settling: Settling = {}
+        if law:
+            assignments = law.predicted(captured, matches)
+        else:
+            with told("measuring the model"):
+                assignments, settling = assigned(captured, base_profile, matches, measured_on)
+        emitter, scales = EMITTERS[emit], {}
         if emitter.has_nodes:
-            copy_of = None if donate or skeleton is model else model
-            watch(compiled, procedure.optimizers, copy_of)
-        return compiled
+            run = procedure.optimizers
+            scales = {
+                a.parameter: node_scale(run.rule(a.parameter), a.multiplier) for a in assignments
+            }
+        changes = donate or emitter.in_place
+        before = _output(emitted, model, probe_inputs) if emitter.in_place else None
+        with undone_on_failure(model, _copies(model, scales) if changes else {}):
+            skeleton = emitter.skeleton_of(model, donate)
+            compiled = CompiledModel(
+                None if donate else model,
+                skeleton,
+                scales,
+                matches,
+                assignments,
+                procedure,
+                probe_inputs,
+                settling=settling,
+                emitter=emitter,
+                base_profile=base_profile,
+                parameter_graph=capture_graph(captured),
+                warned=warned,
+            )
+            if before is not None and not before.is_meta:
+                after = _output(emitted, model, probe_inputs)
+                _check_unchanged(before, after, last_bit(model, before))
+            compiled.adopt(emitted, probe_inputs)
+            if emitter.has_nodes:
+                copy_of = None if donate or skeleton is model else model
+                watch(compiled, procedure.optimizers, copy_of)
+            return compiled
 
 
 def _procedure(

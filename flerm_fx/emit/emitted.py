@@ -10,8 +10,8 @@ from torch import fx
 
 @dataclass(frozen=True)
 class Emitted:
-    """An ``Emitted`` holds a graph with scale nodes, its lowered form and its guards; None where
-    eager.
+    """An ``Emitted`` holds a graph with scale nodes, its lowered form and its guards; all None
+    without a graph.
     """
 
     graph_module: fx.GraphModule | None
@@ -35,7 +35,7 @@ class Emitted:
         return True
 
 
-EAGER = Emitted(None, None, None)
+UNGRAPHED = Emitted(None, None, None)
 
 
 def _casts_to_float16() -> bool:

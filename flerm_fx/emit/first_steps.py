@@ -7,7 +7,6 @@ steps, and nothing moves. And scale nodes hold multipliers alone: whatever else 
 had, its rates and decays, the optimizer of the compiled model has to have.
 """
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -16,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from flerm_fx.boundary.warned import warn
 from flerm_fx.errors import OptimizerError
 from flerm_fx.recipe.as_base import check_as_base
 from flerm_fx.recipe.optimizers import Optimizers, rate_of
@@ -79,7 +79,7 @@ def _before_step(optimizer: Optimizer, *_: Any) -> None:
                 _watched.pop(compiled, None)
             elif _has_gradients(compiled):
                 _watched.pop(compiled, None)
-                warnings.warn(
+                warn(
                     f"{type(optimizer).__name__} holds the parameters of the model that was "
                     "compiled, and the compiled model, which has gradients, has others: the step "
                     "trains nothing. Build the optimizer over compiled.parameters() or "

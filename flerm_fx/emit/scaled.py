@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from flerm_fx.boundary.compat import adopt, pytree
 from flerm_fx.capture.captured import Capture, modes
 from flerm_fx.capture.tracing import capture
-from flerm_fx.emit.emitted import EAGER, Emitted
+from flerm_fx.emit.emitted import UNGRAPHED, Emitted
 from flerm_fx.emit.emitter import Emitter
 from flerm_fx.emit.graph import GraphEmitter
 from flerm_fx.emit.loading import as_stored, from_extra_state
@@ -90,8 +90,8 @@ class ScaledModel(nn.Module):
         return self.emitter.run(args, kwargs, lambda: self._emitted(args, kwargs))
 
     def graph_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fx.GraphModule | None:
-        """Return the graph with scale nodes for such a call in the present mode, or None where
-        eager.
+        """Return the graph with scale nodes for such a call in the present mode, or None
+        where the model does not export.
 
         It is the graph to read. What runs is its lowered form, with the same function and
         gradients (see :class:`flerm_fx.emit.lower.LowerScales`).
@@ -100,7 +100,7 @@ class ScaledModel(nn.Module):
 
     def _emitted(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Emitted:
         if not all(isinstance(parameter, nn.Parameter) for parameter in self.parameters()):
-            return EAGER  # torch.func.functional_call put other tensors in their place
+            return UNGRAPHED  # torch.func.functional_call put other tensors in their place
         state, shapes, leaves = self._signature(args, kwargs)
         if (state, shapes) not in self._graphs:
             known = [e for (s, _), e in self._graphs.items() if s == state and e.holds(leaves)]
@@ -281,7 +281,7 @@ class ScaledModel(nn.Module):
 
     def _with_scales(self, captured: Capture | None) -> Emitted:
         if captured is None or captured.graph_module is None:
-            return EAGER
+            return UNGRAPHED
         ScaleNodes(self.scales)(captured.graph_module)
         self.annotate(captured.graph_module, self.multipliers)
         low = lowered(captured.graph_module)

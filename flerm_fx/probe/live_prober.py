@@ -21,7 +21,7 @@ from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.live import LiveModel, alive
 from flerm_fx.probe.live_shards import place_of
 from flerm_fx.probe.live_signs import Signs, signs, unit
-from flerm_fx.probe.planner import EAGER_EXAMPLE
+from flerm_fx.probe.planner import UNGRAPHED_EXAMPLE
 from flerm_fx.probe.sampled import Samples, estimated, examples_of
 
 MOST = 256
@@ -51,7 +51,7 @@ class LivePlan:
     @property
     def cost(self) -> float:
         """Predicted work in forward passes of the whole batch."""
-        of_pass = max(FORWARD_AND_BACKWARD, 2 * EAGER_EXAMPLE * self.parts * self.ranks)
+        of_pass = max(FORWARD_AND_BACKWARD, 2 * UNGRAPHED_EXAMPLE * self.parts * self.ranks)
         return self.passes * of_pass
 
 

@@ -22,8 +22,8 @@ UNEQUAL = 1.4
 """How many times the draws that equal examples need are to be expected: 1.4 to 1.7 were needed
 where there are few examples. One is one: with hundreds of examples there is room to spare."""
 
-EAGER_TANGENT, EAGER_EXAMPLE = 7.0, 0.3
-"""The same on the eager path: of one parameter's tangent, and of one example's run or gradient."""
+UNGRAPHED_TANGENT, UNGRAPHED_EXAMPLE = 7.0, 0.3
+"""The same without a graph: of one parameter's tangent, and of one example's run or gradient."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Plan:
 
 def exact_cost(work: Workload) -> float:
     """Forward passes that the exact method takes."""
-    if work.eager:
-        return EAGER_TANGENT * work.parameters
+    if work.ungraphed:
+        return UNGRAPHED_TANGENT * work.parameters
     return EXACT_BASE + EXACT_PER_PASS * work.passes
 
 
@@ -72,7 +72,7 @@ def draws_needed(rtol: float, examples: int, coordinates: int) -> int:
 def plan(work: Workload, *, rtol: float, examples: int, coordinates: int) -> Plan:
     """Return the cheapest that reaches ``rtol``: tangents, every coordinate, or random cotangents.
 
-    >>> many = Workload(parameters=12, passes=6.0, per_random_number=0.0, eager=False)
+    >>> many = Workload(parameters=12, passes=6.0, per_random_number=0.0, ungraphed=False)
     >>> plan(many, rtol=0.05, examples=256, coordinates=10).cotangents.draws
     1
     """

@@ -31,20 +31,20 @@ class Workload:
         passes: :math:`\sum_l` of the share of a forward pass that is downstream of parameter l:
             L / 2 in a chain of equal layers.
         per_random_number: what it takes to draw one coordinate of a cotangent.
-        eager: there is no graph.
+        ungraphed: there is no graph.
     """
 
     parameters: int
     passes: float
     per_random_number: float
-    eager: bool
+    ungraphed: bool
 
 
 def workload(graph: fx.Graph | None, names: Collection[str]) -> Workload:
     """Return what measuring some parameters takes, from the shapes in a probe graph.
 
     Args:
-        graph: the probe graph; None on the eager path.
+        graph: the probe graph; None without a graph.
         names: the parameters.
 
     >>> import torch
@@ -55,7 +55,7 @@ def workload(graph: fx.Graph | None, names: Collection[str]) -> Workload:
     2.5
     """
     if graph is None:
-        return Workload(len(names), float(len(names)), 0.0, eager=True)
+        return Workload(len(names), float(len(names)), 0.0, ungraphed=True)
     data = data_nodes(graph)
     downstream, ahead = {}, 0.0
     head = _head(graph)
@@ -66,7 +66,7 @@ def workload(graph: fx.Graph | None, names: Collection[str]) -> Workload:
         downstream[node] = ahead
     total = ahead + (_cost(head) if head is not None else 0.0)
     if not total:
-        return Workload(len(names), float(len(names)), 0.0, eager=False)
+        return Workload(len(names), float(len(names)), 0.0, ungraphed=False)
     reached: dict[str, float] = {}
     for node in graph.find_nodes(op="get_attr"):
         name = node.meta.get("parameter")
@@ -74,7 +74,9 @@ def workload(graph: fx.Graph | None, names: Collection[str]) -> Workload:
             at = max((_entry(user, data, downstream) for user in node.users), default=0.0)
             at += _cost(head) if head is not None and head in node.users else 0.0
             reached[name] = max(reached.get(name, 0.0), at)
-    return Workload(len(names), sum(reached.values()) / total, RANDOM_NUMBER / total, eager=False)
+    return Workload(
+        len(names), sum(reached.values()) / total, RANDOM_NUMBER / total, ungraphed=False
+    )
 
 
 def _entry(node: fx.Node, data: Collection[fx.Node], downstream: dict[fx.Node, float]) -> float:

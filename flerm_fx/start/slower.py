@@ -1,10 +1,10 @@
 """A rate is too high to settle at where a third of it brings the model further."""
 
 import logging
-import warnings
 from collections.abc import Sequence
 from statistics import fmean
 
+from flerm_fx.boundary.warned import warn
 from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import DivergenceError
 from flerm_fx.start.procedure import StartProcedure
@@ -59,7 +59,7 @@ def warn_of_rate(
     own, other = (fmean(column) for column in zip(*pairs, strict=True))
     if worse >= WORSE and own - other > PART * (slower[0] - other):
         _LOG.info("settled at a loss of %.4g, and at a third of the rate at %.4g", own, other)
-        warnings.warn(
+        warn(
             "the model settles at a lower loss where it takes the same steps at a third of its "
             "learning rates: these throw it, and FSLRs are those of a model that does not learn "
             "well. Record at the rates that train it best, or pass lr=… (the logger flerm_fx has "

@@ -1,12 +1,12 @@
 """Multipliers follow the base's course: as measured, or pooled and averaged."""
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.assign.pooling import pooled
+from flerm_fx.boundary.warned import warn
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.turns import Turn
 from flerm_fx.recipe.optimizers import Optimizers
@@ -151,7 +151,7 @@ class Pooled(Following):
             UserWarning: the run still warms up at the last measurement.
         """
         if warming and self._is_last and step >= self._start[-1]:
-            warnings.warn(
+            warn(
                 f"the run still warms up at step {step}, where the base's start ends: multipliers "
                 "stay the first guess. Record the base with settle and warmup as long as this "
                 "run's, or pass stretch",

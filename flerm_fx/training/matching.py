@@ -1,13 +1,12 @@
 """A target is matched again and again while it trains, along the base's recorded trajectory."""
 
 import functools
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flerm_fx.align.aligning import OnUnmatched
@@ -18,13 +17,14 @@ from flerm_fx.assign.pooling import trusted
 from flerm_fx.assign.predictor import Predictor, profile_and_law
 from flerm_fx.boundary.options import checked, choice
 from flerm_fx.boundary.progress import Progress
+from flerm_fx.boundary.warned import warn
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.tracing import capture
 from flerm_fx.capture.ungraphed import capture_sharded, capture_ungraphed
 from flerm_fx.emit.compiled import CompiledModel
 from flerm_fx.emit.module import ModuleEmitter, scales_of
 from flerm_fx.emit.scaled import ScaledModel
-from flerm_fx.errors import OptimizerError
+from flerm_fx.errors import InputError, OptimizerError
 from flerm_fx.model.copying import copied
 from flerm_fx.model.distributed import Ranks, is_sharded, unwrapped
 from flerm_fx.model.inputs import Inputs, OutputFn, device_of, output_of, to_device
@@ -150,6 +150,10 @@ def match(
             rates, or scale nodes under one whose state does not follow them.
         EstimateError: a NaN or infinite update or FSLR; the step is undone first.
 
+    Warns:
+        UserWarning: at a step, once: the run still warms up where the base's start ends, or the
+            base's targets do not fit this model's outputs, so that the trajectory has no losses.
+
     Example::
 
         >>> import flerm_fx, torch
@@ -206,7 +210,7 @@ def match(
         captured = capture_of(twin)
     ungraphed = sharded and (method == "live" or captured.probe_module is None)
     if obstacle:
-        warnings.warn(
+        warn(
             "the model has weights in half precision and does not run in float32 "
             f"({obstacle}), so its steps are measured as it is: FSLRs are off by some "
             f"hundredths, and those below {floor(captured):.1%} of the largest are taken for "
@@ -281,7 +285,33 @@ def _loss(
         loss = Loss.from_name(profile.loss)
     except OptimizerError:  # of another version of torch: matching needs no loss
         return None
-    return probe_loss(loss, to_device(profile.pool[0][1], device), output_fn)
+    return _where_it_fits(probe_loss(loss, to_device(profile.pool[0][1], device), output_fn))
+
+
+def _where_it_fits(loss: LossOfOutput) -> LossOfOutput:
+    """Return a loss with the base's targets, which is not known where they do not fit the target.
+
+    Warns:
+        UserWarning: they do not, once.
+    """
+    fits = True
+
+    def known(output: Any) -> Tensor | None:
+        nonlocal fits
+        if not fits:
+            return None
+        try:
+            return loss(output)
+        except InputError as error:
+            fits = False
+            warn(
+                "the base's targets do not fit this model's outputs, so that the trajectory of "
+                f"this run has no losses; multipliers need none: {error}",
+                stacklevel=2,
+            )
+            return None
+
+    return known
 
 
 def _scaled(model: nn.Module) -> ScaledModel | None:

@@ -1,7 +1,6 @@
 """A recorder holds what was measured at the start, and what each measurement adds."""
 
 import copy
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from torch.optim import Optimizer
 
 from flerm_fx.boundary.notebook import folded_table
 from flerm_fx.boundary.options import number
+from flerm_fx.boundary.warned import warn
 from flerm_fx.errors import InputError, OptimizerError, ProfileError, shown
 from flerm_fx.probe.estimate import Estimate, rows
 from flerm_fx.profile.moment import Moment
@@ -239,7 +239,7 @@ class Recorder(Attached):
     def _warn(self, what: str, message: str) -> None:
         if what not in self._warned:
             self._warned.add(what)
-            warnings.warn(message, stacklevel=3)
+            warn(message, stacklevel=3)
 
     def _saved(self) -> Callable[[], None]:
         """Return what undoes :meth:`_observed`."""

@@ -1,6 +1,5 @@
 """A base model is recorded: its start at once, its trajectory as it trains."""
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ from torch.optim import Optimizer
 from flerm_fx.align.parameter_graph import capture_graph, to_json
 from flerm_fx.boundary.options import checked, choice, flag
 from flerm_fx.boundary.progress import Progress
+from flerm_fx.boundary.warned import warn
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import capture
@@ -199,7 +199,7 @@ def record(
     loss = None if own_loss else resolve(loss_fn, pool[0][1])
     run = Optimizers.of(model, optimizers, lr)
     if by_default and not settle:
-        warnings.warn(SINGLE, stacklevel=2)
+        warn(SINGLE, stacklevel=2)
     procedure = StartProcedure(
         optimizers=run,
         settle=settle,

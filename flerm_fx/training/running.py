@@ -12,7 +12,6 @@ from flerm_fx.boundary.progress import Progress
 from flerm_fx.capture.captured import Capture, modes
 from flerm_fx.capture.tracing import capture
 from flerm_fx.capture.ungraphed import capture_ungraphed
-from flerm_fx.errors import InputError
 from flerm_fx.model.distributed import whole
 from flerm_fx.model.inputs import Inputs, OutputFn, own_loss, select_output
 from flerm_fx.model.untouched import untouched
@@ -35,10 +34,10 @@ def probe_loss(loss: Loss | None, targets: Any, output_fn: OutputFn | None) -> L
 
 
 class RunningProber:
-    """A ``RunningProber`` measures a live model's steps, on its own buffers, and changes nothing.
+    """A ``RunningProber`` measures the steps of a model in training, and changes nothing.
 
     Args:
-        live: the model in training, without wrappers around it.
+        running: the model in training, without wrappers around it.
         prober: of a plain copy of it, in its present mode.
         inputs: what to measure on.
         output_fn: picks the output tensor.
@@ -56,7 +55,7 @@ class RunningProber:
 
     def __init__(
         self,
-        live: Callable[[], nn.Module],
+        running: Callable[[], nn.Module],
         prober: CaptureProber,
         inputs: Inputs,
         *,
@@ -69,8 +68,8 @@ class RunningProber:
         captured: Callable[[], Capture] | None = None,
         ungraphed: bool = False,
     ) -> None:
-        model = live()
-        self._live = live
+        model = running()
+        self._running = running
         self._inputs = inputs
         self._output_fn = output_fn
         self._method = method
@@ -95,7 +94,7 @@ class RunningProber:
         Raises:
             EstimateError: a NaN or infinite FSLR.
         """
-        model = self._live()
+        model = self._running()
         with self._progress(f"measuring step {observed.step}"), untouched(model):
             prober = self._prober(model)
             return prober.estimate(
@@ -109,17 +108,18 @@ class RunningProber:
             )
 
     def loss(self, observed: Observed) -> float:
-        """Return the loss of the probe batch before the step; NaN where it is not known."""
+        """Return the loss of the probe batch before the step; NaN where it is not known.
+
+        Raises:
+            InputError: the loss is no number, or does not take the model's output.
+        """
         if self._loss is None:
             return math.nan
-        model = self._live()
+        model = self._running()
         with untouched(model), torch.no_grad():
             prober = self._prober(model)
             output = prober.captured.returned(_typed(prober, observed.before), self._inputs)
-            try:
-                loss = self._loss(output)
-            except InputError:  # the base's targets, which the output of a target may not fit
-                loss = None
+            loss = self._loss(output)
         return math.nan if loss is None else float(loss)
 
     def _prober(self, model: nn.Module) -> CaptureProber:

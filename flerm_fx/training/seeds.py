@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from flerm_fx.boundary.options import described, integer
 from flerm_fx.boundary.progress import Progress, counting
+from flerm_fx.boundary.warned import warn
 from flerm_fx.errors import InputError
 from flerm_fx.model.randomness import preserved_rng
 from flerm_fx.profile.profile import BaseProfile
@@ -103,7 +104,7 @@ def record_seeds(
                     for warning in warned:
                         if (text := str(warning.message)) not in said:  # once, not of every base
                             said.add(text)
-                            warnings.warn(text, warning.category, stacklevel=2)
+                            warn(text, warning.category, stacklevel=2)
             # The first one's batches are all others', whatever they were read from.
             inputs = [batch for batch, _ in profiles[0].pool]
             own = [batch_targets for _, batch_targets in profiles[0].pool]

@@ -453,8 +453,8 @@ def test_symmetric_branches_pair_as_a_whole() -> None:
     assert all(match.base == ((name, 1.0),) for name, match in matches.items())
 
 
-def test_eager_and_exported_models_match() -> None:
-    def eager(depth: int) -> nx.DiGraph:
+def test_models_without_a_graph_and_exported_ones_match() -> None:
+    def chained(depth: int) -> nx.DiGraph:
         entries = []
         for name in ["tokens", *(f"blocks.{i}" for i in range(depth)), "norm", "logits"]:
             kind = {"tokens": "Embedding", "norm": "LayerNorm"}.get(name, "Linear")
@@ -472,7 +472,7 @@ def test_eager_and_exported_models_match() -> None:
         return chain(entries)
 
     for n, m in DEPTHS:
-        assert_in_place(eager(n), eager(m))
+        assert_in_place(chained(n), chained(m))
     model = transformer(2)
     used = [(name, model.nodes[name]) for name in parameters(model)]
     base = chain((name, a["kind"], a["slot"], a["rank"]) for name, a in used)

@@ -173,7 +173,7 @@ def test_chain_of_one(names: list[str]) -> None:
     assert len(pg) == 2
 
 
-def test_eager_path_gives_a_chain() -> None:
+def test_without_a_graph_there_is_a_chain() -> None:
     with pytest.warns(CaptureWarning):
         captured = capture(DataDependent(), features(5, 4))
     pg = capture_graph(captured)

@@ -99,7 +99,7 @@ def test_table_prints_names_that_have_nothing_in_common_whole() -> None:
     assert "  mlp.kernel  " in row
 
 
-def test_table_of_the_eager_path_has_no_nodes() -> None:
+def test_the_table_without_a_graph_has_no_nodes() -> None:
     assert dump([one(node="")], None).split("\n")[2].split()[:3] == ["up.weight", "-", "linear"]
 
 
@@ -378,7 +378,9 @@ def test_multiplier_colour(multiplier: float, colour: str) -> None:
 
 @pytest.mark.parametrize("format", ["code", "dot"])
 def test_formats_that_need_a_graph_say_so(format: Any) -> None:
-    with pytest.raises(InputError, match=f"format '{format}' draws the captured graph.*eagerly"):
+    with pytest.raises(
+        InputError, match=f"format '{format}' draws the captured graph.*could not capture"
+    ):
         dump([one()], None, format)
 
 

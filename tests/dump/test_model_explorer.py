@@ -119,7 +119,7 @@ def test_what_it_needs(tmp_path: Path) -> None:
         dump([one()], graph_module, "model-explorer")
     with pytest.raises(InputError, match="saves the graph for given inputs"):
         dump([one()], graph_module, "model-explorer", tmp_path / "out")
-    with pytest.raises(InputError, match="draws the captured graph.*eagerly"):
+    with pytest.raises(InputError, match="draws the captured graph.*could not capture"):
         dump([one()], None, "model-explorer", tmp_path / "out")
     inputs, nowhere = make("mlp")[1], tmp_path / "missing" / "out"
     with pytest.raises(InputError, match="cannot write to .*missing"):

@@ -112,7 +112,7 @@ def test_a_state_dict_has_the_models_names_and_loads() -> None:
     assert torch.equal(other(inputs), compiled(inputs))
 
 
-def test_what_does_not_export_is_scaled_eagerly() -> None:
+def test_what_does_not_export_is_scaled_without_a_graph() -> None:
     torch.manual_seed(0)
     model, x = DataDependent(), features(5, 4)
     compiled = scaled(model, [3.0, -1.0])

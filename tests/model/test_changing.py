@@ -24,7 +24,7 @@ def mlp(width: int = 5) -> nn.Sequential:
 
 
 class DataDependent(nn.Sequential):
-    """Measured eagerly."""
+    """Has no graph."""
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = super().forward(x)
@@ -100,11 +100,11 @@ KINDS = ["global list", "closure", "object", "method", "backward", "pre", "attri
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("eager", [False, True], ids=["graph", "eager"])
-def test_hooks_see_training_alone(kind: str, eager: bool) -> None:
+@pytest.mark.parametrize("ungraphed", [False, True], ids=["graph", "ungraphed"])
+def test_hooks_see_training_alone(kind: str, ungraphed: bool) -> None:
     seen, outputs = [], []
     for recorded in (False, True):
-        model = DataDependent(*mlp()) if eager else mlp()
+        model = DataDependent(*mlp()) if ungraphed else mlp()
         look = watched_by(kind, model)
         train(model, recorded)
         seen.append(look())

@@ -99,7 +99,7 @@ def test_dropout_tangents_use_the_mask_of_the_forward_pass() -> None:
     assert found["0.weight"].value == pytest.approx(expected.square().mean().sqrt().item())
 
 
-def test_the_eager_path_gives_the_same_numbers() -> None:
+def test_without_a_graph_the_numbers_are_the_same() -> None:
     torch.manual_seed(0)
     model, x = DataDependent(), features(6, 4)
     updates = random_updates(model)

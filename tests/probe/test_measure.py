@@ -104,7 +104,7 @@ def test_bfloat16_models_are_measured(case: str) -> None:
 
 def work(parameters: int) -> Workload:
     """A chain of equal layers."""
-    return Workload(parameters, parameters / 2, per_random_number=0.0, eager=False)
+    return Workload(parameters, parameters / 2, per_random_number=0.0, ungraphed=False)
 
 
 def test_the_plan_is_the_cheapest_that_reaches_the_tolerance() -> None:
@@ -126,7 +126,7 @@ def test_work_is_the_share_of_the_graph_behind_each_parameter() -> None:
     found = workload(captured.probe_module.graph, tuple(captured.parameters))
     # In units of a small product, the last is 8: (4 + 3 + 2 + 1) and 8, of 12.
     assert found.passes == pytest.approx((10 + 8) / 12, rel=0.05)
-    assert found.parameters == 5 and not found.eager
+    assert found.parameters == 5 and not found.ungraphed
 
 
 def measure_linear(**changes: object) -> dict[str, flerm_fx.Estimate]:

@@ -135,7 +135,7 @@ def test_dropout_does_not_couple_examples() -> None:
     assert {estimate.note for estimate in found.values()} == {""}
 
 
-def test_the_eager_path_samples_the_same_quantity() -> None:
+def test_without_a_graph_the_same_quantity_is_sampled() -> None:
     torch.manual_seed(0)
     model, x = DataDependent(), features(6, 4)
     updates = random_updates(model)

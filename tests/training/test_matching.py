@@ -936,3 +936,21 @@ def test_the_loss_of_a_match_is_not_known_where_a_profile_has_none() -> None:
         with flerm_fx.match(model, optimizers, profile, inputs, every=2) as matcher:
             train(model, optimizers, 2)
         assert matcher.trajectory.steps == (0,) and matcher.trajectory.losses == ()
+
+
+def test_targets_of_the_base_that_do_not_fit_are_warned_of_once() -> None:
+    profile = recorded(adam)
+    torch.manual_seed(0)
+    model = ResMLP(6, 2, 16, depth=2)  # of fewer classes than the base's targets have
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(X), Y % 2).backward()
+        optimizer.step()
+
+    with flerm_fx.match(model, optimizer, profile, every=1) as matcher:
+        with pytest.warns(UserWarning, match="do not fit this model's outputs"):
+            step()
+        step()  # would fail if it warned again
+    assert matcher.trajectory.steps == (0, 1) and matcher.trajectory.losses == ()

@@ -353,7 +353,7 @@ def test_every_case_records(name: str) -> None:
     assert any(estimate.value > 0 for estimate in profile.start.values())
 
 
-def test_the_eager_path_records() -> None:
+def test_a_model_without_a_graph_is_recorded() -> None:
     torch.manual_seed(0)
     model, x = DataDependent(), features(6, 4)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -463,6 +463,23 @@ def test_a_recording_has_the_loss_of_the_probe_batch_before_each_step() -> None:
     losses = recorder.profile.trajectory.losses
     assert losses == pytest.approx(expected, rel=rounding(terms(model)))
     assert len(set(expected)) == 3
+
+
+def test_a_loss_that_fails_while_the_base_trains_is_an_error_and_no_gap() -> None:
+    model, x = make("mlp")
+    y = target_for(model, x)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    fails = False
+
+    def loss(output: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(output, targets, reduction="none" if fails else "mean")
+
+    with flerm_fx.record(model, optimizer, x, y, loss_fn=loss, settle=0, every=1):
+        before = {name: p.clone() for name, p in model.named_parameters()}
+        fails = True
+        with pytest.raises(flerm_fx.InputError, match="expected one number"):
+            train(model, optimizer, x, y, 1)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 def test_a_loss_that_the_model_returns_is_recorded() -> None:
