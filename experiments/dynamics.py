@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         axes = [_base(AXES[key], name, options.every) for name in options.optimizers]
         run(axes, [METHODS["standard"]], 1, store, console, options.jobs)
         missing = [
-            Recording(axis, METHOD, best_rate(axis, store, 1), path)
+            Recording(axis, METHOD, best_rate(axis, store), path)
             for axis in axes
             if not (path := store.profile(axis.key, METHOD.recorded)).exists()
         ]

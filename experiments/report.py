@@ -62,10 +62,9 @@ def transfers(axis: Axis, method: Method, store: Store) -> list[Transfer]:
 
 def at_base_rate(axis: Axis, store: Store) -> Iterator[Cell]:
     """What every method but ablations ends at where the base is best, at each larger scale."""
-    seeds = complete(store.of(axis, "standard"), 1, axis.grid.rates)
-    if not seeds:
+    if not complete(store.of(axis, "standard"), 1, axis.grid.rates):
         return
-    best = best_rate(axis, store, len(seeds))
+    best = best_rate(axis, store)
     for scale in axis.scales[1:]:
         losses: dict[str, dict[int, float]] = defaultdict(dict)
         for key in MAIN:

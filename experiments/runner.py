@@ -21,7 +21,7 @@ from rich.progress import (
 )
 
 from experiments.axes import OF_RUN, Axis
-from experiments.measures import seed_mean
+from experiments.measures import complete, seed_mean
 from experiments.methods import METHODS, Method
 from experiments.rules_by_hand import PLACES
 from experiments.store import Result, Run, Store
@@ -72,7 +72,7 @@ def _stages(
     """What one axis lacks; what a stage is follows from what those before it left in the store."""
     chosen = [method for method in methods if applies(method, axis)]
     yield f"{title}: base", _trainings(axis, METHODS["standard"], [1], seeds, store)
-    best = best_rate(axis, store, seeds)
+    best = best_rate(axis, store)
     axis = axis.at(best) if at_best else axis
     yield f"{title}: profiles", recordings(axis, chosen, best, seeds, store)
     yield f"{title}: laws", fittings(axis, chosen, seeds, store)
@@ -174,10 +174,13 @@ RECORDED = 3
 """Seeds of the base that say at which rate it is recorded, so that more seeds leave it there."""
 
 
-def best_rate(axis: Axis, store: Store, seeds: int) -> float:
-    """The base's best rate on the grid, by the mean over so many seeds, at most three."""
-    seeds = min(seeds, RECORDED)
-    losses = seed_mean(store.of(axis, "standard"), 1, axis.grid.rates, range(seeds))
+def best_rate(axis: Axis, store: Store) -> float:
+    """The base's best rate on the grid, by the mean over the seeds that the store has, at most
+    three: also where fewer are asked for, so that all runs at the base's best rate have one.
+    """
+    results = store.of(axis, "standard")
+    seeds = complete(results, 1, axis.grid.rates)[:RECORDED]
+    losses = seed_mean(results, 1, axis.grid.rates, seeds)
     if not np.isfinite(losses).any():
         raise FlermError(f"{axis.key}: the base model diverged at every rate of the grid")
     return axis.grid.rates[int(np.argmin(losses))]

@@ -131,6 +131,17 @@ def test_equal_masses_are_1_over_the_number_of_tensors(tmp_path: Path) -> None:
         assert math.isclose(found["equal-split"][name] / equal, wanted, rel_tol=rounding(target))
 
 
+def test_the_base_is_best_by_all_its_seeds_up_to_three(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    low, high = TINY.grid.rates[:2]
+    axis = replace(TINY, grid=replace(TINY.grid, count=2))
+    assert axis.grid.rates == (low, high)
+    for seed, (at_low, at_high) in enumerate([(2.0, 1.0), (1.0, 3.0), (1.0, 2.0), (9.0, 1.0)]):
+        for rate, loss in ((low, at_low), (high, at_high)):
+            store.add(Result(Run(axis.key, "standard", 1, seed, rate), loss, loss, 0.0))
+        assert best_rate(axis, store) == (high if seed == 0 else low)
+
+
 @pytest.mark.slow
 def test_a_sweep_is_run_once_and_reported(tmp_path: Path) -> None:
     store, console = Store(tmp_path), Console(file=io.StringIO(), width=150)
@@ -141,7 +152,7 @@ def test_a_sweep_is_run_once_and_reported(tmp_path: Path) -> None:
     run(axes, methods, 1, store, console, jobs=2)
     lines = (tmp_path / "runs.jsonl").read_text()
     assert len(lines.splitlines()) == len(axes) * 3 * (2 + 1 + 1)
-    assert best_rate(TINY, store, 1) in TINY.grid.rates
+    assert best_rate(TINY, store) in TINY.grid.rates
     run(axes, methods, 1, Store(tmp_path), console, jobs=2)
     assert (tmp_path / "runs.jsonl").read_text() == lines
     for method in methods:
