@@ -238,7 +238,7 @@ LLAMA = Axis(
     "llama",
     {"width": 48, "depth": 2},
     "width_multiplier",
-    (1, 2, 4, 8),
+    (1, 2, 4, 8, 16),
     grid=_OCTAVES,
     steps=400,
     batch=16,
@@ -332,7 +332,7 @@ def _under_the_recipe() -> list[Axis]:
         key="gpt2-init",
         title="GPT-2, initialisation",
         scaled="init_scale",
-        scales=(1, 0.25, 0.5, 2, 4),
+        scales=(1, 0.0625, 0.25, 0.5, 2, 4, 16, 64),
         base=GPT2.key,
     )
     mlp = replace(
