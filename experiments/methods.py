@@ -122,6 +122,9 @@ METHODS: dict[str, Method] = {
 }
 """All methods, by key."""
 
+SINGLE_BASES = ("one-seed", "base-2", "base-3", "base-4")
+"""What differs between them is the base that is recorded, and nothing else."""
+
 QUICK = ("standard", "compile")
 """What a quick run trains by."""
 
@@ -136,6 +139,7 @@ MAIN = (
     "first-step",
     "match-pooled",
     "match-start",
+    "match-compiled",
     "match",
     "paper",
 )

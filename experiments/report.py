@@ -1,6 +1,7 @@
 """Tables and pictures of what was found."""
 
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from experiments.axes import Axis
 from experiments.measures import Cell, Transfer, complete, transfer
-from experiments.methods import MAIN, METHODS, Method
+from experiments.methods import MAIN, METHODS, SINGLE_BASES, Method
 from experiments.runner import best_rate, scales_of
 from experiments.store import Store
 
@@ -108,6 +109,7 @@ def summary(axes: Sequence[Axis], store: Store) -> Iterator[str]:
     at_best = [(axis, each) for axis in axes for each in at_base_rate(axis, store)]
     yield from _at_best(at_best)
     yield from _differences(at_best)
+    yield from _spread(axes, store)
     yield from _table(
         "At each model's own best rate",
         "The lowest loss on the grid, in nats.",
@@ -159,6 +161,30 @@ def _differences(found: Sequence[tuple[Axis, Cell]]) -> Iterator[str]:
             _interval(*cell.difference("compile", k)) if k in cell.losses else "" for k in keys
         ]
         yield line([axis.title, f"{cell.scale:g}", *apart])
+    yield ""
+
+
+def _spread(axes: Sequence[Axis], store: Store) -> Iterator[str]:
+    """What runs of one seed end at with each of several bases."""
+    found: list[tuple[Axis, float, int, list[float]]] = []
+    for axis in axes:
+        of_base = [
+            {(r.run.scale, r.run.seed, r.run.rate): r.loss for r in store.of(axis, key)}
+            for key in SINGLE_BASES
+        ]
+        shared = sorted(set.intersection(*(set(each) for each in of_base)))
+        found += [(axis, s, seed, [each[s, seed, r] for each in of_base]) for s, seed, r in shared]
+    if not found:
+        return
+    yield from ("## By how much one base differs from another", "")
+    yield "Loss of one run with each of several bases, recorded singly, and its standard deviation."
+    yield ""
+    bases = [f"base {k}" for k in range(1, len(SINGLE_BASES) + 1)]
+    yield line(["axis", "scale", "seed", *bases, "deviation"])
+    yield line(["---"] * (4 + len(SINGLE_BASES)))
+    for axis, scale, seed, losses in found:
+        numbers = [*losses, statistics.stdev(losses)]
+        yield line([axis.title, f"{scale:g}", f"{seed}", *(f"{n:.3f}" for n in numbers)])
     yield ""
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from experiments import adapters, data, foreign, smollm2, work
 from experiments.__main__ import main
 from experiments.axes import AXES, OF_RUN, Scaled
-from experiments.methods import METHODS
+from experiments.methods import METHODS, SINGLE_BASES
 from experiments.recipe import Recipe
 from experiments.report import put, show, transfers, write
 from experiments.runner import (
@@ -353,6 +353,19 @@ def test_without_the_weights_the_message_says_how_to_get_them(
 def test_an_unknown_axis_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mlp-width", "nonsense"]) == 2
     assert "there is no axis or method nonsense; axes: mlp-width, " in capsys.readouterr().err
+
+
+def test_the_page_says_how_far_bases_are_apart(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    rate = TINY.grid.rates[0]
+    for key, loss in zip(SINGLE_BASES, (1.0, 2.0, 3.0, 4.0), strict=True):
+        store.add(Result(Run(TINY.key, key, 2, 0, rate), loss, loss, 0.0))
+        if key != SINGLE_BASES[-1]:  # another seed's are not all there
+            store.add(Result(Run(TINY.key, key, 2, 1, rate), loss, loss, 0.0))
+    page = tmp_path / "page.md"
+    write([TINY], store, page)
+    rows = [row for row in page.read_text().splitlines() if row.startswith(f"| {TINY.title} |")]
+    assert rows == [f"| {TINY.title} | 2 | 0 | 1.000 | 2.000 | 3.000 | 4.000 | 1.291 |"]
 
 
 def test_a_page_keeps_what_is_around_the_tables(tmp_path: Path) -> None:
