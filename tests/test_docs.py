@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 import io
 import os
 import re
@@ -540,3 +541,24 @@ def test_the_site_can_be_searched_from_disk_without_a_network(
         browser.close()
     assert any("glossary.html" in link for link in found)
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+
+
+def parameters_of(call: Any) -> list[str]:
+    return [name for name in inspect.signature(call).parameters if name not in ("self", "cls")]
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in flerm_fx.__all__ if not n.endswith(("Error", "Warning"))]
+)
+def test_docstrings_have_every_parameter_and_an_example(name: str) -> None:
+    interface = getattr(flerm_fx, name)
+    text = inspect.getdoc(interface) or ""
+    assert ">>>" in text or "Example::" in text
+    calls = {name: interface} if inspect.isfunction(interface) else {}
+    if inspect.isclass(interface):
+        own = {member: getattr(interface, member) for member in vars(interface) if member[0] != "_"}
+        calls = {n: m for n, m in own.items() if inspect.isfunction(m) or inspect.ismethod(m)}
+    for member, call in calls.items():
+        text = inspect.getdoc(call) or ""
+        missing = [p for p in parameters_of(call) if f"\n    {p}: " not in text]
+        assert not missing, f"{member} says nothing of {missing}"

@@ -39,6 +39,18 @@ class Assignment:
         error: relative standard error of ``base_fslr / target``: that of the estimates and, where
             several bases were recorded, of the mean over them.
         interval: of a predicted multiplier, at 90 %; None of a measured one.
+
+    Example::
+
+        >>> import flerm_fx, torch
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> small, large, x, y = nn.Linear(4, 3), nn.Linear(4, 3), torch.randn(8, 4), torch.ones(8)
+        >>> adam = torch.optim.Adam(small.parameters(), lr=1e-3)
+        >>> profile = flerm_fx.record(small, adam, x, y.long(), settle=0).profile
+        >>> row = flerm_fx.compile(large, profile).assignments[0]
+        >>> row.parameter, row.base, row.status
+        ('weight', (('weight', 1.0),), 'matched')
     """
 
     parameter: str

@@ -41,6 +41,17 @@ class Check:
         measured: the FSLR of its unit update in the compiled model.
         tolerance: the difference allowed for sampling errors and rounding.
         passed: whether they agree; True for parameters that were not matched.
+
+    Example::
+
+        >>> import flerm_fx, torch
+        >>> _ = torch.manual_seed(0)
+        >>> small, large, x, y = nn.Linear(4, 3), nn.Linear(4, 3), torch.randn(8, 4), torch.ones(8)
+        >>> adam = torch.optim.Adam(small.parameters(), lr=1e-3)
+        >>> profile = flerm_fx.record(small, adam, x, y.long(), settle=0).profile
+        >>> check = flerm_fx.compile(large, profile).check()[0]
+        >>> abs(float(check.measured) - check.expected) <= check.tolerance, check.passed
+        (True, True)
     """
 
     parameter: str

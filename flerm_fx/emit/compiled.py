@@ -54,6 +54,25 @@ class CompiledModel(ScaledModel):
         scales: factor s_l = m_l^(1/(1+p)) of each scale node, p the optimizer's degree; empty for
             ``emit="param_groups"``.
         warned: the text of each warning that :func:`flerm_fx.compile` gave, in order.
+
+    Example::
+
+        >>> import flerm_fx, torch
+        >>> def mlp(width):
+        ...     torch.manual_seed(0)
+        ...     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+        >>> small, x, y = mlp(8), torch.randn(16, 4), torch.randint(3, (16,))
+        >>> adam = torch.optim.Adam(small.parameters(), lr=1e-3)
+        >>> profile = flerm_fx.record(small, adam, x, y, settle=0).profile
+        >>> compiled = flerm_fx.compile(mlp(64), profile)
+        >>> list(compiled.multipliers)
+        ['0.weight', '0.bias', '2.weight', '2.bias']
+        >>> compiled.fold()
+        Sequential(
+          (0): Linear(in_features=4, out_features=64, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=64, out_features=3, bias=True)
+        )
     """
 
     matches: dict[str, Match]
@@ -116,13 +135,22 @@ class CompiledModel(ScaledModel):
     def rescale(
         self, scales: Mapping[str, float], multipliers: Mapping[str, float] | None = None
     ) -> None:
-        """Change the scales of the nodes, and the multipliers that they stand for."""
+        """Change the scales of the nodes, and the multipliers that they stand for.
+
+        Args:
+            scales: of each node that changes.
+            multipliers: of the same parameters; what the scales mean to the update rule if None.
+        """
         rule = self.procedure.optimizers.rule
         meant = {name: node_multiplier(rule(name), s) for name, s in scales.items()}
         super().rescale(scales, {**meant, **(multipliers or {})})
 
     def hold(self, held: Held) -> None:
-        """Go back to what :meth:`held` returned."""
+        """Go back to what was held.
+
+        Args:
+            held: what :meth:`held` returned.
+        """
         super().hold(held)
         self.__dict__["assignments"] = tuple(
             replace(row, multiplier=held.multipliers[row.parameter]) for row in self.assignments
@@ -130,7 +158,8 @@ class CompiledModel(ScaledModel):
 
     @property
     def graph_module(self) -> fx.GraphModule | None:
-        """The graph for the probe's shape of input in the present mode; None without a graph.
+        """The graph for the probe's shape of input in the present mode; None where the
+        model does not export.
 
         Scale nodes carry ``meta["parameter"]``, ``"shape"``, ``"multiplier"``, ``"base"``,
         ``"base_fslr"``, ``"fslr"`` and ``"after"``.
@@ -138,7 +167,12 @@ class CompiledModel(ScaledModel):
         return self.graph_for(*call_arguments(to_device(self._probe_inputs, device_of(self))))
 
     def annotate(self, graph_module: fx.GraphModule, multipliers: Mapping[str, float]) -> None:
-        """Write each parameter's assignment to its scale node."""
+        """Write each parameter's assignment to its scale node.
+
+        Args:
+            graph_module: a graph with scale nodes.
+            multipliers: the present ones.
+        """
         annotate(graph_module, self.assignments, multipliers)
 
     @property
@@ -356,6 +390,9 @@ class CompiledModel(ScaledModel):
 
         Args:
             progress: as for :func:`flerm_fx.compile`.
+
+        Returns:
+            A :class:`flerm_fx.Check` for each of ``assignments``, in their order.
 
         Raises:
             InputError: a law predicted the multipliers, and nothing was measured to compare with.

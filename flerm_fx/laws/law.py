@@ -54,6 +54,11 @@ class ScalingLaw(Predictor):
         profile: of the base.
         points: by role, the multipliers that it was fitted to.
         unresolved: roles whose FSLRs were zero or noise in all models; their multiplier is 1.
+
+    Example::
+
+        law = flerm_fx.scaling_law(make, {"width": [128, 256, 512]}, profile)
+        compiled = flerm_fx.compile(large, law, emit="param_groups")  # large may be on "meta"
     """
 
     profile: BaseProfile
@@ -134,6 +139,9 @@ class ScalingLaw(Predictor):
             mapping: as for :func:`flerm_fx.compile`.
             on_unmatched: as for :func:`flerm_fx.compile`.
 
+        Returns:
+            A law that :func:`flerm_fx.compile` takes in place of a profile.
+
         Raises:
             LawError: the base has no trajectory behind its warm-up, another one lacks its steps, or
                 as for :meth:`fit`.
@@ -212,7 +220,15 @@ class ScalingLaw(Predictor):
         return of.predict(logs, share)
 
     def predicted(self, captured: Capture, matches: Mapping[str, Match]) -> tuple[Assignment, ...]:
-        """Return what the law makes of each parameter of a captured model; see :func:`compile`."""
+        """Return what the law makes of each parameter of a captured model; see :func:`compile`.
+
+        Args:
+            captured: the model.
+            matches: the base parameters that each of its parameters answers to.
+
+        Raises:
+            LawError: parameters that the law does not reach; the message names the first four.
+        """
         graph = capture_graph(captured)
         nodes = {
             node.meta["parameter"]: node.name
@@ -356,6 +372,9 @@ class ScalingLaw(Predictor):
     def save(self, path: str | Path) -> None:
         """Write the law, and of its base what predicting needs, to one JSON file, or nothing.
 
+        Args:
+            path: of the file.
+
         Raises:
             LawError: it cannot be written; what was at the path stays.
         """
@@ -363,7 +382,10 @@ class ScalingLaw(Predictor):
 
     @classmethod
     def load(cls, path: str | Path) -> ScalingLaw:
-        """Read a law.
+        """Return the law in a file.
+
+        Args:
+            path: of the file.
 
         Raises:
             LawError: there is no such file, it is no law, of another version, or damaged.

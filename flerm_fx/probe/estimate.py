@@ -83,6 +83,10 @@ class Estimate:
 
         .. math:: F' = r F, \qquad \sigma' = F' \sqrt{(\sigma / F)^2 + \epsilon_r^2}
 
+        Args:
+            ratio: r, at least 0.
+            error: its relative error :math:`\epsilon_r`.
+
         >>> Estimate(2.0, 0.6, "sampled", 4).scaled(5.0, 0.4).stderr
         5.0
         """
@@ -94,6 +98,9 @@ class Estimate:
 
         .. math:: r = F_1 / F_2, \qquad
                   \sigma_r / r = \sqrt{(\sigma_1 / F_1)^2 + (\sigma_2 / F_2)^2}
+
+        Args:
+            other: what to divide by.
 
         Raises:
             ZeroDivisionError: the other one is 0.
@@ -112,6 +119,9 @@ class Estimate:
         The nearer the two updates, the more their errors are one; a ratio of 1 has none. It is
         infinite for a ratio of 0.
 
+        Args:
+            other: what to divide by.
+
         Raises:
             ZeroDivisionError: the other one is 0.
 
@@ -124,6 +134,9 @@ class Estimate:
 
     def joint_error(self, other: "Estimate") -> float:
         """Return the standard error of the difference of two independent estimates, √(σ₁² + σ₂²).
+
+        Args:
+            other: the other one.
 
         >>> Estimate(4.0, 3.0, "sampled", 4).joint_error(Estimate(2.0, 4.0, "sampled", 4))
         5.0
@@ -150,6 +163,10 @@ class Estimate:
     def is_above(self, errors: float, least: float) -> bool:
         """Tell whether the FSLR is above so many of its standard errors, and above ``least``.
 
+        Args:
+            errors: how many standard errors.
+            least: in units of the output per unit of learning rate.
+
         >>> Estimate(2.0, 0.5, "sampled", 4).is_above(errors=3, least=0.0)
         True
         """
@@ -157,6 +174,9 @@ class Estimate:
 
     def noted(self, note: str) -> "Estimate":
         """Return the same estimate with one more note.
+
+        Args:
+            note: the note; an empty one adds nothing.
 
         >>> Estimate(1.0, 0.0, "exact", 0, "one").noted("other").note
         'one; other'
@@ -179,6 +199,10 @@ class Estimate:
 
         Where one of the two is 0 and has no logarithm, the value is interpolated as the error is.
 
+        Args:
+            other: the estimate at the other end.
+            weight: w, from 0 for this one to 1 for the other.
+
         >>> Estimate(1.0, 0.1, "sampled", 4).towards(Estimate(4.0, 0.3, "sampled", 4), 0.5)
         Estimate(value=2.0, stderr=0.2, method='sampled', samples=4, note='')
         """
@@ -200,6 +224,9 @@ class Estimate:
 
         It is 0 without an error for none at all. Method and note are the first one's.
 
+        Args:
+            estimates: the terms.
+
         >>> Estimate.total([Estimate(2.0, 0.1, "sampled", 4), Estimate(3.0, 0.2, "sampled", 4)])
         Estimate(value=5.0, stderr=0.30000000000000004, method='sampled', samples=8, note='')
         """
@@ -219,6 +246,9 @@ class Estimate:
         .. math:: F = \frac1n \sum_i F_i, \qquad \sigma = \frac1n \sqrt{\sum_i \sigma_i^2}
 
         Method and note are the last one's. One estimate comes back as it is.
+
+        Args:
+            estimates: at least one.
 
         >>> Estimate.mean([Estimate(2.0, 0.3, "sampled", 4), Estimate(4.0, 0.4, "sampled", 4)])
         Estimate(value=3.0, stderr=0.25, method='sampled', samples=8, note='')
@@ -245,6 +275,9 @@ class Estimate:
         and by chance may be below it. Where an estimate is 0 and has no logarithm, the mean is the
         arithmetic one, with the errors and the spread of the values themselves. Methods and notes
         are those that occur.
+
+        Args:
+            estimates: at least two.
 
         >>> Estimate.geometric_mean([Estimate(v, 0.0, "exact", 0) for v in (1.0, 4.0)]).value
         2.0

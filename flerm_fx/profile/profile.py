@@ -127,6 +127,9 @@ class BaseProfile(ProfileFields):
         The file is written under a temporary name beside ``path``, flushed to the disk and renamed,
         so that whatever interrupts it, a file already at ``path`` stays as it was; its mode stays.
 
+        Args:
+            path: of the file.
+
         Raises:
             ProfileError: if the file cannot be written, ``path`` holds anything but a regular file
                 of one name, or text of the profile has characters that are not printable, which
@@ -137,7 +140,10 @@ class BaseProfile(ProfileFields):
 
     @classmethod
     def load(cls, path: PathLike) -> BaseProfile:
-        """Read a profile and check all of it. Nothing in the file is run.
+        """Return the profile in a file, all of which is checked, and none of it run.
+
+        Args:
+            path: of the file.
 
         Raises:
             ProfileError: if the file is missing, truncated, no profile, of another format, or
@@ -165,6 +171,9 @@ class BaseProfile(ProfileFields):
         contains each one's own error, and not less than those alone would give:
         :math:`\max(s^2 / n,\ \sum_i \sigma_i^2 / n^2)^{1/2}`, in logarithms (relative errors) for
         the geometric mean. One profile comes back as it is. Pool and seed are the first one's.
+
+        Args:
+            profiles: at least one, all of one model under one procedure.
 
         Raises:
             InputError: if there is no profile, something else is among them, or two differ in

@@ -62,6 +62,12 @@ class Matcher(Attached):
         prober: measures the run's own updates.
         schedule: the steps to measure at.
         log: as for :func:`flerm_fx.match`.
+
+    Example::
+
+        with flerm_fx.match(large, optimizer, profile, every=100) as matcher:
+            train(large, optimizer)
+        matcher.multipliers, matcher.trajectory.steps
     """
 
     def __init__(
@@ -125,7 +131,7 @@ class Matcher(Attached):
         return folded_table(repr(self), header, rows, header[1:])
 
     def state_dict(self) -> dict[str, Any]:
-        """Multipliers, and what was measured so far, in plain numbers, for a checkpoint."""
+        """Return multipliers, and what was measured so far, in plain numbers, for a checkpoint."""
         return {
             "step": self._observer.step,
             "waiting": self._observer.waiting,
@@ -143,6 +149,9 @@ class Matcher(Attached):
 
         Attach a matcher as in the first run, then load the states of model, optimizer and matcher,
         in this order.
+
+        Args:
+            state: what :meth:`state_dict` returned.
 
         Raises:
             InputError: the state is of other parameters, of another version, or of other scales

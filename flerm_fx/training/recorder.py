@@ -66,6 +66,12 @@ class Recorder(Attached):
         prober: measures the run's own updates.
         schedule: the steps to measure at.
         log: as for :func:`flerm_fx.record`.
+
+    Example::
+
+        with flerm_fx.record(small, optimizer, loader, every=100) as recorder:
+            train(small, optimizer)
+        recorder.profile.save("base.safetensors")
     """
 
     def __init__(
@@ -186,6 +192,9 @@ class Recorder(Attached):
 
         Attach a recorder as in the first run, then load the states of model, optimizer and
         recorder.
+
+        Args:
+            state: what :meth:`state_dict` returned.
 
         Raises:
             InputError: the state is of other parameters or of another version, or has a number that

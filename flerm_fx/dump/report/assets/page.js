@@ -25,9 +25,9 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-/** A name that breaks behind its dots if it has to, and behind underscores where a part is long. */
+/** A name that breaks behind its dots if it has to (and not in a share such as ×0.5), and behind underscores where a part is long. */
 function broken(text) {
-  const parts = text.split(/(?<=[./])/)
+  const parts = text.split(/(?<=[./])(?<!×\d+\.)/)
     .flatMap((part) => part.length > 20 ? part.split(/(?<=_)/) : [part]);
   return parts.flatMap((part, i) => (i ? [make("wbr"), part] : [part]));
 }

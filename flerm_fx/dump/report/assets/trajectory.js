@@ -28,20 +28,24 @@ const spaced = (list, count) => list.length <= count ? list
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const narrow = matchMedia("(max-width: 750px)");
 
+/** Margins in px; at the top is room for the title and plotly's buttons, and a legend below them. */
+const [TOP, BOTTOM] = [56, 48];
+
 function theme() {
   const style = getComputedStyle(document.documentElement);
   const [ink, paper, line] = ["--ink", "--paper", "--line"].map((v) => style.getPropertyValue(v).trim());
   const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true };
   const layout = { paper_bgcolor: paper, plot_bgcolor: paper, font: { color: ink, size: 12 },
-    margin: { l: 60, r: 20, t: 36, b: 48 } };
+    margin: { l: 60, r: 20, t: TOP, b: BOTTOM } };
   return { ink, axis, layout };
 }
 
-const heading = (text) => ({ text, x: 0.01, xanchor: "left", font: { size: 14 } });
+const heading = (text) => ({ text, x: 0.01, xanchor: "left", y: 1, yanchor: "top", pad: { t: 10 }, yref: "container",
+  font: { size: 14 } });
 
-/** The legend beside the title, or below the axis where the page is narrow. */
+/** The legend under the buttons, or below the axis where the page is narrow. */
 const legend = (height) => narrow.matches
-  ? { orientation: "h", y: -70 / (height - 84), yanchor: "top", x: 0, xanchor: "left" }
+  ? { orientation: "h", y: -70 / (height - TOP - BOTTOM), yanchor: "top", x: 0, xanchor: "left" }
   : { orientation: "h", y: 1.02, yanchor: "bottom", x: 1, xanchor: "right" };
 
 /** Ticks of a log axis: powers of ten, as many as there is room for, or more where all are close. */
