@@ -65,6 +65,7 @@ class CompiledModel(ScaledModel):
     _base_profile: BaseProfile | None
     _parameter_graph: nx.DiGraph | None
     _checks: dict[str, bool] | None
+    _copy: bool
     _model: Callable[[], nn.Module | None]
 
     def __init__(
