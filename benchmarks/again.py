@@ -1,4 +1,4 @@
-"""A second measurement of a model costs its draws: a call of a ``flerm_fx.Prober`` after the first."""
+"""A second measurement of a model costs its draws: a later call of a ``flerm_fx.Prober``."""
 
 from collections.abc import Iterator, Sequence
 
