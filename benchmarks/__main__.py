@@ -11,10 +11,12 @@ import torch
 from rich.console import Console
 
 from benchmarks import (
+    again,
     cases,
     compiling,
     emitters,
     estimators,
+    following,
     holding,
     matching,
     multipliers,
@@ -32,7 +34,9 @@ from benchmarks.warm import warm_up
 
 PARTS = (
     "estimators",
+    "again",
     "compiling",
+    "following",
     "multipliers",
     "holding",
     "scaling",
@@ -94,6 +98,10 @@ def measure(
     for estimated in estimators.run(chosen.get("estimators", ()), settings, progress):
         others = {r.case: r for r in results.estimators} | {estimated.case: estimated}
         keep(estimators=[others[key] for key in cases.KEYS if key in others])
+    for repeated in again.run(chosen.get("again", ()), settings, progress):
+        keep(again=[*(r for r in results.again if r.title != repeated.title), repeated])
+    for followed in following.run(chosen.get("following", ()), settings, progress):
+        keep(following=[*(r for r in results.following if r.title != followed.title), followed])
     for compiled in compiling.run(chosen.get("compiling", ()), settings, progress):
         kept = [r for r in results.compiling if _setting(r) != _setting(compiled)]
         keep(compiling=[*kept, compiled])

@@ -3,9 +3,10 @@
 import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import flerm_fx
 from benchmarks.cases import Case, gpt2, tensors, text
@@ -17,11 +18,17 @@ from flerm_fx.errors import CaptureWarning
 from models.transformer import Transformer
 
 LEARNING_RATE = 1e-3
-SETTLE = {"transformer-6": (0, 10, 100), "gpt2": (0, 10)}
+SETTLE = {"transformer-6": (0, 20, 100), "gpt2": (0, 10)}
 """Simulated steps to the start; 100 of GPT-2 take half an hour on 2 cores."""
 
-Pair = tuple[Case, nn.Module]
-"""The target, and the smaller model that it is compiled for."""
+BATCHES = 5
+"""Of the pool: the probe batch, and four that simulated steps take in turn."""
+
+Batches = Sequence[tuple[Any, Tensor]]
+
+Pair = tuple[Case, nn.Module, Batches]
+"""The target, the smaller model that it is compiled for, and what steps are simulated on beside
+the batch of the case, where that is not all."""
 
 
 def _transformer(quick: bool) -> Pair:
@@ -30,15 +37,16 @@ def _transformer(quick: bool) -> Pair:
     depth = 2 if quick else 6
     title = f"transformer, {depth} blocks of width {width}, from a quarter of the width"
     case = Case("transformer-6", title, Transformer(width=width, depth=depth), *batch)
-    return case, Transformer(width=width // 4, depth=depth)
+    further = [text(sequences, 64, seed) for seed in range(1, BATCHES)]
+    return case, Transformer(width=width // 4, depth=depth), further
 
 
 def _gpt2(quick: bool) -> Pair:
     if quick:
-        return gpt2(2, 16, width=32, depth=1, vocabulary=300), gpt2(2, 16, 16, 1, 300).model
+        return gpt2(2, 16, width=32, depth=1, vocabulary=300), gpt2(2, 16, 16, 1, 300).model, ()
     case = gpt2(8, 128)
     case.title = "GPT-2, 12 blocks of width 768, from a quarter of the width"
-    return case, gpt2(8, 128, width=192).model
+    return case, gpt2(8, 128, width=192).model, ()
 
 
 _BUILDERS: dict[str, Callable[[bool], Pair]] = {"transformer-6": _transformer, "gpt2": _gpt2}
@@ -52,18 +60,21 @@ def run(keys: Sequence[str], settings: Settings, progress: Progress) -> Iterator
         if key not in _BUILDERS:
             continue
         torch.manual_seed(0)
-        case, base = _BUILDERS[key](settings.quick)
+        case, base, further = _BUILDERS[key](settings.quick)
         case.on(settings.device)
         base.to(settings.device)
         for settle in SETTLE[key]:
             progress(f"{key}: settle = {settle}")
-            yield measure(case, base, settle, settings)
+            yield measure(case, base, settle, settings, further if settle else ())
 
 
-def measure(case: Case, base: nn.Module, settle: int, settings: Settings) -> CompileResult:
+def measure(
+    case: Case, base: nn.Module, settle: int, settings: Settings, further: Batches = ()
+) -> CompileResult:
     """Compile a target, several times where that does not take long; the median by stage."""
     optimizer = torch.optim.Adam(base.parameters(), lr=LEARNING_RATE)
-    recorder = flerm_fx.record(base, optimizer, case.inputs, case.targets, settle=settle)
+    inputs, targets = zip((case.inputs, case.targets), *further, strict=True)
+    recorder = flerm_fx.record(base, optimizer, list(inputs), list(targets), settle=settle)
     recorder.close()
     profile = recorder.profile
     case.step()

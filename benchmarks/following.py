@@ -1,27 +1,36 @@
-"""``python -m benchmarks.following``: what matching a run adds to training it.
+"""What matching a run adds to training it.
 
 A run is matched as by default, every 100 steps of 1,000. What is timed is the attachment, and steps
 that are measured beside steps that are not; what all of them add to 1,000 steps follows. Times are
-of the processor, on one thread.
+of the processor.
 """
 
 import statistics
 import time
+from collections.abc import Iterator, Sequence
 
 import torch
 
 import flerm_fx
-from benchmarks.cases import Case, build
-from benchmarks.settings import Settings
+from benchmarks.cases import Case, build, tensors
+from benchmarks.results import FollowingResult
+from benchmarks.settings import Progress, Settings
 from flerm_fx.start.procedure import batch_loss
 
 STEPS, EVERY = 1000, 100
+KEYS = ("transformer-6",)
 
 
-def main() -> None:
-    """Print one line."""
-    torch.set_num_threads(1)
-    case = build("transformer-6", Settings(torch.device("cpu")))
+def run(keys: Sequence[str], settings: Settings, progress: Progress) -> Iterator[FollowingResult]:
+    """Match each case in a run of its own."""
+    for key in keys:
+        if key in KEYS:
+            progress(f"following: {key}")
+            yield measure(build(key, settings))
+
+
+def measure(case: Case) -> FollowingResult:
+    """Time what a matched run does beside its steps."""
     profile = _profile(case)
     optimizer = torch.optim.AdamW(case.model.parameters(), lr=1e-3)
     plain = [_seconds(case, optimizer) for _ in range(12)]
@@ -32,15 +41,16 @@ def main() -> None:
     step = statistics.median(plain[2:] + taken[1::2])
     first, *measured = taken[::2]
     point = statistics.median(measured) - step
-    points = STEPS // EVERY - 1
     start = len(profile.settling.steps)
     once = attached + first - step
-    print(
-        f"{case.title}: attached {attached / step:.1f} steps, the first measurement "
-        f"{(first - step) / step:.1f}, each other {point / step:.2f}; {points} of them add "
-        f"{(once + points * point) / step / STEPS:.2%} to {STEPS} steps, and with the {start} of "
-        f"the start {(once + (points + start) * point) / step / STEPS:.2%}; the start alone takes "
-        f"{(once + start * point) / step:.1f} steps"
+    return FollowingResult(
+        title=case.title,
+        tensors=tensors(case.model),
+        attached=attached / step,
+        first=(first - step) / step,
+        point=point / step,
+        run=(once + (STEPS // EVERY - 1) * point) / step / STEPS,
+        start=(once + start * point) / step,
     )
 
 
@@ -62,7 +72,3 @@ def _seconds(case: Case, optimizer: torch.optim.Optimizer) -> float:
     batch_loss(case.model, (case.inputs, case.targets), case.loss, None).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return time.process_time() - began
-
-
-if __name__ == "__main__":
-    main()

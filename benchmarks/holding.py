@@ -31,6 +31,7 @@ def run(settings: Settings, progress: Progress) -> list[HoldingResult]:
             given: dict[str, Any] = {"settle": settle, **options}
             calls[f"record, settle={settle}{named}"] = functools.partial(_recorded, **given)
             calls[f"compile, settle={settle}{named}"] = functools.partial(_compiled, **given)
+            calls[f"check, settle={settle}{named}"] = functools.partial(_checked, **given)
     results: list[HoldingResult] = []
     for name, call in calls.items():
         progress(f"holding: {name}")
@@ -86,3 +87,9 @@ def _compiled(model: nn.Module, *, settle: int, **options: Any) -> Callable[[], 
     base = _mlp(8).to(next(model.parameters()).device)
     with flerm_fx.record(base, _adam(base), *_pool(), settle=settle) as recorder:
         return lambda: flerm_fx.compile(model, recorder.profile, **options)
+
+
+def _checked(model: nn.Module, *, settle: int, **options: Any) -> Callable[[], Any]:
+    compiled = _compiled(model, settle=settle, **options)()
+    assert isinstance(compiled, flerm_fx.CompiledModel)
+    return compiled.check

@@ -256,6 +256,46 @@ class MultiplierResult:
 
 
 @dataclass(frozen=True)
+class AgainResult:
+    """A call of a ``flerm_fx.Prober`` that has been called before, with one draw.
+
+    Attributes:
+        title: the model.
+        tensors: of it.
+        steps: the call in training steps of the same batch.
+        draw: the draw alone, without the checks that nothing has changed.
+    """
+
+    title: str
+    tensors: int
+    steps: Spread
+    draw: Spread
+
+
+@dataclass(frozen=True)
+class FollowingResult:
+    """What ``flerm_fx.match`` adds to a run, in its steps.
+
+    Attributes:
+        title: the model.
+        tensors: of it.
+        attached: what attaching takes.
+        first: what the first measurement takes beside a step.
+        point: what each other one does.
+        run: all that is added to 1,000 steps that are matched every 100, over these steps.
+        start: what is added by the start found in the run, all of it.
+    """
+
+    title: str
+    tensors: int
+    attached: float
+    first: float
+    point: float
+    run: float
+    start: float
+
+
+@dataclass(frozen=True)
 class HoldingResult:
     """The most that a call holds at a time, the user's own model included.
 
@@ -283,6 +323,8 @@ class Results:
     emitters: dict[str, Any] = field(default_factory=dict)
     holding: list[HoldingResult] = field(default_factory=list)
     multipliers: list[MultiplierResult] = field(default_factory=list)
+    again: list[AgainResult] = field(default_factory=list)
+    following: list[FollowingResult] = field(default_factory=list)
 
 
 def write(results: Results, path: Path) -> None:

@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.results import (
+    AgainResult,
     CompileResult,
     EstimatorResult,
+    FollowingResult,
     HoldingResult,
     MatchingResult,
     MultiplierResult,
@@ -38,8 +40,12 @@ def tables(results: Results) -> Iterator[Table]:
 def details(results: Results) -> Iterator[Table]:
     """All but the summary."""
     yield from map(estimators, results.estimators)
+    if results.again:
+        yield again(results.again)
     if results.compiling:
         yield compiling(results.compiling)
+    if results.following:
+        yield following(results.following)
     if results.multipliers:
         yield multipliers(results.multipliers)
     if results.holding:
@@ -146,9 +152,52 @@ def _notes(case: EstimatorResult) -> Iterator[str]:
         yield f"Sampled: {note}."
 
 
+def again(found: Sequence[AgainResult]) -> Table:
+    """Calls of a prober that has been called before."""
+    rows = [(r.title, str(r.tensors), spread(r.steps), spread(r.draw)) for r in found]
+    note = (
+        "In training steps of the same batch: a call of a flerm_fx.Prober after the first, with "
+        "m = 1, and of it the draw, without the checks that nothing has changed."
+    )
+    return Table("A second measurement", ("model", "L", "call", "draw"), rows, (note,))
+
+
+def following(found: Sequence[FollowingResult]) -> Table:
+    """What matching adds to a run."""
+    header = (
+        "model",
+        "L",
+        "attaching",
+        "first measurement",
+        "each other",
+        "1,000 steps matched every 100, over them",
+        "start in the run",
+    )
+    rows = [
+        (
+            r.title,
+            str(r.tensors),
+            *(number(steps) for steps in (r.attached, r.first, r.point)),
+            f"{1 + r.run:.3f}",
+            number(r.start),
+        )
+        for r in found
+    ]
+    note = "In steps of the run, forward and backward pass and AdamW's own. Processor time."
+    return Table("Matching in the run", header, rows, (note,))
+
+
 def compiling(found: Sequence[CompileResult], title: str = "Compiling") -> Table:
     """Time by stage."""
-    header = ("target", "L", "settle", "seconds", "training steps", *STAGES)
+    header = (
+        "target",
+        "L",
+        "settle",
+        "seconds",
+        "training steps",
+        "beyond the settling steps",
+        *STAGES,
+    )
     rows = [
         (
             result.title,
@@ -156,6 +205,7 @@ def compiling(found: Sequence[CompileResult], title: str = "Compiling") -> Table
             str(result.settle),
             number(result.seconds),
             number(result.steps),
+            number(result.steps - result.settle),
             *(_stage(result, stage) for stage in STAGES),
         )
         for result in found

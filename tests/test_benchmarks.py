@@ -50,6 +50,7 @@ def test_a_quick_run_measures_writes_and_draws(tmp_path: Path) -> None:
     assert all(row.copies > 1 for row in found.holding)
     assert all(0 <= row.error <= row.worst < 2 for row in found.multipliers)
     assert found.emitters["steps"]
+    assert [row.tensors for row in found.again] and all(row.steps.median > 0 for row in found.again)
     for drawing in (tmp_path / "out" / "error-cost.png", page.parent / "error-cost.png"):
         assert drawing.read_bytes().startswith(b"\x89PNG")
     text = page.read_text(encoding="utf-8")

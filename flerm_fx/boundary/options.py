@@ -113,6 +113,24 @@ def instance(name: str, value: Any, kind: type[T], called: str, hint: str = "") 
     return value
 
 
+def module(name: str, value: Any) -> nn.Module:
+    """Return a model that computes its output, with derivatives, in one process.
+
+    No stage of ``torch.distributed.pipelining`` does, and its ``Pipe``, which does, detaches what
+    it hands from stage to stage: all but the last would have FSLRs of 0.
+    """
+    held = value.modules() if isinstance(value, nn.Module) else [value]
+    for part in held:
+        if type(part).__module__.startswith("torch.distributed.pipelining"):
+            raise InputError(
+                f"{name} must be one nn.Module with derivatives of its output by all parameters, "
+                f"got a {type(part).__name__} of torch.distributed.pipelining; measure or compile "
+                "the model before it is split, and train its stages with the multipliers by name "
+                "(flerm_fx.CompiledModel.overrides)"
+            )
+    return instance(name, value, nn.Module, "an nn.Module")
+
+
 def function(name: str, value: Any, form: str) -> Any:
     """Return the value if it can be called; ``form`` says with what."""
     if not callable(value):
@@ -176,7 +194,7 @@ def _optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
 
 
 OPTIONS: dict[str, Callable[[str, Any], Any]] = {
-    "model": functools.partial(instance, kind=nn.Module, called="an nn.Module"),
+    "model": module,
     "every": functools.partial(integer, least=1),
     "at": _optional(steps),
     "settle": _optional(functools.partial(integer, least=0)),

@@ -12,6 +12,7 @@ from flerm_fx.assign.assignment import Assignment
 from flerm_fx.assign.way import Settling
 from flerm_fx.capture.tracing import capture
 from flerm_fx.emit.scaled import ScaledModel
+from flerm_fx.model.distributed import is_sharded
 from flerm_fx.model.inputs import device_of, to_device
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.profile.moment import Moment
@@ -67,8 +68,10 @@ def checked_start(
     procedure: StartProcedure,
     assignments: Sequence[Assignment],
     settling: Settling,
+    *,
+    copy: bool,
 ) -> tuple[Check, ...]:
-    """Repeat the start on a copy of what was emitted, and compare each FSLR with the base's.
+    """Repeat the start on what was emitted, and compare each FSLR with the base's.
 
     Args:
         model: the compiled model.
@@ -76,17 +79,23 @@ def checked_start(
         procedure: by which the start is measured.
         assignments: of each parameter, as compiled.
         settling: the multipliers of the way to the start.
+        copy: whether to walk on a copy of the weights in any case. Without it there is one only of
+            a model that is sharded or in half precision, or in another state than at compilation.
 
     Returns:
         A check for each assignment; see :meth:`flerm_fx.CompiledModel.check`.
     """
-    twin, procedure, _ = measurable_twin(trainable, procedure)
-    inputs = to_device(procedure.pool[0][0], device_of(twin))
-    adopted = None if is_coarse(model) and not is_coarse(twin) else model.adopted(twin)
-    captured = adopted or capture(twin, inputs, procedure.output_fn, original=model.skeleton)
     multipliers: dict[str, float] | None = model.multipliers
-    if model.emitter.has_nodes and captured.graph_module is not None:
-        captured, multipliers = model.trained(captured), None
+    here = None if copy or is_coarse(model) or is_sharded(model) else model.trained_here()
+    if here is not None:
+        captured, multipliers = here, None if model.emitter.has_nodes else multipliers
+    else:
+        twin, procedure, _ = measurable_twin(trainable, procedure)
+        inputs = to_device(procedure.pool[0][0], device_of(twin))
+        adopted = None if is_coarse(model) and not is_coarse(twin) else model.adopted(twin)
+        captured = adopted or capture(twin, inputs, procedure.output_fn, original=model.skeleton)
+        if model.emitter.has_nodes and captured.graph_module is not None:
+            captured, multipliers = model.trained(captured), None
     measured = {
         after: measure_start(captured, procedure.after(after), multipliers, draw_seed=CHECK_SEED)
         for after in {row.after for row in assignments if row.after or not settling}

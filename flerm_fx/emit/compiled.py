@@ -84,6 +84,7 @@ class CompiledModel(ScaledModel):
     _base_profile: BaseProfile | None
     _parameter_graph: nx.DiGraph | None
     _checks: dict[str, bool] | None
+    _copy: bool
     _model: Callable[[], nn.Module | None]
 
     def __init__(
@@ -101,6 +102,7 @@ class CompiledModel(ScaledModel):
         base_profile: BaseProfile | None = None,
         parameter_graph: nx.DiGraph | None = None,
         warned: Iterable[str] = (),
+        copy: bool = True,
     ) -> None:
         super().__init__(skeleton, scales, emitter)
         # Not by setattr, which would refuse the name of a member of the model.
@@ -114,6 +116,7 @@ class CompiledModel(ScaledModel):
             _base_profile=base_profile,
             _parameter_graph=parameter_graph,
             _checks=None,
+            _copy=copy,
             _model=_gone if model is None else weakref.ref(model),
         )
 
@@ -375,9 +378,11 @@ class CompiledModel(ScaledModel):
     def check(self, *, progress: bool = True) -> tuple[Check, ...]:
         r"""Measure the FSLRs again on the compiled model and compare them with the base's.
 
-        The start is repeated on a copy of what was emitted, with one optimizer group for a graph
-        and with the parameter groups otherwise, and with other random cotangents. It belongs
-        before training: afterwards the start is another. After a profile recorded with
+        The start is repeated on what was emitted, with one optimizer group for a graph and with the
+        parameter groups otherwise, and with other random cotangents. Steps are taken on the model's
+        own weights, which are put back bit for bit whatever happens, or on a copy where
+        :func:`flerm_fx.compile` took one. It belongs before training: afterwards the start is
+        another. After a profile recorded with
         ``settle``, the steps to the start are repeated with the multipliers of the way there. A
         parameter that was resolved later is measured as late here, after steps with all its
         multipliers. A parameter passes if
@@ -405,7 +410,12 @@ class CompiledModel(ScaledModel):
             )
         with Progress("check", progress)("measuring the model again"):
             checks = checked_start(
-                self, self._trainable, self.procedure, self.assignments, self.settling
+                self,
+                self._trainable,
+                self.procedure,
+                self.assignments,
+                self.settling,
+                copy=self._copy,
             )
         self.__dict__["_checks"] = {check.parameter: check.passed for check in checks}
         return checks

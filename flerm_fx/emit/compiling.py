@@ -239,18 +239,18 @@ def compile(
                 original=model,
                 on_meta=law is not None,
             )
-        emitted = captured
-        if (
-            is_coarse(model) and not obstacle and not law
-        ):  # what is emitted has the model's own types
+        emitted = None
+        if is_coarse(model) and not obstacle and not law:  # the emitted has the model's own types
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", CaptureWarning)  # as above
                 emitted = capture(copied(model), probe_inputs, output_fn, original=model)
-        emitted = emitted.bound(model)
-        if emit == "graph" and emitted.graph_module is None and not is_sharded(model):
-            check_backward(emitted, probe_inputs)
+                emitted = emitted.bound(model)
+        shown = emitted or captured
+        if emit == "graph" and shown.graph_module is None and not is_sharded(model):
+            check_backward(shown.bound(model), probe_inputs)
         if not law:
             captured = on_own_weights(captured, model, measured_on, copy=copy)
+        emitted = emitted or captured
         matches = find_matches(base_profile, captured, mapping, on_unmatched, strict=strict)
         held = held_as_matched(base_profile, captured, matches)
         procedure, measured_on = procedure.held_as(held), measured_on.held_as(held)
@@ -285,6 +285,7 @@ def compile(
                 base_profile=base_profile,
                 parameter_graph=capture_graph(captured),
                 warned=warned,
+                copy=captured.model is not model,
             )
             if before is not None and not before.is_meta:
                 after = _output(emitted, model, probe_inputs)

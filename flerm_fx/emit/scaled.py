@@ -19,6 +19,7 @@ from flerm_fx.emit.loading import as_stored, from_extra_state
 from flerm_fx.emit.lower import lowered, on_the_same_weights
 from flerm_fx.emit.state import EXTRA, check_factors, vector
 from flerm_fx.errors import CaptureWarning
+from flerm_fx.model.copying import copied
 from flerm_fx.model.hooks import keep_only
 from flerm_fx.model.inputs import Inputs, call_arguments, is_floating
 from flerm_fx.ops.scale import ScaleNodes, is_scale
@@ -112,8 +113,9 @@ class ScaledModel(nn.Module):
     def adopt(self, captured: Capture, inputs: Inputs) -> None:
         """Use a capture of the model for calls with such inputs in the present mode."""
         state, shapes, _ = self._signature(*call_arguments(inputs))
-        self._graphs[state, shapes] = self._with_scales(self.emitter.bound(captured, self))
-        self._given = (modes(self), self.emitter.bound(captured, self))
+        own = self.emitter.bound(captured, self)
+        self._graphs[state, shapes] = self._with_scales(own, shared=True)
+        self._given = (modes(self), own)
 
     def adopted(self, model: nn.Module) -> Capture | None:
         """Return that capture on a copy of the model, if the model is still in that mode."""
@@ -196,11 +198,43 @@ class ScaledModel(nn.Module):
 
         Its model captures others for what that graph does not serve, as this one does.
         """
-        twin = self.emitter.twin(captured)
-        keep_only(twin, captured.hooks)  # the twin's own are out of sight behind the scaled model
-        model = ScaledModel(twin, self.scales, type(self.emitter))
+        model = self._on(self.emitter.twin(captured), captured)
         if not is_coarse(captured.model):
             refined(model)
+        return self._as_trained(model, captured)
+
+    def trained_here(self) -> Capture | None:
+        """Return the adopted capture as this model is trained, on its very parameters in another
+        structure; None if it is in another mode by now, or others of its parameters train.
+
+        What is put in the places of the parameters there is not seen by this model.
+        """
+        training = {name for name, p in self.named_parameters() if p.requires_grad}
+        if self._given is None or self._given[0] != modes(self):
+            return None
+        captured = self._given[1]
+        if training != set(captured.parameters):
+            return None
+        twin = copied(self.skeleton, sharing=True)
+        if not self.emitter.has_nodes:
+            return captured.bound(twin)
+        if captured.graph_module is None:
+            return None
+        model = self._on(twin, captured, is_stored=True)
+        return self._as_trained(model, captured)
+
+    def _on(
+        self, skeleton: nn.Module, captured: Capture, *, is_stored: bool = False
+    ) -> "ScaledModel":
+        """Return a model with the same scales on a skeleton, which may hold stored weights."""
+        keep_only(skeleton, captured.hooks)  # its own are out of sight behind the scaled model
+        scales = dict.fromkeys(self.scales, 1.0) if is_stored else self.scales
+        model = ScaledModel(skeleton, scales, type(self.emitter))
+        if is_stored:
+            model.emitter.set_scales(self.scales)
+        return model
+
+    def _as_trained(self, model: "ScaledModel", captured: Capture) -> Capture:
         captured = captured.bound(model)
         for graph_module in (captured.graph_module, captured.probe_module):
             assert graph_module is not None
@@ -279,13 +313,16 @@ class ScaledModel(nn.Module):
                 for name, parameter in model.named_parameters():
                     parameter.requires_grad_(trainable[name])
 
-    def _with_scales(self, captured: Capture | None) -> Emitted:
+    def _with_scales(self, captured: Capture | None, *, shared: bool = False) -> Emitted:
+        """Return the graphs of a capture with nodes, on copies where the capture is kept."""
         if captured is None or captured.graph_module is None:
             return UNGRAPHED
-        ScaleNodes(self.scales)(captured.graph_module)
-        self.annotate(captured.graph_module, self.multipliers)
-        low = lowered(captured.graph_module)
-        return Emitted(captured.graph_module, low, captured.guards)
+        graph_module = captured.graph_module
+        if shared:
+            graph_module = on_the_same_weights(graph_module)
+        ScaleNodes(self.scales)(graph_module)
+        self.annotate(graph_module, self.multipliers)
+        return Emitted(graph_module, lowered(graph_module), captured.guards)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._graphs.clear()  # they hold buffers, dtypes and devices as they were

@@ -20,7 +20,7 @@ from flerm_fx.model.untouched import untouched
 from flerm_fx.model.values import refuse_without_values
 
 
-def copied(model: nn.Module, *, on_meta: bool = False) -> nn.Module:
+def copied(model: nn.Module, *, on_meta: bool = False, sharing: bool = False) -> nn.Module:
     """Return a deep copy of a model, without gradients; of a sharded one, plain and whole.
 
     Tensors with a history that modules keep as plain attributes or in a list, as
@@ -33,6 +33,8 @@ def copied(model: nn.Module, *, on_meta: bool = False) -> nn.Module:
     Args:
         model: any module.
         on_meta: copy one without values, too.
+        sharing: whether the copy has the very parameters of the model, with their gradients, and
+            what shares their memory. Buffers are copied all the same.
 
     Raises:
         InputError: the model has no values yet or cannot be copied, or a copy shares trainable
@@ -41,6 +43,8 @@ def copied(model: nn.Module, *, on_meta: bool = False) -> nn.Module:
     >>> model = nn.utils.spectral_norm(nn.Linear(2, 2))
     >>> copied(model).weight.requires_grad
     False
+    >>> copied(model, sharing=True).weight_orig is model.weight_orig
+    True
     """
     refuse_without_values(model, on_meta=on_meta)
     memo: dict[int, object] = {
@@ -53,6 +57,9 @@ def copied(model: nn.Module, *, on_meta: bool = False) -> nn.Module:
     with warnings.catch_warnings(), as_plain(model) as plain:
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, for a graph module
         memo.update(plain)
+        if sharing:
+            shared = *model.parameters(), *(view for view, _ in _views(model))
+            memo.update({id(tensor): tensor for tensor in shared})
         try:
             twin: nn.Module = copy.deepcopy(model, memo)
         except Exception as error:  # whatever the user's classes may raise
@@ -63,6 +70,8 @@ def copied(model: nn.Module, *, on_meta: bool = False) -> nn.Module:
     for module in twin.modules():
         forget_compilation(module)  # for a class that has a __deepcopy__ of its own
     without_sharding(twin)
+    if sharing:
+        return twin
     originals = {memory_of(p) for p in model.parameters()}
     for name, parameter in twin.named_parameters():
         if parameter.requires_grad and memory_of(parameter) in originals:

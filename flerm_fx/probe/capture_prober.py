@@ -16,7 +16,7 @@ from flerm_fx.errors import EstimateError, InputError
 from flerm_fx.model.distributed import Ranks, check_finite_on_ranks, gathered, is_sharded
 from flerm_fx.model.inputs import Inputs, batch_size
 from flerm_fx.probe.cotangent import Cotangents
-from flerm_fx.probe.coupling import coupling, disagreement, few
+from flerm_fx.probe.coupling import PAIR, coupling, disagreement, few
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.exact import exact
 from flerm_fx.probe.live_prober import LiveProber
@@ -92,7 +92,7 @@ class CaptureProber:
             samples: draws per example, or passes of the paper's methods; chosen from ``rtol``
                 if None.
             generator: source of the cotangents; seeded with 0 if None.
-            turn: the examples that are measured, where none influences another and the graph holds
+            turn: the examples that are measured, where none influences another and a graph holds
                 for as few; all are, if None. The paper's methods take all. One of several turns
                 has the draws that should reach ``rtol``, and none beyond: a mean follows.
 
@@ -112,6 +112,8 @@ class CaptureProber:
         parameters = {name: value.detach() for name, value in parameters.items()}
         again = turn is None or turn.turns == 1
         if self._runs_live(method, parameters, tuple(ordered), inputs, rtol):
+            if turn is not None:
+                inputs = self._taken(turn, parameters, ordered, inputs, live=True)
             estimates = self._live().estimate(
                 parameters,
                 ordered,
@@ -313,17 +315,19 @@ class CaptureProber:
         parameters: Mapping[str, Tensor],
         updates: Mapping[str, Tensor],
         inputs: Inputs,
+        *,
+        live: bool = False,
     ) -> Inputs:
         """Return the examples whose turn it is, or all of them, where they cannot be told apart."""
         part = turn.of(inputs)
-        if (
-            part is inputs
-            or self.captured.probe_module is None
-            or not self._holds_for(part)
-            or self._coupled(parameters, updates, inputs)
-        ):
+        if part is inputs or not (live or self._holds_for(part)):
             return inputs
-        return part
+        coupled = (
+            self._live().coupling(parameters, inputs)
+            if live
+            else self._coupled(parameters, updates, inputs)
+        )
+        return inputs if coupled else part
 
     def _holds_for(self, inputs: Inputs) -> bool:
         """Tell whether the graph holds for a batch of this size."""
@@ -353,12 +357,14 @@ class CaptureProber:
         if self.captured.probe_module is None:
             return self._live().coupling(parameters, inputs)
         if self._coupling is None:
-            inputs = few(self.captured, inputs, self._size(parameters, inputs))
-            reason = self.ranks.agreed(coupling(self.captured, parameters, inputs))
+            size = self._size(parameters, inputs)
+            some = few(self.captured, inputs, size)
+            reason = self.ranks.agreed(coupling(self.captured, parameters, some))
             if not reason:
                 graph = self._graph(tuple(updates))
+                pair = few(self.captured, inputs, size, PAIR)
                 reason = no_axis(graph.graph) or self.ranks.agreed(
-                    disagreement(self.captured, graph, parameters, updates, inputs)
+                    disagreement(self.captured, graph, parameters, updates, pair)
                 )
             self._coupling = reason
         return self._coupling

@@ -29,12 +29,16 @@ above the rounding of float32 kernels at other batch sizes, far below what Batch
 
 
 EXAMPLES, LARGE = 4, 2**24
-"""So many examples are run together and alone, and 2 where the whole output has more numbers than
-this: a step holds about three tensors like it, and a check of all would hold six. What couples a
-batch by its statistics couples few examples more than many."""
+"""So many examples are run together and alone, and a :data:`PAIR` where the whole output has more
+numbers than this: a step holds about three tensors like it, and a check of all would hold six. What
+couples a batch by its statistics couples few examples more than many."""
+
+PAIR = 2
+"""Examples of which derivatives are compared: another one is there to be mixed in, and each further
+one costs a tangent, a forward pass and a backward pass."""
 
 
-def few(captured: Capture, inputs: Inputs, size: tuple[int, int]) -> Inputs:
+def few(captured: Capture, inputs: Inputs, size: tuple[int, int], most: int = EXAMPLES) -> Inputs:
     """Return the first examples of a batch, as many as tell whether any influence each other.
 
     All of it, where the graph does not hold for so few.
@@ -43,9 +47,10 @@ def few(captured: Capture, inputs: Inputs, size: tuple[int, int]) -> Inputs:
         captured: the model.
         inputs: the batch.
         size: its examples, and the output coordinates of each.
+        most: how many examples.
     """
     examples, coordinates = size
-    count = 2 if examples * coordinates > LARGE else EXAMPLES
+    count = PAIR if examples * coordinates > LARGE else most
     if batch_size(inputs) <= count:
         return inputs
     first = pytree.tree_map_only(Tensor, lambda t: t[:count], inputs)

@@ -111,7 +111,7 @@ class LiveProber:
         self._is_held = held is not None
         self._place: tuple[int, int] = held or ((0, 1) if sharded else (ranks.rank, ranks.count))
         self._is_shared = sharded or ranks.count > 1
-        self._known: tuple[str, int, int] | None = None
+        self._known: tuple[str, int] | None = None
 
     def plan(
         self,
@@ -133,10 +133,17 @@ class LiveProber:
         return self._look(values, inputs)[0]
 
     def _look(self, values: Mapping[str, Tensor], inputs: Inputs) -> tuple[str, int, int]:
+        """Return why the batch is one example, if it is; examples, and coordinates of each."""
         if self._known is None:
             with self._alive(values, {}) as live:
                 self._known = self._looked_at(live, inputs)
-        return self._known
+        return self._sized(inputs)
+
+    def _sized(self, inputs: Inputs) -> tuple[str, int, int]:
+        """Return what is known, for this batch."""
+        assert self._known is not None
+        reason, coordinates = self._known
+        return reason, 1 if reason else batch_size(inputs), coordinates
 
     def estimate(
         self,
@@ -210,8 +217,7 @@ class LiveProber:
         self, live: LiveModel, inputs: Inputs, plan: LivePlan, seed: int, begun: int
     ) -> Samples:
         """Return squares of each part: the mean over passes, and over ranks if all run one."""
-        assert self._known is not None
-        _, examples, coordinates = self._known
+        _, examples, coordinates = self._sized(inputs)
         coupled = examples == 1
         place, ranks = self._place
         mine = [inputs] if coupled else self._parts(inputs, examples, plan)
@@ -248,8 +254,8 @@ class LiveProber:
             for at in rows
         ]
 
-    def _looked_at(self, live: LiveModel, inputs: Inputs) -> tuple[str, int, int]:
-        """Return why the batch is one example, if it is; examples, and coordinates of each."""
+    def _looked_at(self, live: LiveModel, inputs: Inputs) -> tuple[str, int]:
+        """Return why the batch is one example, if it is, and coordinates of each example."""
         whole_batch = live.output(inputs) if batch_size(inputs) <= EXAMPLES else None
         first = inputs
         if whole_batch is None:
@@ -260,8 +266,8 @@ class LiveProber:
         self._check_apart(live, first, together)
         if reason:
             whole_batch = live.output(inputs) if whole_batch is None else whole_batch
-            return reason, 1, whole_batch.numel()
-        return "", batch_size(inputs), together.numel() // len(together)
+            return reason, whole_batch.numel()
+        return "", together.numel() // len(together)
 
     def _few(self, live: LiveModel, inputs: Inputs) -> int:
         """Return how many examples are run together and alone."""

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -413,3 +414,32 @@ def test_keys_of_a_state_are_all_there_and_no_others(
         with pytest.raises(flerm_fx.InputError, match=message):
             holder.load_state_dict(given)
         assert holder.state_dict() == state
+
+
+def test_pipelines_are_refused_by_name() -> None:
+    """A pipe detaches what it hands on, so that its first stage would have FSLRs of 0."""
+    from torch.distributed.pipelining import PipelineStage, SplitPoint, pipeline
+
+    model = mlp()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own
+        pipe = pipeline(model, (X,), split_spec={"2": SplitPoint.BEGINNING})
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        stage = PipelineStage(mlp(), 0, 1, torch.device("cpu"))
+    finally:
+        torch.distributed.destroy_process_group()
+    optimizer = adam(model)
+    for given in (pipe, nn.Sequential(pipe), stage):
+        name = "PipelineStage" if given is stage else "Pipe"
+        part: Any = given
+        message = f"model must be .*got a {name} of torch.distributed.pipelining; measure or compil"
+        for call in (
+            lambda part=part: flerm_fx.measure(part, {}, X),
+            lambda part=part: flerm_fx.record(part, optimizer, X, Y),
+            lambda part=part: flerm_fx.Prober(part, X),
+        ):
+            with pytest.raises(flerm_fx.InputError, match=message):
+                call()

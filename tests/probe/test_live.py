@@ -319,6 +319,46 @@ def test_what_is_compiled_runs_as_it_was_written(x: Tensor) -> None:
     assert compiled
 
 
+class Doubled(nn.Linear):
+    """A module of its own, since ``Module.compile`` passes over those of torch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("kind", ["wrapped", "in place"])
+def test_a_walk_compiles_nothing_and_leaves_what_is_compiled(kind: str, x: Tensor) -> None:
+    """Settling steps of a live model with a compiled part are those of the part as written."""
+    compiled: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        compiled.append(len(graph.graph.nodes))
+        return graph.forward
+
+    def start(model: nn.Module) -> list[float]:
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        targets = torch.arange(EXAMPLES)
+        with (
+            pytest.warns(flerm_fx.CaptureWarning, match="does not export"),
+            flerm_fx.record(model, optimizer, x, targets, settle=3, method="live") as recorder,
+        ):
+            return [estimate.value for estimate in recorder.profile.start.values()]
+
+    plain, part = Branching(), Branching()
+    for model in (plain, part):
+        torch.manual_seed(1)
+        model.second = Doubled(9, 9)
+    if kind == "wrapped":
+        part.second = torch.compile(part.second, backend=backend)  # type: ignore[assignment]
+    else:
+        part.second.compile(backend=backend)
+    assert start(part) == start(plain)
+    assert not compiled
+    with torch.no_grad():
+        part(x)
+    assert len(compiled) == 1
+
+
 def test_live_models_stay_where_they_are(x: Tensor) -> None:
     model = Branching()
     with pytest.raises(

@@ -1,4 +1,5 @@
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from torch import Tensor, nn
 
 from flerm_fx.capture.tracing import capture
 from flerm_fx.probe.capture_prober import CaptureProber
+from flerm_fx.probe.planner import Method
 from flerm_fx.probe.turns import Turn
 from tests.rounding import rounding
 
@@ -43,22 +45,27 @@ def _updates(model: nn.Module) -> dict[str, Tensor]:
     return {n: torch.randn(p.shape, generator=generator) for n, p in model.named_parameters()}
 
 
-def test_a_turn_is_measured_on_its_own_examples() -> None:
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_turn_is_measured_on_its_own_examples(graph: bool) -> None:
     model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
     x = torch.randn(16, 5)
-    prober = CaptureProber(capture(model, x))
+    prober = CaptureProber(capture(model, x, graph=graph))
     weights, updates = dict(model.named_parameters()), _updates(model)
-    for method in ("exact", "auto"):
-        measured = prober.estimate(weights, updates, x, method=method, rtol=0.9, turn=Turn(2, 8))
-        alone = prober.estimate(weights, updates, x[8:12], method=method, rtol=0.9)
+    methods: tuple[Method, ...] = ("exact", "auto", "live")
+    for method in methods:
+        options: dict[str, Any] = {"method": method, "rtol": 0.9, "samples": 3}
+        measured = prober.estimate(weights, updates, x, turn=Turn(2, 8), **options)
+        alone = prober.estimate(weights, updates, x[8:12], **options)
         for name, estimate in measured.items():
             assert estimate.value == pytest.approx(alone[name].value, rel=rounding(5 * 7 * 3))
 
 
-def test_examples_that_influence_each_other_have_no_turns() -> None:
+@pytest.mark.parametrize("method", ["exact", "live"])
+def test_examples_that_influence_each_other_have_no_turns(method: Method) -> None:
     model = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Linear(7, 3))
     x = torch.randn(16, 5)
     prober = CaptureProber(capture(model, x))
     weights, updates = dict(model.named_parameters()), _updates(model)
-    measured = prober.estimate(weights, updates, x, method="exact", turn=Turn(2, 8))
-    assert measured == prober.estimate(weights, updates, x, method="exact")
+    turn = Turn(2, 8)
+    measured = prober.estimate(weights, updates, x, method=method, samples=3, turn=turn)
+    assert measured == prober.estimate(weights, updates, x, method=method, samples=3)
