@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,16 @@ from flerm_fx.align.nodes import TURNED, UNUSED, parameters, sites
 from flerm_fx.boundary.compat import schema_of
 from flerm_fx.capture.probed_as import CONSTANT
 from flerm_fx.ops.operation import argument, operation
-from flerm_fx.ops.table import RECURRENT, SHAPED_AS, SHAPED_LIKE, TURNING
+from flerm_fx.ops.table import (
+    ONE_BY_ONE,
+    RECURRENT,
+    SHAPED_AS,
+    SHAPED_LIKE,
+    SIDE_BY_SIDE,
+    TURNING,
+)
+
+_MEETINGS = ONE_BY_ONE | SIDE_BY_SIDE
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -22,12 +31,16 @@ if TYPE_CHECKING:
 class Contraction:
     """A ``Contraction`` passes once over a graph; ``origin`` maps a value to the node that it is a
     function of.
+
+    Args:
+        met: nodes at which an input meets what layers make of it, as :func:`input_met` finds them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, met: Collection[fx.Node] = ()) -> None:
         import networkx as nx
 
         self.result: nx.DiGraph = nx.DiGraph(complete=True)
+        self.met = met
         self.data: set[fx.Node] = set()
         self.origin: dict[fx.Node, str] = {}
         self.parameters: dict[str, fx.Node] = {}
@@ -63,7 +76,7 @@ class Contraction:
         if not operands or not _flows(node):
             return
         key = f"%{node.name}"
-        if node in self.data and (bare or len(values) > 1):
+        if node in self.data and (bare or len(values) > 1 or node in self.met):
             if operation(node) in RECURRENT:
                 self._add_layers(node, operands)
             else:
@@ -140,6 +153,45 @@ def _straighten(edges: list[dict[str, str]]) -> None:
     if len(edges) > 1 and all(slot.endswith(TURNED) for slot in slots):
         for attributes in edges:
             attributes["slot"] = attributes["slot"].replace(TURNED, "")
+
+
+def input_met(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Return the nodes at which an input that a layer reads meets what layers give, before others.
+
+    There it has gone past layers, as in ``x + layer(x)`` right on the input, or ``cat([h, x])``.
+    """
+    inputs: dict[fx.Node, set[fx.Node]] = {}  # that a value without parameters depends on
+    alone: set[fx.Node] = set()  # parameters, and what is computed of these alone
+    learned: set[fx.Node] = set()  # what depends on parameters
+    read: set[fx.Node] = set()
+    meetings: dict[fx.Node, set[fx.Node]] = {}
+    behind: dict[fx.Node, set[fx.Node]] = {}  # the meetings that lead to a value
+    followed: set[fx.Node] = set()
+    for node in nodes:
+        operands = [] if _is_shape(node) else [n for _, n in _operands(node)]
+        given = set().union(*(inputs.get(n, ()) for n in operands))
+        behind[node] = set().union(*(behind[n] for n in operands))
+        if node.op == "placeholder" and _flows(node):
+            given = {node}
+        if (node.op == "get_attr" and "parameter" in node.meta) or (
+            operands and alone.issuperset(operands)
+        ):
+            alone.add(node)
+        elif not alone.isdisjoint(operands):
+            read |= given
+            followed |= behind[node]
+        elif (
+            given
+            and not learned.isdisjoint(operands)
+            and operation(node) in ONE_BY_ONE | SIDE_BY_SIDE
+        ):
+            meetings[node] = given
+            behind[node].add(node)
+        if node in alone or not learned.isdisjoint(operands):
+            learned.add(node)
+        else:
+            inputs[node] = given if _flows(node) else set()
+    return {node for node in followed if not meetings[node].isdisjoint(read)}
 
 
 def live(graph: fx.Graph) -> set[fx.Node]:

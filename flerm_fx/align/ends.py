@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from flerm_fx.align.nodes import on_data, sites
-from flerm_fx.ops.table import SIDE_BY_SIDE
+from flerm_fx.ops.table import ONE_BY_ONE
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -37,11 +37,12 @@ class Ends:
     def which(self, names: Collection[str]) -> str:
         """Return ``"entrance"`` if nothing precedes them, ``"readout"`` if all ends there.
 
-        It is ``"inner"`` elsewhere.
+        It is ``"inner"`` elsewhere, and where the input itself meets what they give one by one:
+        they take it for what the blocks behind them take from those before.
         """
         read = {site for name in names for site in sites(self.graph, name)}
         if not any(u in self.behind for v in read for u in self.graph.pred[v]):
-            return "entrance"
+            return "inner" if self._meets_input(read) else "entrance"
         if not read & self.before and self._closes(read, set(names)):
             return "readout"
         return "inner"
@@ -50,23 +51,19 @@ class Ends:
         """Tell whether nothing with parameters stands behind what reads a parameter."""
         return self.before.isdisjoint(sites(self.graph, name))
 
-    def bypasses(self, names: Collection[str]) -> bool:
-        """Tell whether what some parameters give goes past the layers that read it, and meets what
-        these give one by one, as in a residual addition.
+    def _meets_input(self, read: set[str]) -> bool:
+        """Tell whether all that some junctions lead to is met by the input, one by one.
+
+        So it is in a residual addition or a product of a block right on the input.
         """
-        within = {site for name in names for site in sites(self.graph, name)}
-        given = set(within)
+        within = set(read)
         for v in self.graph:
-            before = [u for u in self.graph.pred[v] if on_data(self.graph, u)]
-            if before and len(before) == len(self.graph.pred[v]) and given.issuperset(before):
-                given.add(v)
-        for v in given:
-            out = [w for w in self.graph.adj[v] if w not in given]
-            layers = {w for w in out if any(not on_data(self.graph, u) for u in self.graph.pred[w])}
-            if layers and any(
-                w not in layers and self.graph.nodes[w]["op"] not in SIDE_BY_SIDE for w in out
-            ):
-                return True
+            before = self.graph.pred[v]
+            if v in within or within.isdisjoint(before):
+                continue
+            if len(before) == 1 and self.graph.nodes[v]["op"] in ONE_BY_ONE:
+                return all(within.union([v]).issuperset(self.graph.adj[w]) for w in within)
+            within.add(v)
         return False
 
     def _closes(self, read: set[str], names: set[str]) -> bool:

@@ -160,7 +160,7 @@ class Evidence:
         answers = by_target(laid)
         alternatives = [by_target(other) for other in others]
         found: dict[str, Doubt] = {}
-        apart, unequal, first = torn(laid), self._uneven(laid), self._first_apart(laid)
+        apart, unequal = torn(laid), self._uneven(laid)
         by_place: dict[Hashable, list[str]] = defaultdict(list)
         for name, place in self.places[0].items():
             by_place[place].append(name)
@@ -171,8 +171,6 @@ class Evidence:
                 reason = "others of its block answer to other blocks"
             if not reason and t in unequal:
                 reason = "blocks that hold the same get unequal shares"
-            if not reason and t in first:
-                reason = "the first block reads the input, and may be a copy of those behind it"
             alone = len(names) == len(laid[names[0]]) == 1
             unknown = not alone and not any(any(self._crossing(b, t)) for b in names)
             if not reason and unknown and (t in mixed[1] or not mixed[0].isdisjoint(names)):
@@ -194,24 +192,6 @@ class Evidence:
 
     def _uneven(self, laid: Shares) -> frozenset[str]:
         return uneven(laid, lambda names: self.ends[1].which(names) != "inner", self._alike)
-
-    def _first_apart(self, laid: Shares) -> frozenset[str]:
-        """Return the target parameters in lists whose first block is matched apart, although what
-        it gives goes past the second.
-
-        Whether the input goes past the first is not to be seen, as no parameters are before it.
-        """
-        ends = self.ends[1]
-
-        def is_end(names: Collection[str]) -> bool:
-            return ends.which(names) == "readout" or (
-                ends.which(names) == "entrance" and not ends.bypasses(names)
-            )
-
-        def alike(names: Collection[str]) -> bool:
-            return self._alike([name for name in names if ends.which([name]) != "entrance"])
-
-        return uneven(laid, is_end, alike)
 
     def _alike(self, names: Collection[str]) -> bool:
         """Tell whether target parameters are of matrices or biases of one sort, and what they give

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from flerm_fx.align.contraction import Contraction, live
+from flerm_fx.align.contraction import Contraction, input_met, live
 from flerm_fx.align.nodes import JUNCTION, UNUSED, on_data, parameters, sites
 from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import ProfileError
@@ -74,11 +74,11 @@ def parameter_graph(graph: fx.Graph) -> nx.DiGraph:
         >>> list(pg.predecessors("%linear_1"))
         ['%linear', '2.weight']
     """
-    contraction = Contraction()
     used = live(graph)
-    for node in graph.nodes:
-        if node.op == "placeholder" or node.op == "get_attr" or node in used:
-            contraction.visit(node)
+    nodes = [n for n in graph.nodes if n.op in ("placeholder", "get_attr") or n in used]
+    contraction = Contraction(input_met(nodes))
+    for node in nodes:
+        contraction.visit(node)
     return contraction.finish()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
 from flerm_fx.align.chains import Chains
@@ -18,6 +18,7 @@ from flerm_fx.align.isomorphism import Interner, node_label
 from flerm_fx.align.items import Item, common, shared_path
 from flerm_fx.align.levels import fold_levels
 from flerm_fx.align.places import in_lists
+from flerm_fx.ops.table import SIDE_BY_SIDE
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -134,9 +135,15 @@ class Folded(Chains):
 
     def _items(self, chain: list[str]) -> list[Item]:
         items = [self._item(v) for v in chain]
+        for before, item in pairwise(items):
+            if self.op(before.node) in SIDE_BY_SIDE and self._is_layer(item):
+                # It reads more than the layers behind it do.
+                item.label = self.intern["side by side", item.label]
         last = items[-1]
         plain = not any(item.forked for item in items)
-        if not self.readers[last.node] and (plain or self._is_layer(last)):
+        if not self.readers[last.node] and (
+            plain or self._is_layer(last) or self._is_of_layers(last)
+        ):
             # Nothing else tells the readout from a hidden layer.
             last.label = self.intern["readout", last.label]
         return items
@@ -168,6 +175,16 @@ class Folded(Chains):
         """Tell whether an item is one layer with a matrix, and no block or norm."""
         names = self.weights(item.node).values()
         return not item.forked and any(self.pg.nodes[name]["rank"] > 1 for name in names)
+
+    def _is_of_layers(self, item: Item) -> bool:
+        """Tell whether branches with a matrix each meet, and nothing goes past them."""
+        branches = self.branches[item.node]
+        beside = {u for u in self.writers[item.node] if u not in branches}
+        return (
+            len(branches) > 1
+            and not beside
+            and all(any(map(self._is_layer, self.items[head])) for head in branches)
+        )
 
     def describe(self, node: str) -> int:
         """Return a label for a parameter, or a junction of parameters alone."""

@@ -247,5 +247,13 @@ TURNING = frozenset(name for name, known in TABLE.items() if known.turns)
 COMMUTATIVE = frozenset(name for name, known in TABLE.items() if known.commutes)
 """The operations whose arguments can be exchanged."""
 
+ONE_BY_ONE = of_kind("elementwise") | {
+    "aten.addcdiv",
+    "aten.addcmul",
+    "aten.lerp",
+    "aten.where",
+}
+"""The operations in which tensors of one shape, or ones that are repeated to it, meet."""
+
 SIDE_BY_SIDE = frozenset({"aten.cat", "aten.stack"})
 """The operations that put tensors beside one another, none of which changes the others."""

@@ -140,32 +140,3 @@ def test_a_long_list_of_doubts_is_cut() -> None:
     assert text.startswith("12 matches are in doubt:\n  '0.weight' answers to 'b.weight': their")
     assert "\n  … and 2 more\n" in text
     assert "mapping={'0.weight': 'base name', ...}" in text
-
-
-class InAList(nn.Module):
-    """Layers of one size in a list, of which the first reads the input."""
-
-    def __init__(self, depth: int, residual: bool) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(depth))
-        self.head = nn.Linear(4, 3)
-        self.residual = residual
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = x + layer(x) if self.residual else layer(x).relu()
-        return self.head(x)  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize("residual", [True, False])
-@pytest.mark.parametrize("depths", [(2, 3), (3, 2)])
-def test_a_first_layer_that_reads_the_input_is_in_doubt_if_the_others_are_bypassed(
-    residual: bool, depths: tuple[int, int]
-) -> None:
-    # Whether it projects the input or is one of the copies is not to be seen without the sizes.
-    models = (InAList(depth, residual) for depth in depths)
-    matches = align(*(capture_graph(capture(model, torch.randn(5, 4))) for model in models))
-    layers = {name for name in matches if name.startswith("layers")}
-    doubts = doubts_of(matches)
-    assert {doubt.target for doubt in doubts} == (layers if residual else set())
-    assert all("may be a copy of those behind it" in doubt.reason for doubt in doubts)

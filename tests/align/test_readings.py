@@ -1,7 +1,8 @@
 """Depths of which repeats in one stream alone do not decide: a name rule says what is expected."""
 
+import itertools
 import re
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -443,3 +444,104 @@ def test_stages_that_answer_to_others_are_torn() -> None:
             name(stage, block, part): Fraction(1, 2) for stage, block in ((0, 1), (1, 0))
         }
     assert name(0, 1, "x") in torn(laid)
+
+
+class OnInput(nn.Module):
+    """Layers of one size in a list, right on the input; ``how`` says what meets the input."""
+
+    def __init__(self, depth: int, how: str) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(self._layer(how) for _ in range(depth))
+        self.head = nn.Linear(4, 3)
+        self.how = how
+
+    @staticmethod
+    def _layer(how: str) -> nn.Module:
+        if how == "low rank":
+            parts = {"down": nn.Linear(4, 2, bias=False), "up": nn.Linear(2, 4)}
+            return nn.Sequential(OrderedDict(parts))
+        if how == "normed":
+            parts = {"norm": nn.LayerNorm(4), "up": nn.Linear(4, 8), "down": nn.Linear(8, 4)}
+            return nn.Sequential(OrderedDict(parts))
+        return nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x
+        for at, layer in enumerate(self.layers):
+            if self.how in ("crossed", "low rank"):
+                x = first * layer(x) + x
+            elif self.how == "mixed":
+                x = torch.lerp(x, layer(x), 0.5)
+            elif self.how == "residual" or at or self.how == "normed":
+                x = x + layer(x)
+            else:
+                x = layer(x).tanh()
+        return self.head(x)
+
+
+@pytest.mark.parametrize("how", ["residual", "crossed", "low rank", "normed", "mixed"])
+@pytest.mark.parametrize(("n", "m"), [(1, 3), (2, 3), (3, 2)])
+def test_a_first_block_that_the_input_goes_past_is_a_copy(n: int, m: int, how: str) -> None:
+    assert_by_name(lambda depth: OnInput(depth, how), n, m, torch.randn(5, 4))
+
+
+def test_a_first_layer_that_the_input_does_not_go_past_is_an_entrance() -> None:
+    found = answers(OnInput(2, "projected"), OnInput(4, "projected"), torch.randn(5, 4))
+    assert found["layers.0.weight"] == {"layers.0.weight": 1.0}
+    assert found["layers.3.weight"] == {"layers.1.weight": pytest.approx(1 / 3)}
+
+
+class Radiance(nn.Module):
+    """NeRF: the layer in the middle of the list reads the input again."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.again = depth // 2
+        self.layers = nn.ModuleList(
+            nn.Linear(4 * (at > 0) + 3 * (at in (0, self.again)), 4) for at in range(depth)
+        )
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x
+        for at, layer in enumerate(self.layers):
+            h = layer(torch.cat([h, x], -1) if at == self.again else h).relu()
+        return self.head(h)
+
+
+def test_a_layer_that_reads_the_input_again_is_no_copy_of_its_neighbours() -> None:
+    found = answers(Radiance(4), Radiance(8), torch.randn(5, 3))
+    answer = {at: found[f"layers.{at}.weight"] for at in range(8)}
+    assert answer[0] == {"layers.0.weight": 1.0}
+    assert answer[4] == {"layers.2.weight": 1.0}
+    for inside, base in (((1, 2, 3), 1), ((5, 6, 7), 3)):
+        for at in inside:
+            assert answer[at] == {f"layers.{base}.weight": pytest.approx(1 / 3)}
+
+
+class Splines(nn.Module):
+    """KAN in one list: each layer has two branches, the first and the last have other sizes."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        sizes = [3, *[4] * (depth + 1), 2]
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"plain": nn.Linear(a, b), "wave": nn.Linear(a, b, bias=False)})
+            for a, b in itertools.pairwise(sizes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            assert isinstance(layer, nn.ModuleDict)
+            x = layer["plain"](F.silu(x)) + layer["wave"](x.sin())
+        return x
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 3), (3, 2)])
+def test_a_last_layer_of_two_branches_is_a_readout(n: int, m: int) -> None:
+    found = answers(Splines(n), Splines(m), torch.randn(5, 3))
+    assert found["layers.0.plain.weight"] == {"layers.0.plain.weight": 1.0}
+    last = f"layers.{m + 1}.wave.weight"
+    assert found[last] == {f"layers.{n + 1}.wave.weight": 1.0}
+    inside = [sum(found[f"layers.{at}.wave.weight"].values()) for at in range(1, m + 1)]
+    assert inside == pytest.approx([n / m] * m)
