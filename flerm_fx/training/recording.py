@@ -98,8 +98,7 @@ def record(
             rest; every trainable parameter must be in one.
         inputs: probe pool: one batch (a tensor, tuple or dict of keyword arguments, batch first)
             or several, in a list or a DataLoader, of which the first 21 are read.
-            FSLRs are measured on the first; simulated
-            steps take the others.
+            FSLRs are measured on the first; simulated steps take the others.
         targets: what the loss compares with, batch by batch; None where ``inputs`` are pairs of
             inputs and targets, or the model returns its own loss: ``.loss``, or the tensor without
             dimensions in ``(loss, logits)``.
