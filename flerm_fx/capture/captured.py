@@ -128,6 +128,16 @@ class Capture:
             probe_module=_with_state(self.probe_module, state),
         )
 
+    def holds_for(self, inputs: Inputs) -> bool:
+        """Tell whether the graph is the model for such inputs: for as many examples, above all."""
+        if self.guards is None:
+            return True
+        try:
+            self.guards(*self.flat(inputs))
+        except AssertionError:
+            return False
+        return True
+
     def flat(self, inputs: Inputs) -> list[Any]:
         """Return the arguments of ``probe_module`` for these inputs."""
         assert self.in_spec is not None

@@ -320,7 +320,7 @@ class CaptureProber:
     ) -> Inputs:
         """Return the examples whose turn it is, or all of them, where they cannot be told apart."""
         part = turn.of(inputs)
-        if part is inputs or not (live or self._holds_for(part)):
+        if part is inputs or not (live or self.captured.holds_for(part)):
             return inputs
         coupled = (
             self._live().coupling(parameters, inputs)
@@ -329,16 +329,6 @@ class CaptureProber:
         )
         return inputs if coupled else part
 
-    def _holds_for(self, inputs: Inputs) -> bool:
-        """Tell whether the graph holds for a batch of this size."""
-        if self.captured.guards is None:
-            return True
-        try:
-            self.captured.guards(*self.captured.flat(inputs))
-        except AssertionError:
-            return False
-        return True
-
     def _share(
         self, parameters: Mapping[str, Tensor], updates: Mapping[str, Tensor], inputs: Inputs
     ) -> Inputs | None:
@@ -346,7 +336,7 @@ class CaptureProber:
         share = self.ranks.share(inputs)
         if share is None or self._coupled(parameters, updates, inputs):
             return None
-        return share if all(map(self._holds_for, self.ranks.shares(inputs))) else None
+        return share if all(map(self.captured.holds_for, self.ranks.shares(inputs))) else None
 
     def _estimates(self, taken: list[Samples]) -> dict[str, Estimate]:
         return estimated(taken, "sampled", self._coupling or "")

@@ -54,12 +54,7 @@ def few(captured: Capture, inputs: Inputs, size: tuple[int, int], most: int = EX
     if batch_size(inputs) <= count:
         return inputs
     first = pytree.tree_map_only(Tensor, lambda t: t[:count], inputs)
-    if captured.guards is not None:
-        try:
-            captured.guards(*captured.flat(first))
-        except AssertionError:
-            return inputs
-    return first  # type: ignore[no-any-return]
+    return first if captured.holds_for(first) else inputs
 
 
 def coupling(
