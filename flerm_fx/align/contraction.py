@@ -22,10 +22,10 @@ from flerm_fx.ops.table import (
     TURNING,
 )
 
-_MEETINGS = ONE_BY_ONE | SIDE_BY_SIDE
-
 if TYPE_CHECKING:
     import networkx as nx
+
+_MEETINGS = ONE_BY_ONE | SIDE_BY_SIDE
 
 
 class Contraction:
