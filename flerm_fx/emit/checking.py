@@ -64,7 +64,6 @@ class Check:
 
 def checked_start(
     model: ScaledModel,
-    trainable: Callable[[], nn.Module],
     procedure: StartProcedure,
     assignments: Sequence[Assignment],
     settling: Settling,
@@ -75,7 +74,6 @@ def checked_start(
 
     Args:
         model: the compiled model.
-        trainable: makes a plain copy of it, of which those parameters train that have multipliers.
         procedure: by which the start is measured.
         assignments: of each parameter, as compiled.
         settling: the multipliers of the way to the start.
@@ -90,7 +88,7 @@ def checked_start(
     if here is not None:
         captured, multipliers = here, None if model.emitter.has_nodes else multipliers
     else:
-        twin, procedure, _ = measurable_twin(trainable, procedure)
+        twin, procedure, _ = measurable_twin(lambda: _trainable(model), procedure)
         inputs = to_device(procedure.pool[0][0], device_of(twin))
         adopted = None if is_coarse(model) and not is_coarse(twin) else model.adopted(twin)
         captured = adopted or capture(twin, inputs, procedure.output_fn, original=model.skeleton)
@@ -120,6 +118,14 @@ def checked_start(
         _check(row, measured[row.after][row.parameter], factors[row.parameter], rounding)
         for row in assignments
     )
+
+
+def _trainable(model: ScaledModel) -> nn.Module:
+    """Return a plain copy, of which those parameters train that have a multiplier."""
+    twin = model.plain()
+    for name, parameter in twin.named_parameters():
+        parameter.requires_grad_(name in model.multipliers)
+    return twin
 
 
 def measurable_twin(

@@ -409,23 +409,10 @@ class CompiledModel(ScaledModel):
                 "measures this model"
             )
         with Progress("check", progress)("measuring the model again"):
-            checks = checked_start(
-                self,
-                self._trainable,
-                self.procedure,
-                self.assignments,
-                self.settling,
-                copy=self._copy,
-            )
+            rows, settling = self.assignments, self.settling
+            checks = checked_start(self, self.procedure, rows, settling, copy=self._copy)
         self.__dict__["_checks"] = {check.parameter: check.passed for check in checks}
         return checks
-
-    def _trainable(self) -> nn.Module:
-        """Return a plain copy, of which those parameters train that have a multiplier."""
-        twin = self.plain()
-        for name, parameter in twin.named_parameters():
-            parameter.requires_grad_(name in self.multipliers)
-        return twin
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         moved = pytree.tree_map_only(Tensor, fn, self._probe_inputs)

@@ -16,7 +16,7 @@ from flerm_fx.errors import EstimateError, InputError
 from flerm_fx.model.distributed import Ranks, check_finite_on_ranks, gathered, is_sharded
 from flerm_fx.model.inputs import Inputs, batch_size
 from flerm_fx.probe.cotangent import Cotangents
-from flerm_fx.probe.coupling import PAIR, coupling, disagreement, few
+from flerm_fx.probe.coupling import EXAMPLES, PAIR, coupling, disagreement, few
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.exact import exact
 from flerm_fx.probe.live_prober import LiveProber
@@ -93,8 +93,8 @@ class CaptureProber:
                 if None.
             generator: source of the cotangents; seeded with 0 if None.
             turn: the examples that are measured, where none influences another and a graph holds
-                for as few; all are, if None. The paper's methods take all. One of several turns
-                has the draws that should reach ``rtol``, and none beyond: a mean follows.
+                for as few; all are, if None, and by the paper's methods. One of several turns has
+                the draws that should reach ``rtol``, and none beyond: a mean follows.
 
         Raises:
             InputError: an unknown method, or a tolerance or number of samples out of range.
@@ -279,9 +279,8 @@ class CaptureProber:
         size = self._size(parameters, inputs)
         if self._coupled(parameters, updates, inputs):
             size = 1, math.prod(size)
-        examples, coordinates = size
-        draws = min(samples or draws_needed(rtol, examples, coordinates), coordinates)
-        cotangents = Cotangents(examples, coordinates, draws)
+        draws = min(samples or draws_needed(rtol, *size), size[1])
+        cotangents = Cotangents(*size, draws)
         return self._estimates([self._draw(parameters, updates, inputs, cotangents, generator)])
 
     def _draw(
@@ -322,12 +321,9 @@ class CaptureProber:
         part = turn.of(inputs)
         if part is inputs or not (live or self.captured.holds_for(part)):
             return inputs
-        coupled = (
-            self._live().coupling(parameters, inputs)
-            if live
-            else self._coupled(parameters, updates, inputs)
-        )
-        return inputs if coupled else part
+        if live:
+            return inputs if self._live().coupling(parameters, inputs) else part
+        return inputs if self._coupled(parameters, updates, inputs) else part
 
     def _share(
         self, parameters: Mapping[str, Tensor], updates: Mapping[str, Tensor], inputs: Inputs
@@ -348,13 +344,12 @@ class CaptureProber:
             return self._live().coupling(parameters, inputs)
         if self._coupling is None:
             size = self._size(parameters, inputs)
-            some = few(self.captured, inputs, size)
-            reason = self.ranks.agreed(coupling(self.captured, parameters, some))
+            first, two = (few(self.captured, inputs, size, most) for most in (EXAMPLES, PAIR))
+            reason = self.ranks.agreed(coupling(self.captured, parameters, first))
             if not reason:
                 graph = self._graph(tuple(updates))
-                pair = few(self.captured, inputs, size, PAIR)
                 reason = no_axis(graph.graph) or self.ranks.agreed(
-                    disagreement(self.captured, graph, parameters, updates, pair)
+                    disagreement(self.captured, graph, parameters, updates, two)
                 )
             self._coupling = reason
         return self._coupling

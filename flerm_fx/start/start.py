@@ -51,7 +51,8 @@ class Allowance:
 
     Errors of different steps are independent, so a mean of n has
     :math:`\epsilon^2 = \sum_i \epsilon_i^2 / n^2`. What one measurement had less, the rest may have
-    more. The error of one is the root mean square of its parameters'.
+    more. The error of one is the root mean square of its parameters', all of which count alike, as
+    each has a multiplier of its own.
 
     Args:
         rtol: relative error that the mean is to have.
