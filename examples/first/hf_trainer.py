@@ -46,6 +46,7 @@ def main(folder: str = "example-out", steps: int = 100, rows: int = 800) -> floa
         logging_steps=20,
         save_strategy="no",
         report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
     )
 
     path = f"{folder}/base.safetensors"

@@ -62,7 +62,11 @@ def main(folder: str = "example-out", steps: int = 200) -> float:
     def fit(width: int, callback: L.Callback) -> float:
         L.seed_everything(0, verbose=False)
         trainer = L.Trainer(
-            max_steps=steps, callbacks=[callback], logger=False, enable_checkpointing=False
+            max_epochs=1,
+            max_steps=steps,
+            callbacks=[callback],
+            logger=False,
+            enable_checkpointing=False,
         )
         trainer.fit(NextByte(width), loader)
         return float(trainer.callback_metrics["loss"])

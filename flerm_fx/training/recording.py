@@ -228,7 +228,7 @@ def record(
     with told("measuring the start"):
         settled = measure_settling(twin, measured_on, prober=prober, is_sized=lambda _: settle > 0)
     start = start_of(settled.moments, measured_on)
-    with told("settling at a third of the rate"):
+    with told("trying a third of the rate, to compare"):
         warn_of_rate(twin, measured_on, settled.losses, stacklevel=2)
     # Exactly 0: an FSLR within rounding, such as that of an attention key's bias, is as small
     # at any later step.
