@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, fx, nn
 
@@ -16,17 +16,14 @@ from flerm_fx.align.doubts import Doubt, doubts_of
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.assign.way import Settling
 from flerm_fx.boundary.compat import pytree
-from flerm_fx.boundary.options import choice, flag
 from flerm_fx.boundary.progress import Progress
 from flerm_fx.dump import Format, Level, dump
 from flerm_fx.dump.table import headline, to_notebook
 from flerm_fx.emit.checking import Check, checked_start
 from flerm_fx.emit.emitter import Emitter
 from flerm_fx.emit.graph import GraphEmitter, annotate
-from flerm_fx.emit.groups import parameter_groups
-from flerm_fx.emit.merging import merged
-from flerm_fx.emit.overrides import GROUPED, Overrides, overrides
-from flerm_fx.emit.scaled import Held, ScaledModel
+from flerm_fx.emit.grouped import GroupedModel
+from flerm_fx.emit.scaled import Held
 from flerm_fx.errors import InputError
 from flerm_fx.model.inputs import Inputs, call_arguments, device_of, to_device
 from flerm_fx.profile.profile import BaseProfile
@@ -38,7 +35,7 @@ if TYPE_CHECKING:
     import networkx as nx
 
 
-class CompiledModel(ScaledModel):
+class CompiledModel(GroupedModel):
     """A ``CompiledModel`` is a model with its multipliers, made by :func:`flerm_fx.compile`.
 
     Call it, train it and save it like the model it was made from. With ``emit="graph"`` its
@@ -76,8 +73,6 @@ class CompiledModel(ScaledModel):
     """
 
     matches: dict[str, Match]
-    assignments: tuple[Assignment, ...]
-    procedure: StartProcedure
     _probe_inputs: Inputs
     settling: Settling
     warned: tuple[str, ...]
@@ -85,7 +80,6 @@ class CompiledModel(ScaledModel):
     _parameter_graph: nx.DiGraph | None
     _checks: dict[str, bool] | None
     _copy: bool
-    _model: Callable[[], nn.Module | None]
 
     def __init__(
         self,
@@ -124,11 +118,6 @@ class CompiledModel(ScaledModel):
     def base_profile(self) -> BaseProfile | None:
         """The profile of the base that the multipliers are relative to."""
         return self._base_profile
-
-    @property
-    def multipliers(self) -> dict[str, float]:
-        """Learning-rate multiplier of each trainable parameter, in execution order."""
-        return {a.parameter: a.multiplier for a in self.assignments}
 
     @property
     def doubts(self) -> tuple[Doubt, ...]:
@@ -177,150 +166,6 @@ class CompiledModel(ScaledModel):
             multipliers: the present ones.
         """
         annotate(graph_module, self.assignments, multipliers)
-
-    @property
-    def merged_multipliers(self) -> dict[str, float]:
-        """Multipliers of ``param_groups(lr, merge=True)``, by parameter."""
-        return merged(self.assignments, self.procedure.optimizers.index)
-
-    def param_groups(
-        self,
-        lr: float,
-        weight_decay: float | None = None,
-        *,
-        optimizer: int = 0,
-        merge: bool = False,
-    ) -> list[dict[str, Any]]:
-        """Return groups that train the *original* model as the scale nodes train this one.
-
-        Parameters with equal multipliers share a group; each group has ``lr * m``, and weight
-        decay and eps changed so that the training is the same (see
-        :func:`flerm_fx.recipe.multiplier.group_settings`). Where the base's parameter groups had
-        rates, decays or other settings of their own, each parameter has those of its counterpart,
-        its rate in proportion to ``lr``. Nothing in the model changes.
-
-        Args:
-            lr: the base's learning rate, of its first parameter group.
-            weight_decay: in place of the base's, in the groups that have one if some have none;
-                None for the base's own.
-            optimizer: which of the base's optimizers the groups are for, where it had several.
-            merge: whether multipliers that agree within their errors share a group, at their mean
-                (:func:`flerm_fx.emit.merging.merged`): :attr:`merged_multipliers`.
-
-        Raises:
-            InputError: the original model is gone (donated or deleted), a learning rate that is
-                not above 0, or an optimizer that the base did not have.
-
-        Example::
-
-            >>> import flerm_fx, torch
-            >>> _ = torch.manual_seed(0)
-            >>> small, large = nn.Linear(4, 3), nn.Linear(4, 3)
-            >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(21)]
-            >>> adam = torch.optim.AdamW(small.parameters(), lr=1e-3)
-            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, batches).profile)
-            >>> optimizer = torch.optim.AdamW(compiled.param_groups(lr=1e-3), lr=1e-3)
-            >>> sum(len(group["params"]) for group in optimizer.param_groups)
-            2
-        """
-        model = self._model()
-        if self.emitter.in_place:
-            raise InputError(
-                "the model that was compiled has scale nodes now: train it with base_groups(lr), "
-                "or compile it with emit='param_groups'"
-            )
-        if model is None:
-            raise InputError(
-                "the model that was compiled is gone (donated or deleted), so it has no "
-                "parameters to group; keep it, or train the compiled model itself"
-            )
-        multipliers = self.merged_multipliers if flag("merge", merge) else self.multipliers
-        return self._groups(model, multipliers, lr, weight_decay, optimizer)
-
-    def base_groups(
-        self, lr: float, weight_decay: float | None = None, *, optimizer: int = 0
-    ) -> list[dict[str, Any]]:
-        """Return groups that train *this* model, with its scale nodes, as the base was trained.
-
-        They are the base's own groups: rates in proportion to ``lr``, decays, and whatever else
-        the base's groups did not share. One group at ``lr`` does the same where the base had one.
-
-        Args:
-            lr: the base's learning rate, of its first parameter group.
-            weight_decay: as for :meth:`param_groups`.
-            optimizer: which of the base's optimizers the groups are for, where it had several.
-
-        Raises:
-            InputError: the model has no scale nodes, a learning rate that is not above 0, or an
-                optimizer that the base did not have.
-
-        Example::
-
-            >>> import flerm_fx, torch
-            >>> _ = torch.manual_seed(0)
-            >>> small, large = nn.Linear(4, 3), nn.Linear(4, 3)
-            >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(21)]
-            >>> groups = [{"params": [small.weight]}, {"params": [small.bias], "weight_decay": 0.0}]
-            >>> adam = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
-            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, batches).profile)
-            >>> [group["weight_decay"] for group in compiled.base_groups(lr=1e-3)]
-            [0.1, 0.0]
-        """
-        if not self.emitter.has_nodes:
-            raise InputError(
-                "the model was compiled without scale nodes (emit='param_groups'), so the base's "
-                "groups would train it without multipliers: use param_groups(lr)"
-            )
-        return self._groups(self, {}, lr, weight_decay, optimizer)
-
-    def _groups(
-        self,
-        model: nn.Module,
-        multipliers: Mapping[str, float],
-        lr: float,
-        weight_decay: float | None,
-        optimizer: int,
-    ) -> list[dict[str, Any]]:
-        trained = {n: p for n, p in model.named_parameters() if n in self.multipliers}
-        run = self.procedure.optimizers
-        return parameter_groups(run, trained, multipliers, lr, weight_decay, optimizer)
-
-    def overrides(self, format: Overrides = "json") -> str:
-        """Return the multipliers as text, for a stack that does not import flerm_fx.
-
-        Each parameter's name is matched by one entry, and the entry gives its multiplier.
-
-        Args:
-            format: ``"json"``, from name to multiplier; ``"regex"``, JSON from regular expressions
-                that match whole names; ``"megatron"``, code of Megatron-LM's ``config_overrides``,
-                for rates alone; with decay and eps as in :meth:`param_groups`, ``"torchtitan"``,
-                code that makes torchtitan's groups, and ``"param_groups"``, those of a model.
-
-        Raises:
-            InputError: another format, unprintable names, or groups of several optimizers.
-
-        Example::
-
-            >>> import flerm_fx, json, torch
-            >>> small, large = nn.Linear(4, 3), nn.Linear(4, 3)
-            >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(21)]
-            >>> adam = torch.optim.AdamW(small.parameters(), lr=1e-3)
-            >>> compiled = flerm_fx.compile(large, flerm_fx.record(small, adam, batches).profile)
-            >>> json.loads(compiled.overrides()) == compiled.multipliers
-            True
-        """
-        choice("format", format, get_args(Overrides))
-        groups: list[dict[str, Any]] = []
-        if format in GROUPED:
-            if self.procedure.optimizers.count > 1:
-                raise InputError(
-                    "the base was trained by several optimizers, whose groups one function does "
-                    "not hold; use param_groups(lr, optimizer=...) or overrides('json')"
-                )
-            names = {id(parameter): name for name, parameter in self.named_parameters()}
-            for group in self._groups(self, self.multipliers, 1.0, None, 0):
-                groups.append({**group, "params": [names[id(p)] for p in group["params"]]})
-        return overrides(self.multipliers, groups, format)
 
     def __repr__(self) -> str:
         text = f"CompiledModel({type(self.skeleton).__name__}, {headline(self.assignments, 2)}"
