@@ -556,7 +556,9 @@ def test_docstrings_have_every_parameter_and_an_example(name: str) -> None:
     assert ">>>" in text or "Example::" in text
     calls = {name: interface} if inspect.isfunction(interface) else {}
     if inspect.isclass(interface):
-        own = {member: getattr(interface, member) for member in vars(interface) if member[0] != "_"}
+        inherited = {member for base in interface.__mro__[1:] for member in vars(base)}
+        names = [m for m in vars(interface) if m[0] != "_" and m not in inherited]
+        own = {member: getattr(interface, member) for member in names}
         calls = {n: m for n, m in own.items() if inspect.isfunction(m) or inspect.ismethod(m)}
     for member, call in calls.items():
         text = inspect.getdoc(call) or ""
