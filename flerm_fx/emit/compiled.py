@@ -38,20 +38,38 @@ if TYPE_CHECKING:
 class CompiledModel(GroupedModel):
     """A ``CompiledModel`` is a model with its multipliers, made by :func:`flerm_fx.compile`.
 
-    Call it, train it and save it like the model it was made from. With ``emit="graph"``, train its
-    parameters, the stored weights w = θ / s, in one optimizer group at the base's learning rate.
+    Call it, train it and save it like the model it was made from. With ``emit="graph"`` its
+    parameters are the stored weights w = θ / s of the scale nodes: train them with one optimizer
+    group at the base's learning rate.
 
     Attributes:
         multipliers: learning-rate multiplier m_l of each trainable parameter.
         matches: the base parameters that each answers to, with shares.
-        settling: the multipliers of each step on the way to the start; empty without a way.
+        settling: the multipliers of each step before the start, by step, at which the model was
+            measured; empty where its start is the first step.
         assignments: all that is known of each parameter, in execution order.
-        scales: factor s_l = m_l^(1/(1+p)) of each scale node, p the optimizer's degree.
+        scales: factor s_l = m_l^(1/(1+p)) of each scale node, p the optimizer's degree; empty for
+            ``emit="param_groups"``.
         warned: the text of each warning that :func:`flerm_fx.compile` gave, in order.
 
     Example::
 
-        compiled = flerm_fx.compile(large, profile)
+        >>> import flerm_fx, torch
+        >>> def mlp(width):
+        ...     torch.manual_seed(0)
+        ...     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+        >>> small, x, y = mlp(8), torch.randn(16, 4), torch.randint(3, (16,))
+        >>> adam = torch.optim.Adam(small.parameters(), lr=1e-3)
+        >>> profile = flerm_fx.record(small, adam, x, y, settle=0).profile
+        >>> compiled = flerm_fx.compile(mlp(64), profile)
+        >>> list(compiled.multipliers)
+        ['0.weight', '0.bias', '2.weight', '2.bias']
+        >>> compiled.fold()
+        Sequential(
+          (0): Linear(in_features=4, out_features=64, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=64, out_features=3, bias=True)
+        )
     """
 
     matches: dict[str, Match]
@@ -109,13 +127,22 @@ class CompiledModel(GroupedModel):
     def rescale(
         self, scales: Mapping[str, float], multipliers: Mapping[str, float] | None = None
     ) -> None:
-        """Change the scales of the nodes, and the multipliers that they stand for."""
+        """Change the scales of the nodes, and the multipliers that they stand for.
+
+        Args:
+            scales: of each node that changes.
+            multipliers: of the same parameters; what the scales mean to the update rule if None.
+        """
         rule = self.procedure.optimizers.rule
         meant = {name: node_multiplier(rule(name), s) for name, s in scales.items()}
         super().rescale(scales, {**meant, **(multipliers or {})})
 
     def hold(self, held: Held) -> None:
-        """Go back to what :meth:`held` returned."""
+        """Go back to what was held.
+
+        Args:
+            held: what :meth:`held` returned.
+        """
         super().hold(held)
         self.__dict__["assignments"] = tuple(
             replace(row, multiplier=held.multipliers[row.parameter]) for row in self.assignments
@@ -123,7 +150,8 @@ class CompiledModel(GroupedModel):
 
     @property
     def graph_module(self) -> fx.GraphModule | None:
-        """The graph for the probe's shape of input in the present mode; None if nothing exports.
+        """The graph for the probe's shape of input in the present mode; None where the
+        model does not export.
 
         Scale nodes carry ``meta["parameter"]``, ``"shape"``, ``"multiplier"``, ``"base"``,
         ``"base_fslr"``, ``"fslr"`` and ``"after"``.
@@ -131,7 +159,12 @@ class CompiledModel(GroupedModel):
         return self.graph_for(*call_arguments(to_device(self._probe_inputs, device_of(self))))
 
     def annotate(self, graph_module: fx.GraphModule, multipliers: Mapping[str, float]) -> None:
-        """Write each parameter's assignment to its scale node."""
+        """Write each parameter's assignment to its scale node.
+
+        Args:
+            graph_module: a graph with scale nodes.
+            multipliers: the present ones.
+        """
         annotate(graph_module, self.assignments, multipliers)
 
     def __repr__(self) -> str:
@@ -188,7 +221,7 @@ class CompiledModel(GroupedModel):
         )
 
     def check(self, *, progress: bool = True) -> tuple[Check, ...]:
-        r"""Return a check of each parameter: its FSLR, measured again, beside the base's.
+        r"""Measure the FSLRs again on the compiled model and compare them with the base's.
 
         The start is repeated on what was emitted, with one optimizer group for a graph and with the
         parameter groups otherwise, and with other random cotangents. Steps are taken on the model's
@@ -208,6 +241,9 @@ class CompiledModel(GroupedModel):
         Args:
             progress: as for :func:`flerm_fx.compile`.
 
+        Returns:
+            A :class:`flerm_fx.Check` for each of ``assignments``, in their order.
+
         Raises:
             InputError: a law predicted the multipliers, and nothing was measured to compare with.
         """
@@ -224,7 +260,8 @@ class CompiledModel(GroupedModel):
         return checks
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.__dict__["_probe_inputs"] = pytree.tree_map_only(Tensor, fn, self._probe_inputs)
+        moved = pytree.tree_map_only(Tensor, fn, self._probe_inputs)
+        self.__dict__["_probe_inputs"] = moved
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
