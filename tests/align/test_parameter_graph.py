@@ -70,10 +70,11 @@ def test_attributes() -> None:
         "path": "0.fc",
     }
     assert pg.nodes["%linear"] == {"junction": True, "op": "aten.linear", "data": True}
-    # The first norm reads no parameter's value, and neither does the shortcut.
+    # The first norm reads no parameter's value; the input meets what is made of it in the sum.
     assert [(u, v) for u, v in pg.edges if u.startswith("%")] == [
         ("%layer_norm", "%linear"),
-        ("%linear", "%linear_1"),
+        ("%linear", "%add"),
+        ("%add", "%linear_1"),
     ]
 
 
