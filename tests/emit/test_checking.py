@@ -74,6 +74,7 @@ def _raise(*_: Any, **__: Any) -> Any:
     raise ValueError("amid a walk")
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # once, of torch before 2.11
 @pytest.mark.parametrize("emit", EMITS)
 def test_check_takes_no_copy_of_the_weights(emit: Any) -> None:
     profile, peaks = _wide_profile(2), {}
