@@ -1,10 +1,11 @@
 """Pictures as in the paper: loss against rate, a line for each scale, the optimum marked."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -34,6 +35,9 @@ def draw(axis: Axis, store: Store, path: Path) -> None:
             losses = _line(panel, axis, of, scale, colour)
             seen.append(losses[np.isfinite(losses)])
         panel.set_xscale("log")
+        if axis.grid.rates[-1] < 10 * axis.grid.rates[0]:  # a power of ten at most to label
+            panel.set_xticks(axis.grid.rates, [f"{rate:.2g}" for rate in axis.grid.rates])
+            panel.set_xticks([], minor=True)
         panel.set_title(method.title, fontsize="medium")
         panel.set_xlabel("learning rate")
         panel.tick_params(labelbottom=True)
@@ -46,11 +50,19 @@ def draw(axis: Axis, store: Store, path: Path) -> None:
         lowest = finite.min()
         above = 2 * (np.median(finite) - lowest)  # what is higher has long gone wrong
         panels[0].set_ylim(lowest - 0.1 * above, lowest + above)
-    handles, labels = panels[0].get_legend_handles_labels()
+    lines = {scale: line for panel in panels for scale, line in _lines(panel)}
     title = axis.scaled.replace("_", " ")
-    figure.legend(handles, labels, title=title, fontsize="small", loc="outside right upper")
+    scales = [f"×{scale:g}" for scale in sorted(axis.scales) if f"×{scale:g}" in lines]
+    handles = [lines[scale] for scale in scales]
+    figure.legend(handles, scales, title=title, fontsize="small", loc="outside right upper")
     figure.suptitle(axis.title)
     figure.savefig(path, dpi=120)
+
+
+def _lines(panel: Axes) -> Iterator[tuple[str, Artist]]:
+    """What a panel's legend names, and by what."""
+    handles, labels = panel.get_legend_handles_labels()
+    return zip(labels, handles, strict=True)
 
 
 def _has_curve(axis: Axis, method: Method, store: Store) -> bool:
