@@ -57,8 +57,20 @@ class ScalingLaw(Predictor):
 
     Example::
 
-        law = flerm_fx.scaling_law(make, {"width": [128, 256, 512]}, profile)
-        compiled = flerm_fx.compile(large, law, emit="param_groups")  # large may be on "meta"
+        >>> import flerm_fx, torch
+        >>> from torch import nn
+        >>> def mlp(width):
+        ...     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+        >>> _ = torch.manual_seed(0)
+        >>> base, x, y = mlp(16), torch.randn(32, 4), torch.randint(3, (32,))
+        >>> adam = torch.optim.Adam(base.parameters(), lr=1e-3)
+        >>> profile = flerm_fx.record(base, adam, x, y, settle=0).profile
+        >>> law = flerm_fx.ScalingLaw.fit(
+        ...     [flerm_fx.compile(mlp(width), profile) for width in (32, 64, 128)]
+        ... )
+        >>> large = flerm_fx.compile(mlp(1024), law)
+        >>> large.assignments[0].status
+        'predicted'
     """
 
     profile: BaseProfile
@@ -80,23 +92,6 @@ class ScalingLaw(Predictor):
         Raises:
             LawError: there are none, they were compiled against several profiles, were themselves
                 predicted, have multipliers that are not finite, or are all of the base's size.
-
-        Example::
-
-            >>> import flerm_fx, torch
-            >>> from torch import nn
-            >>> def mlp(width):
-            ...     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
-            >>> _ = torch.manual_seed(0)
-            >>> base, x, y = mlp(16), torch.randn(32, 4), torch.randint(3, (32,))
-            >>> adam = torch.optim.Adam(base.parameters(), lr=1e-3)
-            >>> profile = flerm_fx.record(base, adam, x, y, settle=0).profile
-            >>> law = flerm_fx.ScalingLaw.fit(
-            ...     [flerm_fx.compile(mlp(width), profile) for width in (32, 64, 128)]
-            ... )
-            >>> large = flerm_fx.compile(mlp(1024), law)
-            >>> large.assignments[0].status
-            'predicted'
         """
         models = list(compiled_models)
         profile = one_profile(models)

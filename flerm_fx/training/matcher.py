@@ -65,9 +65,20 @@ class Matcher(Attached):
 
     Example::
 
-        with flerm_fx.match(large, optimizer, profile, every=100) as matcher:
-            train(large, optimizer)
-        matcher.multipliers, matcher.trajectory.steps
+        >>> import flerm_fx, torch
+        >>> _ = torch.manual_seed(0)
+        >>> small, large, x, y = nn.Linear(4, 3), nn.Linear(4, 3), torch.randn(8, 4), torch.ones(8)
+        >>> def train(model, optimizer):
+        ...     nn.functional.cross_entropy(model(x), y.long()).backward()
+        ...     optimizer.step()
+        >>> adam = torch.optim.Adam(small.parameters(), lr=1e-3)
+        >>> with flerm_fx.record(small, adam, x, y.long(), settle=0, every=1) as recorder:
+        ...     train(small, adam)
+        >>> adam = torch.optim.Adam(large.parameters(), lr=1e-3)
+        >>> with flerm_fx.match(large, adam, recorder.profile, every=1) as matcher:
+        ...     train(large, adam)
+        >>> list(matcher.multipliers), matcher.trajectory.steps
+        (['weight', 'bias'], (0,))
     """
 
     def __init__(

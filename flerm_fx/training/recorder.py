@@ -69,9 +69,15 @@ class Recorder(Attached):
 
     Example::
 
-        with flerm_fx.record(small, optimizer, loader, every=100) as recorder:
-            train(small, optimizer)
-        recorder.profile.save("base.safetensors")
+        >>> import flerm_fx, torch
+        >>> _ = torch.manual_seed(0)
+        >>> model, x, y = nn.Linear(4, 3), torch.randn(8, 4), torch.ones(8).long()
+        >>> adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+        >>> with flerm_fx.record(model, adam, x, y, settle=0, every=1) as recorder:
+        ...     nn.functional.cross_entropy(model(x), y).backward()
+        ...     adam.step()
+        >>> recorder.profile.trajectory.steps
+        (0,)
     """
 
     def __init__(
