@@ -16,7 +16,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 """The linear maps that are adapted: all of a block's."""
 
 WIDTH, DEPTH = 96, 2
-SEED, STEPS, BATCH, RATE = 20_000, 400, 16, 2**-8
+SEED, RATE = 20_000, 2**-8
 """How the frozen weights were trained."""
 
 
@@ -34,19 +34,14 @@ def adapted_llama(rank: int) -> nn.Module:
 
 @functools.cache
 def _trained() -> nn.Module:
-    """The model that is adapted, the same in every process."""
+    """The model that is adapted, the same in every process: a run of the Llama's axis."""
+    from experiments.axes import AXES  # which builds models of this file
+    from experiments.training import train
+
+    axis = AXES["llama-width"]
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         model = foreign.MODELS["llama"](width=WIDTH, depth=DEPTH)
-    recipe, english = Recipe(), data.load("english")
-    optimizer = recipe.optimizer(dict(model.named_parameters()), RATE)
-    schedule = recipe.schedule(optimizer, STEPS)
-    generator = torch.Generator().manual_seed(SEED)
-    for _ in range(STEPS):
-        inputs, targets = english.sample(BATCH, generator)
-        optimizer.zero_grad()
-        english.loss(model(inputs).logits, targets).backward()  # type: ignore[no-untyped-call]
-        recipe.limit(model.parameters())
-        optimizer.step()
-        schedule.step()
+    optimizer = Recipe().optimizer(dict(model.named_parameters()), RATE)
+    train(model, [optimizer], data.load(axis.data), axis, SEED)
     return model

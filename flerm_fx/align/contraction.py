@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import networkx as nx
 
 _MEETINGS = ONE_BY_ONE | SIDE_BY_SIDE
+"""The operations in which an input may meet what layers give."""
 
 
 class Contraction:
@@ -180,11 +181,7 @@ def input_met(nodes: Iterable[fx.Node]) -> set[fx.Node]:
         elif not alone.isdisjoint(operands):
             read |= given
             followed |= behind[node]
-        elif (
-            given
-            and not learned.isdisjoint(operands)
-            and operation(node) in ONE_BY_ONE | SIDE_BY_SIDE
-        ):
+        elif given and not learned.isdisjoint(operands) and operation(node) in _MEETINGS:
             meetings[node] = given
             behind[node].add(node)
         if node in alone or not learned.isdisjoint(operands):

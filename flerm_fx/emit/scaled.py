@@ -96,6 +96,10 @@ class ScaledModel(nn.Module):
 
         It is the graph to read. What runs is its lowered form, with the same function and
         gradients (see :class:`flerm_fx.emit.lower.LowerScales`).
+
+        Args:
+            args: positional arguments of the call.
+            kwargs: its keyword arguments.
         """
         return self._emitted(args, kwargs).graph_module
 
@@ -111,14 +115,23 @@ class ScaledModel(nn.Module):
         return self._graphs[state, shapes]
 
     def adopt(self, captured: Capture, inputs: Inputs) -> None:
-        """Use a capture of the model for calls with such inputs in the present mode."""
+        """Use a capture of the model for calls with such inputs in the present mode.
+
+        Args:
+            captured: of the model, or of a copy of it.
+            inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
+        """
         state, shapes, _ = self._signature(*call_arguments(inputs))
         own = self.emitter.bound(captured, self)
         self._graphs[state, shapes] = self._with_scales(own, shared=True)
         self._given = (modes(self), own)
 
     def adopted(self, model: nn.Module) -> Capture | None:
-        """Return that capture on a copy of the model, if the model is still in that mode."""
+        """Return that capture on a copy of the model, if the model is still in that mode.
+
+        Args:
+            model: the copy.
+        """
         if self._given is None or self._given[0] != modes(self):
             return None
         return self._given[1].bound(model)
@@ -197,6 +210,9 @@ class ScaledModel(nn.Module):
         nodes.
 
         Its model captures others for what that graph does not serve, as this one does.
+
+        Args:
+            captured: of the plain copy.
         """
         model = self._on(self.emitter.twin(captured), captured)
         if not is_coarse(captured.model):
@@ -209,19 +225,16 @@ class ScaledModel(nn.Module):
 
         What is put in the places of the parameters there is not seen by this model.
         """
-        training = {name for name, p in self.named_parameters() if p.requires_grad}
         if self._given is None or self._given[0] != modes(self):
             return None
-        captured = self._given[1]
-        if training != set(captured.parameters):
+        captured, has_nodes = self._given[1], self.emitter.has_nodes
+        training = {name for name, p in self.named_parameters() if p.requires_grad}
+        if training != set(captured.parameters) or (has_nodes and captured.graph_module is None):
             return None
         twin = copied(self.skeleton, sharing=True)
-        if not self.emitter.has_nodes:
+        if not has_nodes:
             return captured.bound(twin)
-        if captured.graph_module is None:
-            return None
-        model = self._on(twin, captured, is_stored=True)
-        return self._as_trained(model, captured)
+        return self._as_trained(self._on(twin, captured, is_stored=True), captured)
 
     def _on(
         self, skeleton: nn.Module, captured: Capture, *, is_stored: bool = False

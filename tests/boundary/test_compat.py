@@ -274,7 +274,8 @@ def test_what_is_compiled_runs_as_it_was_written_but_for_operations_that_compile
         return module
 
     def twice(x: Tensor) -> Tensor:
-        return torch.cond(x.sum() > 0, lambda x: 2 * x, lambda x: x - 1, (x,))  # type: ignore[no-any-return]
+        found: Tensor = torch.cond(x.sum() > 0, lambda x: 2 * x, lambda x: x - 1, (x,))
+        return found
 
     called = torch.compile(twice, backend=backend)
     before = torch.compile
