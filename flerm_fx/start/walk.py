@@ -87,18 +87,11 @@ class Walk:
         self._stretch = stretch(weights, procedure) if procedure.settle == 0 else 1.0
         self._find_rounding = find_rounding
         self._rounding: frozenset[str] = frozenset()
+        self._names = {id(weight): name for name, weight in weights.items()}
         self._parts = [
             (tuple(procedure.optimizers.built(self._grouped(names))), names)
             for names in _parts(weights, procedure)
         ]
-        # Each group, by the first parameter in it, whose rate is that of all.
-        by_id = {id(p): name for name, p in weights.items()}
-        self._groups = {
-            by_id[id(group["params"][0])]: group
-            for optimizers, _ in self._parts
-            for optimizer in optimizers
-            for group in optimizer.param_groups
-        }
 
     @property
     def batch(self) -> Batch:
@@ -161,8 +154,8 @@ class Walk:
         """
         if multipliers is not None:
             self._settings = {name: self._of(name, multipliers[name]) for name in self.weights}
-            for name, group in self._groups.items():
-                group.update(self._settings[name])
+            for optimizer in self._optimizers():
+                optimizer.param_groups[:] = self._split(optimizer.param_groups)
         with torch.no_grad():
             for name, update in step.updates.items():
                 self.weights[name].add_(update, alpha=self._rate(name))
@@ -176,21 +169,30 @@ class Walk:
         factor = self._stretch * warmed_up(self.index, self._procedure.warmup)
         return float(self._settings[name]["lr"]) * factor
 
+    def _optimizers(self) -> Iterator[Optimizer]:
+        return (optimizer for optimizers, _ in self._parts for optimizer in optimizers)
+
     def _grouped(self, names: Sequence[str]) -> dict[int, list[dict[str, Any]]]:
         """Return for each of the run's groups parameter groups, one for each distinct set of
-        settings.
-
-        Where steps follow there is one for each parameter, whose settings may change.
+        settings: an optimizer takes few groups in less time than many.
         """
-        groups: dict[int, dict[str, dict[str, Any]]] = {}
+        of_kind: dict[int, list[Tensor]] = {}
         for name in names:
-            settings = {**self._settings[name]}
-            apart = self._procedure.settle > 0
-            key = name if apart else repr(sorted(settings.items()))
-            of_kind = groups.setdefault(self._procedure.optimizers.index(name), {})
-            group = of_kind.setdefault(key, {"params": [], **settings})
-            group["params"].append(self.weights[name])
-        return {index: list(by_key.values()) for index, by_key in groups.items()}
+            index = self._procedure.optimizers.index(name)
+            of_kind.setdefault(index, []).append(self.weights[name])
+        return {index: self._split([{"params": held}]) for index, held in of_kind.items()}
+
+    def _split(self, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return the groups in parts of equal settings, each with what its group keeps."""
+        parts: list[dict[str, Any]] = []
+        for group in groups:
+            alike: dict[str, dict[str, Any]] = {}
+            for weight in group["params"]:
+                settings = self._settings[self._names[id(weight)]]
+                key = repr(sorted(settings.items()))
+                alike.setdefault(key, {**group, "params": [], **settings})["params"].append(weight)
+            parts += alike.values()
+        return parts
 
     def _move(self, optimizers: Sequence[Optimizer], names: Sequence[str]) -> None:
         """Move weights by the optimizers' step, and let their gradients go."""
@@ -221,8 +223,9 @@ class Walk:
                 )
             if gradient is not None and not is_finite(gradient):
                 fail(f"the gradient of parameter {name!r} is NaN or infinite", procedure, step)
-        for name, group in self._groups.items():
-            group["lr"] = self._rate(name)
+        for optimizer in self._optimizers():
+            for group in optimizer.param_groups:  # each of one rate
+                group["lr"] = self._rate(self._names[id(group["params"][0])])
 
 
 @contextlib.contextmanager
