@@ -13,7 +13,7 @@ from benchmarks.cases import Case, gpt2, tensors, text
 from benchmarks.results import CompileResult
 from benchmarks.settings import Progress, Settings
 from benchmarks.stages import STAGES, Stopwatch, stages
-from benchmarks.timing import mean_seconds, once
+from benchmarks.timing import beside, mean_seconds, once
 from flerm_fx.errors import CaptureWarning
 from models.transformer import Transformer
 
@@ -96,7 +96,23 @@ def measure(
         stages={s: middle(w.seconds[s] / step for _, step, w in repetitions) for s in STAGES},
         calls={s: repetitions[0][2].calls[s] for s in STAGES},
         seconds=middle(seconds for seconds, *_ in repetitions),
+        adam=_adam_steps(case, settings),
     )
+
+
+def _adam_steps(case: Case, settings: Settings) -> float:
+    """Adam's own step in training steps, on gradients and at a rate of 0: it moves nothing."""
+    parameters = [p for p in case.model.parameters() if p.requires_grad]
+    adam = torch.optim.Adam(parameters, lr=0.0)
+
+    def step() -> None:
+        for p in parameters:
+            p.grad = torch.zeros_like(p)
+        adam.step()
+
+    found = [beside(case.step, step, settings.device)[1].ratio for _ in range(5)]
+    case.model.zero_grad(set_to_none=True)
+    return statistics.median(found)
 
 
 def _compiled(case: Case, profile: flerm_fx.BaseProfile) -> Stopwatch:

@@ -158,6 +158,7 @@ class CompileResult:
         stages: the same by stage.
         calls: how often each stage was entered.
         seconds: all of it.
+        adam: what Adam's own step takes, in training steps, which have none.
     """
 
     title: str
@@ -168,6 +169,12 @@ class CompileResult:
     stages: dict[str, float]
     calls: dict[str, int]
     seconds: float
+    adam: float
+
+    @property
+    def beyond(self) -> float:
+        """What is left without as many steps of a run as the target settles for."""
+        return self.steps - self.settle * (1 + self.adam)
 
 
 @dataclass(frozen=True)

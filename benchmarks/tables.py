@@ -205,14 +205,16 @@ def compiling(found: Sequence[CompileResult], title: str = "Compiling") -> Table
             str(result.settle),
             number(result.seconds),
             number(result.steps),
-            number(result.steps - result.settle),
+            number(result.beyond),
             *(_stage(result, stage) for stage in STAGES),
         )
         for result in found
     ]
     note = (
         "Stages in training steps of the batch, with the number of calls in brackets. settle: "
-        "simulated steps, probe: estimates, emit: what is in no other stage."
+        "simulated steps, probe: estimates, emit: what is in no other stage. A settling step is a "
+        "training step and Adam's own, which takes "
+        f"{', '.join(dict.fromkeys(f'{result.adam:.3f}' for result in found))} of one."
     )
     return Table(title, header, rows, (note,))
 

@@ -97,7 +97,7 @@ def assigned(
         shapes = {name: tuple(p.shape) for name, p in captured.parameters.items()}
         run, own_roles = procedure.optimizers, roles(capture_graph(captured), shapes)
         of_role = {name: (role, run.index(name)) for name, role in own_roles.items()}
-        way = Way(profile, matches, procedure)
+        way = Way(profile, matches, procedure, sum(map(math.prod, shapes.values())))
     moments = measure_settling(
         captured,
         procedure,

@@ -1,7 +1,8 @@
 """A target is led on its way to the start."""
 
+import math
 from collections.abc import Mapping
-from statistics import fmean, geometric_mean
+from statistics import fmean, geometric_mean, stdev
 
 from flerm_fx.align.aligning import Match
 from flerm_fx.assign.matches import wanted
@@ -19,6 +20,10 @@ ROUNDS = 5
 mean of ways over the last steps alone, the regret of a ResMLP with 4 times the initial weights fell
 from 0.8 nats after one round to about 0.1; two to eight did alike there, since outputs shrink no
 further, and with 8 times them more than two were needed."""
+
+BEHIND = 0.1
+"""A loss that has fallen by this part less than the base's is behind it. GPT-2's with 1/16 of the
+base's initial weights was, by PLACEHOLDER, and multipliers did harm; with 1/4 of them by PLACEHOLDER."""
 
 Settling = dict[int, Mapping[str, float]]
 """The multipliers from each step on."""
@@ -61,6 +66,7 @@ class Way:
         profile: of the base.
         matches: of the target's parameters.
         procedure: of the target's start.
+        size: the target's number of weights.
 
     Attributes:
         guess: the first multipliers.
@@ -68,7 +74,11 @@ class Way:
     """
 
     def __init__(
-        self, profile: BaseProfile, matches: Mapping[str, Match], procedure: StartProcedure
+        self,
+        profile: BaseProfile,
+        matches: Mapping[str, Match],
+        procedure: StartProcedure,
+        size: int,
     ) -> None:
         self.guess: dict[str, float] = {}
         self.settling: Settling = {}
@@ -76,6 +86,8 @@ class Way:
         self._settle, self._warmup = procedure.settle, procedure.warmup
         self._sizes: dict[int, float] = {}
         self._ways: dict[int, float] = {}
+        self._losses: dict[int, float] = {}
+        self._is_smaller = size < sum(map(math.prod, profile.shapes.values()))
 
     @property
     def length(self) -> float:
@@ -87,6 +99,24 @@ class Way:
         """The same, over the last steps of the start."""
         steps = start_steps(self._settle, self._warmup, max(self._ways))
         return fmean(self._ways[step] for step in steps)
+
+    @property
+    def behind(self) -> float:
+        r"""By which part of the base's the target's loss has fallen less.
+
+        .. math:: 1 - \frac{L(0) - \operatorname{mean}_t L(t)}
+                           {L_{base}(0) - \operatorname{mean}_t L_{base}(t)}
+
+        over the steps t of the start, which both take on the same batches. It is negative where the
+        target is ahead, and NaN where the base's loss is not known, or has not fallen by more than
+        it varies between these steps.
+        """
+        steps = start_steps(self._settle, self._warmup)
+        base = [self._profile.moments[step].loss for step in steps]
+        fallen = self._profile.moments[0].loss - fmean(base)
+        if len(base) < 2 or not fallen > stdev(base):
+            return math.nan
+        return 1 - (self._losses[0] - fmean(self._losses[step] for step in steps)) / fallen
 
     @property
     def expected(self) -> dict[str, float]:
@@ -102,6 +132,7 @@ class Way:
     def follow(self, step: int, moment: Moment) -> Mapping[str, float] | None:
         """Return the multipliers from a settling step on, or None where it is the last one."""
         of_base = step_of_round(step, self._settle)
+        self._losses[of_base] = moment.loss
         way = 1.0
         if self.looks_at(step):
             self._sizes[of_base] = moment.output_rms
@@ -119,12 +150,21 @@ class Way:
         """Say so if the target has not got as far as the base.
 
         Warns:
-            UserWarning: its outputs are much larger than the base's.
+            UserWarning: its outputs are much larger than the base's, or it is no smaller and its
+                loss has fallen by less.
         """
         if self.left > LARGE:
             warn(
                 "the model's outputs begin far larger than training makes them, and after "
                 f"{max(self._ways)} steps are still {self.left:.1f} times as large as the base's: "
                 "it has to unlearn its initial weights before it learns; start with smaller ones",
+                stacklevel=stacklevel + 1,
+            )
+        elif self.behind > BEHIND and not self._is_smaller:
+            warn(
+                f"the model's loss has fallen by {self.behind:.0%} less than the base's in as many "
+                "steps: it has not learned to use its parameters by then, and multipliers that are "
+                "measured there stand for little. Give it initial weights as large as the base's (a "
+                "sixteenth of them does this), or record the base with a longer settle and warmup",
                 stacklevel=stacklevel + 1,
             )

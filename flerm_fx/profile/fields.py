@@ -15,7 +15,7 @@ from flerm_fx.model.inputs import Batch
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.profile.moment import Moment, check_measured, check_outputs, check_warmup
 from flerm_fx.profile.packing import check_pool
-from flerm_fx.profile.trajectory import Trajectory, check_estimate
+from flerm_fx.profile.trajectory import Trajectory, check_estimate, known_losses
 from flerm_fx.recipe.optimizers import Optimizers
 from flerm_fx.recipe.schedule import settling_steps
 from flerm_fx.recipe.update_rule import UpdateRule
@@ -125,6 +125,9 @@ class ProfileFields:
             for size in sizes:
                 if not (math.isfinite(size) and size >= 0):
                     raise ProfileError(f"{what} of size {size!r}; expected finite numbers >= 0")
+        losses = known_losses(moment.loss for moment in self.moments.values())
+        if not all(map(math.isfinite, losses)):
+            raise ProfileError(f"settling steps have losses {losses}; expected finite numbers")
         described += [("settling", m.fslrs) for m in self.moments.values() if m.fslrs]
         if self.trajectory.steps:
             described.append(("trajectory", self.trajectory.fslrs))

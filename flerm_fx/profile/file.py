@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ from flerm_fx.profile.tensors import (
     trajectory_tensors,
 )
 from flerm_fx.profile.text import check_printable, from_text, to_text
-from flerm_fx.profile.trajectory import Trajectory
+from flerm_fx.profile.trajectory import Trajectory, known_losses
 from flerm_fx.recipe.optimizers import Optimizers
 from flerm_fx.recipe.schedule import settling_steps
 from flerm_fx.recipe.update_rule import UpdateRule
@@ -58,6 +59,7 @@ _ADDED: dict[str, Any] = {
     "output_rms": [],
     "update_sizes": [],
     "warmup": 0,
+    "losses": [],
 }
 
 # What reading a damaged or hostile header can raise.
@@ -97,6 +99,7 @@ def write(profile: ProfileFields, path: PathLike) -> None:
         "update_sizes": [
             profile.update_sizes[name] for name in profile.parameters if profile.settle
         ],
+        "losses": list(known_losses(moment.loss for moment in profile.moments.values())),
         "kinds": kinds,
     }
     start = [[profile.start[name] for name in profile.parameters]]
@@ -224,9 +227,10 @@ def _moments(
     check_outputs(settle, warmup, len(sizes))
     if not settle:
         return {}
+    losses = [float(loss) for loss in header["losses"]] or [math.nan] * len(sizes)
     moments = {
-        step: Moment(settling.at(step) if step in settling.steps else {}, size)
-        for step, size in zip(settling_steps(settle, warmup), sizes, strict=True)
+        step: Moment(settling.at(step) if step in settling.steps else {}, size, loss=loss)
+        for step, size, loss in zip(settling_steps(settle, warmup), sizes, losses, strict=True)
     }
     updates = zip(names, map(float, header["update_sizes"]), strict=True)
     return {**moments, 0: replace(moments[0], update_sizes=dict(updates))}

@@ -22,11 +22,14 @@ class Moment:
             number it is (:func:`flerm_fx.start.output_size.output_rms`).
         update_sizes: sizes of the first step's unit updates, from which a target's first guess is
             made (:func:`flerm_fx.start.update_size.update_sizes`); empty at other steps.
+        loss: on the batch that the step is taken on, before it, in the units of the loss function;
+            NaN in files from before it was kept.
     """
 
     fslrs: Mapping[str, Estimate] = field(default_factory=dict)
     output_rms: float = 0.0
     update_sizes: Mapping[str, float] = field(default_factory=dict)
+    loss: float = math.nan
 
     @staticmethod
     def mean(moments: Sequence[Moment]) -> Moment:
@@ -46,6 +49,7 @@ class Moment:
                 name: math.fsum(moment.update_sizes[name] for moment in moments) / len(moments)
                 for name in first.update_sizes
             },
+            math.fsum(moment.loss for moment in moments) / len(moments),
         )
 
 

@@ -133,8 +133,9 @@ def measure_settling(
             moment = replace(moment, output_rms=_output_rms(captured, procedure, walk))
         if index and not (is_of_start or (sized and follow is not None)):
             walk.step()
-            return moment, True
+            return replace(moment, loss=walk.losses[index]), True
         step = walk.propose()
+        moment = replace(moment, loss=walk.losses[index])
         if is_of_start:
             turn = Turn(of_start.index(step_of_round(index, settle)), len(of_start))
             estimates = _estimate(prober, procedure, walk, step, probe, draws, turn, allowed)

@@ -184,7 +184,12 @@ class Recorder(Attached):
             "start": rows(self._start),
             "late": rows(self._late),
             "settling": {
-                step: (rows(moment.fslrs), moment.output_rms, dict(moment.update_sizes))
+                step: (
+                    rows(moment.fslrs),
+                    moment.output_rms,
+                    dict(moment.update_sizes),
+                    moment.loss,
+                )
                 for step, moment in self._settling.items()
             },
             "steps": list(self._steps),
@@ -209,13 +214,14 @@ class Recorder(Attached):
         given = State("recorder", state, self.state_dict(), self._shapes)
 
         def moment(what: str, value: Any) -> Moment:
-            fslrs, output_rms, sizes = items(what, value, 3)
+            fslrs, output_rms, sizes, loss = items(what, value, 4)
             return Moment(
                 given.estimates(what, fslrs) if fslrs else {},
                 number(what, output_rms, least=0),
                 {n: number(what, size, least=0) for n, size in given.of_all(what, sizes).items()}
                 if sizes
                 else {},
+                a_loss(what, loss),
             )
 
         step, waiting = given.step(), given.waiting()
