@@ -33,6 +33,7 @@ from flerm_fx.recipe.update_rule import UpdateRule
 
 NAMES = ("body.weight", "body.bias", "head.weight")
 OUTPUTS = (4.0, 3.0, 1.0, 1.5, 2.0, 2.2, 2.4, 2.5, 2.2, 2.0)
+LOSSES = tuple(4.0 - 0.25 * step for step in range(10))
 """Sizes of outputs at the settling steps of ten, 0 to 5 and 7 to 10."""
 SHAPES = {"body.weight": (4, 3), "body.bias": (4,), "head.weight": (2, 4)}
 
@@ -74,6 +75,7 @@ def moments(
     settle: int,
     output_rms: Sequence[float] = OUTPUTS,
     update_sizes: Mapping[str, float] | None = None,
+    losses: Sequence[float] = LOSSES,
 ) -> dict[int, Moment]:
     """A moment for each step that has a size of the outputs."""
     if not settle:
@@ -84,8 +86,9 @@ def moments(
             estimates(2.0) if step in of_start else {},
             rms,
             {} if step else update_sizes or dict.fromkeys(NAMES, 1.0),
+            loss,
         )
-        for step, rms in zip(settling_steps(settle, 0), output_rms, strict=False)
+        for step, rms, loss in zip(settling_steps(settle, 0), output_rms, losses, strict=False)
     }
 
 
@@ -109,7 +112,8 @@ def profile(**changes: Any) -> BaseProfile:
     settle = changes.get("settle", 10)
     valid = type(settle) is int and settle >= 0
     run = {key: changes.pop(key) for key in RUN if key in changes}
-    sizes = {key: changes.pop(key) for key in ("output_rms", "update_sizes") if key in changes}
+    columns = ("output_rms", "update_sizes", "losses")
+    sizes = {key: changes.pop(key) for key in columns if key in changes}
     values: dict[str, Any] = {
         "parameters": NAMES,
         "shapes": SHAPES,
@@ -157,6 +161,7 @@ def test_round_trip(path: Path) -> None:
         assert getattr(read, name) == getattr(saved, name)
     assert read.output_rms == saved.output_rms
     assert read.update_sizes == saved.update_sizes
+    assert dict(read.moments) == dict(saved.moments)
     assert vars(read.settling) == vars(saved.settling)
     assert tuple(read.start) == tuple(read.late) == NAMES
     assert vars(read.trajectory) == vars(saved.trajectory)
@@ -203,6 +208,16 @@ def test_file_from_before_there_was_a_late_start(path: Path) -> None:
     read = BaseProfile.load(path)
     assert (read.late, read.resolve_after) == ({}, 0)
     assert read.start == estimates()
+
+
+def test_file_from_before_losses_were_kept(path: Path) -> None:
+    rewrite(path, lambda header: header.pop("losses"))
+    read = BaseProfile.load(path)
+    assert all(math.isnan(moment.loss) for moment in read.moments.values())
+    read.save(path)
+    assert all(math.isnan(moment.loss) for moment in BaseProfile.load(path).moments.values())
+    mean = BaseProfile.mean([profile(), read])
+    assert all(math.isnan(moment.loss) for moment in mean.moments.values())
 
 
 def test_round_trip_of_every_kind_of_input(path: Path) -> None:
@@ -316,7 +331,7 @@ def test_trajectory_that_contradicts_itself(arguments: Any, message: str) -> Non
             "outputs were measured at 1 steps on the way; expected 10: record again",
         ),
         (
-            {"moments": {**moments(10), 10: Moment(estimates(math.nan))}},
+            {"moments": {**moments(10), 10: Moment(estimates(math.nan), loss=1.0)}},
             "FSLR of 'body.weight' at step 10 is nan ± 0.0",
         ),
         (
@@ -328,6 +343,8 @@ def test_trajectory_that_contradicts_itself(arguments: Any, message: str) -> Non
             {"update_sizes": dict.fromkeys(NAMES, math.inf)},
             "updates of size inf; expected finite numbers",
         ),
+        ({"losses": (*LOSSES[:-1], math.inf)}, "settling steps have losses .* inf.; expected fin"),
+        ({"losses": (*LOSSES[:-1], math.nan)}, "settling steps have losses .* nan.; expected fin"),
         ({"update_sizes": {"body.bias": 1.0}}, "update_sizes and parameters differ in 'body.wei"),
         ({"warmup": 10}, "warmup is 10 of 10 settling steps; expected fewer of them"),
         ({"warmup": -1}, "warmup is -1 of 10 settling steps"),
@@ -822,6 +839,11 @@ def test_mean_of_outputs_is_their_root_mean_square() -> None:
     assert mean.output_rms == pytest.approx(
         [math.sqrt((a**2 + 9) / 2) for a in profile().output_rms]
     )
+
+
+def test_mean_of_losses() -> None:
+    mean = BaseProfile.mean([profile(), profile(losses=(3.0,) * 10)])
+    assert [moment.loss for moment in mean.moments.values()] == [(a + 3) / 2 for a in LOSSES]
 
 
 def test_mean_of_update_sizes() -> None:

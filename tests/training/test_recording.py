@@ -140,18 +140,22 @@ def test_settling_measures_later_steps(settle: int) -> None:
         assert estimate.value == pytest.approx(mean, rel=1e-3)
 
 
-def test_the_size_of_the_outputs_is_that_on_the_batch_of_each_step() -> None:
+def test_outputs_and_losses_are_those_on_the_batch_of_each_step() -> None:
     model, x = make("mlp")
     y, batches = target_for(model, x), [x, x + 0.5, 2 * x]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     profile = flerm_fx.record(model, optimizer, batches, [y] * 3, settle=3, warmup=0).profile
-    found = []
+    found, losses = [], []
     for step in range(4):
         batch = batches[1 + step % 2]
         found.append(float(model(batch).detach().square().mean().sqrt()))
+        losses.append(nn.functional.cross_entropy(model(batch), y).item())
         train(model, optimizer, batch, y, 1)
     assert profile.settling.steps == (1, 2, 3)
     assert profile.output_rms == pytest.approx(found, rel=rounding(2 * 3 * terms(model)))  # 3 steps
+    assert [moment.loss for moment in profile.moments.values()] == pytest.approx(
+        losses, rel=rounding(2 * 3 * terms(model))
+    )
 
 
 @pytest.mark.parametrize("batches,settle", [(1, 0), (3, 10)])
