@@ -128,7 +128,10 @@ def _free_port() -> int:
 
 @pytest.fixture
 def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Files are written elsewhere, random numbers are as they were, and others may warn."""
+    """Files are written elsewhere, random numbers are as they were, and others may warn.
+
+    That a model has no graph is no warning for a page that does not speak of it.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name, value in {
@@ -143,6 +146,7 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        warnings.simplefilter("error", flerm_fx.CaptureWarning)
         yield
     torch.set_num_threads(threads)
 

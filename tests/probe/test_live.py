@@ -110,7 +110,8 @@ def by_jvp(model: nn.Module, updates: dict[str, Tensor], x: Tensor) -> dict[str,
 def test_passes_of_a_model_find_its_fslrs(kind: Callable[[], Net], method: Any, x: Tensor) -> None:
     model = kind()
     updates = random_updates(model)
-    # No forward derivative passes checkpoints, reentrant ones or, on torch 2.10, any: the same function.
+    # No forward derivative passes checkpoints, reentrant ones or, on torch 2.10, any: this is the
+    # same function without them.
     expected = by_jvp(Net() if kind in (Reentrant, NotReentrant) else model, updates, x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", flerm_fx.CaptureWarning)
