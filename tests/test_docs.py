@@ -148,6 +148,8 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", flerm_fx.CaptureWarning)
         yield
+    if torch.distributed.is_initialized():  # by a Trainer, as the variables above are set
+        torch.distributed.destroy_process_group()
     torch.set_num_threads(threads)
 
 
@@ -415,14 +417,10 @@ def test_the_snippets_of_training_run(section: str) -> None:
     """``...`` stands for the reader's loop."""
     names = prepared()
     SETUPS[section](names)
-    try:
-        for snippet in TRAINING[section]:
-            code = re.sub(r"^( +)\.\.\.$", r"\1loop()", snippet.code, flags=re.MULTILINE)
-            run("training.md", Snippet(code, snippet.line, section), names)
-        assert all(logged.steps == [0] for logged in names.get("runs", ()))
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    for snippet in TRAINING[section]:
+        code = re.sub(r"^( +)\.\.\.$", r"\1loop()", snippet.code, flags=re.MULTILINE)
+        run("training.md", Snippet(code, snippet.line, section), names)
+    assert all(logged.steps == [0] for logged in names.get("runs", ()))
 
 
 @pytest.mark.usefixtures("_apart")
