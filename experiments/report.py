@@ -136,7 +136,9 @@ def summary(axes: Sequence[Axis], store: Store) -> Iterator[str]:
 def _at_best(found: Sequence[tuple[Axis, Cell]]) -> Iterator[str]:
     keys = [key for key in METHODS if any(key in cell.losses for _, cell in found)]
     yield from ("## At the base's best rate", "")
-    yield from ("Loss on the validation set, in nats, the mean over the seeds of all methods.", "")
+    yield "Loss on the validation set, in nats, the mean over the seeds of all methods. The scale"
+    yield "is the large model's size, or what else the axis says, over the small one's. An empty"
+    yield from ("cell was not run.", "")
     yield line(["axis", "scale", "seeds", *(METHODS[key].title for key in keys)])
     yield line(["---"] * (3 + len(keys)))
     for axis, cell in found:

@@ -175,10 +175,17 @@ def device(name: str, value: Any) -> torch.device:
 
 
 def described(value: Any) -> str:
-    """Say in a few words what came: numbers and texts as they are written, other things by type."""
+    """Say in a few words what came: numbers and texts as they are written, other things by type.
+
+    >>> described(0.5), described({}), described(dict), described(OSError())
+    ('0.5', 'a dict', 'the class dict', 'an OSError')
+    """
     if value is None or isinstance(value, bool | numbers.Number | str | list | tuple | set):
         return reprlib.repr(value)
-    return f"a {type(value).__name__}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """``torch.export`` makes a model into two graphs: the one to run, and the one to probe."""
 
 import functools
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,7 +48,7 @@ def export(
     """Return the graph to run, the graph to probe, how inputs flatten, and the guards of their
     shapes.
     """
-    wrapper = _WithSelectedOutput(model, output_fn)
+    wrapper = _WithSelectedOutput(model, output_fn, kwargs)
     shapes: Any = None
     if dynamic_batch:
         shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
@@ -100,7 +101,9 @@ def _made_by_torch(model: nn.Module) -> Iterator[None]:
 class _WithSelectedOutput(nn.Module):
     """The module returns the model's output and the one tensor of it that is measured."""
 
-    def __init__(self, model: nn.Module, output_fn: OutputFn | None) -> None:
+    def __init__(
+        self, model: nn.Module, output_fn: OutputFn | None, keywords: Collection[str]
+    ) -> None:
         super().__init__()
         self.model = model
 
@@ -113,8 +116,23 @@ class _WithSelectedOutput(nn.Module):
                 raise TracedError(error) from error
             return _exportable(output), selected
 
+        forward.__signature__ = _without_var_keyword(  # type: ignore[attr-defined]
+            inspect.signature(model.forward), keywords
+        )
         self.forward = forward
         self.training = model.training
+
+
+def _without_var_keyword(
+    signature: inspect.Signature, keywords: Collection[str]
+) -> inspect.Signature:
+    """Return a signature that names what ``**kwargs`` would take up: dynamic shapes of
+    ``torch.export`` know named arguments alone.
+    """
+    kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    named = {p.name for p in kept if p.kind not in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)}
+    new = [inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY) for k in keywords if k not in named]
+    return signature.replace(parameters=[*kept, *new])
 
 
 def _exportable(output: Any) -> Any:

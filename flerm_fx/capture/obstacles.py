@@ -15,8 +15,11 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from flerm_fx.boundary.compat import pytree
+from flerm_fx.errors import CaptureError
+from flerm_fx.model.inputs import Inputs
 from flerm_fx.model.randomness import preserved_rng, rng_state
 from flerm_fx.ops.aliasing import is_mutation
 
@@ -41,6 +44,25 @@ def construct(error: Exception, model: nn.Module) -> str:
         frame = frames[-1]
         return f"{message} ({frame.filename}:{frame.lineno}: {frame.line})"
     return message + where_defined(type(model).forward)
+
+
+def not_run(model: nn.Module, inputs: Inputs, error: Exception) -> CaptureError:
+    """Return the error that a model's own one becomes, where it cannot be run on a batch.
+
+    >>> import torch
+    >>> print(str(not_run(nn.Linear(4, 3), torch.zeros(2, 5), ValueError("no")))[:45])
+    Linear cannot be run on inputs of float32 (2,
+    """
+    of = ", ".join(
+        f"{str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape)}"
+        for leaf in pytree.tree_leaves(inputs)
+        if isinstance(leaf, Tensor)
+    )
+    return CaptureError(
+        f"{type(model).__name__} cannot be run on inputs of {of}; pass batches that its forward "
+        f"takes (if none are passed, those of the profile are taken): {type(error).__name__}: "
+        f"{error}"
+    )
 
 
 def where_defined(thing: Any) -> str:

@@ -13,6 +13,7 @@ from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.cleaning import graph_order
 from flerm_fx.capture.eager_run import Run, run_eagerly, taken_name
 from flerm_fx.capture.graphs import Exported, NoGraphError, check_same, export
+from flerm_fx.capture.obstacles import not_run
 from flerm_fx.errors import CaptureError, CaptureWarning, FlermError, InputError, shown
 from flerm_fx.model.hooks import hooks_of, only
 from flerm_fx.model.inputs import (
@@ -23,7 +24,7 @@ from flerm_fx.model.inputs import (
 )
 from flerm_fx.model.randomness import preserved_rng
 from flerm_fx.model.untouched import untouched
-from flerm_fx.model.values import is_without_values, refuse_without_values
+from flerm_fx.model.values import NOTHING_TO_TRAIN, is_without_values, refuse_without_values
 
 
 def capture(
@@ -78,7 +79,7 @@ def capture(
     refuse_without_values(model, on_meta=on_meta)
     names = canonical_names(model)
     if not names:
-        raise InputError("the model has no trainable parameter (none with requires_grad=True)")
+        raise InputError(NOTHING_TO_TRAIN)
     check_registered(model)
     args, kwargs = call_arguments(inputs)
     with untouched(model), contextlib.nullcontext() if original is None else untouched(original):
@@ -92,9 +93,7 @@ def capture(
         except FlermError:
             raise
         except Exception as error:  # whatever the user's code may raise
-            raise CaptureError(
-                f"the model cannot be run on the inputs: {type(error).__name__}: {error}"
-            ) from error
+            raise not_run(model, inputs, error) from error
         reason = (run.obstacle or taken_name(model)) if graph else ""
         exported: Exported | None = None
         if graph and not reason:

@@ -9,6 +9,7 @@ from flerm_fx.boundary.compat import FORWARD_HOOKS
 from flerm_fx.boundary.compat_sharding import forget_run
 from flerm_fx.boundary.warned import warn
 from flerm_fx.capture.captured import Capture
+from flerm_fx.capture.obstacles import not_run
 from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.capture.tracing import canonical_names, capture, check_registered
 from flerm_fx.errors import CaptureError, CaptureWarning, FlermError, InputError, shown
@@ -16,6 +17,7 @@ from flerm_fx.model.distributed import is_sharded, resharded
 from flerm_fx.model.hooks import hooks_of, only
 from flerm_fx.model.inputs import Inputs, OutputFn, device_of, output_of
 from flerm_fx.model.untouched import untouched
+from flerm_fx.model.values import NOTHING_TO_TRAIN
 
 
 def capture_ungraphed(
@@ -45,7 +47,7 @@ def capture_ungraphed(
     resharded(model)
     names = canonical_names(model)
     if not names:
-        raise InputError("the model has no trainable parameter (none with requires_grad=True)")
+        raise InputError(NOTHING_TO_TRAIN)
     check_registered(model)
     of_module = {
         module: [names[id(p)] for p in module.parameters(recurse=False) if id(p) in names]
@@ -66,9 +68,7 @@ def capture_ungraphed(
             forget_run(model)
             if isinstance(error, FlermError):
                 raise
-            raise CaptureError(
-                f"the model cannot be run on the inputs: {type(error).__name__}: {error}"
-            ) from error
+            raise not_run(model, inputs, error) from error
         finally:
             for handle in handles:
                 handle.remove()

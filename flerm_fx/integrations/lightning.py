@@ -33,6 +33,10 @@ class _Attached(L.Callback):
         self._module = module
         self._state: dict[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        what = "training has not begun" if self.attached is None else repr(self.attached)
+        return f"{type(self).__name__}({what})"
+
     def attach(self, model: nn.Module, optimizers: list[Any], loader: Any) -> Any:
         """Return what to attach when training begins; ``loader`` is the trainer's."""
         raise NotImplementedError

@@ -29,6 +29,10 @@ class _Attached(TrainerCallback):
     file: str
     attached: Any = None
 
+    def __repr__(self) -> str:
+        what = "training has not begun" if self.attached is None else repr(self.attached)
+        return f"{type(self).__name__}({what})"
+
     def attach(self, model: nn.Module, optimizer: Optimizer, loader: Pool | None) -> Any:
         """Return what to attach when training begins; ``loader`` is the trainer's."""
         raise NotImplementedError

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from flerm_fx.assign.assignment import Assignment
@@ -18,6 +17,7 @@ from flerm_fx.errors import InputError
 from flerm_fx.laws.law import ScalingLaw
 from flerm_fx.model.randomness import preserved_rng
 from flerm_fx.profile.profile import LOAD, BaseProfile
+from flerm_fx.recipe.factories import ModelFactory
 
 _LOG = logging.getLogger("flerm_fx")
 
@@ -63,7 +63,8 @@ def scaling_law(
         The law; the random state is as it was.
 
     Raises:
-        InputError: no sizes or seeds, or a factory that makes no model of them.
+        InputError: no sizes or seeds, or a factory that does not take the sizes, makes no model of
+            them, or makes the same trainable weights under another seed.
         LawError: the sizes do not differ from the base's.
         FlermError: as for :func:`flerm_fx.compile`.
 
@@ -84,11 +85,10 @@ def scaling_law(
         ((1,),)
     """
     instance("base_profile", base_profile, BaseProfile, "a BaseProfile", LOAD)
-    if isinstance(factory, nn.Module) or not callable(factory):
-        raise InputError(
-            f"factory must be a function from sizes to a new model, got {described(factory)}"
-        )
+    made = ModelFactory(factory)
     models = _arguments(sizes)
+    for arguments in models:
+        made.check_takes(**arguments)
     chosen = list(range(integer("seeds", seeds, 1)) if isinstance(seeds, int) else seeds)
     if not chosen:
         raise InputError("seeds are none; expected at least one")
@@ -99,10 +99,7 @@ def scaling_law(
         for count, (arguments, seed) in enumerate(plan, start=1):
             began = time.monotonic()
             with preserved_rng():
-                torch.manual_seed(integer("a seed", seed, 0))
-                model = factory(**arguments)
-                if not isinstance(model, nn.Module):
-                    raise InputError(f"factory made {described(model)}; expected an nn.Module")
+                model = made(seed, **arguments)
                 compiled = compile(
                     model.train(base_profile.training), base_profile, emit="param_groups", **options
                 )

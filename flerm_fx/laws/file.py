@@ -66,14 +66,17 @@ def read(path: str | Path) -> _Law:
     file = path_of(path)
     where = shown(file)
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = file.read_bytes()
+    except OSError as error:
         why = reason(error)
         raise LawError(f"{where}: no scaling law can be read there ({why})") from error
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise LawError(f"{where}: it is not JSON, as a scaling law is: {error}") from error
+        raise LawError(
+            f"{where}: it is not JSON, as a scaling law is ({type(error).__name__}); read what "
+            "ScalingLaw.save wrote, and a profile by flerm_fx.BaseProfile.load"
+        ) from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise LawError(f"{where}: it is no scaling law; write one with ScalingLaw.save")
     if document.get("version") != VERSION:

@@ -1,9 +1,15 @@
-"""This module tells whether the tensors of a model have values."""
+"""This module tells whether the tensors of a model have values, and values to train."""
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from flerm_fx.errors import InputError
+
+NOTHING_TO_TRAIN = (
+    "the model has no trainable parameter (none with requires_grad=True); set that of the "
+    "parameters that are to be trained, and build the optimizer after that"
+)
+"""Said of a model that is frozen as a whole."""
 
 
 def refuse_without_values(model: nn.Module, *, on_meta: bool = False) -> None:

@@ -9,7 +9,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from flerm_fx.boundary.compat import has_step_hooks
+from flerm_fx.boundary.options import described
 from flerm_fx.errors import InputError, OptimizerError
+from flerm_fx.model.values import NOTHING_TO_TRAIN
 from flerm_fx.recipe.likeness import is_linear
 from flerm_fx.recipe.update_rule import UpdateRule
 
@@ -76,8 +78,9 @@ class Optimizers:
             lr: the rate of the first optimizer's first group that has one above 0.
 
         Raises:
+            InputError: nothing in the model is to be trained.
             OptimizerError: a trainable parameter that none or several of them hold, an optimizer
-                without a learning rate above 0, or one that cannot be built again or stepped.
+                that holds none, has no learning rate above 0, or cannot be built again or stepped.
         """
         _check_held_once(model, optimizers)
         names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
@@ -93,6 +96,11 @@ class Optimizers:
                     rule, rate = UpdateRule.of_group(optimizer, group), rate_of(optimizer, group)
                     _ = rule.has_eps  # measures how it steps, and raises if it cannot
                     by_kind.setdefault(f"{rate!r} {rule!r}", (rule, rate, []))[2].extend(trained)
+            if not by_kind:
+                raise OptimizerError(
+                    f"{type(optimizer).__name__} holds no trainable parameter of the model; leave "
+                    "it out of the list of optimizers"
+                )
             kinds = sorted(by_kind.values(), key=lambda kind: not kind[1])
             if not any(rate for _, rate, _ in kinds) and not lr:
                 raise OptimizerError(
@@ -219,7 +227,7 @@ def listed(optimizer: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:
             around = isinstance(getattr(item, "optimizer", None), Optimizer)
             raise InputError(
                 "optimizer must be a torch.optim.Optimizer or a list of them, got "
-                f"{type(item).__name__}"
+                f"{described(item)}"
                 + ("; pass its .optimizer, if it passes each step on as it is" if around else "")
             )
         if not has_step_hooks(item):
@@ -251,6 +259,8 @@ def _check_held_once(model: nn.Module, optimizers: Iterable[Optimizer]) -> None:
             for parameter in group["params"]:
                 holders.setdefault(id(parameter), set()).add(index)
     trained = {n: holders.get(id(p), set()) for n, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise InputError(NOTHING_TO_TRAIN)
     outside = [name for name, indices in trained.items() if not indices]
     if outside:
         raise OptimizerError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from flerm_fx.boundary.compat import forget_workers
+from flerm_fx.boundary.options import described
 from flerm_fx.errors import InputError
 from flerm_fx.model.copying import copied
 from flerm_fx.model.inputs import (
@@ -275,10 +276,11 @@ def _returns_loss(model: nn.Module, inputs: Inputs) -> bool:
 def _unclear(model: nn.Module, item: Any, index: int) -> str:
     forward = f"{type(model).__name__}.forward{_signature(model)}"
     if not _takes(model, _arguments(item)):
+        kinds = ", ".join(dict.fromkeys(described(value) for value in item))
         return (
-            f"batch {index} of inputs holds {len(item)} values, which {forward} does not take; "
-            "expected its arguments, a pair (inputs, targets) with a tuple of arguments first, or "
-            "targets=[...] apart from the inputs"
+            f"batch {index} of inputs holds {len(item)} values ({kinds}), which {forward} does not "
+            "take; expected its arguments as tensors, a pair (inputs, targets) with a tuple of "
+            "arguments first, or targets=[...] apart from the inputs"
         )
     return (
         f"batch {index} of inputs holds 2 values, which {forward} takes as two arguments or as "

@@ -4,18 +4,17 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-from weakref import WeakSet
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from flerm_fx.boundary.options import described, integer
+from flerm_fx.boundary.options import integer
 from flerm_fx.boundary.progress import Progress, counting
 from flerm_fx.boundary.warned import warn
 from flerm_fx.errors import InputError
 from flerm_fx.model.randomness import preserved_rng
 from flerm_fx.profile.profile import BaseProfile
+from flerm_fx.recipe.factories import ModelFactory, check_optimizer_factory
 from flerm_fx.recipe.pool import Pool
 from flerm_fx.training.recording import record
 
@@ -52,7 +51,8 @@ def record_seeds(
         The mean of the profiles; the random state is as it was.
 
     Raises:
-        InputError: no seed, or a factory that makes one and the same model again, or no model.
+        InputError: no seed, or a factory that makes no model, one and the same model again, or the
+            same trainable weights under another seed.
         FlermError: as for :func:`record`.
 
     Example::
@@ -67,32 +67,19 @@ def record_seeds(
         >>> profile.start["0.weight"].note
         'mean of 2 profiles'
     """
-    for name, made in (("factory", factory), ("optimizer", optimizer)):
-        if isinstance(made, nn.Module | Optimizer) or not callable(made):
-            raise InputError(
-                f"{name} must be a function that makes a new one each time, got {described(made)}; "
-                "for one model that is there already, use flerm_fx.record"
-            )
+    models = ModelFactory(factory)
+    models.check_takes()
+    check_optimizer_factory(optimizer)
     chosen = list(range(integer("seeds", seeds, 1)) if isinstance(seeds, int) else seeds)
     if not chosen:
         raise InputError("seeds are none; expected at least one")
     profiles: list[BaseProfile] = []
     said: set[str] = set()
-    models: WeakSet[nn.Module] = WeakSet()  # one at a time is all that memory has to hold
     told = Progress("record_seeds", options.get("progress", True))
     with told("recording"), counting(f"{len(chosen)} bases", len(chosen)) as done:
         for count, seed in enumerate(chosen, start=1):
             with preserved_rng():
-                torch.manual_seed(integer("a seed", seed, 0))
-                model = factory()
-                if not isinstance(model, nn.Module):
-                    raise InputError(f"factory made {described(model)}; expected an nn.Module")
-                if model in models:
-                    raise InputError(
-                        "factory made one and the same model twice; expected new initial weights "
-                        "each time"
-                    )
-                models.add(model)
+                model = models(seed)
                 warned: list[warnings.WarningMessage] = []
                 try:
                     with (

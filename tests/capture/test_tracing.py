@@ -175,6 +175,30 @@ def test_the_eager_order_is_that_of_execution_not_of_registration() -> None:
     assert next(iter(captured.parameters)) == "second.weight"
 
 
+class Keywords(nn.Module):
+    """Takes what it reads by ``**kwargs``, as a ``PeftModel`` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(8, 3)
+
+    def forward(self, *args: Tensor, scale: Tensor | None = None, **rest: Tensor) -> Tensor:
+        value: Tensor = self.layer(rest["x"]) + rest.get("shift", 0.0)
+        return value if scale is None else value * scale
+
+
+@pytest.mark.parametrize("names", [["x"], ["x", "shift"], ["other", "shift", "scale", "x"]])
+def test_keywords_that_forward_does_not_name_are_inputs_of_the_graph(names: list[str]) -> None:
+    model, x = Keywords(), features(16, 8)
+    inputs = {"x": x, "shift": x[:, 1:4], "scale": 1 + x[:, :1], "other": x}
+    captured = capture(model, {name: inputs[name] for name in names})
+    assert captured.graph_module is not None
+    for rows in (16, 5):  # another batch size, in another order
+        given = {name: inputs[name][:rows] for name in reversed(names)}
+        assert_close(captured.graph_module(**given), model(**given), terms(model))
+
+
 def test_a_model_with_nothing_to_train_is_refused() -> None:
     model = nn.Linear(3, 2).requires_grad_(False)
     with pytest.raises(flerm_fx.InputError, match="no trainable parameter"):

@@ -127,6 +127,7 @@ def test_reading_the_trainers_own_loader_leaves_the_run_what_it_is(tmp_path: Pat
         ends.append(trainer.model.state_dict())
     for name, weight in ends[0].items():
         assert torch.equal(weight, ends[1][name]), name
+    assert repr(callback) == f"RecordCallback({callback.recorder!r})"
     profile = callback.recorder.profile
     assert (len(profile.pool), profile.settle, profile.trajectory.steps) == (5, 20, (3,))
 
@@ -259,6 +260,7 @@ def test_options_of_callbacks_are_refused_when_they_are_made(package: str) -> No
     ):
         with pytest.raises(flerm_fx.InputError, match=message):
             callbacks.MatchCallback(profile, **options)
+    assert repr(callbacks.RecordCallback()) == "RecordCallback(training has not begun)"
     callbacks.MatchCallback(flerm_fx.ScalingLaw(profile, {}))  # a law goes through a profile
     with pytest.raises(flerm_fx.InputError, match="must be a BaseProfile or a law, got str"):
         callbacks.MatchCallback("base.safetensors")

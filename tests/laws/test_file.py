@@ -75,6 +75,11 @@ def test_files_that_are_no_laws(path: Path) -> None:
     path.write_text(whole[: len(whole) // 2])
     with pytest.raises(LawError, match=r"law\.json: it is not JSON"):
         ScalingLaw.load(path)
+    path.write_bytes(
+        b"\x80\x00\x00\x00\x00\x00\x00\x00{" + bytes(range(256))
+    )  # as a profile begins
+    with pytest.raises(LawError, match=r"law\.json: it is not JSON.*by flerm_fx.BaseProfile.load"):
+        ScalingLaw.load(path)
     path.write_text("{}")
     with pytest.raises(LawError, match="it is no scaling law"):
         ScalingLaw.load(path)

@@ -328,6 +328,19 @@ def test_sizes_that_do_not_differ(profile: BaseProfile) -> None:
         flerm_fx.scaling_law(Blocks, {"width": [8]}, profile, seeds=2, method="exact")
 
 
+def test_a_factory_that_does_not_take_the_sizes_or_makes_one_model(profile: BaseProfile) -> None:
+    message = r"unexpected keyword argument 'size'; it is called as factory\(size=…\)"
+    with pytest.raises(flerm_fx.InputError, match=message):
+        flerm_fx.scaling_law(Blocks, {"size": [16, 32]}, profile)
+
+    def seeded(width: int) -> nn.Module:
+        torch.manual_seed(0)
+        return Blocks(width)
+
+    with pytest.raises(flerm_fx.InputError, match="same trainable weights under seeds 0 and 1"):
+        flerm_fx.scaling_law(seeded, {"width": [16]}, profile, seeds=2, method="exact")
+
+
 def test_one_size_is_said_to_be_too_few(profile: BaseProfile) -> None:
     law = ScalingLaw.fit([compiled(Blocks(32), profile)])
     assert {finding.kind for finding in law.check()} >= {"too few sizes", "exponent"}

@@ -208,5 +208,7 @@ def test_an_unregistered_parameter_is_refused_by_name() -> None:
 
 
 def test_a_model_that_cannot_run_is_refused_with_its_own_error() -> None:
-    with pytest.raises(flerm_fx.CaptureError, match="cannot be run on the inputs: RuntimeError"):
-        flerm_fx.measure(nn.Linear(3, 2), {}, features(4, 7))
+    message = r"^Linear cannot be run on inputs of float32 \(4, 7\); pass batches .*: RuntimeError"
+    for method in ("auto", "live"):
+        with pytest.raises(flerm_fx.CaptureError, match=message):
+            flerm_fx.measure(nn.Linear(3, 2), {}, features(4, 7), method=method)  # type: ignore[arg-type]

@@ -846,3 +846,18 @@ def test_groups_that_cannot_be_assigned_are_matched() -> None:
 def test_an_argument_under_another_name_at_its_default_is_no_obstacle() -> None:
     base = net(8)
     assert record(base, Renamed(base.parameters())).profile.start
+
+
+def test_what_has_nothing_to_train_is_not_taken_for_a_rate_of_0() -> None:
+    def adam(model: nn.Module) -> Optimizer:
+        return torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    model, (xs, ys) = net(8), data()
+    message = "Adam holds no trainable parameter of the model; leave it out of the list"
+    with pytest.raises(flerm_fx.OptimizerError, match=message):
+        flerm_fx.record(model, [adam(model), adam(net(8))], xs, ys)
+    frozen = net(8).requires_grad_(False)
+    with pytest.raises(flerm_fx.InputError, match="the model has no trainable parameter .*; set"):
+        flerm_fx.record(frozen, adam(frozen), xs, ys)
+    with pytest.raises(flerm_fx.InputError, match="got the class Adam"):
+        flerm_fx.record(model, torch.optim.Adam, xs, ys)  # type: ignore[arg-type]

@@ -19,9 +19,13 @@ from tests.cases import features
 X, Y = features(96, 6), torch.arange(96) % 3
 
 
+def drawn(width: int = 8) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, 3))
+
+
 def net(width: int = 8) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, 3))
+    return drawn(width)
 
 
 class Takes(nn.Module):
@@ -144,7 +148,11 @@ def test_pairs_that_may_be_either_are_asked_for_apart() -> None:
         ("abc", "got str"),
         ([], "the list of inputs is empty; pass at least one batch"),
         (iter(()), "is empty; pass at least one batch"),
-        ([(X, Y, Y)], r"batch 0 of inputs holds 3 values, which Sequential.forward\(input\) does"),
+        ([(X, Y, Y)], r"holds 3 values \(a Tensor\), which Sequential.forward\(input\) does"),
+        (
+            [(X.numpy(), Y.numpy())],
+            r"batch 0 of inputs holds 2 values \(an ndarray\).*expected its arguments as tensors",
+        ),
         ([(X, Y), X], "batch 1 of inputs has no targets, and others have"),
         (
             [{"input": X, "labels": Y, "text": "a"}],
@@ -175,7 +183,7 @@ def test_a_single_batch_is_warned_of_unless_the_first_step_is_meant(
     assert not recwarn.list
     with pytest.warns(UserWarning, match="single batch") as warned:
         flerm_fx.record_seeds(
-            net,
+            drawn,
             lambda model: torch.optim.Adam(model.parameters(), lr=1e-2),
             X,
             Y,

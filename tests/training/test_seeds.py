@@ -81,11 +81,37 @@ def test_a_model_that_returns_its_own_loss_needs_no_targets() -> None:
     assert flerm_fx.record_seeds(Own, adam, batches, seeds=2).loss == "output.loss"
 
 
+def seeded() -> nn.Module:
+    """One network each time."""
+    torch.manual_seed(0)
+    return mlp()
+
+
+def test_a_factory_that_draws_anew_beside_weights_that_stay_is_none_that_repeats() -> None:
+    def headed() -> nn.Module:
+        with torch.random.fork_rng():
+            body = seeded().requires_grad_(False)
+        return nn.Sequential(body, nn.Linear(3, 3))
+
+    found = flerm_fx.record_seeds(headed, adam, X, Y, seeds=2, method="exact", settle=0)
+    assert found.start["1.weight"].note == "mean of 2 profiles"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"factory": nn.Linear(4, 3)}, "factory must be a function that makes a new one each time"),
-        ({"optimizer": adam(nn.Linear(4, 3))}, "optimizer must be a function that makes a new one"),
+        (
+            {"factory": nn.Linear(4, 3)},
+            "factory must be a function that makes a new model each time, got a Linear",
+        ),
+        ({"factory": lambda width: mlp()}, r"has missing .*'width'; it is called as factory\(\)"),
+        ({"factory": seeded}, "same trainable weights under seeds 0 and 1; .* leave torch.manual"),
+        ({"optimizer": adam(nn.Linear(4, 3))}, "optimizer must be a function .*, got an Adam"),
+        (
+            {"optimizer": torch.optim.Adam},
+            "got the class Adam; pass a function, such as lambda mod",
+        ),
+        ({"optimizer": lambda: None}, r"too many positional.*; it is called as optimizer\(model\)"),
         ({"seeds": 0}, "seeds must be"),
         ({"seeds": []}, "seeds are none"),
         ({"seeds": [-1]}, "a seed must be"),
