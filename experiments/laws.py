@@ -4,8 +4,9 @@ A law is fitted to models that are 2, 4 and 8 times as wide as their base, and a
 The error of its multipliers is printed beside what two measurements there differ by: with other
 initial weights of the target, and with others of base and target both.
 
-How far intervals reach beyond the largest size was chosen on the first two of the settled
-:data:`CELLS` (:data:`flerm_fx.laws.regression.DRIFT`); what they cover in the others is a test.
+How far intervals reach beyond the largest size was chosen on the first cell, the ResMLP and
+``depth`` (:mod:`flerm_fx.laws.holding`, :class:`flerm_fx.laws.role_law.RoleLaw`); what they cover
+in the others is a test.
 """
 
 import argparse
@@ -243,7 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def table(path: Path) -> Iterator[str]:
-    """The outcomes of a file."""
+    """The outcomes of a file; without a coverage where that is null, of intervals that are no
+    more.
+    """
     yield line(
         [
             "cell, start",
@@ -260,7 +263,8 @@ def table(path: Path) -> Iterator[str]:
         start = f"{row['settle']} steps" if row["settle"] else "first step"
         keys = ("error", "seeds_differ", "other_error", "others_differ", "held_out")
         numbers = [f"{row[key]:.2f}" for key in keys]
-        yield line([f"{CELLS[row['cell']].title}, {start}", *numbers, f"{row['covered']:.0%}"])
+        covered = "" if row["covered"] is None else f"{row['covered']:.0%}"
+        yield line([f"{CELLS[row['cell']].title}, {start}", *numbers, covered])
 
 
 if __name__ == "__main__":

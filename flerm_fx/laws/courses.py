@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
+import numpy as np
 import torch
 
 from flerm_fx.align.aligning import Match, OnUnmatched, align
@@ -16,6 +17,7 @@ from flerm_fx.assign.matches import leader, wanted, wanted_estimate
 from flerm_fx.assign.multipliers import ROUNDING, resolved
 from flerm_fx.boundary.options import instance
 from flerm_fx.errors import LawError
+from flerm_fx.laws.regression import Values
 from flerm_fx.probe.estimate import NOT_MEASURED, Estimate
 from flerm_fx.profile.profile import LOAD, BaseProfile
 from flerm_fx.recipe.as_base import check_as_base
@@ -23,6 +25,9 @@ from flerm_fx.recipe.as_base import check_as_base
 NOISE = 1.0
 """Standard errors below which an FSLR of one step is left out; means over steps and runs make up
 for what is left in."""
+
+MOST_ALIKE = 0.95
+"""Correlation of steps of a run beyond which nothing tells them from one step."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,8 @@ def followed(
 
     FSLRs are those of unit updates, so that the rates at which the model trained do not matter but
     for where they led it. Single steps scatter about their mean by a factor of 2, which is the
-    error.
+    error; steps that follow each other are alike (:func:`likeness`), and tell less than as many
+    that are not.
 
     Args:
         base: of :func:`course_of`.
@@ -117,8 +123,64 @@ def followed(
     for step in steps:
         for name, log in _logs(base, profile, matches, step).items():
             logs[name].append(log)
-    rows = (_row(base, profile, name, matches[name], found) for name, found in logs.items())
+    factor = error_factor(
+        likeness([of for of in logs.values() if len(of) == len(steps)]), len(steps)
+    )
+    rows = (_row(base, profile, name, matches[name], found, factor) for name, found in logs.items())
     return Followed(tuple(rows), base)
+
+
+def likeness(courses: Sequence[Sequence[float]]) -> float:
+    r"""Return the correlation :math:`\rho` of what follows each other in series of equal length.
+
+    Those are taken for autoregressive, with correlations :math:`\rho^{|i - j|}`. What is seen of
+    it, the products of neighbours' deviations from the mean of a series over the squares of all, is
+    pooled over the series, and is lower, as few have a mean near to their own: :math:`\rho` is what
+    makes it as large in expectation, at least 0 and at most :data:`MOST_ALIKE`.
+
+    >>> likeness([[0.0, 1.0, 0.0, 1.0]]), likeness([])
+    (0.0, 0.0)
+    >>> round(likeness([[0.0, 0.0, 0.0, 1.0, 1.0, 1.0]]), 2)
+    0.95
+    """
+    if not courses:
+        return 0.0
+    off = np.asarray(courses) - np.mean(courses, axis=1, keepdims=True)
+    products, squares = float((off[:, 1:] * off[:, :-1]).sum()), float((off**2).sum())
+    low, high = 0.0, MOST_ALIKE
+    for _ in range(30):
+        middle = (low + high) / 2
+        left = _about_mean(middle, off.shape[1])
+        more = products * np.trace(left) > squares * np.diag(left, 1).sum()
+        low, high = (middle, high) if more else (low, middle)
+    return low
+
+
+def error_factor(correlation: float, number: int) -> float:
+    r"""Return by what the standard error of a mean is larger than :math:`s / \sqrt T`.
+
+    Args:
+        correlation: of what follows each other (:func:`likeness`).
+        number: T, of the terms.
+
+    >>> error_factor(0.0, 6), round(error_factor(0.6, 6), 2)
+    (1.0, 2.1)
+    """
+    if number < 2:
+        return 1.0
+    variance = float(np.mean(_correlations(correlation, number)))
+    seen = float(np.trace(_about_mean(correlation, number))) / (number - 1)
+    return math.sqrt(number * variance / seen)
+
+
+def _correlations(correlation: float, number: int) -> Values:
+    return correlation ** np.abs(np.subtract.outer(np.arange(number), np.arange(number)))
+
+
+def _about_mean(correlation: float, number: int) -> Values:
+    """Return the covariance of deviations from the series' own mean."""
+    centred = np.eye(number) - 1 / number
+    return centred @ _correlations(correlation, number) @ centred
 
 
 def _logs(
@@ -137,7 +199,12 @@ def _logs(
 
 
 def _row(
-    base: BaseProfile, profile: BaseProfile, name: str, match: Match, logs: Sequence[float]
+    base: BaseProfile,
+    profile: BaseProfile,
+    name: str,
+    match: Match,
+    logs: Sequence[float],
+    factor: float,
 ) -> Assignment:
     op, shape = profile.graph.nodes[name]["op"], tuple(profile.shapes[name])
     if not (op and match.base):
@@ -149,7 +216,7 @@ def _row(
             name, "", op, shape, match.base, to_meet.value, NOT_MEASURED, 1.0, "unresolved"
         )
     multiplier = math.exp(fmean(logs))
-    own = stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else 0.0
+    own = factor * stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else 0.0
     value = to_meet.value / multiplier
     return Assignment(
         name,

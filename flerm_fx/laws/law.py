@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import LawError, shown
 from flerm_fx.laws.courses import course_of, followed
 from flerm_fx.laws.file import read, write
-from flerm_fx.laws.holding import Finding
+from flerm_fx.laws.holding import Finding, drift_of
 from flerm_fx.laws.points import (
     Compiled,
     Point,
@@ -164,7 +164,8 @@ class ScalingLaw(Predictor):
         for name in self.profile.parameters:
             if name in self.points:
                 laws[name] = RoleLaw.fit(self._of_base[name], self.points[name])
-        return laws
+        drift = drift_of(of.held_out for of in laws.values() if of.held_out)
+        return {name: replace(of, drift=drift) for name, of in laws.items()}
 
     def check(self) -> tuple[Finding, ...]:
         """Return where the law does not hold, or is not known to; nothing, if it does everywhere.
@@ -172,7 +173,7 @@ class ScalingLaw(Predictor):
         Such roles are predicted all the same, with a warning that counts them.
         """
         all_findings = [finding for of_role in self.roles.values() for finding in of_role.findings]
-        if not any("mean of" in self.profile.start[n].note for n in self.profile.parameters):
+        if all(role.recordings == 1 for role in self._of_base.values()):
             text = (
                 "the base is one recording, and other initial weights move its FSLRs by 0.4, "
                 "which no interval here knows of; record several (flerm_fx.record_seeds)"

@@ -14,6 +14,7 @@ from flerm_fx.assign.assignment import Assignment
 from flerm_fx.assign.matches import Shares, leader, wanted_estimate
 from flerm_fx.boundary.options import described
 from flerm_fx.errors import LawError, shown
+from flerm_fx.profile.moment import recordings
 from flerm_fx.profile.profile import BaseProfile
 
 
@@ -62,12 +63,19 @@ class Role:
     Attributes:
         name: of the first of them.
         shape: theirs.
-        base_error: relative standard error of their mean FSLR.
+        base_error: relative standard error of their mean FSLR, of which initial weights make
+            most: they move all blocks of a model alike, so that errors of blocks add up.
+        recordings: how many initial weights that is a mean over.
     """
 
     name: str
     shape: tuple[int, ...]
     base_error: float
+    recordings: int = 1
+
+    def error_of_base(self, scatter: float) -> float:
+        """Return the base's standard error, at least that of as many models that scatter so."""
+        return max(self.base_error, scatter / math.sqrt(self.recordings))
 
 
 def base_roles(profile: BaseProfile) -> dict[str, Role]:
@@ -78,9 +86,9 @@ def base_roles(profile: BaseProfile) -> dict[str, Role]:
         by_role[first, run.index(name)].append(name)
     role_of = {}
     for names in by_role.values():
-        errors = [_relative_error(profile, name) for name in names]
-        error = math.sqrt(sum(e**2 for e in errors)) / len(errors)
-        role = Role(names[0], tuple(profile.shapes[names[0]]), error)
+        error = fmean(_relative_error(profile, name) for name in names)
+        several = recordings(profile.start[names[0]])
+        role = Role(names[0], tuple(profile.shapes[names[0]]), error, several)
         role_of.update(dict.fromkeys(names, role))
     return role_of
 
@@ -179,6 +187,11 @@ def _point(
         noise=math.sqrt(noise),
         shares=fmean(shares),
     )
+
+
+def spread_of(points: Sequence[Point]) -> float:
+    """Return the standard deviation of single parameters about their role's mean in one model."""
+    return math.sqrt(fmean(point.spread**2 for point in points))
 
 
 def share_of(row: Assignment) -> float:

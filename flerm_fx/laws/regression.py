@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flerm_fx.laws.points import Point
+from flerm_fx.laws.points import Point, Role
 from flerm_fx.laws.student import quantile
 
 LEAST_ERROR = 1e-4
@@ -18,11 +18,6 @@ LEAST_ERROR = 1e-4
 TOGETHER = 0.05
 """Dimensions whose ratios' logarithms differ by no more than this part of the largest move as one:
 an inner width that is rounded to a multiple of 64 still grows with the width."""
-
-DRIFT = 0.2
-"""By how much an exponent changes while a size grows by a factor of e, the root mean square over
-roles: 0.1 at the first step of a transformer, 0.3 after settling, from what laws of up to 8 times
-the width miss at 16 times (``python -m experiments.laws``)."""
 
 Values = NDArray[np.float64]
 
@@ -111,6 +106,7 @@ def fitted(
     y: Sequence[float],
     errors: Sequence[float],
     common: float,
+    recordings: float,
 ) -> Line:
     r"""Fit a line through the origin by generalised least squares.
 
@@ -123,12 +119,17 @@ def fitted(
     it is below that already. Axes that the points do not tell apart share the exponent that they
     have together.
 
+    The k recordings of the base scatter as models of its size do, so that
+    :math:`\sigma_\delta \ge \tau / \sqrt k`. Where few lie closer by chance, the weights are as
+    they say, which leaves the line at the base, and the exponents' covariance is not.
+
     Args:
         axes: of the columns of ``x``.
         x: places of the points, of shape (points, axes).
         y: logarithms of their multipliers.
         errors: standard errors of ``y``.
-        common: standard error that all share.
+        common: standard error that all share, the base's.
+        recordings: number k of initial weights that the base is a mean over.
     """
     design, values = np.asarray(x, dtype=float).reshape(len(y), len(axes)), np.asarray(y)
     own = np.maximum(np.asarray(errors), LEAST_ERROR)
@@ -136,11 +137,13 @@ def fitted(
     freedom = len(y) - int(np.linalg.matrix_rank(design))
 
     def solved(scatter: float) -> tuple[Values, Values, float]:
-        weights = np.linalg.inv(np.diag(own**2 + (scatter * shrunk) ** 2) + common**2)
-        covariance = np.linalg.pinv(design.T @ weights @ design, rcond=1e-9, hermitian=True)
-        exponents = covariance @ design.T @ weights @ values
-        left = values - design @ exponents
-        return exponents, covariance, float(left @ weights @ left)
+        apart = np.diag(own**2 + (scatter * shrunk) ** 2)
+        weights = np.linalg.inv(apart + common**2)
+        inverse = np.linalg.pinv(design.T @ weights @ design, rcond=1e-9, hermitian=True)
+        solve = inverse @ design.T @ weights
+        left = values - design @ solve @ values
+        covariance = solve @ (apart + max(common**2, scatter**2 / recordings)) @ solve.T
+        return solve @ values, covariance, float(left @ weights @ left)
 
     scatter = 0.0
     if freedom > 0 and solved(0.0)[2] > freedom:
@@ -171,21 +174,22 @@ def shrinkage(place: Sequence[float]) -> float:
     return math.exp(-max(place, default=0.0) / 2)
 
 
-def drifted(place: Sequence[float], places: Sequence[Sequence[float]]) -> float:
-    """Standard error of a logarithm that is predicted beyond all places that were fitted.
+def reach(place: Sequence[float], places: Sequence[Sequence[float]]) -> float:
+    """Return by how much a prediction beyond all places that were fitted misses, for each unit by
+    which an exponent drifts while a size grows by a factor of e.
 
-    An exponent that drifts by :data:`DRIFT` makes a line bend; one that is right up to x misses
-    x' by ``DRIFT / 2 * x' * (x' - x)``.
+    An exponent that drifts makes a line bend; one that is right up to x misses x' by the drift
+    times ``x' (x' - x) / 2``.
 
-    >>> drifted((math.log(4),), [(math.log(2),), (math.log(4),)])
+    >>> reach((math.log(4),), [(math.log(2),), (math.log(4),)])
     0.0
     """
     furthest = np.abs(np.asarray(places, dtype=float)).max(axis=0, initial=0.0)
     x = np.abs(np.asarray(place, dtype=float))
-    return float(np.linalg.norm(DRIFT / 2 * x * np.maximum(x - furthest, 0.0)))
+    return float(np.linalg.norm(x * np.maximum(x - furthest, 0.0))) / 2
 
 
-def fit_points(points: Sequence[Point], common: float) -> Line:
+def fit_points(points: Sequence[Point], role: Role) -> Line:
     """Return the line of one role's points, on the axes that they have moved."""
     axes = axes_of([point.log_sizes for point in points])
     return fitted(
@@ -193,5 +197,6 @@ def fit_points(points: Sequence[Point], common: float) -> Line:
         [on_axes(axes, point.log_sizes) for point in points],
         [point.log_multiplier for point in points],
         [point.error for point in points],
-        common,
+        role.base_error,
+        role.recordings,
     )

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flerm_fx.laws.holding import Finding, HeldOut, findings, held_out
-from flerm_fx.laws.points import Point, Role, named
-from flerm_fx.laws.regression import Line, drifted, fit_points, on_axes
-from flerm_fx.laws.student import quantile
+from flerm_fx.laws.holding import DRIFT, Finding, HeldOut, findings, held_out
+from flerm_fx.laws.points import Point, Role, named, spread_of
+from flerm_fx.laws.regression import Line, fit_points, on_axes, reach
+from flerm_fx.laws.student import freedom_of, quantile
 
 LEVEL = 0.9
 """Of intervals."""
+
+OF_DRIFT = 4
+"""Degrees of freedom of a law's drift, half of which is what one law tells of it."""
 
 UNMOVED = math.log(1.05)
 """A dimension that a fit has not moved may be so much larger, as a vocabulary that is padded."""
@@ -50,6 +53,8 @@ class RoleLaw:
         line: the fit.
         held_out: how well the other sizes predict the largest; None where they say nothing of it.
         findings: where it does not hold, or is not known to.
+        drift: of its exponents, while a size grows by a factor of e
+            (:func:`flerm_fx.laws.holding.drift_of`).
     """
 
     role: Role
@@ -57,12 +62,13 @@ class RoleLaw:
     line: Line
     held_out: HeldOut | None
     findings: tuple[Finding, ...]
+    drift: float = DRIFT
 
     @classmethod
     def fit(cls, role: Role, points: tuple[Point, ...]) -> RoleLaw:
         """Return the law of a role's points."""
-        line = fit_points(points, role.base_error)
-        tested = held_out(points, role.base_error, LEVEL)
+        line = fit_points(points, role)
+        tested = held_out(points, role, LEVEL)
         return cls(role, points, line, tested, findings(role, points, line, tested))
 
     @property
@@ -73,14 +79,19 @@ class RoleLaw:
     def predict(self, log_sizes: Sequence[float], share: float) -> Prediction:
         """Return the multiplier at a size within :meth:`obstacle`'s reach.
 
+        Its error is that of the line, of exponents that drift beyond the largest size, and of one
+        parameter about the mean over its role.
+
         Args:
             log_sizes: as those of a point, with the depth.
             share: of the base's mass.
         """
         place = on_axes(self.line.axes, log_sizes)
         value, error = self.line.at(place)
-        error = math.hypot(error, drifted(place, self._places)) if place else self.line.residual
-        half = error * quantile(LEVEL, self.line.freedom) if error else 0.0
+        own = math.hypot(error if place else self.line.residual, spread_of(self.points))
+        parts = (own, self.line.freedom), (self.drift * reach(place, self._places), OF_DRIFT)
+        error = math.hypot(*(part for part, _ in parts))
+        half = error * quantile(LEVEL, freedom_of(parts)) if error else 0.0
         low, high = (_exp(value + end) for end in (-half, half))
         return Prediction(share * math.exp(value), share * low, share * high, error)
 

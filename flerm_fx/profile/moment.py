@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -83,3 +84,14 @@ def mean_of_recordings(estimates: Sequence[Estimate]) -> Estimate:
     mean = Estimate.geometric_mean(estimates)
     notes = (f"mean of {len(estimates)} profiles", mean.note)
     return replace(mean, note="; ".join(filter(None, notes)))
+
+
+def recordings(estimate: Estimate) -> int:
+    """Return of how many recordings an estimate is the mean; 1 of one that is none.
+
+    >>> one = Estimate(1.0, 0.1, "exact", 0)
+    >>> recordings(one), recordings(mean_of_recordings([one] * 3))
+    (1, 3)
+    """
+    found = re.search(r"mean of (\d+) profiles", estimate.note)
+    return int(found[1]) if found else 1

@@ -26,10 +26,10 @@ def test_a_prediction_is_as_good_as_a_measurement_from_another_base(
 def test_a_table_has_a_row_for_each_outcome(tmp_path: Path) -> None:
     numbers = ("error", "seeds_differ", "other_error", "others_differ", "held_out")
     outcome = dict.fromkeys(numbers, 0.1) | {"cell": "pre-muon", "settle": 32, "covered": 0.9}
-    first = outcome | {"settle": 0}
+    first = outcome | {"settle": 0, "covered": None}
     path = tmp_path / "predictions.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in (outcome, first)))
     rows = list(table(path))[2:]
     title = "transformer, pre-norm, Muon"
     assert rows[0] == f"| {title}, 32 steps | {' | '.join(['0.10'] * 5)} | 90% |"
-    assert rows[1] == f"| {title}, first step | {' | '.join(['0.10'] * 5)} | 90% |"
+    assert rows[1] == f"| {title}, first step | {' | '.join(['0.10'] * 5)} |  |"

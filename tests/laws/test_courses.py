@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import flerm_fx
 from flerm_fx import BaseProfile, LawError, ScalingLaw
+from flerm_fx.laws.courses import error_factor, likeness
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.profile.trajectory import Trajectory
 from tests.laws.small import Blocks
@@ -122,6 +124,44 @@ def test_a_multiplier_is_the_mean_over_steps_and_its_error_their_scatter(base: B
     assert point.error == pytest.approx(math.log(2) / math.sqrt(3))
     (point,) = law.points["blocks.0.weight"]  # two blocks
     assert point.error == pytest.approx(math.log(2) / math.sqrt(3) / math.sqrt(2))
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.8])
+@pytest.mark.parametrize("steps", [6, 12])
+def test_errors_of_means_over_steps_that_are_alike(correlation: float, steps: int) -> None:
+    """Of 26 parameters, whose logarithms are autoregressive over the steps of a run."""
+    rng = np.random.default_rng(0)
+    true, stated = [], []
+    for _ in range(60):
+        series = rng.normal(size=(26, steps))
+        for k in range(1, steps):
+            series[:, k] *= np.sqrt(1 - correlation**2)
+            series[:, k] += correlation * series[:, k - 1]
+        factor = error_factor(likeness(series.tolist()), steps)
+        true.append(np.mean(series.mean(axis=1) ** 2))
+        stated.append(factor**2 * np.mean(series.var(axis=1, ddof=1)) / steps)
+    assert np.median(stated) == pytest.approx(np.mean(true), rel=0.25)
+
+
+def test_a_run_whose_steps_are_alike_is_one_of_few() -> None:
+    """FSLRs that rise from step to step, in all parameters, are no six independent ones."""
+    at = (2, 3, 4, 5, 6, 7)
+    rising = (1.0, 1.1, 1.3, 2.0, 2.2, 2.4)
+    mixed = (1.0, 2.2, 1.1, 2.4, 1.3, 2.0)
+    one, small = recorded(seeded(5, 16), at=at), recorded(seeded(0), at=at)
+
+    def error(factors: tuple[float, ...]) -> float:
+        course = {
+            name: tuple(
+                Estimate(small.trajectory.at(step)[name].value * factor, 0.0, "exact", 0)
+                for step, factor in zip(at, factors, strict=True)
+            )
+            for name in one.parameters
+        }
+        made_up = replace(one, trajectory=replace(one.trajectory, fslrs=course))
+        return ScalingLaw.fit_trajectories(small, [made_up]).points["out.weight"][0].error
+
+    assert error(rising) > 3 * error(mixed)
 
 
 @few

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flerm_fx.assign.assignment import Assignment
+from flerm_fx.profile.moment import recordings
 from flerm_fx.profile.profile import BaseProfile
 
 
@@ -43,7 +44,7 @@ def _start(profile: BaseProfile) -> str:
 
 
 def _cautions(profile: BaseProfile) -> list[str]:
-    if any("mean of" in estimate.note for estimate in profile.start.values()):
+    if any(recordings(estimate) > 1 for estimate in profile.start.values()):
         return []
     return [
         "The base is one recording, and other initial weights move its FSLRs by some 40 %: record "
