@@ -15,6 +15,7 @@ from flerm_fx.align.isomorphism import neighbourhoods
 from flerm_fx.align.mass import Shares, by_target
 from flerm_fx.align.parameter_graph import on_data, parameters, sites
 from flerm_fx.align.places import Place, places, stem
+from flerm_fx.align.rounds import out_of_round
 from flerm_fx.align.torn import torn
 from flerm_fx.align.uneven import uneven
 
@@ -77,8 +78,9 @@ class Evidence:
     places: the share of the mass of b's masked name that goes to t's, times the share of what t's
     gets that comes from b's, and 0 where t is torn from its block
     (:func:`flerm_fx.align.torn.torn`) or equal blocks get unequal parts
-    (:func:`flerm_fx.align.uneven.uneven`). The words of names are not compared, so renaming changes
-    none of the three. The score of a matching is
+    (:func:`flerm_fx.align.uneven.uneven`) or kinds of blocks that take turns are crossed
+    (:func:`flerm_fx.align.rounds.out_of_round`). The words of names are not compared, so renaming
+    changes none of the three. The score of a matching is
 
     .. math:: \sum_{b,t} \mathrm{share}_{bt} \Bigl(1 + \frac{1}{\sum_{b'}
               \mathrm{share}_{b't}}\Bigr) a_{bt}
@@ -111,7 +113,8 @@ class Evidence:
         for row in laid.values():
             for t, share in row.items():
                 taken[t] += float(share)
-        pure, places, apart = self._purity(laid), self.places, torn(laid) | self._uneven(laid)
+        pure, places = self._purity(laid), self.places
+        apart = torn(laid) | self._uneven(laid) | out_of_round(laid)
         total = 0.0
         for b, row in laid.items():
             for t, share in row.items():
@@ -134,6 +137,7 @@ class Evidence:
             any(p < 1 - 1e-9 for p in self._purity(laid).values())
             or torn(laid)
             or self._uneven(laid)
+            or out_of_round(laid)
         ):
             return False
         return not any(self._against(b, t) for b, row in laid.items() for t in row)
@@ -160,7 +164,7 @@ class Evidence:
         answers = by_target(laid)
         alternatives = [by_target(other) for other in others]
         found: dict[str, Doubt] = {}
-        apart, unequal = torn(laid), self._uneven(laid)
+        apart, unequal, crossed = torn(laid), self._uneven(laid), out_of_round(laid)
         by_place: dict[Hashable, list[str]] = defaultdict(list)
         for name, place in self.places[0].items():
             by_place[place].append(name)
@@ -171,6 +175,8 @@ class Evidence:
                 reason = "others of its block answer to other blocks"
             if not reason and t in unequal:
                 reason = "blocks that hold the same get unequal shares"
+            if not reason and t in crossed:
+                reason = "blocks of its list are of several kinds in turn, and it crosses them"
             alone = len(names) == len(laid[names[0]]) == 1
             unknown = not alone and not any(any(self._crossing(b, t)) for b in names)
             if not reason and unknown and (t in mixed[1] or not mixed[0].isdisjoint(names)):
@@ -201,7 +207,8 @@ class Evidence:
         lists of norms may hold one that is behind all blocks.
         """
         pg = self.target
-        uses: set[Hashable] = set()
+        sorts: set[Hashable] = set()
+        uses: list[set[Hashable]] = []
         for name in names:
             for site in sites(pg, name):
                 read = [pg.nodes[u] for u in pg.pred[site] if not on_data(pg, u)]
@@ -209,9 +216,9 @@ class Evidence:
                 layers = [v for v in readers if any(not on_data(pg, u) for u in pg.pred[v])]
                 if layers or not any(a.get("rank", 0) > 1 for a in read):
                     return False
-                meets = frozenset((pg.nodes[v]["op"], slot) for v, slot in readers.items())
-                uses.add((*(pg.nodes[name][key] for key in ("kind", "op", "slot", "rank")), meets))
-        return len(uses) == 1
+                uses.append({(pg.nodes[v]["op"], s.partition("[")[0]) for v, s in readers.items()})
+                sorts.add(tuple(pg.nodes[name][key] for key in ("kind", "op", "slot", "rank")))
+        return len(sorts) == 1 and set().union(*uses) in uses
 
     @cached_property
     def ends(self) -> tuple[Ends, Ends]:

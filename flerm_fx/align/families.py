@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from flerm_fx.align.ends import Ends
 from flerm_fx.align.evidence import Flow, in_common
 from flerm_fx.align.mass import Level, Member, Shares, overlaps
-from flerm_fx.align.nodes import parameters
+from flerm_fx.align.nodes import parameters, sites
 from flerm_fx.align.places import ITEM
 
 if TYPE_CHECKING:
@@ -190,19 +190,38 @@ class Families:
         return {(b, a): (found[b, a, 0], found[b, a, 1]) for b, a, _ in found}
 
     def open_stages(self, opening: set[Hashable]) -> None:
-        """Cut lists into stages before each item of some kinds, and make one kind of their items.
+        """Cut lists into stages at each item of some kinds, and make one kind of their items.
 
-        In a list that goes on through stages, the first block of a stage has a shortcut.
+        In a list that goes on through stages, the first block of a stage has a shortcut, or the
+        last one a layer behind all that the others have, which leads to the next stage.
         """
         for around, items in self.lists.items():
             row = [self.kinds[item] for item in items]
             full = [kind for kind in row if kind.bare in opening]
             stage = 0
             for at, (item, kind) in enumerate(zip(items, row, strict=True)):
-                stage += at > 0 and kind.bare in opening
+                special = kind.bare in opening
+                closes = special and self._ends_in_more(item, row)
+                stage += at > 0 and special and not closes
                 if full:
                     self.stages[item] = (*around, f"stage {stage}")
                     self.kinds[item] = full[0]
+                stage += closes
+
+    def _ends_in_more(self, item: Path, row: Sequence[Kind]) -> bool:
+        """Tell whether what an item holds beyond others of its list is behind all they hold."""
+        import networkx as nx
+
+        lacking = [kind for kind in row if kind.within(self.kinds[item])]
+        shared = set().union(*({place for place, _ in kind.holds} for kind in lacking))
+        held = [name for name in self.names if self.parts[name][: len(item)] == item]
+        more = {n for n in held if self._words(self.parts[n][len(item) :]) not in shared}
+        others = set(held) - more
+        return bool(more) and all(
+            others <= nx.ancestors(self.graph, site)
+            for name in more
+            for site in sites(self.graph, name)
+        )
 
     def join_alike(self) -> None:
         """Give blocks of a list the kind of the fullest there that holds mostly the same."""
@@ -223,7 +242,7 @@ class Families:
         """Tell items apart that are of one kind and at different places of a round of kinds."""
         for items, row in self.rows():
             for around in rounds:
-                if _is_round(row, around):
+                if is_round(row, around):
                     for at, item in enumerate(items):
                         kind, k = self.kinds[item], at % len(around)
                         self.kinds[item] = replace(kind, end=f"{kind.end}, {k} of {len(around)}")
@@ -252,55 +271,7 @@ class Families:
                     self.kinds[item] = joined[self.kinds[item]]
 
 
-def stages_opened(base: Families, target: Families) -> bool:
-    """Cut the lists of both into stages, where both have as many first blocks of stages.
-
-    These hold what other items of their lists do and more, and are rarer.
-    """
-    numbers = base.fuller(), target.fuller()
-    opening = {
-        kind[0]
-        for side in numbers
-        for kind, (full, lacking) in side.items()
-        if full < lacking and len({n[kind][0] for n in numbers if kind in n}) == 1
-    }
-    for families in (base, target):
-        families.open_stages(opening)
-    return bool(opening)
-
-
-def alike_joined(base: Families, target: Families) -> bool:
-    """Make one kind of the items of each list that hold mostly the same.
-
-    A stage of one block may have the first block's shortcut alone, and no block without one.
-    """
-    for families in (base, target):
-        families.join_alike()
-    return True
-
-
-def rounds_in_both(base: Families, target: Families) -> bool:
-    """Count rounds of items in lists where both go round in the same kinds.
-
-    A block may be several items in a row, such as feed-forward, attention, feed-forward.
-    """
-    rows = [[tuple(row) for _, row in families.rows()] for families in (base, target)]
-    rounds = {
-        row[:period]
-        for row in (*rows[0], *rows[1])
-        for period in range(1, len(row) // 2 + 1)
-        if _is_round(row, row[:period])
-    }
-    # A longer round repeats a shorter one; one with each kind once needs no count of rounds.
-    least = [r for r in rounds if not any(len(o) < len(r) and _is_round(r, o) for o in rounds)]
-    least = [r for r in least if len(set(r)) < len(r)]
-    least = [r for r in least if all(any(_is_round(row, r) for row in side) for side in rows)]
-    for families in (base, target):
-        families.go_round(least)
-    return bool(least)
-
-
-def _is_round(row: Sequence[Hashable], around: tuple[Hashable, ...]) -> bool:
+def is_round(row: Sequence[Hashable], around: tuple[Hashable, ...]) -> bool:
     """Tell whether a row of kinds is a number of rounds."""
     times, over = divmod(len(row), len(around))
     return times > 0 and not over and tuple(row) == around * times

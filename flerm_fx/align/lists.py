@@ -46,6 +46,10 @@ def in_each_list(name: str) -> tuple[InList, ...]:
 _Held = dict[Words, dict[int, set[Words]]]
 
 
+def _held() -> _Held:
+    return defaultdict(lambda: defaultdict(set))
+
+
 class Lists:
     """``Lists`` holds the lists that some parameters are in.
 
@@ -58,8 +62,8 @@ class Lists:
 
     def __init__(self, names: Iterable[str]) -> None:
         self.holding: dict[Words, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
-        rests: _Held = defaultdict(lambda: defaultdict(set))
-        places: _Held = defaultdict(lambda: defaultdict(set))
+        rests = _held()
+        self._places = places = _held()
         for name in names:
             for at in in_each_list(name):
                 self.holding[at.list][at.item].append(name)
@@ -71,3 +75,7 @@ class Lists:
             of: {item: frozenset(held) for item, held in items.items()}
             for of, items in rests.items()
         }
+
+    def held_in(self, items: Iterable[tuple[Words, int]]) -> set[Words]:
+        """Return what each of some items has, without the numbers of items within."""
+        return set.intersection(*(self._places[of][item] for of, item in items))

@@ -9,7 +9,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 from flerm_fx.align.overlay import Link
-from flerm_fx.align.repeats import Address, Folded, WeightPath
+from flerm_fx.align.readouts import WeightPath
+from flerm_fx.align.repeats import Address, Folded
 
 if TYPE_CHECKING:
     import networkx as nx

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from flerm_fx.align.lists import in_each_list
+from flerm_fx.align.lists import Lists, in_each_list
 from flerm_fx.align.mass import Level, Member, Shares, overlaps
 from flerm_fx.align.parameter_graph import parameters
 from flerm_fx.align.places import Words
@@ -28,7 +28,8 @@ def shares_by_names(base: nx.DiGraph, target: nx.DiGraph) -> Shares:
     those with the same numbers before it, and are laid over each other like other copies (see
     :func:`flerm_fx.align.mass.shares`). What surrounds all names, as ``module.`` does, is left out,
     up to the first number. A number that is a parameter's own module is no evidence if the two
-    sides differ in it: in a ``Sequential`` it may be the place of an activation.
+    sides differ in it, in a ``Sequential`` it may be the place of an activation, unless on both
+    sides a list of blocks has the same numbers, as a list of norms beside one of convolutions.
 
     >>> from flerm_fx.align.parameter_graph import chain
     >>> def stack(depth):
@@ -39,11 +40,14 @@ def shares_by_names(base: nx.DiGraph, target: nx.DiGraph) -> Shares:
     found: Shares = defaultdict(dict)
     givers, takers = _copies(base), _copies(target)
     kinds = _kinds(base), _kinds(target)
+    blocks = _blocks(base), _blocks(target)
     for pattern in givers.keys() & takers.keys():
         ours, theirs = givers[pattern], takers[pattern]
         levels = sum(part == "#" for part in pattern)
-        if pattern[-3:-2] == ("#",) and {n[-1] for n in ours} != {n[-1] for n in theirs}:
-            continue
+        if pattern[-3:-2] == ("#",):
+            own = frozenset(n[-1] for n in ours), frozenset(n[-1] for n in theirs)
+            if own[0] != own[1] and not all(n in b for n, b in zip(own, blocks, strict=True)):
+                continue
         for alike in _by_kind(ours, kinds[0], theirs, kinds[1]):
             one, another = (numbered(side, levels) for side in alike)
             for name, other, share in overlaps(one, another, range(levels)):
@@ -63,6 +67,15 @@ def _kinds(pg: nx.DiGraph) -> dict[str, _Kind]:
     return {
         name: tuple(frozenset(held[at.list, at.item]) for at in in_each_list(name))
         for name in parameters(pg)
+    }
+
+
+def _blocks(pg: nx.DiGraph) -> set[frozenset[int]]:
+    """Return the numbers of the items of each list of which all hold modules."""
+    return {
+        frozenset(items)
+        for items in Lists(parameters(pg)).rests.values()
+        if all(any(len(rest) > 1 for rest in held) for held in items.values())
     }
 
 

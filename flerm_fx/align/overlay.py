@@ -10,7 +10,8 @@ from itertools import groupby, pairwise, takewhile
 from typing import TypeVar
 
 from flerm_fx.align.items import Item
-from flerm_fx.align.repeats import Folded, WeightPath
+from flerm_fx.align.readouts import WeightPath
+from flerm_fx.align.repeats import Folded
 from flerm_fx.ops.table import COMMUTATIVE
 
 _LIKENESS = 2.0**-20

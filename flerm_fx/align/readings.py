@@ -8,23 +8,18 @@ from fractions import Fraction
 from itertools import product
 from typing import TYPE_CHECKING
 
+from flerm_fx.align.cuts import alike_joined, rounds_in_both, stages_opened
 from flerm_fx.align.doubts import Doubt
 from flerm_fx.align.ends import Ends
 from flerm_fx.align.evidence import Evidence, matched
-from flerm_fx.align.families import (
-    Families,
-    alike_joined,
-    in_items,
-    rounds_in_both,
-    shares_by_families,
-    stages_opened,
-)
+from flerm_fx.align.families import Families, in_items, shares_by_families
 from flerm_fx.align.isomorphism import isomorphism
 from flerm_fx.align.mass import Shares, mixed, shares, uses
 from flerm_fx.align.overlay import Link, links
 from flerm_fx.align.parameter_graph import parameters
 from flerm_fx.align.reading import Reading, Way
-from flerm_fx.align.repeats import Folded, WeightPath, fold_alike
+from flerm_fx.align.readouts import WeightPath
+from flerm_fx.align.repeats import Folded, fold_alike
 from flerm_fx.align.unsure import unsure
 
 if TYPE_CHECKING:

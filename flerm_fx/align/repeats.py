@@ -13,11 +13,11 @@ from functools import cached_property
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
-from flerm_fx.align.chains import Chains
 from flerm_fx.align.isomorphism import Interner, node_label
 from flerm_fx.align.items import Item, common, shared_path
 from flerm_fx.align.levels import fold_levels
 from flerm_fx.align.places import in_lists
+from flerm_fx.align.readouts import Readouts
 from flerm_fx.ops.table import SIDE_BY_SIDE
 
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
 Address = tuple[tuple[object, int, int], ...]
 """Where a junction lies: (run, which copy from 0, of how many), the outermost run first."""
-
-WeightPath = tuple[str, ...]
-"""How a parameter arrives at a junction: the argument there, then operation and argument of each
-junction of parameters alone on the way back to it."""
 
 
 def fold_alike(
@@ -92,7 +88,7 @@ def fold_alike(
 _Starts = dict[tuple[int, ...], tuple[tuple[float, ...], tuple[int, ...]]]
 
 
-class Folded(Chains):
+class Folded(Readouts):
     """A ``Folded`` holds chains of junctions, and the repeats in each, of one parameter graph.
 
     Attributes:
@@ -136,16 +132,16 @@ class Folded(Chains):
     def _items(self, chain: list[str]) -> list[Item]:
         items = [self._item(v) for v in chain]
         for before, item in pairwise(items):
-            if self.op(before.node) in SIDE_BY_SIDE and self._is_layer(item):
+            if self.op(before.node) in SIDE_BY_SIDE and self.is_layer(item.node):
                 # It reads more than the layers behind it do.
                 item.label = self.intern["side by side", item.label]
-        last = items[-1]
         plain = not any(item.forked for item in items)
-        if not self.readers[last.node] and (
-            plain or self._is_layer(last) or self._is_of_layers(last)
-        ):
-            # Nothing else tells the readout from a hidden layer.
-            last.label = self.intern["readout", last.label]
+        for item in items:
+            if item.node in self.readouts and (
+                plain or self.is_layer(item.node) or self.is_of_layers(item.node)
+            ):
+                # Nothing else tells the readout from a hidden layer.
+                item.label = self.intern["readout", item.label]
         return items
 
     def _item(self, v: str) -> Item:
@@ -169,21 +165,6 @@ class Folded(Chains):
             forked=any(item.path is not None for item in inside),
             path=common(paths),
             places=tuple(sorted(places)),
-        )
-
-    def _is_layer(self, item: Item) -> bool:
-        """Tell whether an item is one layer with a matrix, and no block or norm."""
-        names = self.weights(item.node).values()
-        return not item.forked and any(self.pg.nodes[name]["rank"] > 1 for name in names)
-
-    def _is_of_layers(self, item: Item) -> bool:
-        """Tell whether branches with a matrix each meet, and nothing goes past them."""
-        branches = self.branches[item.node]
-        beside = {u for u in self.writers[item.node] if u not in branches}
-        return (
-            len(branches) > 1
-            and not beside
-            and all(any(map(self._is_layer, self.items[head])) for head in branches)
         )
 
     def describe(self, node: str) -> int:
@@ -320,24 +301,6 @@ class Folded(Chains):
         """Return how many runs hold all of some kept junctions."""
         runs = (tuple(run for run, _, _ in self.places[node][0][1]) for node in kept)
         return len(common(runs) or ())
-
-    def op(self, node: str) -> str:
-        """Return a junction's operation."""
-        return str(self.pg.nodes[node]["op"])
-
-    def weights(self, node: str) -> dict[WeightPath, str]:
-        """Return the parameters that a junction on data reads, by how they arrive."""
-        found: dict[WeightPath, str] = {}
-        pending: list[tuple[WeightPath, str]] = [
-            ((slot,), u) for u, slot in self.slots(node).items() if u not in self.data
-        ]
-        while pending:
-            path, u = pending.pop()
-            if self.pg.nodes[u].get("junction"):
-                pending += [((*path, self.op(u), s), w) for w, s in self.slots(u).items()]
-            else:
-                found[path] = u
-        return found
 
     def equal_branches(self, node: str) -> list[tuple[str, tuple[str, ...]]]:
         """Return a junction's branches, those of one label and argument together, with that

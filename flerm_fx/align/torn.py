@@ -38,7 +38,12 @@ def torn(laid: Shares) -> frozenset[str]:
         if not rows:
             continue
         usual = Counter(rows.values()).most_common(1)
-        apart = {name for name, row in rows.items() if row != usual[0][0]}
+        there = base.held_in((of, item) for of, item, _ in usual[0][0])
+        apart = {
+            name
+            for name, row in rows.items()
+            if row != usual[0][0] and _likes(answers[name], siblings[name].inner) <= there
+        }
         # Within an item of blocks, what most agree with may be what is counted wrongly.
         nested = any(ITEM in siblings[name].place for name in apart)
         found |= rows.keys() if nested else apart
@@ -57,6 +62,11 @@ def _siblings(names: Iterable[str], lists: Lists) -> dict[tuple[Words, int], dic
             if at.place in lists.places[at.list]:
                 found[at.list, at.item][name] = at
     return {key: siblings for key, siblings in found.items() if len(siblings) > 1}
+
+
+def _likes(answer: Iterable[str], inner: int) -> set[Words]:
+    """Return the places, in the items of lists as far out, of what a parameter answers to."""
+    return {in_each_list(name)[inner].place for name in answer}
 
 
 def _in_step(row: _Row, base: Lists, target: Lists, of: Words, item: int) -> bool:

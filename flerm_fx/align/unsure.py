@@ -2,8 +2,9 @@
 
 from collections.abc import Collection
 
+from flerm_fx.align.doubts import Doubt
 from flerm_fx.align.evidence import Evidence
-from flerm_fx.align.mass import by_target
+from flerm_fx.align.mass import Shares, by_target
 from flerm_fx.align.reading import Reading
 
 
@@ -43,6 +44,17 @@ def unsure(reading: Reading, evidence: Evidence) -> dict[str, str]:
         elif _at_end(evidence, base, t):
             found[t] = "an end of the network is taken for a copy of what is within"
     return found
+
+
+def by_order(laid: Shares) -> dict[str, Doubt]:
+    """Return doubts about what is taken for copies of others by the order of modules alone, where
+    the data flow is not known.
+    """
+    return {
+        t: Doubt(t, tuple(base), "the order of modules alone tells which copies answer to it")
+        for t, base in by_target(laid).items()
+        if len(base) > 1 or any(len(laid[b]) > 1 for b in base)
+    }
 
 
 def _at_end(evidence: Evidence, base: Collection[str], target: str) -> bool:

@@ -255,5 +255,8 @@ ONE_BY_ONE = of_kind("elementwise") | {
 }
 """The operations in which tensors of one shape, or ones that are repeated to it, meet."""
 
+SUMS = frozenset(name for name in of_kind("elementwise") if TABLE[name].terms)
+"""The operations one by one that add."""
+
 SIDE_BY_SIDE = frozenset({"aten.cat", "aten.stack"})
 """The operations that put tensors beside one another, none of which changes the others."""

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from flerm_fx.align.aligning import align
 from flerm_fx.align.doubts import doubts_of
 from flerm_fx.align.mass import Shares
-from flerm_fx.align.parameter_graph import capture_graph
+from flerm_fx.align.parameter_graph import capture_graph, chain
+from flerm_fx.align.rounds import out_of_round
 from flerm_fx.align.torn import torn
 from flerm_fx.align.uneven import uneven
 from flerm_fx.capture.tracing import capture
@@ -545,3 +546,97 @@ def test_a_last_layer_of_two_branches_is_a_readout(n: int, m: int) -> None:
     assert found[last] == {f"layers.{n + 1}.wave.weight": 1.0}
     inside = [sum(found[f"layers.{at}.wave.weight"].values()) for at in range(1, m + 1)]
     assert inside == pytest.approx([n / m] * m)
+
+
+class Product(nn.Module):
+    """Two perceptrons whose last layers meet in the output, with a bias of its own."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.left, self.right = (
+            nn.ModuleList(nn.Linear(4, 4) for _ in range(depth + 2)) for _ in range(2)
+        )
+        self.bias = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        ends = []
+        for layers in (self.left, self.right):
+            h = x
+            for layer in layers[:-1]:
+                h = layer(h).relu()
+            ends.append(layers[-1](h))
+        return ends[0] * ends[1] + self.bias
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 3)])
+def test_last_layers_that_meet_in_the_output_are_no_hidden_ones(n: int, m: int) -> None:
+    found = answers(Product(n), Product(m), torch.randn(3, 4))
+    for side in ("left", "right"):
+        assert found[f"{side}.0.weight"] == {f"{side}.0.weight": 1.0}
+        assert found[f"{side}.{m + 1}.weight"] == {f"{side}.{n + 1}.weight": 1.0}
+        hidden = [sum(found[f"{side}.{j}.weight"].values()) for j in range(1, m + 1)]
+        assert hidden == pytest.approx([n / m] * m)
+
+
+def test_kinds_that_take_turns_are_not_crossed() -> None:
+    half = Fraction(1, 2)
+    common = {"h.0.fc.w": {"b.0.fc.w": half, "b.2.fc.w": half}}
+    own = {"h.1.x.w": {"b.1.x.w": half, "b.3.x.w": half}}
+    wrong = {"h.1.fc.w": {"b.1.fc.w": half, "b.3.fc.w": half, "b.2.fc.w": half}}
+    right = {"h.1.fc.w": {"b.1.fc.w": half, "b.3.fc.w": half}}
+    laid: list[Shares] = []
+    for rows in (right, wrong):
+        laid.append(defaultdict(dict))
+        for target, row in {**common, **own, **rows}.items():
+            for name, share in row.items():
+                laid[-1][name][target] = share
+    assert [sorted(out_of_round(each)) for each in laid] == [[], ["h.1.fc.w"]]
+
+
+def test_a_part_that_the_block_of_its_siblings_lacks_is_not_torn() -> None:
+    one, both = Fraction(1), ("u", "v")
+    laid: Shares = {f"b.0.0.{p}.w": {f"h.{j}.0.{p}.w": one / 2 for j in (0, 1)} for p in both}
+    laid |= {f"b.1.0.{p}.w": {f"h.{j}.0.{p}.w": one / 2 for j in (2, 3)} for p in both}
+    laid["b.0.0.tail.w"] = {f"h.{j}.0.tail.w": one / 3 for j in (0, 1, 2)}
+    assert torn(laid) == set()
+    laid["b.1.0.tail.w"] = {"h.3.0.tail.w": one}
+    assert torn(laid) == {f"h.2.0.{p}.w" for p in (*both, "tail")}
+
+
+def test_a_block_of_layers_in_a_row_that_reads_the_input_is_apart_as_a_whole() -> None:
+    class Encoder(nn.Module):
+        def __init__(self, depth: int) -> None:
+            super().__init__()
+            blocks = (nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)) for _ in range(depth))
+            self.blocks, self.head = nn.Sequential(*blocks), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.blocks(x))
+
+    found = answers(Encoder(2), Encoder(3), torch.randn(3, 4))
+    for part in ("0.weight", "1.weight"):
+        assert found[f"blocks.0.{part}"] == {f"blocks.0.{part}": 1.0}
+        assert found[f"blocks.2.{part}"] == {f"blocks.1.{part}": pytest.approx(0.5)}
+
+
+def _without_graph(names: Sequence[str]) -> Any:
+    return chain((name, "Linear", "weight", 1 + ("fc" in name)) for name in names)
+
+
+def test_without_a_graph_lists_beside_a_list_of_blocks_are_matched_by_their_numbers() -> None:
+    def convolutions(depth: int) -> Any:
+        parts = ("convs.{}.eps", "convs.{}.mlp.fc", "norms.{}.weight")
+        return _without_graph([part.format(i) for i in range(depth) for part in parts])
+
+    found = align(convolutions(2), convolutions(3))
+    assert doubts_of(found) == ()
+    for part in ("convs.{}.eps", "convs.{}.mlp.fc", "norms.{}.weight"):
+        row = dict(found[part.format(1)].base)
+        assert row == {part.format(i): pytest.approx(1 / 3) for i in (0, 1)}
+
+
+def test_without_a_graph_what_order_alone_tells_is_in_doubt() -> None:
+    base, target = (_without_graph([f"{2 * i}.fc" for i in range(depth)]) for depth in (2, 4))
+    doubts = doubts_of(align(base, target))
+    assert doubts
+    assert "the order of modules alone" in doubts[0].reason

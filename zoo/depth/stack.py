@@ -24,7 +24,8 @@ from zoo.verdicts import Verdict
 
 Depths = tuple[int, ...]
 Pair = tuple[Depths, Depths]
-Rule = Mapping[str, str] | Callable[[Pair], Mapping[str, str]]
+Answer = str | Sequence[str]
+Rule = Mapping[str, Answer] | Callable[[Pair], Mapping[str, Answer]]
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def judged(stack: Stack, pair: Pair, base: nx.DiGraph, target: nx.DiGraph) -> Ou
 
 
 def expected_shares(
-    base: Sequence[str], target: Sequence[str], rule: Mapping[str, str]
+    base: Sequence[str], target: Sequence[str], rule: Mapping[str, Answer]
 ) -> dict[str, dict[str, float]]:
     """Shares of base parameters by target parameter, as names tell.
 
