@@ -70,7 +70,7 @@ def scaling_law(
 
     Example::
 
-        >>> import flerm_fx
+        >>> import flerm_fx, torch
         >>> def mlp(width=8):
         ...     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
         >>> def adam(model):

@@ -66,7 +66,7 @@ class ScalingLaw(Predictor):
         >>> adam = torch.optim.Adam(base.parameters(), lr=1e-3)
         >>> profile = flerm_fx.record(base, adam, x, y, settle=0).profile
         >>> law = flerm_fx.ScalingLaw.fit(
-        ...     [flerm_fx.compile(mlp(width), profile) for width in (32, 64, 128)]
+        ...     [flerm_fx.compile(mlp(width), profile) for width in (32, 64, 128, 256)]
         ... )
         >>> large = flerm_fx.compile(mlp(1024), law)
         >>> large.assignments[0].status

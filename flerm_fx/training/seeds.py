@@ -57,6 +57,7 @@ def record_seeds(
 
     Example::
 
+        >>> import torch
         >>> def mlp():
         ...     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> def adam(model):

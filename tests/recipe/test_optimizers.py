@@ -679,6 +679,7 @@ def test_a_rule_that_refuses_unequal_rates_is_recorded_and_not_compiled() -> Non
         flerm_fx.compile(net(32), recorder.profile, optimizer=OneRate)
 
 
+@pytest.mark.filterwarnings("ignore:the model's loss has fallen")  # by steps of one size
 def test_a_rule_with_a_mode_is_put_in_training_mode() -> None:
     base = net(8)
     optimizer = Modes(base.parameters())

@@ -151,7 +151,7 @@ def test_pairs_that_may_be_either_are_asked_for_apart() -> None:
         ([(X, Y, Y)], r"holds 3 values \(a Tensor\), which Sequential.forward\(input\) does"),
         (
             [(X.numpy(), Y.numpy())],
-            r"batch 0 of inputs holds 2 values \(an ndarray\).*expected its arguments as tensors",
+            r"batch 0 of inputs holds 2 values \(a ndarray\).*expected its arguments as tensors",
         ),
         ([(X, Y), X], "batch 1 of inputs has no targets, and others have"),
         (
