@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.batches import features
+from zoo.depth.inputs import entries, vector
 from zoo.depth.stack import Depths, Stack
 from zoo.depth.streams import WIDTH, linear
 
@@ -192,14 +193,6 @@ class LongCells(Cells):
     kind = nn.LSTMCell
 
 
-def _vector() -> Tensor:
-    return features(4)
-
-
-def _set() -> Tensor:
-    return features(5, 4)
-
-
 def _one_step() -> Tensor:
     return features(1, 4)
 
@@ -209,28 +202,28 @@ ONE = [((2,), (4,)), ((2,), (3,)), ((3,), (5,)), ((4,), (2,))]
 TWO = [((1, 1), (2, 3)), ((1, 2), (2, 3)), ((2, 1), (3, 4)), ((2, 3), (1, 2))]
 
 STACKS = [
-    Stack("mlp-depth", "ends of chains", Plain, _vector, ONE),
-    Stack("nerf", "ends of chains", Radiance, _vector, TWO),
+    Stack("mlp-depth", "ends of chains", Plain, vector, ONE),
+    Stack("nerf", "ends of chains", Radiance, vector, TWO),
     Stack(
         "kan",
         "ends of chains",
         Splines,
-        _vector,
+        vector,
         [((1,), (2,)), ((2,), (3,)), ((2,), (4,)), ((3,), (5,))],
     ),
-    Stack("dlrm", "ends of chains", Recommender, _vector, [((2, 2), (4, 3)), ((2, 3), (3, 6))]),
-    Stack("dcn-cross", "ends of chains", Crosses, _vector, FROM_ONE),
+    Stack("dlrm", "ends of chains", Recommender, vector, [((2, 2), (4, 3)), ((2, 3), (3, 6))]),
+    Stack("dcn-cross", "ends of chains", Crosses, vector, FROM_ONE),
     Stack(
         "dcn",
         "ends of chains",
         DeepCrosses,
-        _vector,
+        vector,
         [((2, 2), (3, 3)), ((2, 2), (4, 3)), ((3, 2), (2, 4)), ((1, 2), (2, 3)), ((3, 2), (2, 1))],
     ),
-    Stack("conditioned", "ends of chains", Conditioned, _vector, FROM_ONE),
-    Stack("highway", "ends of chains", Highway, _vector, FROM_ONE),
-    Stack("gru-cells", "unrolled recurrence", Cells, _set, ONE),
-    Stack("lstm-cells", "unrolled recurrence", LongCells, _set, ONE),
+    Stack("conditioned", "ends of chains", Conditioned, vector, FROM_ONE),
+    Stack("highway", "ends of chains", Highway, vector, FROM_ONE),
+    Stack("gru-cells", "unrolled recurrence", Cells, entries, ONE),
+    Stack("lstm-cells", "unrolled recurrence", LongCells, entries, ONE),
     Stack("gru-cells-one-step", "unrolled recurrence", Cells, _one_step, FROM_ONE),
     Stack("lstm-cells-one-step", "unrolled recurrence", LongCells, _one_step, FROM_ONE),
 ]

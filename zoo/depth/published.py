@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.batches import features, images
+from zoo.depth.inputs import entries, pictures, vector
 from zoo.depth.stack import Depths, Pair, Stack
 from zoo.depth.stages import Halves
 from zoo.depth.streams import WIDTH, attention, linear
@@ -194,24 +194,12 @@ class Skips(nn.Module):
         return self.head(self.end(total.relu()).relu())
 
 
-def _vector() -> Tensor:
-    return features(4)
-
-
-def _set() -> Tensor:
-    return features(5, 4)
-
-
-def _images() -> Tensor:
-    return images(8)
-
-
 STACKS = [
     Stack(
         "xdeepfm",
         "published",
         Interactions,
-        _vector,
+        vector,
         [((2, 2), (4, 4)), ((2, 1), (4, 2)), ((2, 1), (3, 3))],
         lambda pair: dict(last_apart("mlp", pair[0][1], pair[1][1])),
     ),
@@ -219,7 +207,7 @@ STACKS = [
         "deeponet",
         "published",
         Operator,
-        _vector,
+        vector,
         [((2, 2), (3, 5)), ((2, 3), (3, 5))],
         lambda pair: {
             target: base
@@ -231,7 +219,7 @@ STACKS = [
         "gated-cross-attention",
         "published",
         Crossed,
-        _set,
+        entries,
         [((2,), (4,)), ((4,), (8,)), ((4,), (2,))],
         lambda pair: {
             "layers.{i}.decoder": "layers.{i // 2 * n // m * 2 + i % 2}.decoder"
@@ -240,15 +228,15 @@ STACKS = [
         },
     ),
     Stack(
-        "flat-levels", "published", FlatLevels, _images, [((1,), (3,)), ((2,), (5,))], flat_levels
+        "flat-levels", "published", FlatLevels, pictures, [((1,), (3,)), ((2,), (5,))], flat_levels
     ),
     Stack(
         "convolutions-with-norms",
         "published",
         ConvolutionsWithNorms,
-        _images,
+        pictures,
         [((2,), (3,)), ((2,), (4,)), ((3,), (5,))],
         first_apart,
     ),
-    Stack("wavenet", "published", Skips, _vector, [((2,), (4,)), ((2,), (3,)), ((3,), (2,))]),
+    Stack("wavenet", "published", Skips, vector, [((2,), (4,)), ((2,), (3,)), ((3,), (2,))]),
 ]

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.batches import features, images
+from zoo.depth.inputs import entries, pictures, vector
 from zoo.depth.stack import Depths, Stack
 from zoo.depth.streams import WIDTH, attention, linear
 
@@ -248,18 +248,6 @@ class EncoderDecoder(nn.Module):
         return self.head(h)
 
 
-def _vector() -> Tensor:
-    return features(4)
-
-
-def _set() -> Tensor:
-    return features(5, 4)
-
-
-def _images() -> Tensor:
-    return images(8)
-
-
 ONE = [((2,), (4,)), ((2,), (3,)), ((3,), (5,)), ((4,), (2,))]
 TWO = [((1, 1), (2, 3)), ((1, 2), (2, 3)), ((2, 1), (3, 4)), ((2, 3), (1, 2))]
 THREE = [((1, 1, 1), (2, 1, 3)), ((1, 2, 1), (2, 4, 1))]
@@ -269,13 +257,13 @@ ONE_BLOCK = [((1, 1), (2, 3)), ((1, 1), (3, 1)), ((1, 1, 1), (2, 1, 3))]
 GROWING = [((2, 2), (4, 3)), ((2, 3), (3, 5))]
 
 STACKS = [
-    Stack("stages", "stages", Staged, _set, [*TWO, *THREE]),
-    Stack("stages-of-twins", "one-block stages", StagedTwins, _vector, [*TWO, *THREE]),
-    Stack("resnet-stages", "one-block stages", ResNet, _images, ONE_BLOCK),
-    Stack("convolution-stages", "stages", ConvStages, _images, [*TWO, *THREE]),
-    Stack("densenet-stages", "growing layers", Dense, _vector, GROWING),
-    Stack("unet-levels", "one-block stages", Levels, _vector, THREE),
-    Stack("flux", "single blocks between", TwoKinds, _set, TWO),
-    Stack("dit", "shared modules", Conditioned, _set, ONE),
-    Stack("encoder-decoder", "stages", EncoderDecoder, _set, TWO),
+    Stack("stages", "stages", Staged, entries, [*TWO, *THREE]),
+    Stack("stages-of-twins", "one-block stages", StagedTwins, vector, [*TWO, *THREE]),
+    Stack("resnet-stages", "one-block stages", ResNet, pictures, ONE_BLOCK),
+    Stack("convolution-stages", "stages", ConvStages, pictures, [*TWO, *THREE]),
+    Stack("densenet-stages", "growing layers", Dense, vector, GROWING),
+    Stack("unet-levels", "one-block stages", Levels, vector, THREE),
+    Stack("flux", "single blocks between", TwoKinds, entries, TWO),
+    Stack("dit", "shared modules", Conditioned, entries, ONE),
+    Stack("encoder-decoder", "stages", EncoderDecoder, entries, TWO),
 ]

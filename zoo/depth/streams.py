@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from zoo.batches import features
+from zoo.depth.inputs import entries, vector
 from zoo.depth.stack import Depths, Stack
 
 WIDTH = 6
@@ -355,27 +355,19 @@ class Gated(Body):
         return self.head(h)
 
 
-def _vector() -> Tensor:
-    return features(4)
-
-
-def _set() -> Tensor:
-    return features(5, 4)
-
-
 PAIRS = [((2,), (4,)), ((2,), (3,)), ((3,), (5,)), ((4,), (2,))]
 
 STACKS = [
-    Stack("reversible", "streams", Reversible, _vector, PAIRS),
-    Stack("momentum", "streams", Momentum, _vector, PAIRS),
-    Stack("nodes-and-edges", "streams", EdgeNetwork, _set, PAIRS),
-    Stack("nodes-of-edges", "streams", EdgeNetworkOfNodes, _set, PAIRS),
-    Stack("egnn", "unused tails", Equivariant, _set, PAIRS),
-    Stack("painn", "streams", Vectors, _set, PAIRS),
-    Stack("nbeats", "unused tails", Backcasts, _vector, PAIRS),
-    Stack("joint-attention", "unused tails", Joint, _set, PAIRS),
-    Stack("evoformer", "streams", Pairs, _set, PAIRS),
-    Stack("hyper-connections", "streams", Hyper, _vector, PAIRS),
-    Stack("perceiver-read", "streams", Latents, _set, PAIRS),
-    Stack("highway-memory", "streams", Gated, _vector, PAIRS),
+    Stack("reversible", "streams", Reversible, vector, PAIRS),
+    Stack("momentum", "streams", Momentum, vector, PAIRS),
+    Stack("nodes-and-edges", "streams", EdgeNetwork, entries, PAIRS),
+    Stack("nodes-of-edges", "streams", EdgeNetworkOfNodes, entries, PAIRS),
+    Stack("egnn", "unused tails", Equivariant, entries, PAIRS),
+    Stack("painn", "streams", Vectors, entries, PAIRS),
+    Stack("nbeats", "unused tails", Backcasts, vector, PAIRS),
+    Stack("joint-attention", "unused tails", Joint, entries, PAIRS),
+    Stack("evoformer", "streams", Pairs, entries, PAIRS),
+    Stack("hyper-connections", "streams", Hyper, vector, PAIRS),
+    Stack("perceiver-read", "streams", Latents, entries, PAIRS),
+    Stack("highway-memory", "streams", Gated, vector, PAIRS),
 ]

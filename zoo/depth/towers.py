@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.batches import features
+from zoo.depth.inputs import entries, vector
 from zoo.depth.stack import Depths, Stack
 from zoo.depth.stages import Halves
 from zoo.depth.streams import WIDTH, Body, linear
@@ -94,19 +94,11 @@ class CrossTowers(nn.Module):
         return self.head(torch.cat([a, b], -1))
 
 
-def _vector() -> Tensor:
-    return features(4)
-
-
-def _set() -> Tensor:
-    return features(5, 4)
-
-
 PAIRS = [((2,), (4,)), ((2,), (3,)), ((3,), (5,)), ((4,), (2,))]
 TWO = [((1, 1), (2, 3)), ((1, 2), (2, 3)), ((2, 1), (3, 4)), ((2, 3), (1, 2)), ((3, 2), (1, 1))]
 
 STACKS = [
-    Stack("cross-stitch", "towers", Stitched, _vector, PAIRS),
-    Stack("towers", "towers", Towers, _set, TWO),
-    Stack("crossvit", "towers", CrossTowers, _set, TWO),
+    Stack("cross-stitch", "towers", Stitched, vector, PAIRS),
+    Stack("towers", "towers", Towers, entries, TWO),
+    Stack("crossvit", "towers", CrossTowers, entries, TWO),
 ]
