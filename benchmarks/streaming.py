@@ -9,25 +9,28 @@ import copy
 import functools
 import itertools
 import statistics
-from collections.abc import Callable
 
 import torch
-from torch import Tensor, fx, nn
 from torch import distributed as dist
+from torch import fx, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from benchmarks.gathers import Gathers
+from benchmarks.gathers import Gathers, Slow
 from benchmarks.processes import print_row
 from benchmarks.timing import once
 from flerm_fx.capture.outlined import capture_outline
 from flerm_fx.model.distributed import Ranks
 from flerm_fx.probe.cotangent import Cotangents
+from flerm_fx.probe.prefetch import Gather
 from flerm_fx.probe.taps import TapNodes, by_taps
 from models.transformer import Transformer
 
 VOCABULARY, CONTEXT, EXAMPLES, REPEATS = 512, 64, 16, 7
+WAIT = 0.01
+"""Seconds that a tensor is on its way over the slow link."""
+
 PLAN = {"feed_forward.hidden": ColwiseParallel(), "feed_forward.output": RowwiseParallel()}
 CPU = torch.device("cpu")
 
@@ -66,7 +69,7 @@ def measured(how: str, processes: int) -> str:
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), own.flatten())
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def draw(gather: Callable[[Tensor, torch.device], Tensor]) -> None:
+    def draw(gather: Gather) -> None:
         by_taps(graph, weights, updates, flat, q, gather)
 
     gathers = Gathers()
@@ -79,12 +82,18 @@ def measured(how: str, processes: int) -> str:
             once(call, CPU)[0] for call in (step, functools.partial(draw, gathers), step)
         )
         ratios.append(2 * taken / (before + after))
+    slow = {ahead: Slow(WAIT, ahead=ahead) for ahead in (False, True)}
+    waited = {
+        ahead: [once(functools.partial(draw, slow[ahead]), CPU)[0] for _ in range(REPEATS)]
+        for ahead in slow
+    }
     sizes = [w.numel() * w.element_size() for w in weights.values()]
     total, largest = sum(sizes), max(sizes)
     return (
         f"| {how} | {processes} | {largest / total:.3f} | {gathers.largest / largest:.2f} "
         f"| {gathers.most / largest:.2f} | {gathers.traffic / (1 + REPEATS) / total:.2f} "
-        f"| {statistics.median(ratios):.2f} |"
+        f"| {statistics.median(ratios):.2f} "
+        f"| {statistics.median(waited[True]) / statistics.median(waited[False]):.2f} |"
     )
 
 
@@ -103,9 +112,10 @@ def main() -> None:
     options = parser.parse_args()
     print(
         "| sharding | ranks | largest tensor / P | largest gather / largest tensor "
-        "| gathered at once / largest tensor | traffic of a draw / P | draw / step |"
+        "| gathered at once / largest tensor | traffic of a draw / P | draw / step "
+        f"| draw, each gather {1000 * WAIT:.0f} ms late, fetched ahead / not |"
     )
-    print("|---|---|---|---|---|---|---|", flush=True)
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     kinds = ("FSDP2", "TP", "FSDP2 × TP")
     for processes, how in itertools.product(options.processes, kinds):
         if how == "FSDP2 × TP" and processes < 4:

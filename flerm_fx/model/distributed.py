@@ -55,7 +55,24 @@ def whole(tensor: Tensor) -> Tensor:
     this.
     """
     full: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)
-    return tensor if full is None else full()
+    value = tensor if full is None else full()
+    wait: Callable[[], Tensor] | None = getattr(value, "wait", None)  # it is on its way
+    return value if wait is None else wait()
+
+
+def begun(tensor: Tensor) -> Tensor:
+    """Send for all of a tensor that may be sharded over ranks, without waiting for it.
+
+    Every rank has to call this and then :func:`gathered`, for the same tensors in the same order.
+    """
+    if not is_sharded_tensor(tensor):
+        return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
+    assert isinstance(tensor, DTensor)
+    everywhere = [Replicate()] * tensor.device_mesh.ndim
+    with torch.no_grad(), outside_transforms():
+        return tensor.detach().redistribute(placements=everywhere, async_op=True)
 
 
 def gathered(tensor: Tensor, device: torch.device) -> Tensor:

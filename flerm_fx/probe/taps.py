@@ -20,12 +20,12 @@ from torch import Tensor, fx
 
 from flerm_fx.boundary.compat import PassResult, depends_on_data, pytree
 from flerm_fx.capture.probed_as import attention
-from flerm_fx.model.distributed import gathered
 from flerm_fx.model.inputs import is_differentiable
 from flerm_fx.ops.operation import operation
 from flerm_fx.probe.frontier import Entering, ProbeNodes, unit_update_name
+from flerm_fx.probe.prefetch import Gather, Prefetch
 from flerm_fx.probe.rules import Operation
-from flerm_fx.probe.streamed import Gather, Streamed, device_of_inputs, streams, to_gather
+from flerm_fx.probe.streamed import Streamed, device_of_inputs, streams, to_fetch
 
 LONG = 2**15
 """Numbers from which on an inner product is one of its own."""
@@ -229,7 +229,7 @@ def by_taps(
     updates: Mapping[str, Tensor],
     flat_inputs: Sequence[Any],
     cotangents: Tensor,
-    gather: Gather = gathered,
+    gather: Gather | None = None,
 ) -> Tensor:
     r"""Return the projections :math:`s_{n,i,l} = q_{n,i} \cdot \Delta_l f_n` on given cotangents.
 
@@ -249,22 +249,28 @@ def by_taps(
     Returns:
         A tensor of shape (examples, rows, parameters).
     """
-    examples, rows = cotangents.shape[:2]
-    taps = Taps(tuple(updates), examples, KEPT if rows > 1 else 0)
-    if streams(tapped, parameters, updates):
-        device = device_of_inputs(flat_inputs)
-        as_weights = {unit_update_name(n): u.to(parameters[n].dtype) for n, u in updates.items()}
-        held = to_gather({**parameters, **as_weights}, device, gather)
-        output = Streamed(tapped, held, device).differentiable(taps, *flat_inputs)
-    else:
+    taps = Taps(tuple(updates), cotangents.shape[0], KEPT if cotangents.shape[1] > 1 else 0)
+    if not streams(tapped, parameters, updates):
         as_weights = {unit_update_name(n): u.detach().to(parameters[n]) for n, u in updates.items()}
         with torch.enable_grad():
             output = torch.func.functional_call(
                 tapped, {**parameters, **as_weights}, (taps, *flat_inputs)
             )
-    precise = torch.promote_types(output.dtype, torch.float32)
+        return _projections(output, taps, cotangents)
+    device = device_of_inputs(flat_inputs)
+    as_weights = {unit_update_name(n): u.to(parameters[n].dtype) for n, u in updates.items()}
+    held = {name: tensor.detach() for name, tensor in {**parameters, **as_weights}.items()}
+    with Prefetch(tapped, held, device, gather or Gather()) as prefetch:
+        streamed = Streamed(tapped, to_fetch(prefetch, held, device), device)
+        return _projections(streamed.differentiable(taps, *flat_inputs), taps, cotangents)
+
+
+def _projections(output: Tensor, taps: Taps, cotangents: Tensor) -> Tensor:
+    """Return what taps hear in a backward pass for each row of cotangents."""
+    rows = cotangents.shape[1]
     if not output.requires_grad:  # no parameter is used
-        return torch.zeros(*cotangents.shape[:2], len(updates), dtype=precise)
+        precise = torch.promote_types(output.dtype, torch.float32)
+        return torch.zeros(*cotangents.shape[:2], len(taps.columns), dtype=precise)
     columns = []
     for row in range(rows):
         cotangent = cotangents[:, row].reshape(output.shape).to(output)

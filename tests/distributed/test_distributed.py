@@ -63,6 +63,8 @@ def test_ranks_find_what_one_process_finds(
             assert streamed["same"]
             assert streamed["largest"] == max(streamed["sizes"])
             assert streamed["most"] <= 1.3 * streamed["largest"]  # with a bias
+            assert streamed["most_ahead"] <= 2.3 * streamed["largest"]
+            assert streamed["begun"] > len(streamed["sizes"])
             assert streamed["traffic"] <= 3 * sum(streamed["sizes"])
             assert streamed["alive"] == 0
     assert bool(ranks[0]["few"]) == (processes == 4)
