@@ -66,7 +66,8 @@ def coupling(
 
     Looks for operations of the graph that leave no axis for the examples. Then runs the model on
     the batch and on each example by itself (all at once through ``vmap``, with the same random
-    draws), and compares the outputs. What has no batching rule is run on two copies of each
+    draws), and compares the outputs; in half precision also the first one's beside the others and
+    beside copies of itself. What has no batching rule is run on two copies of each
     example, unless it draws; what fails to run counts as coupled. Inputs that are no batch are one
     example.
     """
@@ -99,11 +100,45 @@ def coupling(
                 alone = torch.cat([_in_pairs(captured, parameters, x) for x in examples_of(inputs)])
             except Exception:
                 return refused
+        of_copies = None
+        if coarsest(together, *parameters.values()) > TOLERANCE:
+            set_rng_state(state)
+            of_copies = applied(captured, parameters, copies_of_first(inputs))
     if alone.shape != together.shape:
         return "the output's shape depends on the batch"
-    apart = difference(alone, together)
-    if not apart <= tolerance(together, *parameters.values()):
-        return f"examples influence each other (outputs differ by {apart:.1e} when run alone)"
+    return apart(alone, together, of_copies, *parameters.values())
+
+
+def copies_of_first(inputs: Inputs) -> Inputs:
+    """Return a batch as large as one, of copies of its first example.
+
+    >>> copies_of_first(torch.tensor([5, 6]))
+    tensor([5, 5])
+    """
+    return pytree.tree_map_only(Tensor, lambda t: torch.cat([t[:1]] * len(t)), inputs)  # type: ignore[no-any-return]
+
+
+def apart(alone: Tensor, together: Tensor, of_copies: Tensor | None, *weights: Tensor) -> str:
+    """Return why outputs are not those of examples one by one; empty if they are.
+
+    Args:
+        alone: the outputs of single examples.
+        together: those of the batch.
+        of_copies: those of as many copies of the first, where types are coarse, None where not.
+            Kernels are the same there, and so is rounding, so that a step in the last place tells
+            that the others matter, which beside ``alone`` would be within rounding.
+        weights: what they were computed with.
+    """
+    away = difference(alone, together)
+    if not away <= tolerance(together, *weights):
+        return f"examples influence each other (outputs differ by {away:.1e} when run alone)"
+    if of_copies is not None:
+        moved = difference(of_copies[:1], together[:1])
+        if not moved <= max(TOLERANCE, coarsest(together, *weights)):
+            return (
+                f"examples influence each other (an output differs by {moved:.1e} beside copies of "
+                "its example)"
+            )
     return ""
 
 
@@ -161,9 +196,9 @@ def disagreement(
         (rows[:, 0].to(tangent) * tangent.reshape(examples, coordinates)).sum(-1).to(products)
     )
     size = products.abs().sum(-1).max().clamp_min(torch.finfo(products.dtype).tiny)
-    apart = float((products.sum(-1) - expected).abs().max() / size)
-    if not apart <= tolerance(tangent, *fixed.values()):
-        return f"derivatives of single examples differ from the batch's (by {apart:.1e})"
+    away = float((products.sum(-1) - expected).abs().max() / size)
+    if not away <= tolerance(tangent, *fixed.values()):
+        return f"derivatives of single examples differ from the batch's (by {away:.1e})"
     return ""
 
 
@@ -173,8 +208,16 @@ def _along(weight: Tensor, update: Tensor, t: Tensor) -> Tensor:
 
 def tolerance(*values: Tensor) -> float:
     """:data:`TOLERANCE`, or what the rounding of the coarsest of their types takes."""
-    coarsest = max(torch.finfo(v.dtype).eps for v in values if is_differentiable(v))
-    return max(TOLERANCE, 16 * coarsest)
+    return max(TOLERANCE, 16 * coarsest(*values))
+
+
+def coarsest(*values: Tensor) -> float:
+    """Return a step in the last place, relative, of the coarsest of their types.
+
+    >>> coarsest(torch.ones(1), torch.ones(1, dtype=torch.bfloat16))
+    0.0078125
+    """
+    return max(torch.finfo(v.dtype).eps for v in values if is_differentiable(v))
 
 
 def first_line(error: Exception) -> str:

@@ -16,7 +16,15 @@ from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import InputError
 from flerm_fx.model.distributed import Ranks, is_sharded
 from flerm_fx.model.inputs import Inputs, batch_size, difference
-from flerm_fx.probe.coupling import EXAMPLES, LARGE, first_line, tolerance
+from flerm_fx.probe.coupling import (
+    EXAMPLES,
+    LARGE,
+    TOLERANCE,
+    apart,
+    coarsest,
+    copies_of_first,
+    first_line,
+)
 from flerm_fx.probe.estimate import Estimate
 from flerm_fx.probe.live import LiveModel, alive
 from flerm_fx.probe.live_shards import place_of
@@ -284,22 +292,22 @@ class LiveProber:
             return f"examples cannot be run one by one: {first_line(error)}"
         if alone.shape != together.shape:
             return "the output's shape depends on the batch"
-        apart = difference(alone, together)
-        if not apart <= tolerance(together, *self._captured.parameters.values()):
-            return f"examples influence each other (outputs differ by {apart:.1e} when run alone)"
-        return ""
+        weights = self._captured.parameters.values()
+        of_copies = None
+        if coarsest(together, *weights) > TOLERANCE:
+            of_copies = live.output(copies_of_first(first))
+        return apart(alone, together, of_copies, *weights)
 
     def _check_apart(self, live: LiveModel, first: Inputs, together: Tensor) -> None:
         """Check that what other ranks run is nothing to the first one."""
         place, count = self._place
         if count == 1:
             return
-        other = pytree.tree_map_only(Tensor, lambda t: torch.cat([t[:1]] * len(t)), first)
-        found = live.output(other if place else first)
-        apart = self._ranks.agreed(difference(found, together))
-        if not apart <= tolerance(together, *self._captured.parameters.values()):
+        found = live.output(copies_of_first(first) if place else first)
+        away = self._ranks.agreed(difference(found, together))
+        if not away <= max(TOLERANCE, coarsest(together, *self._captured.parameters.values())):
             raise InputError(
-                f"examples on one rank influence those on another (outputs differ by {apart:.1e}), "
+                f"examples on one rank influence those on another (outputs differ by {away:.1e}), "
                 "as SyncBatchNorm lets them, so that ranks have no samples of their own; measure "
                 "the model in one process, or with BatchNorm in evaluation mode"
             )

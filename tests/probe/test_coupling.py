@@ -5,12 +5,15 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+import flerm_fx
 from flerm_fx.capture.captured import Capture
 from flerm_fx.capture.tracing import capture
 from flerm_fx.model.inputs import difference
 from flerm_fx.probe.capture_prober import CaptureProber
-from flerm_fx.probe.coupling import EXAMPLES, LARGE, few
-from tests.cases import features, random_updates
+from flerm_fx.probe.coupling import EXAMPLES, LARGE, coupling, few
+from flerm_fx.probe.planner import Method
+from tests.cases import CASES, features, make, random_updates
+from tests.rounding import rounding, terms
 
 
 def captured() -> Capture:
@@ -105,3 +108,48 @@ def test_a_first_call_holds_no_more_logits_than_a_step() -> None:
 
     first()
     assert peak(first) <= 1.1 * peak(step)
+
+
+def weakly_coupled(dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
+    """A network that BatchNorm couples by a tenth of its outputs, which is within 16 steps in the
+    last place of bfloat16.
+    """
+
+    class Weak(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.norm, self.second = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.first(x)
+            return self.second(hidden + 0.03 * self.norm(hidden))
+
+    return Weak().to(dtype), features(16, 6).to(dtype)
+
+
+@pytest.mark.parametrize("method", ["sampled", "live"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weak_coupling_is_found_in_half_precision_too(dtype: torch.dtype, method: Method) -> None:
+    model, x = weakly_coupled(dtype)
+    first = x[:EXAMPLES]
+    with torch.no_grad():
+        alone = torch.cat([model(torch.cat([e, e]))[:1] for e in first.split(1)])
+        assert difference(alone, model(first)) < 0.125  # outputs alone do not tell
+    updates = random_updates(model)
+    estimates = flerm_fx.measure(model, updates, x, method=method)
+    assert all("influence each other" in e.note for e in estimates.values() if e.samples)
+    truth = flerm_fx.measure(model, updates, x, method="exact")
+    for name, estimate in estimates.items():
+        noise = rounding(terms(model), dtype, size=truth[name].value)
+        assert abs(estimate.value - truth[name].value) <= 4.5 * estimate.stderr + noise, name
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_half_precision_couples_nothing_that_float32_does_not(name: str) -> None:
+    model, inputs = make(name)
+    fine = capture(model, inputs)
+    is_coupled = bool(coupling(fine, dict(fine.parameters), inputs))
+    inputs = inputs.bfloat16() if inputs.is_floating_point() else inputs
+    coarse = capture(model.bfloat16(), inputs)
+    assert bool(coupling(coarse, dict(coarse.parameters), inputs)) == is_coupled
