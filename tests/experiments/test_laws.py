@@ -7,6 +7,8 @@ import pytest
 
 from experiments.laws import keep, main, table
 
+DOCS = Path(__file__).parents[2] / "docs"
+
 
 @pytest.mark.slow
 def test_a_prediction_is_as_good_as_a_measurement_from_another_base(
@@ -33,6 +35,11 @@ def test_a_table_has_a_row_for_each_outcome(tmp_path: Path) -> None:
     title = "transformer, pre-norm, Muon"
     assert rows[0] == f"| {title}, 32 steps | {' | '.join(['0.10'] * 5)} | 90% |"
     assert rows[1] == f"| {title}, first step | {' | '.join(['0.10'] * 5)} |  |"
+
+
+def test_the_page_has_the_table_of_its_file() -> None:
+    page = (DOCS / "how-to" / "large.md").read_text(encoding="utf-8")
+    assert "\n".join(table(DOCS / "results" / "predictions.jsonl")) in page
 
 
 def test_an_outcome_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
