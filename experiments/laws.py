@@ -30,7 +30,6 @@ from experiments.exponents import (
     ARCHITECTURES,
     BATCHES,
     CONTEXT,
-    RATES,
     TITLES,
     pool_of,
     rate_of,
@@ -79,11 +78,6 @@ def _small_readout(factor: int) -> Transformer:
     return model
 
 
-def _deep(factor: int) -> Transformer:
-    """Blocks of one width."""
-    return Transformer(width=32, depth=2 * factor, context=CONTEXT)
-
-
 def _of(architecture: str, optimizer: str) -> Cell:
     family = ARCHITECTURES[architecture]
     rate = rate_of(family, optimizer)
@@ -102,7 +96,7 @@ CELLS = {
     "small-readout": Cell(
         "transformer at 2^-6, readout of 1/width, Adam", _small_readout, "bytes", 8, "adam", 2**-6
     ),
-    "depth": Cell("transformer, depth, Adam", _deep, "bytes", 8, "adam", RATES["adam"]),
+    "depth": _of("depth", "adam"),
 }
 """By key."""
 
