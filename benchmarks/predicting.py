@@ -65,14 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"law of {len(fitted.roles)} roles: {time.monotonic() - began:.0f} s")
     with torch.device("meta"):
         model = llama(HIDDEN, 32_000, 2 if options.quick else 80)
-    before, began = _peak(), time.monotonic()
+    before, began, began_cpu = _peak(), time.monotonic(), time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the law and of the depth
         compiled = flerm_fx.compile(model, fitted, emit="param_groups")
     billions = sum(p.numel() for p in model.parameters()) / 1e9
     print(
         f"{billions:.1f} billion parameters, {len(compiled.multipliers)} multipliers: "
-        f"{time.monotonic() - began:.0f} s, {_peak() - before:.2f} GB beyond {before:.2f}"
+        f"{time.monotonic() - began:.0f} s ({time.process_time() - began_cpu:.0f} s of a CPU), "
+        f"{_peak() - before:.2f} GB beyond {before:.2f}"
     )
 
 

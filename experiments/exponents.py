@@ -1,8 +1,9 @@
 """``python -m experiments.exponents``: the laws of many optimizers and architectures.
 
-A law is fitted to models that are 2, 4 and 8 times as wide as their base, or to adapters of 2, 4
-and 8 times the rank, at the first step and after 32 steps, and its exponents are written down
-beside those that muP and spectral muP have. What the file of results has is not done again.
+A law is fitted to models that are 2, 4 and 8 times as wide as their base, or as deep, or both, or
+to adapters of 2, 4 and 8 times the rank, at the first step and after 32 steps, and its exponents
+are written down beside those that muP and spectral muP have. What the file of results has is not
+done again.
 """
 
 import argparse
@@ -64,7 +65,8 @@ OF_IMAGES = {"sgd": 2**-8, "sign": 2**-9, "muon": 2**-6, "adafactor": 2**-6}
 class Architecture:
     """A family of models: how one is made from a factor, and what it reads.
 
-    ``rank`` says that the factor is that of a rank, of which muP says nothing.
+    ``rank`` says that the factor is that of a rank, of which muP says nothing; ``wider`` makes a
+    wider base of a family that becomes deeper alone, whose parameters have kinds all the same.
     """
 
     title: str
@@ -72,6 +74,7 @@ class Architecture:
     data: data.Name
     batch: int
     rank: bool = False
+    wider: Callable[[], nn.Module] | None = None
 
 
 Norm = Literal["pre", "post", "post-pre-residual"]
@@ -85,6 +88,15 @@ NORMS: dict[str, tuple[Norm, str]] = {
 
 def _transformer(norm: Norm, factor: int) -> nn.Module:
     return Transformer(width=16, depth=2, context=CONTEXT, norm=norm, width_multiplier=factor)
+
+
+def _deep(factor: int, width: int = 32) -> nn.Module:
+    """Blocks of one width."""
+    return Transformer(width=width, depth=2 * factor, context=CONTEXT)
+
+
+def _deep_and_wide(factor: int) -> nn.Module:
+    return Transformer(width=16 * factor, depth=2 * factor, context=CONTEXT)
 
 
 def _lora(factor: int) -> nn.Module:
@@ -139,6 +151,10 @@ ARCHITECTURES = {
         "Mamba", lambda factor: Mamba(width=16, depth=2, width_multiplier=factor), "bytes", 8
     ),
     "lora": Architecture("LoRA, rank", _lora, "bytes", 8, rank=True),
+    "depth": Architecture(
+        "transformer, depth", _deep, "bytes", 8, wider=functools.partial(_deep, 1, width=64)
+    ),
+    "both": Architecture("transformer, width and depth", _deep_and_wide, "bytes", 8),
 }
 """By key."""
 
@@ -152,8 +168,8 @@ class Row:
         settle: simulated steps before the start.
         role: the parameters' first name in the base.
         kind: of :data:`KINDS`.
-        dimensions: that grow as one.
-        exponent: of the multiplier in them.
+        dimensions: that grow as one; behind a role's own is the depth.
+        exponent: of the multiplier in them, less its share of the base's mass.
         half_width: of its interval of 90 %.
         theory: muP's or spectral muP's exponent; None where neither has one.
         residual: root mean square of log multipliers about the line.
@@ -210,17 +226,21 @@ def rows(architecture: str, optimizer: str, settle: int) -> Iterator[Row]:
             seeds=SEEDS,
             optimizer=Sign if optimizer == "sign" else None,
         )
+    wide = _shapes(family.wider()) if family.wider else {}
     adam = UpdateRule.of(torch.optim.Adam)  # whose steps are those of sign descent, to muP
     for name, of in law.roles.items():
         rule = adam if optimizer == "sign" else profile.optimizers.rule(name)
         ends = zip(of.line.axes, of.line.exponents, of.line.interval(), strict=True)
         for moved, exponent, (low, high) in ends:
+            shape = of.role.shape
+            own = [n != n_wide for n, n_wide in zip(shape, wide.get(name, shape), strict=True)]
+            of_kind = tuple(k for k, n in enumerate(shape) if k in moved or own[k])
             yield Row(
                 architecture,
                 optimizer,
                 settle,
                 name,
-                kind_of(profile.graph, name, moved) or "other",
+                kind_of(profile.graph, name, of_kind) or "other",
                 moved,
                 exponent,
                 (high - low) / 2,
@@ -228,6 +248,10 @@ def rows(architecture: str, optimizer: str, settle: int) -> Iterator[Row]:
                 of.line.residual,
                 any(finding.kind == "curvature" for finding in of.findings),
             )
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def read(path: Path) -> list[Row]:

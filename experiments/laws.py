@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +30,6 @@ from experiments.exponents import (
     ARCHITECTURES,
     BATCHES,
     CONTEXT,
-    RATES,
     TITLES,
     pool_of,
     rate_of,
@@ -78,11 +78,6 @@ def _small_readout(factor: int) -> Transformer:
     return model
 
 
-def _deep(factor: int) -> Transformer:
-    """Blocks of one width."""
-    return Transformer(width=32, depth=2 * factor, context=CONTEXT)
-
-
 def _of(architecture: str, optimizer: str) -> Cell:
     family = ARCHITECTURES[architecture]
     rate = rate_of(family, optimizer)
@@ -101,7 +96,7 @@ CELLS = {
     "small-readout": Cell(
         "transformer at 2^-6, readout of 1/width, Adam", _small_readout, "bytes", 8, "adam", 2**-6
     ),
-    "depth": Cell("transformer, depth, Adam", _deep, "bytes", 8, "adam", RATES["adam"]),
+    "depth": _of("depth", "adam"),
 }
 """By key."""
 
@@ -222,7 +217,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cells", nargs="*", choices=CELLS, default=["transformer"])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--settle", type=int, nargs="*", default=[0, 32])
-    parser.add_argument("--out", type=Path, help="append the outcomes there, as JSON lines")
+    parser.add_argument(
+        "--out", type=Path, help="JSON lines to add the outcomes to, in place of older ones"
+    )
     parser.add_argument("--markdown", type=Path, help="page to write a table of that file to")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -237,10 +234,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
             flush=True,
         )
         if options.out:
-            with options.out.open("a") as file:
-                file.write(json.dumps(dataclasses.asdict(found)) + "\n")
+            keep(options.out, dataclasses.asdict(found))
     if options.out and options.markdown:
         put(options.markdown, "predictions", list(table(options.out)))
+
+
+def keep(path: Path, new: dict[str, Any]) -> None:
+    """Write an outcome to a file: where one of the same cell and start is, and else at the end."""
+    rows = _rows(path) if path.exists() else []
+    of_new = [i for i, row in enumerate(rows) if _key(row) == _key(new)]
+    for i in reversed(of_new):
+        del rows[i]
+    rows.insert(of_new[0] if of_new else len(rows), new)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(each) for each in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _key(row: dict[str, Any]) -> tuple[str, int]:
+    return row["cell"], row["settle"]
 
 
 def table(path: Path) -> Iterator[str]:
@@ -259,7 +273,7 @@ def table(path: Path) -> Iterator[str]:
         ]
     )
     yield line(["---"] * 7)
-    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+    for row in _rows(path):
         start = f"{row['settle']} steps" if row["settle"] else "first step"
         keys = ("error", "seeds_differ", "other_error", "others_differ", "held_out")
         numbers = [f"{row[key]:.2f}" for key in keys]

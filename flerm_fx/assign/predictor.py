@@ -9,6 +9,9 @@ from flerm_fx.boundary.options import instance
 from flerm_fx.capture.captured import Capture
 from flerm_fx.profile.profile import LOAD, BaseProfile
 
+LOAD_LAW = f"{LOAD}, or a law with flerm_fx.ScalingLaw.load(path)"
+"""What to do with what is neither."""
+
 
 class Predictor(ABC):
     """A ``Predictor`` gives a captured model its multipliers from its shapes alone.
@@ -43,6 +46,10 @@ def profile_and_law(base: object) -> tuple[BaseProfile, Predictor | None]:
     """
     law = base if isinstance(base, Predictor) else None
     profile: BaseProfile = instance(
-        "base_profile", law.profile if law else base, BaseProfile, "a BaseProfile or a law", LOAD
+        "base_profile",
+        law.profile if law else base,
+        BaseProfile,
+        "a BaseProfile or a law",
+        LOAD_LAW,
     )
     return profile, law

@@ -2,7 +2,7 @@
 
 import ast
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,7 +66,7 @@ def fit(
         check(out)
     except OSError as error:
         raise LawError(f"{shown(out)}: no law can be written there ({reason(error)})") from error
-    chosen = dict(map(_size, sizes or ()))
+    chosen = _sizes(sizes or ())
     base = BaseProfile.load(profile)
     if model is None:
         fitted = ScalingLaw.fit_trajectories(base, map(BaseProfile.load, trajectory or ()))
@@ -112,6 +112,19 @@ def show(
     print(to_table(loaded))
     if picture is not None:
         write_picture(loaded, picture)
+
+
+def _sizes(texts: Iterable[str]) -> dict[str, list[Any]]:
+    """Return the values of each argument."""
+    chosen: dict[str, list[Any]] = {}
+    for name, values in map(_size, texts):
+        if name in chosen:
+            both = ",".join(map(str, chosen[name] + values))
+            raise InputError(
+                f"--sizes has {name} twice; name all of its values once, {name}={both}"
+            )
+        chosen[name] = values
+    return chosen
 
 
 def _size(text: str) -> tuple[str, list[Any]]:

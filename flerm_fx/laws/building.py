@@ -63,8 +63,8 @@ def scaling_law(
         The law; the random state is as it was.
 
     Raises:
-        InputError: no sizes or seeds, or a factory that does not take the sizes, makes no model of
-            them, or makes the same trainable weights under another seed.
+        InputError: no sizes or seeds, one of them twice, or a factory that does not take the sizes,
+            makes no model of them, or makes the same trainable weights under another seed.
         LawError: the sizes do not differ from the base's.
         FlermError: as for :func:`flerm_fx.compile`.
 
@@ -89,9 +89,11 @@ def scaling_law(
     models = _arguments(sizes)
     for arguments in models:
         made.check_takes(**arguments)
+    _refuse_twice("sizes have", models, "more models of one size take more seeds")
     chosen = list(range(integer("seeds", seeds, 1)) if isinstance(seeds, int) else seeds)
     if not chosen:
         raise InputError("seeds are none; expected at least one")
+    _refuse_twice("seeds have", chosen, "one more model takes another seed")
     measured = []
     plan = list(itertools.product(models, chosen))
     told = Progress("scaling_law", options.get("progress", True))
@@ -114,6 +116,12 @@ def scaling_law(
             )
             done(1)
     return ScalingLaw.fit(measured)
+
+
+def _refuse_twice(what: str, given: Sequence[Any], instead: str) -> None:
+    for i, each in enumerate(given):
+        if each in given[:i]:
+            raise InputError(f"{what} {each!r} twice, which makes the same model; {instead}")
 
 
 def _arguments(sizes: Any) -> list[dict[str, Any]]:

@@ -104,6 +104,9 @@ def read(path: str | Path) -> _Law:
 
 _WHOLE = ("model", "parameters")
 _LEAST_0 = ("model", "parameters", "error", "spread", "noise", "shares")
+_LOGARITHMS = ("log_sizes", "log_multiplier")
+_MOST_LOG, _MOST = 710.0, 1e100
+"""Whose exponential, and whose square, is still a number."""
 
 
 def _point(packed: Any) -> Point:
@@ -121,6 +124,8 @@ def _point(packed: Any) -> Point:
             raise ValueError(f"{name} of a point is {value!r}")
         if name in _LEAST_0 and value < 0:
             raise ValueError(f"{name} of a point is {value!r}, below 0")
+        if abs(value) > (_MOST_LOG if name in _LOGARITHMS else _MOST):
+            raise ValueError(f"{name} of a point is {value!r}, which is too large to be one")
     return Point(**{**packed, "log_sizes": tuple(sizes)})
 
 

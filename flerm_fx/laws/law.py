@@ -28,6 +28,7 @@ from flerm_fx.laws.points import (
     base_roles,
     check_points,
     depths,
+    listed,
     log_sizes,
     one_profile,
     points,
@@ -93,7 +94,7 @@ class ScalingLaw(Predictor):
             LawError: there are none, they were compiled against several profiles, were themselves
                 predicted, have multipliers that are not finite, or are all of the base's size.
         """
-        models = list(compiled_models)
+        models: list[Compiled] = listed("compiled_models", compiled_models)
         profile = one_profile(models)
         by_role = points(models, profile)
         check_points(by_role)
@@ -143,8 +144,9 @@ class ScalingLaw(Predictor):
             MatchError: parameters that structure cannot match.
             OptimizerError: another rule than the base's trained a parameter.
         """
+        runs = listed("profiles", profiles)
         profile = course_of(base_profile)
-        return cls.fit(followed(profile, each, mapping, on_unmatched) for each in profiles)
+        return cls.fit(followed(profile, each, mapping, on_unmatched) for each in runs)
 
     def _check_moved(self) -> None:
         if not any(any(point.log_sizes) for of in self.points.values() for point in of):
@@ -202,7 +204,8 @@ class ScalingLaw(Predictor):
             depth: times the base's, 1 over the share if None.
 
         Raises:
-            LawError: the law knows nothing of the role, or of sizes in these directions.
+            LawError: the law knows nothing of the role, or of sizes in these directions, or its
+                multiplier there is no finite number above 0.
         """
         if role in self.unresolved:
             return Prediction(1.0, 0.0, math.inf, math.inf)
@@ -213,7 +216,13 @@ class ScalingLaw(Predictor):
         obstacle = of.obstacle(logs)
         if obstacle:
             raise LawError(f"{shown(role)}: {obstacle}")
-        return of.predict(logs, share)
+        found = of.predict(logs, share)
+        if not 0 < found.multiplier < math.inf:
+            raise LawError(
+                f"{shown(role)}: its multiplier there is {found.multiplier}; the law does not "
+                "reach so far, so fit larger models"
+            )
+        return found
 
     def predicted(self, captured: Capture, matches: Mapping[str, Match]) -> tuple[Assignment, ...]:
         """Return what the law makes of each parameter of a captured model; see :func:`compile`.
@@ -268,7 +277,7 @@ class ScalingLaw(Predictor):
             if abs(places[row.parameter][-1]) > UNMOVED and not of_role[row.parameter].knows_depth
         ]
         if deep:
-            row = min(deep, key=share_of)
+            row = max(deep, key=lambda row: abs(math.log(share_of(row))))
             yield (
                 "the model has another depth than the base and all that the law was fitted to: "
                 f"mass is conserved, by which {shown(row.parameter)} has {share_of(row):.3g} of "

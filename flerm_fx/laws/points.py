@@ -173,7 +173,7 @@ def _point(
     profile: BaseProfile,
 ) -> Point:
     shares = [share_of(row) for row in rows]
-    logs = [math.log(row.multiplier / share) for row, share in zip(rows, shares, strict=True)]
+    logs = [_log(row.multiplier / share) for row, share in zip(rows, shares, strict=True)]
     noise = fmean(_own_error(row, profile) ** 2 for row in rows)
     n = len(rows)
     spread = pvariance(logs) * n / (n - 1) if n > 1 else 0.0
@@ -187,6 +187,10 @@ def _point(
         noise=math.sqrt(noise),
         shares=fmean(shares),
     )
+
+
+def _log(ratio: float) -> float:
+    return math.log(ratio) if ratio > 0 else math.nan
 
 
 def spread_of(points: Sequence[Point]) -> float:
@@ -216,6 +220,17 @@ def _relative_error(profile: BaseProfile, name: str) -> float:
     if profile.late and not profile.start[name].value:
         return profile.late[name].relative_error
     return profile.start[name].relative_error
+
+
+def listed(what: str, given: Any) -> list[Any]:
+    """Return what a law is to be fitted to, as a list.
+
+    Raises:
+        LawError: it is no collection, such as one model.
+    """
+    if not isinstance(given, Iterable):
+        raise LawError(f"{what} must be a list, one for each model, got {described(given)}")
+    return list(given)
 
 
 def one_profile(models: Sequence[Compiled]) -> BaseProfile:
@@ -263,6 +278,6 @@ def check_points(by_role: Mapping[str, Sequence[Point]]) -> None:
             numbers = (*point.log_sizes, point.log_multiplier, point.error, point.noise)
             if not all(map(math.isfinite, numbers)):
                 raise LawError(
-                    f"the multiplier of {shown(role)} in model {point.model} is not finite; "
-                    "measure that model again, or leave it out"
+                    f"the multiplier of {shown(role)} in model {point.model} is not a finite "
+                    "number above 0; measure that model again, or leave it out"
                 )

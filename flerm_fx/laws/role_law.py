@@ -93,7 +93,7 @@ class RoleLaw:
         error = math.hypot(*(part for part, _ in parts))
         half = error * quantile(LEVEL, freedom_of(parts)) if error else 0.0
         low, high = (_exp(value + end) for end in (-half, half))
-        return Prediction(share * math.exp(value), share * low, share * high, error)
+        return Prediction(share * _exp(value), share * low, share * high, error)
 
     @property
     def knows_depth(self) -> bool:

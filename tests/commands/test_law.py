@@ -85,6 +85,17 @@ def test_sizes_of_another_form(
     assert err.startswith(f"flerm-fx: --sizes is '{sizes}'; expected an argument's values")
 
 
+def test_sizes_of_one_argument_are_named_once(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = "--sizes", "width=16", "--sizes", "width=32"
+    code, _, err = run(
+        capsys, *("law", "fit", "base.safetensors", "--model", "models_of_laws:make"), *sizes
+    )
+    assert code == 1
+    assert err == "flerm-fx: --sizes has width twice; name all of its values once, width=16,32\n"
+
+
 def test_a_factory_that_is_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, what in (("math:pi", "is a float"), ("math:none", "cannot be imported")):
         code, _, err = run(

@@ -32,6 +32,12 @@ def test_a_page_has_theory_above_what_was_found() -> None:
     assert "| LoRA, rank | first step | -0.50 ± 0.10 |  |  |  |  |" in text
 
 
+def test_the_page_has_the_tables_of_its_file() -> None:
+    results = Path(__file__).parents[2] / "docs" / "results"
+    text = "\n".join(page(read(results / "laws.jsonl")))
+    assert text in (results / "laws.md").read_text(encoding="utf-8")
+
+
 def test_a_picture_is_drawn(tmp_path: Path) -> None:
     draw(ROWS, tmp_path / "laws.png")
     assert (tmp_path / "laws.png").stat().st_size > 10_000

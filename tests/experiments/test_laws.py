@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.laws import main, table
+from experiments.laws import keep, main, table
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.slow
@@ -33,3 +35,21 @@ def test_a_table_has_a_row_for_each_outcome(tmp_path: Path) -> None:
     title = "transformer, pre-norm, Muon"
     assert rows[0] == f"| {title}, 32 steps | {' | '.join(['0.10'] * 5)} | 90% |"
     assert rows[1] == f"| {title}, first step | {' | '.join(['0.10'] * 5)} |  |"
+
+
+def test_the_page_has_the_table_of_its_file() -> None:
+    page = (DOCS / "how-to" / "large.md").read_text(encoding="utf-8")
+    assert "\n".join(table(DOCS / "results" / "predictions.jsonl")) in page
+
+
+def test_an_outcome_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    for cell, settle, error in (("mlp", 0, 0.1), ("mlp", 32, 0.2), ("conv", 0, 0.3)):
+        keep(path, {"cell": cell, "settle": settle, "error": error})
+    keep(path, {"cell": "mlp", "settle": 32, "error": 0.4})
+    rows = map(json.loads, path.read_text().splitlines())
+    assert [(row["cell"], row["settle"], row["error"]) for row in rows] == [
+        ("mlp", 0, 0.1),
+        ("mlp", 32, 0.4),
+        ("conv", 0, 0.3),
+    ]

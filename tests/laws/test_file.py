@@ -114,6 +114,9 @@ def test_a_file_saved_before_depths_were_kept_is_refused_by_its_version(path: Pa
         ("log_sizes", 3),
         ("log_sizes", [1.0, 2.0]),
         ("log_sizes", [1e999, 0.0, 0.0]),
+        ("log_sizes", [1e3, 0.0, 0.0]),
+        ("log_multiplier", -1e3),
+        ("noise", 1e200),
     ],
 )
 def test_damaged_points(path: Path, name: str, value: Any) -> None:

@@ -148,6 +148,9 @@ def test_another_depth_conserves_mass_and_says_so(law: ScalingLaw) -> None:
         deep = flerm_fx.compile(Blocks(width=128, depth=6), law).multipliers
     assert deep["blocks.5.weight"] == pytest.approx(wide["blocks.0.weight"] / 3)
     assert deep["out.weight"] == wide["out.weight"]
+    with pytest.warns(UserWarning, match=r"which blocks.0.weight has 2 of it"):
+        shallow = flerm_fx.compile(Blocks(width=128, depth=1), law).multipliers
+    assert shallow["blocks.0.weight"] == pytest.approx(2 * wide["blocks.0.weight"])
 
 
 @pytest.fixture(scope="module")
@@ -337,6 +340,10 @@ def test_a_factory_that_does_not_take_the_sizes_or_makes_one_model(profile: Base
         torch.manual_seed(0)
         return Blocks(width)
 
+    with pytest.raises(flerm_fx.InputError, match="sizes have {'width': 16} twice"):
+        flerm_fx.scaling_law(Blocks, {"width": [16, 16]}, profile)
+    with pytest.raises(flerm_fx.InputError, match="seeds have 3 twice"):
+        flerm_fx.scaling_law(Blocks, {"width": [16]}, profile, seeds=[3, 3])
     with pytest.raises(flerm_fx.InputError, match="same trainable weights under seeds 0 and 1"):
         flerm_fx.scaling_law(seeded, {"width": [16]}, profile, seeds=2, method="exact")
 
@@ -356,6 +363,9 @@ def test_no_models_other_things_and_several_bases(profile: BaseProfile, law: Sca
         ScalingLaw.fit([])
     with pytest.raises(LawError, match="got a Blocks"):
         ScalingLaw.fit([Blocks()])  # type: ignore[list-item]
+    for fit in (ScalingLaw.fit, lambda one: ScalingLaw.fit_trajectories(law.profile, one)):
+        with pytest.raises(LawError, match="must be a list, one for each model, got a"):
+            fit(compiled(Blocks(16), profile))
     with pytest.raises(LawError, match="a law predicted"):
         ScalingLaw.fit([flerm_fx.compile(Blocks(16), law)])
     torch.manual_seed(1)
@@ -374,12 +384,20 @@ def test_a_role_that_the_law_has_not(law: ScalingLaw) -> None:
     assert "compile models that have such a parameter" in str(e.value)
 
 
-def test_points_that_are_not_finite(profile: BaseProfile) -> None:
+@pytest.mark.parametrize("wrong", [math.inf, math.nan, 0.0, -1.0])
+def test_points_that_are_not_finite(profile: BaseProfile, wrong: float) -> None:
     good = compiled(Blocks(16), profile)
-    rows = tuple(replace(row, multiplier=math.inf) for row in good.assignments)
+    rows = tuple(replace(row, multiplier=wrong) for row in good.assignments)
     good.__dict__["assignments"] = rows
-    with pytest.raises(LawError, match=r"multiplier of inner.weight in model 0 is not finite"):
+    message = "multiplier of inner.weight in model 0 is not a finite number above 0"
+    with pytest.raises(LawError, match=message):
         ScalingLaw.fit([good])
+
+
+def test_a_multiplier_that_is_no_number_is_not_predicted(law: ScalingLaw) -> None:
+    steep = synthetic(law, lambda x: -30 * x)
+    with pytest.raises(LawError, match="its multiplier there is 0.0; the law does not reach so"):
+        steep.predict("blocks.0.weight", (1e12, 1e12))
 
 
 def synthetic(law: ScalingLaw, curve: Callable[[float], float], spread: float = 0.0) -> ScalingLaw:
