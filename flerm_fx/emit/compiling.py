@@ -158,7 +158,7 @@ def compile(
     Raises:
         MatchError: parameters that structure cannot match, or with ``strict`` not for certain; the
             message names each.
-        LawError: parameters that a law does not reach; the message names each.
+        LawError: parameters that a law does not reach; the message names four at most.
         InputError: unusable inputs or options.
         OptimizerError: a loss or optimizer that the profile cannot name.
         EstimateError, DivergenceError: as for :func:`flerm_fx.record`.

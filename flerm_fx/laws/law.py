@@ -250,7 +250,7 @@ class ScalingLaw(Predictor):
                     self._row(name, nodes.get(name, ""), op, shape, matches[name], deep.get(name))
                 )
             except LawError as error:
-                refused.append(f"{name!r}: {error}")
+                refused.append(f"{name!r}: {str(error).removeprefix(f'{shown(name)}: ')}")
         if refused:
             more = f", and {len(refused) - 4} more" if len(refused) > 4 else ""
             raise LawError("the law does not reach " + "; ".join(refused[:4]) + more)

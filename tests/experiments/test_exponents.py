@@ -44,6 +44,21 @@ def test_a_picture_is_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("family", "moved"), [("depth", (2,)), ("both", (0, 1, 2))])
+def test_parameters_of_deeper_models_have_the_kinds_of_wider_ones(
+    monkeypatch: pytest.MonkeyPatch, family: str, moved: tuple[int, ...]
+) -> None:
+    for name, value in (("FACTORS", (2,)), ("BASE_SEEDS", range(1)), ("SEEDS", range(1))):
+        monkeypatch.setattr(exponents, name, value)
+    found = {row.role: row for row in exponents.rows(family, "adam", 0)}
+    kinds = ("tokens", "input"), ("blocks.0.attention.query", "hidden"), ("logits", "output")
+    assert all(found[f"{name}.weight"].kind == kind for name, kind in kinds)
+    assert found["blocks.0.attention.query.bias"].kind == "vector"
+    assert found["blocks.0.attention.query.weight"].dimensions == moved
+    assert all(row.theory is None for row in found.values() if 2 in row.dimensions)
+
+
+@pytest.mark.slow
 def test_a_law_is_fitted_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
