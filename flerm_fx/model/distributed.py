@@ -69,10 +69,12 @@ def begun(tensor: Tensor) -> Tensor:
         return tensor
     from torch.distributed.tensor import DTensor, Replicate
 
-    assert isinstance(tensor, DTensor)
-    everywhere = [Replicate()] * tensor.device_mesh.ndim
+    sharded = tensor.detach()
+    assert isinstance(sharded, DTensor)
+    everywhere = [Replicate()] * sharded.device_mesh.ndim
     with torch.no_grad(), outside_transforms():
-        return tensor.detach().redistribute(placements=everywhere, async_op=True)
+        coming: Tensor = sharded.redistribute(placements=everywhere, async_op=True)
+    return coming
 
 
 def gathered(tensor: Tensor, device: torch.device) -> Tensor:
