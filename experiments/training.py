@@ -75,7 +75,7 @@ OPTIMIZERS: dict[str, Callable[[Params, float], Optimizer]] = {
     "muon": _muon,
     "adafactor": _adafactor,
 }
-"""By name. Muon trains matrices, and Adam what is not one, at the same rate."""
+"""By name. Muon trains matrices, and Adam what is not one, if anything, at the same rate."""
 
 
 def optimizers(
@@ -108,7 +108,7 @@ def optimizers(
     if swept is not None:
         chosen, others = _split(named, lambda n: swept in n)
         parts = [(name, lr, chosen), (name, other_rate, others)]
-    return [_grouped(OPTIMIZERS[kind], part, rate, multipliers) for kind, rate, part in parts]
+    return [_grouped(OPTIMIZERS[kind], p, rate, multipliers) for kind, rate, p in parts if p]
 
 
 def _split(

@@ -153,6 +153,7 @@ def findings(
         *_too_few(points, line),
         *_unsupported(line, len(role.shape)),
         *_curved(points, line, role),
+        *_apart_from_the_base(points, line),
         *_disagreeing(points),
         *_missed(tested),
     ]
@@ -223,6 +224,34 @@ def _curved(points: Sequence[Point], line: Line, role: Role) -> _Found:
             f"the exponent is {curve.exponents[0]:.2f} at the base and {local:.2f} at "
             f"{math.exp(most):.3g} times its size, so no one power holds; start from a larger base",
         )
+
+
+def _apart_from_the_base(points: Sequence[Point], line: Line) -> _Found:
+    """Compare the base with a line that need not go through it.
+
+    What a base is off by in all multipliers alike is taken for its error and told from exponents. A
+    measurement of the target has it all the same, and a prediction has not.
+    """
+    places = [(*on_axes(line.axes, point.log_sizes), -1.0) for point in points]
+    if not line.axes or np.linalg.matrix_rank(np.array(places)) < len(places[0]):
+        return
+    free = fitted(
+        (*line.axes, ()),
+        places,
+        [point.log_multiplier for point in points],
+        [point.error for point in points],
+        common=0.0,
+        recordings=math.inf,
+    )
+    off, error = -free.exponents[-1], free.stderrs[-1]
+    if free.freedom < 1 or abs(off) <= max(quantile(CURVED, free.freedom) * error, DISAGREE):
+        return
+    yield (
+        "base",
+        f"the larger models lie on a line that is {math.exp(off):.2g} at the base's size, where "
+        "the base is 1, so it is not one of them; record it at its best rate and under more "
+        "seeds, let it settle for longer, or start from a larger one",
+    )
 
 
 def _disagreeing(points: Sequence[Point]) -> _Found:

@@ -216,13 +216,7 @@ class ScalingLaw(Predictor):
         obstacle = of.obstacle(logs)
         if obstacle:
             raise LawError(f"{shown(role)}: {obstacle}")
-        found = of.predict(logs, share)
-        if not 0 < found.multiplier < math.inf:
-            raise LawError(
-                f"{shown(role)}: its multiplier there is {found.multiplier}; the law does not "
-                "reach so far, so fit larger models"
-            )
-        return found
+        return of.predict(logs, share)
 
     def predicted(self, captured: Capture, matches: Mapping[str, Match]) -> tuple[Assignment, ...]:
         """Return what the law makes of each parameter of a captured model; see :func:`compile`.

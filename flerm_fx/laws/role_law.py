@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flerm_fx.errors import LawError, shown
 from flerm_fx.laws.holding import DRIFT, Finding, HeldOut, findings, held_out
 from flerm_fx.laws.points import Point, Role, named, spread_of
 from flerm_fx.laws.regression import Line, fit_points, on_axes, reach
@@ -85,6 +86,9 @@ class RoleLaw:
         Args:
             log_sizes: as those of a point, with the depth.
             share: of the base's mass.
+
+        Raises:
+            LawError: the multiplier is no finite number above 0.
         """
         place = on_axes(self.line.axes, log_sizes)
         value, error = self.line.at(place)
@@ -93,7 +97,13 @@ class RoleLaw:
         error = math.hypot(*(part for part, _ in parts))
         half = error * quantile(LEVEL, freedom_of(parts)) if error else 0.0
         low, high = (_exp(value + end) for end in (-half, half))
-        return Prediction(share * _exp(value), share * low, share * high, error)
+        multiplier = share * _exp(value)
+        if not 0 < multiplier < math.inf:
+            raise LawError(
+                f"{shown(self.role.name)}: its multiplier there is {multiplier}; the law does not "
+                "reach so far, so fit larger models"
+            )
+        return Prediction(multiplier, share * low, share * high, error)
 
     @property
     def knows_depth(self) -> bool:

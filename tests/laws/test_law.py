@@ -431,6 +431,23 @@ def test_curvature_is_found(law: ScalingLaw) -> None:
     assert "curvature" in kinds(synthetic(law, lambda x: -x + 0.3 * x**2))
 
 
+def test_a_base_that_the_larger_models_do_not_point_to_is_found(law: ScalingLaw) -> None:
+    """As one that has not learned to use its blocks, which is taken for its error."""
+    profile = replace(
+        law.profile,
+        start={
+            name: replace(estimate, stderr=estimate.value)
+            for name, estimate in law.profile.start.items()
+        },
+    )
+    known = ScalingLaw(profile, synthetic(law, lambda x: -x - 2.0).points)
+    found = {finding.kind: finding.text for finding in known.check()}
+    assert set(found) == {"base"}
+    assert "a line that is 0.14 at the base's size" in found["base"]
+    assert kinds(ScalingLaw(profile, synthetic(law, lambda x: -x - 0.3).points)) == set()
+    assert "base" in kinds(synthetic(law, lambda x: -x - 2.0))
+
+
 def test_a_largest_size_that_breaks_the_law_is_found(law: ScalingLaw) -> None:
     assert "largest size" in kinds(synthetic(law, lambda x: -x + (1.5 if x > 2.5 else 0.0)))
 
