@@ -106,8 +106,8 @@ def fetched_ahead(draw: Callable[[Gather], object], seconds: float) -> str:
     for _ in range(1 + REPEATS):
         for ahead, gather in ways.items():
             times[ahead].append(once(functools.partial(draw, gather), CPU)[0])
-    ahead, not_ahead = (statistics.median(taken[1:]) for taken in times.values())
-    return f"| {1000 * seconds:g} ms | {ahead / not_ahead:.2f} |"
+    medians = {ahead: statistics.median(taken[1:]) for ahead, taken in times.items()}
+    return f"| {1000 * seconds:g} ms | {medians[True] / medians[False]:.2f} |"
 
 
 def batch() -> Tensor:
