@@ -3,7 +3,8 @@
 ZOO_GRAPHS=folder python -m zoo.depth   # captures, and keeps what was captured
 ZOO_GRAPHS=folder python -m zoo.depth   # reads it, for another try of the matching
 
-A folder holds for one state of the capture and of the architectures: take an empty one after a change there.
+A folder holds for one state of the capture and of the architectures: after a change there take an
+empty one.
 """
 
 import json

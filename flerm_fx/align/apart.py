@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from flerm_fx.align.lists import in_each_list
 from flerm_fx.align.nodes import UNKNOWN, on_data, parameters
 from flerm_fx.align.places import Words
-from flerm_fx.ops.table import SIDE_BY_SIDE
+from flerm_fx.ops.table import SIDE_BY_SIDE, SUMS
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -27,7 +27,8 @@ def apart(pg: nx.DiGraph, *, closing: bool = True) -> Apart:
     - the first one *opens* the list if the list makes weights of parameters alone, and the others
       read what layers make;
     - the last one *closes* it if what it gives takes another nonlinearity, or none, than what all
-      others give, as the last layer of a perceptron does within a network.
+      others give, as the last layer of a perceptron does within a network; but not that of a
+      residual branch, what is added to a stream being of one sort whatever it is made of.
 
     Args:
         pg: a parameter graph.
@@ -69,14 +70,17 @@ def _ways(pg: nx.DiGraph, row: Sequence[str], closing: bool) -> list[str]:
     ways = ["reads more" if more and not all(beside) else "" for more in beside]
     if all(made) and bare[:1] == [True] and not any(bare[1:]):
         ways[0] = "opens"
-    taken = [_taken_by(pg, name) for name in row]
-    if closing and len(row) > 1 and len(set(taken[:-1])) == 1 and taken[-1] != taken[0]:
-        ways[-1] = "closes"
+    if closing and len(row) > 1:
+        *others, (last, readers) = (_taken_by(pg, name) for name in row)
+        if len({taken for taken, _ in others}) == 1 and last != others[0][0] and not readers & SUMS:
+            ways[-1] = "closes"
     return ways
 
 
-def _taken_by(pg: nx.DiGraph, name: str) -> Hashable:
-    """Return the nonlinearities that take what a matrix gives, behind a norm if there is one."""
+def _taken_by(pg: nx.DiGraph, name: str) -> tuple[Hashable, set[str]]:
+    """Return the nonlinearities that take what a matrix gives, behind a norm if there is one, and
+    the operations that read it there.
+    """
     nodes = list(pg.adj[name])
     seen = set(nodes)
     while len(nodes) == 1 and not pg.nodes[nodes[0]].get("through"):
@@ -85,7 +89,8 @@ def _taken_by(pg: nx.DiGraph, name: str) -> Hashable:
             break
         nodes = behind
         seen.update(behind)
-    return frozenset(pg.nodes[v].get("through", UNKNOWN) for v in nodes)
+    taken = frozenset(pg.nodes[v].get("through", UNKNOWN) for v in nodes)
+    return taken, {pg.nodes[w]["op"] for v in nodes for w in pg.adj[v]}
 
 
 def _is_norm(pg: nx.DiGraph, node: str) -> bool:

@@ -81,8 +81,8 @@ class Evidence:
     (:func:`flerm_fx.align.torn.torn`) or equal blocks get unequal parts
     (:func:`flerm_fx.align.uneven.uneven`) or kinds of blocks that take turns are crossed
     (:func:`flerm_fx.align.rounds.out_of_round`) or a layer that stands apart from those of its list
-    is taken for one of them (:func:`flerm_fx.align.apart.apart`). The words of names are not compared, so renaming
-    changes none of the three. The score of a matching is
+    is taken for one of them (:func:`flerm_fx.align.apart.apart`). The words of names are not
+    compared, so renaming changes none of the three. The score of a matching is
 
     .. math:: \sum_{b,t} \mathrm{share}_{bt} \Bigl(1 + \frac{1}{\sum_{b'}
               \mathrm{share}_{b't}}\Bigr) a_{bt}

@@ -42,8 +42,8 @@ def parameter_graph(graph: fx.Graph) -> nx.DiGraph:
     - ``order``: position in execution order, ``uses``: how many operations on data read it.
 
     A *junction* node, keyed ``"%"`` and the name of the captured node, has ``junction=True``,
-    ``op``, ``data``, which tells whether it depends on data, and ``through``, the nonlinearities that
-    its value first passes on the way to what reads it. Junctions are the operations on
+    ``op``, ``data``, which tells whether it depends on data, and ``through``, the nonlinearities
+    that its value first passes on the way to what reads it. Junctions are the operations on
     data that read a parameter, and those in which several values meet (a residual addition,
     attention) or several parameters (the two factors of a weight norm). An edge ``u -> v`` with
     attribute ``slot`` says that v reads u in that argument; it ends in ``"^T"`` if axes are

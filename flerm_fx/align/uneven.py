@@ -22,7 +22,8 @@ def uneven(
     """Return the target parameters in lists of blocks of which some get more than others.
 
     Where items of a list hold the same, and so do those of the list that they answer to, no block
-    is special by itself; a first one that lacks a part, such as a norm, is none either. A matching in which the first answers alone, and those behind it share the
+    is special by itself. Nor is a first one that lacks some of what all others hold, such as a
+    norm, in two lists that are not of as many items. A matching in which the first answers alone, and those behind it share the
     rest, takes an end of the stack for a kind of block. Where they do not hold the same, unequal
     shares are odd if they are out of order as well. Of lists of single layers only those count
     whose layers are alike, since others may hold layers of any sort.
@@ -55,7 +56,10 @@ def uneven(
         if len(rest) < 2 and not alike([name for _, name in siblings]):
             continue
         theirs = {at.list for _, name in siblings for at in _answering(answers[name], inner)}
-        lacks = of in lacking[1] and theirs <= lacking[0]
+        lacks = of in lacking[1] and all(
+            other in lacking[0] and len(base.rests[other]) != len(target.rests[of])
+            for other in theirs
+        )
         kinds: dict[frozenset[Words], _Siblings] = defaultdict(list)
         for at, name in siblings:
             kinds[_kind(target, of, at.item, lacks)].append((at, name))
