@@ -23,7 +23,7 @@ def apart(pg: nx.DiGraph, *, closing: bool = True) -> Apart:
 
     A list of layers is one whose items hold one matrix at most. Of its layers
 
-    - some *read more*: right behind a concatenation, where others are not;
+    - some *read more*: right behind a concatenation, where others behind the first one are not;
     - the first one *opens* the list if the list makes weights of parameters alone, and the others
       read what layers make;
     - the last one *closes* it if what it gives takes another nonlinearity, or none, than what all
@@ -67,7 +67,7 @@ def _ways(pg: nx.DiGraph, row: Sequence[str], closing: bool) -> list[str]:
     beside = [any(pg.nodes[u].get("op") in SIDE_BY_SIDE for u in us) for us in before]
     made = [not any(on_data(pg, v) for v in pg.adj[name]) for name in row]
     bare = [not any(pg.nodes[u].get("junction") for u in us) for us in before]
-    ways = ["reads more" if more and not all(beside) else "" for more in beside]
+    ways = ["reads more" if more and not all(beside[1:]) else "" for more in beside]
     if all(made) and bare[:1] == [True] and not any(bare[1:]):
         ways[0] = "opens"
     if closing and len(row) > 1:

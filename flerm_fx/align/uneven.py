@@ -23,10 +23,10 @@ def uneven(
 
     Where items of a list hold the same, and so do those of the list that they answer to, no block
     is special by itself. Nor is a first one that lacks some of what all others hold, such as a
-    norm, in two lists that are not of as many items. A matching in which the first answers alone, and those behind it share the
-    rest, takes an end of the stack for a kind of block. Where they do not hold the same, unequal
-    shares are odd if they are out of order as well. Of lists of single layers only those count
-    whose layers are alike, since others may hold layers of any sort.
+    norm, in two lists that are not of as many items. A matching in which the first answers alone,
+    and those behind it share the rest, takes an end of the stack for a kind of block. Where they do
+    not hold the same, unequal shares are odd if they are out of order as well. Of lists of single
+    layers only those count whose layers are alike, since others may hold layers of any sort.
 
     Args:
         laid: the matching.
