@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -96,13 +95,9 @@ def _lists_at_ends(pg: nx.DiGraph) -> set[str]:
 
 
 def _is_block(pg: nx.DiGraph, names: Collection[str]) -> bool:
-    """Tell whether some parameters are of several layers: a norm or so is among their modules."""
-    ranks: dict[str, int] = defaultdict(int)
-    for name in names:
-        module, _, own = name.rpartition(".")
-        if own != "bias":
-            ranks[module] = max(ranks[module], pg.nodes[name]["rank"])
-    return len(ranks) > 1 and min(ranks.values()) < 2
+    """Tell whether some parameters are of several layers: a norm is among their modules."""
+    ranks = {pg.nodes[name]["rank"] for name in names if name.rpartition(".")[2] == "weight"}
+    return bool(ranks) and min(ranks) < 2 <= max(pg.nodes[name]["rank"] for name in names)
 
 
 def _at_end(evidence: Evidence, base: Collection[str], target: str) -> bool:
