@@ -38,14 +38,19 @@ class Field(nn.Module):
 
 
 def field(pair: Pair) -> dict[str, str]:
-    """The layer behind the skip answers to that one, the first to the first, others in order."""
-    inner = [[i for i in range(1, number) if i != skip + 1] for number, skip in pair]
-    n, m = map(len, inner)
-    return {
-        "points.0": "points.0",
-        f"points.{pair[1][1] + 1}": f"points.{pair[0][1] + 1}",
-        **{f"points.{i}": f"points.{inner[0][j * n // m]}" for j, i in enumerate(inner[1])},
+    """The layer behind the skip answers to that one, the first to the first, those before and
+    behind to those there, in order; all others together where the base has none behind.
+    """
+    stretches = [[list(range(1, skip + 1)), list(range(skip + 2, number))] for number, skip in pair]
+    if not stretches[0][1]:
+        stretches = [[before + behind] for before, behind in stretches]
+    base, target = (f"points.{skip + 1}" for _, skip in pair)
+    inner = {
+        f"points.{i}": f"points.{ours[at * len(ours) // len(theirs)]}"
+        for ours, theirs in zip(*stretches, strict=True)
+        for at, i in enumerate(theirs)
     }
+    return {"points.0": "points.0", target: base, **inner}
 
 
 class Hyper(nn.Module):
