@@ -12,16 +12,22 @@ import os
 import sys
 import warnings
 from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING
 
 from flerm_fx.align.aligning import align
 from flerm_fx.align.doubts import doubts_of
 from flerm_fx.align.parameter_graph import capture_graph, parameters
 from flerm_fx.capture.tracing import capture
 from flerm_fx.errors import FlermError
-from zoo.architecture import SIZES
+from zoo.architecture import SIZES, Architecture, Size
+from zoo.graphs import kept
 from zoo.names import against
 from zoo.registry import architectures, chosen
 from zoo.verdicts import Verdict, alarms
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 def main() -> int:
@@ -55,14 +61,7 @@ def matched(name: str) -> list[tuple[str, str, Verdict, str]]:
     for size in SIZES:
         if size not in architecture.sizes:
             continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            captured = capture(
-                architecture.make(size, seed=size != "base"),
-                architecture.inputs(),
-                architecture.output_fn,
-            )
-        graphs[size] = graph = capture_graph(captured)
+        graphs[size] = graph = kept(f"{name}-{size}", partial(_captured, architecture, size))
         if size == "base":
             continue
         try:
@@ -78,6 +77,13 @@ def matched(name: str) -> list[tuple[str, str, Verdict, str]]:
             verdict = "wrong, in doubt" if doubts else "wrong"
         found.append((name, size, verdict, wrong or (str(doubts[0]) if doubts else "")))
     return found
+
+
+def _captured(architecture: Architecture, size: Size) -> "nx.DiGraph":
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = architecture.make(size, seed=size != "base")
+        return capture_graph(capture(model, architecture.inputs(), architecture.output_fn))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from flerm_fx.align.names import shares_by_names
 from flerm_fx.align.parameter_graph import as_chain, parameters
 from flerm_fx.align.patterns import Mapped, mapped_shares
 from flerm_fx.align.readings import by_structure
-from flerm_fx.align.unsure import by_order
+from flerm_fx.align.unsure import by_order, ends_in_lists
 from flerm_fx.boundary.options import choice
 from flerm_fx.errors import MatchError, shown
 
@@ -186,7 +186,7 @@ def _by_names_and_structure(
     answered = {other for row in by_name.values() for other in row}
     rest = as_chain(_without(b, set(by_name))), as_chain(_without(t, answered))
     laid, doubts = by_structure(*rest)
-    return [by_name, laid], {**by_order(laid), **doubts}
+    return [by_name, laid], {**ends_in_lists(by_name, b, t), **by_order(laid), **doubts}
 
 
 def _without(pg: nx.DiGraph, names: set[str]) -> nx.DiGraph:

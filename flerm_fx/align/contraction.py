@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from flerm_fx.ops.table import (
     SHAPED_LIKE,
     SIDE_BY_SIDE,
     TURNING,
+    is_nonlinear,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class Contraction:
         self.origin: dict[fx.Node, str] = {}
         self.parameters: dict[str, fx.Node] = {}
         self.turned: set[fx.Node] = set()  # values on data with axes exchanged since their origin
+        self.bent: dict[fx.Node, str] = {}  # the first nonlinearity since the origin
+        self.read: dict[str, set[str]] = defaultdict(set)  # those with which origins are read
         # Junctions of parameters alone, until the operation that reads them with data: a model may
         # compute them long before, and execution order is the order of use.
         self.waiting: dict[str, tuple[fx.Node, dict[str, str]]] = {}
@@ -74,24 +78,45 @@ class Contraction:
                 values.add(operand)
         if is_output or (not _is_shape(node) and any(n in self.data for _, n in _operands(node))):
             self.data.add(node)
+        if is_output:
+            self._note_reads(n for _, n in _operands(node))
         if not operands or not _flows(node):
             return
         key = f"%{node.name}"
         if node in self.data and (bare or len(values) > 1 or node in self.met):
+            self._note_reads(n for _, n in _operands(node))
             if operation(node) in RECURRENT:
                 self._add_layers(node, operands)
             else:
                 self.origin[node] = key
                 self._add_junction(node, operands, site=node)
         elif len(operands) > 1:
+            self._note_reads(n for _, n in _operands(node))
             self.origin[node] = key
             self.waiting[key] = node, operands
         else:
             self.origin[node] = next(iter(operands))
+            self._note_bend(node)
             if node in self.data:
                 turned = operation(node) in TURNING
                 if turned != any(operand in self.turned for operand in values):
                     self.turned.add(node)
+
+    def _note_bend(self, node: fx.Node) -> None:
+        """Note the first nonlinearity on the way to a value, which may be that an input meets it
+        there.
+        """
+        operands = [n for _, n in _operands(node)]
+        bent = next((self.bent[n] for n in operands if n in self.bent), "")
+        met = any(n in self.data and n not in self.origin and _flows(n) for n in operands)
+        if bent or met or is_nonlinear(node.target):
+            self.bent[node] = bent or operation(node)
+
+    def _note_reads(self, operands: Iterable[fx.Node]) -> None:
+        """Note through which nonlinearities the origins of some values are read."""
+        for operand in operands:
+            if operand in self.origin:
+                self.read[self.origin[operand]].add(self.bent.get(operand, ""))
 
     def _add_layers(self, node: fx.Node, operands: dict[str, str]) -> None:
         """Add a junction for each layer of a recurrent network that is one operation."""
@@ -136,6 +161,9 @@ class Contraction:
         for name in self.parameters:
             if name not in self.result:
                 self._add_parameter(name)
+        for node, attributes in self.result.nodes(data=True):
+            if attributes.get("junction"):
+                attributes["through"] = ",".join(sorted(self.read[node]))
         for node in self.result:
             _straighten([attributes for *_, attributes in self.result.out_edges(node, data=True)])
         for order, name in enumerate(parameters(self.result)):

@@ -91,7 +91,8 @@ class Ends:
             before = self.graph.pred[v]
             if v in within or within.isdisjoint(before):
                 continue
-            if len(before) == 1 and self.graph.nodes[v]["op"] in ONE_BY_ONE:
+            twice = any("," in a.get("slot", "") for a in before.values())  # a value meets itself
+            if len(before) == 1 and not twice and self.graph.nodes[v]["op"] in ONE_BY_ONE:
                 return all(within.union([v]).issuperset(self.graph.adj[w]) for w in within)
             within.add(v)
         return False

@@ -9,6 +9,7 @@ from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from flerm_fx.align.apart import Apart, apart, knows_nonlinearities
 from flerm_fx.align.doubts import Doubt
 from flerm_fx.align.ends import Ends
 from flerm_fx.align.isomorphism import neighbourhoods
@@ -79,8 +80,9 @@ class Evidence:
     gets that comes from b's, and 0 where t is torn from its block
     (:func:`flerm_fx.align.torn.torn`) or equal blocks get unequal parts
     (:func:`flerm_fx.align.uneven.uneven`) or kinds of blocks that take turns are crossed
-    (:func:`flerm_fx.align.rounds.out_of_round`). The words of names are not compared, so renaming
-    changes none of the three. The score of a matching is
+    (:func:`flerm_fx.align.rounds.out_of_round`) or a layer that stands apart from those of its list
+    is taken for one of them (:func:`flerm_fx.align.apart.apart`). The words of names are not
+    compared, so renaming changes none of the three. The score of a matching is
 
     .. math:: \sum_{b,t} \mathrm{share}_{bt} \Bigl(1 + \frac{1}{\sum_{b'}
               \mathrm{share}_{b't}}\Bigr) a_{bt}
@@ -114,14 +116,14 @@ class Evidence:
             for t, share in row.items():
                 taken[t] += float(share)
         pure, places = self._purity(laid), self.places
-        apart = torn(laid) | self._uneven(laid) | out_of_round(laid)
+        against = torn(laid) | self._uneven(laid) | out_of_round(laid) | self._out_of_row(laid)
         total = 0.0
         for b, row in laid.items():
             for t, share in row.items():
                 agreement = 1.0
                 if b not in in_time:
                     agreement += self.flow.of_parameters(b, t) + self._same_kind(b, t)
-                    agreement += 0.0 if t in apart else pure[places[0][b], places[1][t]]
+                    agreement += 0.0 if t in against else pure[places[0][b], places[1][t]]
                 total += float(share) * (1 + 1 / taken[t]) * agreement / 4
         return total
 
@@ -138,6 +140,7 @@ class Evidence:
             or torn(laid)
             or self._uneven(laid)
             or out_of_round(laid)
+            or self._out_of_row(laid)
         ):
             return False
         return not any(self._against(b, t) for b, row in laid.items() for t in row)
@@ -164,14 +167,18 @@ class Evidence:
         answers = by_target(laid)
         alternatives = [by_target(other) for other in others]
         found: dict[str, Doubt] = {}
-        apart, unequal, crossed = torn(laid), self._uneven(laid), out_of_round(laid)
+        torn_off, unequal, crossed = torn(laid), self._uneven(laid), out_of_round(laid)
+        out_of_row = self._out_of_row(laid)
+        beside = {t for row in laid.values() if not out_of_row.isdisjoint(row) for t in row}
         by_place: dict[Hashable, list[str]] = defaultdict(list)
         for name, place in self.places[0].items():
             by_place[place].append(name)
         for t, base in answers.items():
             names = tuple(base)
             reason = next((why for b in names if (why := self._against(b, t))), "")
-            if not reason and t in apart:
+            if not reason and t in beside:
+                reason = "a layer that stands apart from the others of its list is taken for one"
+            if not reason and t in torn_off:
                 reason = "others of its block answer to other blocks"
             if not reason and t in unequal:
                 reason = "blocks that hold the same get unequal shares"
@@ -219,6 +226,25 @@ class Evidence:
                 uses.append({(pg.nodes[v]["op"], s.partition("[")[0]) for v, s in readers.items()})
                 sorts.add(tuple(pg.nodes[name][key] for key in ("kind", "op", "slot", "rank")))
         return len(sorts) == 1 and set().union(*uses) in uses
+
+    @cached_property
+    def apart(self) -> tuple[Apart, Apart]:
+        """How layers of lists stand apart from the others of their list, of base and target."""
+        closing = knows_nonlinearities(self.base) and knows_nonlinearities(self.target)
+        return apart(self.base, closing=closing), apart(self.target, closing=closing)
+
+    def _out_of_row(self, laid: Shares) -> frozenset[str]:
+        """Return the target parameters in lists of layers that answer to ones that stand apart
+        otherwise, although both models have both.
+        """
+        base, target = self.apart
+        ways = set(base.values()) & set(target.values())
+        return frozenset(
+            t
+            for b, row in laid.items()
+            for t in row
+            if base.get(b, "") != target.get(t, "") and {base.get(b, ""), target.get(t, "")} <= ways
+        )
 
     @cached_property
     def ends(self) -> tuple[Ends, Ends]:

@@ -15,6 +15,7 @@ from functools import cached_property
 from itertools import permutations
 from typing import TYPE_CHECKING
 
+from flerm_fx.align.apart import Apart
 from flerm_fx.align.ends import Ends
 from flerm_fx.align.evidence import Flow, in_common
 from flerm_fx.align.mass import Level, Member, Shares, overlaps
@@ -53,7 +54,7 @@ class Kind:
 
     Attributes:
         holds: its parameters by their places in it, each with what it is by itself.
-        end: of the data flow, at which the item is, or ``"inner"``.
+        end: of the data flow, at which the item is, or ``"inner"``; and how it stands apart.
     """
 
     holds: frozenset[tuple[Path, Own]]
@@ -85,13 +86,21 @@ class Families:
         graph: a parameter graph.
         numbered: whether ``stage1`` and ``stage2`` are items of a list, as ``stage.1`` is.
         ends: the ends of its data flow, if items there are told from others.
+        apart: how layers stand apart from the others of their list, if they are told from these.
         wrapped: whether an item that all names are in is a wrapper, and no item of a list.
     """
 
     def __init__(
-        self, graph: nx.DiGraph, *, numbered: bool, ends: Ends | None = None, wrapped: bool = False
+        self,
+        graph: nx.DiGraph,
+        *,
+        numbered: bool,
+        ends: Ends | None = None,
+        apart: Apart | None = None,
+        wrapped: bool = False,
     ) -> None:
         self.graph = graph
+        self.apart = apart or {}
         self.names = [name for name in parameters(graph) if graph.nodes[name]["op"]]
         self.parts = {name: _parts(name, numbered) for name in self.names}
         while wrapped and _share_an_item(self.parts.values()):
@@ -163,9 +172,18 @@ class Families:
                 inside[item].append(name)
                 self.lists[around].setdefault(item)
         return {
-            item: Kind(frozenset(held), ends.which(inside[item]) if ends else "")
+            item: Kind(
+                frozenset(held),
+                (ends.which(inside[item]) if ends else "") + self._way(inside[item]),
+            )
             for item, held in holds.items()
         }
+
+    def _way(self, names: Collection[str]) -> str:
+        """Return how an item stands apart that is a single layer."""
+        one = sum(self.graph.nodes[name]["rank"] > 1 for name in names) < 2
+        ways = {self.apart.get(name, "") for name in names} - {""}
+        return f", {min(ways)}" if one and ways else ""
 
     def common(self) -> set[Hashable]:
         """Kinds, whatever their words, of which a list has several or one that is at no end."""

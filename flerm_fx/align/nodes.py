@@ -15,7 +15,10 @@ TURNED = "^T"
 UNUSED = {"op": "", "slot": "", "rank": 0, "kind": "", "order": 0, "uses": 0, "path": ""}
 """Attributes of a parameter that the output does not depend on."""
 
-JUNCTION = {"op": "", "data": True}
+UNKNOWN = "?"
+"""What a junction's ``through`` is where nonlinearities are not known."""
+
+JUNCTION = {"op": "", "data": True, "through": UNKNOWN}
 """Attributes of a junction, beside ``junction=True``."""
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from flerm_fx.align.contraction import Contraction, input_met, live
-from flerm_fx.align.nodes import JUNCTION, UNUSED, on_data, parameters, sites
+from flerm_fx.align.nodes import JUNCTION, UNKNOWN, UNUSED, on_data, parameters, sites
 from flerm_fx.capture.captured import Capture
 from flerm_fx.errors import ProfileError
 
@@ -42,7 +42,8 @@ def parameter_graph(graph: fx.Graph) -> nx.DiGraph:
     - ``order``: position in execution order, ``uses``: how many operations on data read it.
 
     A *junction* node, keyed ``"%"`` and the name of the captured node, has ``junction=True``,
-    ``op``, and ``data``, which tells whether it depends on data. Junctions are the operations on
+    ``op``, ``data``, which tells whether it depends on data, and ``through``, the nonlinearities
+    that its value first passes on the way to what reads it. Junctions are the operations on
     data that read a parameter, and those in which several values meet (a residual addition,
     attention) or several parameters (the two factors of a weight norm). An edge ``u -> v`` with
     attribute ``slot`` says that v reads u in that argument; it ends in ``"^T"`` if axes are
@@ -157,7 +158,7 @@ def chain(entries: Iterable[tuple[str, str, str, int]]) -> nx.DiGraph:
     stream = ""
     if 0 in starts:
         stream = "%input"
-        graph.add_node(stream, junction=True, op="input", data=True)
+        graph.add_node(stream, junction=True, op="input", data=True, through=UNKNOWN)
     order = 0
     opened: list[tuple[int, str]] = []
     for position, members in enumerate(modules):
@@ -168,7 +169,7 @@ def chain(entries: Iterable[tuple[str, str, str, int]]) -> nx.DiGraph:
             attributes = {"op": kind, "slot": slot, "rank": rank, "kind": kind, "path": path}
             graph.add_node(name, **{**UNUSED, **attributes, "order": order, "uses": 1})
             order += 1
-        graph.add_node(site, junction=True, op=members[0][1], data=True)
+        graph.add_node(site, junction=True, op=members[0][1], data=True, through=UNKNOWN)
         if stream:
             graph.add_edge(stream, site, slot="input")
         for name, _, slot, _ in members:
@@ -177,7 +178,7 @@ def chain(entries: Iterable[tuple[str, str, str, int]]) -> nx.DiGraph:
         while opened and opened[-1][0] == position + 1:
             _, shortcut = opened.pop()
             closing = f"%{position}.{len(opened)}"
-            graph.add_node(closing, junction=True, op="block", data=True)
+            graph.add_node(closing, junction=True, op="block", data=True, through=UNKNOWN)
             graph.add_edge(shortcut, closing, slot="shortcut")
             graph.add_edge(stream, closing, slot="branch")
             stream = closing
@@ -255,6 +256,8 @@ def from_json(packed: Any) -> nx.DiGraph:
         types: dict[str, type] = {"name": str, **{key: type(v) for key, v in expected.items()}}
         if junction:
             types["junction"] = bool
+        if junction:  # files of before do not say through what values are read
+            node = {"through": UNKNOWN, **node}
         attributes = dict(_checked(f"node {index}", node, types))
         name = attributes.pop("name")
         if name in pg:

@@ -137,8 +137,10 @@ def _by_tree(
     wrapped = [own and not other for own, other in (around, reversed(around))]
     for numbered, cut in product((False, True), cuts):
         one, other = (
-            Families(pg, numbered=numbered, ends=told, wrapped=own)
-            for pg, told, own in zip((b, t), ends or (None, None), wrapped, strict=True)
+            Families(pg, numbered=numbered, ends=told, apart=way if told else None, wrapped=own)
+            for pg, told, way, own in zip(
+                (b, t), ends or (None, None), evidence.apart, wrapped, strict=True
+            )
         )
         if numbered and (one.in_one_list or other.in_one_list):
             continue  # as with p1.weight, p2.weight, … for all layers of whatever kind

@@ -22,10 +22,11 @@ def uneven(
     """Return the target parameters in lists of blocks of which some get more than others.
 
     Where items of a list hold the same, and so do those of the list that they answer to, no block
-    is special by itself. A matching in which the first answers alone, and those behind it share the
-    rest, takes an end of the stack for a kind of block. Where they do not hold the same, unequal
-    shares are odd if they are out of order as well. Of lists of single layers only those count
-    whose layers are alike, since others may hold layers of any sort.
+    is special by itself. Nor is a first one that lacks some of what all others hold, such as a
+    norm, in two lists that are not of as many items. A matching in which the first answers alone,
+    and those behind it share the rest, takes an end of the stack for a kind of block. Where they do
+    not hold the same, unequal shares are odd if they are out of order as well. Of lists of single
+    layers only those count whose layers are alike, since others may hold layers of any sort.
 
     Args:
         laid: the matching.
@@ -42,6 +43,7 @@ def uneven(
     """
     answers = by_target(laid)
     base, target = Lists(laid), Lists(answers)
+    lacking = _lacking(base), _lacking(target)
     groups: dict[tuple[int, Words, Words], _Siblings] = defaultdict(list)
     for name in answers:
         for at in in_each_list(name):
@@ -53,13 +55,18 @@ def uneven(
             continue
         if len(rest) < 2 and not alike([name for _, name in siblings]):
             continue
+        theirs = {at.list for _, name in siblings for at in _answering(answers[name], inner)}
+        lacks = of in lacking[1] and all(
+            other in lacking[0] and len(base.rests[other]) != len(target.rests[of])
+            for other in theirs
+        )
         kinds: dict[frozenset[Words], _Siblings] = defaultdict(list)
         for at, name in siblings:
-            kinds[target.rests[of][at.item]].append((at, name))
+            kinds[_kind(target, of, at.item, lacks)].append((at, name))
         rows = [
             row
             for row in kinds.values()
-            if len({k for _, name in row for k in _kinds(answers[name], inner, base)}) == 1
+            if len({k for _, name in row for k in _kinds(answers[name], inner, base, lacks)}) == 1
         ]
         if rest in target.everywhere[of] and not _in_order(siblings, answers, inner, base):
             rows = [siblings]
@@ -97,12 +104,33 @@ def _in_order(
     return len(lists) > 1 or all(one[-1] <= other[0] for one, other in pairwise(rows))
 
 
-def _kinds(answer: Mapping[str, Fraction], inner: int, base: Lists) -> set[Hashable]:
+def _answering(answer: Mapping[str, Fraction], inner: int) -> list[InList]:
+    """Return the places, in lists as far out, of what a parameter answers to."""
+    return [at for name in answer for at in in_each_list(name)[inner:][:1]]
+
+
+def _kinds(answer: Mapping[str, Fraction], inner: int, base: Lists, lacks: bool) -> set[Hashable]:
     """Return the lists as far out that a parameter's mass comes from, with what the items there
     hold.
     """
     found: set[Hashable] = set()
     for name in answer:
         at = in_each_list(name)[inner:][:1]
-        found.add((at[0].list, base.rests[at[0].list][at[0].item]) if at else name)
+        found.add((at[0].list, _kind(base, at[0].list, at[0].item, lacks)) if at else name)
     return found
+
+
+def _lacking(lists: Lists) -> set[Words]:
+    """Return the lists whose first item lacks some of what all others hold, and is like none."""
+    found: set[Words] = set()
+    for of, items in lists.rests.items():
+        first, *others = (items[item] for item in sorted(items))
+        if others and all(first < other for other in others):
+            found.add(of)
+    return found
+
+
+def _kind(lists: Lists, of: Words, item: int, lacking: bool) -> frozenset[Words]:
+    """Return what an item holds; of a first one that lacks a part, what the next one holds."""
+    first, *others = sorted(lists.rests[of])
+    return lists.rests[of][others[0] if lacking and item == first else item]

@@ -260,3 +260,23 @@ SUMS = frozenset(name for name in of_kind("elementwise") if TABLE[name].terms)
 
 SIDE_BY_SIDE = frozenset({"aten.cat", "aten.stack"})
 """The operations that put tensors beside one another, none of which changes the others."""
+
+
+def is_nonlinear(op: Any) -> bool:
+    """Tell whether an operation of one value is an activation, or anything that is not known as
+    linear, an arrangement or a dropout.
+
+    >>> import operator, torch
+    >>> is_nonlinear(torch.ops.aten.gelu.default), is_nonlinear(torch.ops.aten.view.default)
+    (True, False)
+    >>> is_nonlinear(operator.getitem)
+    False
+    """
+    known = facts(op)
+    if known.linear or known.terms:
+        return known.kind == "norm"
+    return (
+        schema_of(op) is not None
+        and known.kind in ("", "elementwise", "norm")
+        and not known.reads_shape_of_other
+    )

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from flerm_fx.align.nodes import UNKNOWN
 from flerm_fx.align.parameter_graph import (
     capture_graph,
     chain,
@@ -69,7 +70,13 @@ def test_attributes() -> None:
         "uses": 1,
         "path": "0.fc",
     }
-    assert pg.nodes["%linear"] == {"junction": True, "op": "aten.linear", "data": True}
+    assert pg.nodes["%linear"] == {
+        "junction": True,
+        "op": "aten.linear",
+        "data": True,
+        "through": "aten.relu",
+    }
+    assert pg.nodes["%linear_1"]["through"] == ""
     # The first norm reads no parameter's value; the input meets what is made of it in the sum.
     assert [(u, v) for u, v in pg.edges if u.startswith("%")] == [
         ("%layer_norm", "%linear"),
@@ -191,6 +198,12 @@ def test_json_round_trip() -> None:
     assert nx.utils.graphs_equal(
         from_json(to_json(nx.DiGraph(complete=True))), nx.DiGraph(complete=True)
     )
+
+
+def test_a_file_of_before_does_not_say_through_what_values_are_read() -> None:
+    packed = to_json(capture_graph(capture(nn.Sequential(nn.Linear(4, 2)), features(3, 4))))
+    del packed["nodes"][-1]["through"]
+    assert from_json(packed).nodes["%linear"]["through"] == UNKNOWN
 
 
 def test_a_bare_node_is_an_unused_parameter() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flerm_fx.align.aligning import align
+from flerm_fx.align.apart import apart, knows_nonlinearities
 from flerm_fx.align.doubts import doubts_of
 from flerm_fx.align.mass import Shares
 from flerm_fx.align.parameter_graph import capture_graph, chain
@@ -623,16 +624,39 @@ def _without_graph(names: Sequence[str]) -> Any:
     return chain((name, "Linear", "weight", 1 + ("fc" in name)) for name in names)
 
 
-def test_without_a_graph_lists_beside_a_list_of_blocks_are_matched_by_their_numbers() -> None:
-    def convolutions(depth: int) -> Any:
-        parts = ("convs.{}.eps", "convs.{}.mlp.fc", "norms.{}.weight")
-        return _without_graph([part.format(i) for i in range(depth) for part in parts])
+CONVOLUTION = ("convs.{}.eps", "convs.{}.mlp.fc", "norms.{}.weight")
 
-    found = align(convolutions(2), convolutions(3))
+
+def _convolutions(depth: int, before: str, behind: str) -> Any:
+    lists = [part.format(i) for i in range(depth) for part in CONVOLUTION]
+    return _without_graph([*filter(None, [before]), *lists, *filter(None, [behind])])
+
+
+def test_without_a_graph_lists_beside_a_list_of_blocks_are_matched_by_their_numbers() -> None:
+    found = align(_convolutions(2, "embed.fc", "head.fc"), _convolutions(3, "embed.fc", "head.fc"))
     assert doubts_of(found) == ()
-    for part in ("convs.{}.eps", "convs.{}.mlp.fc", "norms.{}.weight"):
+    for part in CONVOLUTION:
         row = dict(found[part.format(1)].base)
         assert row == {part.format(i): pytest.approx(1 / 3) for i in (0, 1)}
+
+
+@pytest.mark.parametrize("around", [("embed.fc", ""), ("", "head.fc"), ("", "")])
+def test_without_a_graph_layers_of_a_list_that_begins_or_ends_the_network_are_in_doubt(
+    around: tuple[str, str],
+) -> None:
+    doubts = doubts_of(align(_convolutions(2, *around), _convolutions(3, *around)))
+    assert {doubt.target for doubt in doubts} == {
+        part.format(i) for part in CONVOLUTION if "convs" in part for i in range(3)
+    }
+    assert all("begins or ends the network" in doubt.reason for doubt in doubts)
+
+
+def test_without_a_graph_blocks_at_an_end_of_the_network_are_in_no_doubt() -> None:
+    def blocks(depth: int) -> Any:
+        parts = ("blocks.{}.norm.weight", "blocks.{}.fc.weight")
+        return _without_graph([part.format(i) for i in range(depth) for part in parts])
+
+    assert doubts_of(align(blocks(2), blocks(4))) == ()
 
 
 def test_without_a_graph_what_order_alone_tells_is_in_doubt() -> None:
@@ -640,3 +664,63 @@ def test_without_a_graph_what_order_alone_tells_is_in_doubt() -> None:
     doubts = doubts_of(align(base, target))
     assert doubts
     assert "the order of modules alone" in doubts[0].reason
+
+
+class Inner(nn.Module):
+    """A perceptron within the network, and what takes what it gives."""
+
+    def __init__(self, depth: int, how: str) -> None:
+        super().__init__()
+        self.how, self.head, self.learned = how, nn.Linear(4, 2), nn.Parameter(torch.ones(4))
+        layers = (m for _ in range(depth + 1) for m in (nn.Linear(4, 4), nn.Tanh()))
+        self.inner = nn.Sequential(*layers, nn.Linear(4, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = self.inner(x if self.how == "data" else self.learned)
+        matrix = given.unflatten(-1, (4, 4))
+        out: Tensor = self.head((matrix @ x[..., None])[..., 0].tanh())
+        return out
+
+
+@pytest.mark.parametrize("how", ["data", "parameters"])
+def test_the_last_layer_of_a_perceptron_within_the_network_is_none_of_its_hidden_ones(
+    how: str,
+) -> None:
+    found = answers(Inner(2, how), Inner(4, how), torch.randn(3, 4))
+    assert found["inner.10.weight"] == {"inner.6.weight": 1.0}
+    assert found["inner.0.bias"] == {"inner.0.bias": 1.0}
+    assert found["inner.4.weight"] == {"inner.2.weight": 0.5}
+
+
+def test_where_the_base_has_no_hidden_layer_a_layer_that_stands_apart_is_in_doubt() -> None:
+    one, other = (capture_graph(capture(Inner(n, "data"), torch.randn(3, 4))) for n in (0, 1))
+    doubts = doubts_of(align(one, other))
+    assert {doubt.target for doubt in doubts} >= {f"inner.{i}.weight" for i in (2, 4)}
+
+
+def test_a_graph_that_does_not_know_nonlinearities_tells_no_last_layer() -> None:
+    pg = capture_graph(capture(Inner(2, "data"), torch.randn(3, 4)))
+    assert set(apart(pg).values()) == {"", "closes"}
+    assert set(apart(pg, closing=False).values()) == {""}
+    assert knows_nonlinearities(pg)
+    for _, attributes in pg.nodes(data=True):
+        attributes.pop("through", None)
+    assert not knows_nonlinearities(pg)
+
+
+def test_a_first_block_that_lacks_a_part_is_a_copy_unless_either_side_has_its_kind_elsewhere() -> (
+    None
+):
+    def laid(n: int, m: int, lacking: Collection[int]) -> Shares:
+        """The first answers to the first, and the others to the others."""
+        fc = {"b.0.fc.w": {"h.0.fc.w": Fraction(1)}, "b.0.up.w": {"h.0.up.w": Fraction(1)}}
+        rest = {f"b.{i}": [f"h.{j}" for j in range(1, m)] for i in range(1, n)}
+        for b, row in rest.items():
+            for part in ("fc", "up", "norm"):
+                kept = [t for t in row if part != "norm" or int(t[2:]) not in lacking]
+                fc[f"{b}.{part}.w"] = {f"{t}.{part}.w": Fraction(1, len(kept)) for t in kept}
+        return fc
+
+    never, always = (lambda names: False), (lambda names: True)
+    assert uneven(laid(2, 4, ()), is_end=never, alike=always)
+    assert not uneven(laid(2, 4, (2,)), is_end=never, alike=always)

@@ -1,6 +1,6 @@
 """All stacks."""
 
-from zoo.depth import ends, families, published, stages, streams, towers
+from zoo.depth import ends, families, published, rows, stages, streams, towers
 
 STACKS = [
     *streams.STACKS,
@@ -8,5 +8,6 @@ STACKS = [
     *ends.STACKS,
     *towers.STACKS,
     *published.STACKS,
+    *rows.STACKS,
     *families.STACKS,
 ]

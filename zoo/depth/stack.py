@@ -20,6 +20,7 @@ from flerm_fx.align.patterns import mapped_shares
 from flerm_fx.capture.tracing import capture
 from flerm_fx.errors import MatchError
 from flerm_fx.model.inputs import Inputs
+from zoo.graphs import kept
 from zoo.verdicts import Verdict
 
 Depths = tuple[int, ...]
@@ -68,10 +69,14 @@ def outcome(stack: Stack, pair: Pair) -> Outcome:
 
 def graph(stack: Stack, depths: Depths) -> nx.DiGraph:
     """The parameter graph of an architecture at some depths."""
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return capture_graph(capture(stack.build(depths).train(), stack.inputs()))
+
+    def captured() -> nx.DiGraph:
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return capture_graph(capture(stack.build(depths).train(), stack.inputs()))
+
+    return kept("-".join([stack.kind, stack.name, *map(str, depths)]), captured)
 
 
 def judged(stack: Stack, pair: Pair, base: nx.DiGraph, target: nx.DiGraph) -> Outcome:
