@@ -78,8 +78,8 @@ class Prefetch:
         value = self._gather.finish(tensor, self._device)
         self._followers[self._last] = name
         self._last = (self._last[1], name)
-        following = self._followers.get(self._last)
-        if following is not None:
+        following = self._followers.get(self._last, "")
+        if following in self._tensors:
             self._begun = following, self._gather.begin(self._tensors[following])
         return value
 
