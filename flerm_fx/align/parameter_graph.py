@@ -158,7 +158,7 @@ def chain(entries: Iterable[tuple[str, str, str, int]]) -> nx.DiGraph:
     stream = ""
     if 0 in starts:
         stream = "%input"
-        graph.add_node(stream, junction=True, op="input", data=True, through=UNKNOWN)
+        graph.add_node(stream, junction=True, **{**JUNCTION, "op": "input"})
     order = 0
     opened: list[tuple[int, str]] = []
     for position, members in enumerate(modules):
@@ -169,7 +169,7 @@ def chain(entries: Iterable[tuple[str, str, str, int]]) -> nx.DiGraph:
             attributes = {"op": kind, "slot": slot, "rank": rank, "kind": kind, "path": path}
             graph.add_node(name, **{**UNUSED, **attributes, "order": order, "uses": 1})
             order += 1
-        graph.add_node(site, junction=True, op=members[0][1], data=True, through=UNKNOWN)
+        graph.add_node(site, junction=True, **{**JUNCTION, "op": members[0][1]})
         if stream:
             graph.add_edge(stream, site, slot="input")
         for name, _, slot, _ in members:
@@ -178,7 +178,7 @@ def chain(entries: Iterable[tuple[str, str, str, int]]) -> nx.DiGraph:
         while opened and opened[-1][0] == position + 1:
             _, shortcut = opened.pop()
             closing = f"%{position}.{len(opened)}"
-            graph.add_node(closing, junction=True, op="block", data=True, through=UNKNOWN)
+            graph.add_node(closing, junction=True, **{**JUNCTION, "op": "block"})
             graph.add_edge(shortcut, closing, slot="shortcut")
             graph.add_edge(stream, closing, slot="branch")
             stream = closing
@@ -256,8 +256,7 @@ def from_json(packed: Any) -> nx.DiGraph:
         types: dict[str, type] = {"name": str, **{key: type(v) for key, v in expected.items()}}
         if junction:
             types["junction"] = bool
-        if junction:  # files of before do not say through what values are read
-            node = {"through": UNKNOWN, **node}
+            node = {"through": UNKNOWN, **node}  # which files of before do not say
         attributes = dict(_checked(f"node {index}", node, types))
         name = attributes.pop("name")
         if name in pg:

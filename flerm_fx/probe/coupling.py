@@ -1,7 +1,7 @@
 """This module tells whether the model couples the examples of a batch."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -100,13 +100,12 @@ def coupling(
                 alone = torch.cat([_in_pairs(captured, parameters, x) for x in examples_of(inputs)])
             except Exception:
                 return refused
-        of_copies = None
-        if coarsest(together, *parameters.values()) > TOLERANCE:
+
+        def of_copies() -> Tensor:
             set_rng_state(state)
-            of_copies = applied(captured, parameters, copies_of_first(inputs))
-    if alone.shape != together.shape:
-        return "the output's shape depends on the batch"
-    return apart(alone, together, of_copies, *parameters.values())
+            return applied(captured, parameters, copies_of_first(inputs))
+
+        return apart(alone, together, of_copies, *parameters.values())
 
 
 def copies_of_first(inputs: Inputs) -> Inputs:
@@ -118,23 +117,28 @@ def copies_of_first(inputs: Inputs) -> Inputs:
     return pytree.tree_map_only(Tensor, lambda t: torch.cat([t[:1]] * len(t)), inputs)  # type: ignore[no-any-return]
 
 
-def apart(alone: Tensor, together: Tensor, of_copies: Tensor | None, *weights: Tensor) -> str:
+def apart(
+    alone: Tensor, together: Tensor, of_copies: Callable[[], Tensor], *weights: Tensor
+) -> str:
     """Return why outputs are not those of examples one by one; empty if they are.
 
     Args:
         alone: the outputs of single examples.
         together: those of the batch.
-        of_copies: those of as many copies of the first, where types are coarse, None where not.
+        of_copies: gives those of as many copies of the first, called where types are coarse.
             Kernels are the same there, and so is rounding, so that a step in the last place tells
             that the others matter, which beside ``alone`` would be within rounding.
         weights: what they were computed with.
     """
+    if alone.shape != together.shape:
+        return "the output's shape depends on the batch"
     away = difference(alone, together)
     if not away <= tolerance(together, *weights):
         return f"examples influence each other (outputs differ by {away:.1e} when run alone)"
-    if of_copies is not None:
-        moved = difference(of_copies[:1], together[:1])
-        if not moved <= max(TOLERANCE, coarsest(together, *weights)):
+    step = coarsest(together, *weights)
+    if step > TOLERANCE:
+        moved = difference(of_copies()[:1], together[:1])
+        if not moved <= step:
             return (
                 f"examples influence each other (an output differs by {moved:.1e} beside copies of "
                 "its example)"

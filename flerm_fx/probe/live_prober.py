@@ -290,13 +290,11 @@ class LiveProber:
             alone = torch.cat([live.output(one) for one in examples_of(first)])
         except Exception as error:  # a model may refuse a batch of 1 in any way
             return f"examples cannot be run one by one: {first_line(error)}"
-        if alone.shape != together.shape:
-            return "the output's shape depends on the batch"
-        weights = self._captured.parameters.values()
-        of_copies = None
-        if coarsest(together, *weights) > TOLERANCE:
-            of_copies = live.output(copies_of_first(first))
-        return apart(alone, together, of_copies, *weights)
+
+        def of_copies() -> Tensor:
+            return live.output(copies_of_first(first))
+
+        return apart(alone, together, of_copies, *self._captured.parameters.values())
 
     def _check_apart(self, live: LiveModel, first: Inputs, together: Tensor) -> None:
         """Check that what other ranks run is nothing to the first one."""

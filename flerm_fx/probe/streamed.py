@@ -9,7 +9,7 @@ the graph run whole, and so is every bit of what comes out.
 
 import operator
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,6 @@ from flerm_fx.model.inputs import Inputs
 from flerm_fx.ops.operation import is_random
 from flerm_fx.probe.frontier import data_nodes
 from flerm_fx.probe.later import Later, has_later, now
-from flerm_fx.probe.prefetch import Prefetch
 
 Packed = Tensor | tuple[Later, torch.Size, tuple[int, ...], int]
 """What autograd keeps: a tensor, or where it came from and how it lies there."""
@@ -139,20 +138,24 @@ class Streamed(fx.Interpreter):
             return later.value().as_strided(*layout)  # type: ignore[no-any-return]
 
 
-def to_gather(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Later]:
-    """Return tensors that may be elsewhere, each to be whole on a device where it is read."""
-    return {
-        name: Later(gathered, (tensor.detach(), device), blank=_blank_like(tensor, device))
-        for name, tensor in tensors.items()
-    }
-
-
-def to_fetch(
-    prefetch: Prefetch, tensors: Mapping[str, Tensor], device: torch.device
+def to_gather(
+    tensors: Mapping[str, Tensor],
+    device: torch.device,
+    take: Callable[[str], Tensor] | None = None,
 ) -> dict[str, Later]:
-    """Return the same, where reading one sends for the next."""
+    """Return tensors that may be elsewhere, each to be whole on a device where it is read.
+
+    Args:
+        tensors: by name.
+        device: that reads them.
+        take: brings one by its name; by itself, if None.
+    """
+
+    def by_itself(name: str) -> Tensor:
+        return gathered(tensors[name], device)
+
     return {
-        name: Later(prefetch.take, (name,), blank=_blank_like(tensor, device))
+        name: Later(take or by_itself, (name,), blank=_blank_like(tensor, device))
         for name, tensor in tensors.items()
     }
 

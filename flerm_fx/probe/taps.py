@@ -25,7 +25,7 @@ from flerm_fx.ops.operation import operation
 from flerm_fx.probe.frontier import Entering, ProbeNodes, unit_update_name
 from flerm_fx.probe.prefetch import Gather, Prefetch
 from flerm_fx.probe.rules import Operation
-from flerm_fx.probe.streamed import Streamed, device_of_inputs, streams, to_fetch
+from flerm_fx.probe.streamed import Streamed, device_of_inputs, streams, to_gather
 
 LONG = 2**15
 """Numbers from which on an inner product is one of its own."""
@@ -259,9 +259,9 @@ def by_taps(
         return _projections(output, taps, cotangents)
     device = device_of_inputs(flat_inputs)
     as_weights = {unit_update_name(n): u.to(parameters[n].dtype) for n, u in updates.items()}
-    held = {name: tensor.detach() for name, tensor in {**parameters, **as_weights}.items()}
+    held = {**parameters, **as_weights}
     with Prefetch(tapped, held, device, gather or Gather()) as prefetch:
-        streamed = Streamed(tapped, to_fetch(prefetch, held, device), device)
+        streamed = Streamed(tapped, to_gather(held, device, prefetch.take), device)
         return _projections(streamed.differentiable(taps, *flat_inputs), taps, cotangents)
 
 
