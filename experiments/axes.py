@@ -97,7 +97,17 @@ class Axis:
     key: str
     title: str
     data: DataName
-    model: Literal["resmlp", "transformer", "smollm2", "adapted-llama", "llama", "gpt2", "vit"]
+    model: Literal[
+        "resmlp",
+        "transformer",
+        "smollm2",
+        "adapted-llama",
+        "llama",
+        "gpt2",
+        "vit",
+        "neox",
+        "olmo2",
+    ]
     settings: Mapping[str, Any]
     scaled: Scaled
     scales: tuple[float, ...]
@@ -257,6 +267,8 @@ VIT = replace(
     grid=replace(_OCTAVES, every=2),
     batch=64,
 )
+NEOX = replace(LLAMA, key="neox-width", title="GPT-NeoX, width", model="neox")
+OLMO2 = replace(LLAMA, key="olmo2-width", title="OLMo 2, width", data="bytes", model="olmo2")
 
 ADAPTED = replace(
     LLAMA,
@@ -371,7 +383,7 @@ def _under_the_recipe() -> list[Axis]:
         for axis in (LLAMA, GPT2)
         for scaled in WIDE_RUNS
     ]
-    return [LLAMA, GPT2, VIT, ADAPTED, *deep, both, initial, mlp, *others, *wide]
+    return [LLAMA, GPT2, VIT, NEOX, OLMO2, ADAPTED, *deep, both, initial, mlp, *others, *wide]
 
 
 GRIDS = {

@@ -44,10 +44,12 @@ LAST = {
     "llama": ("self_attn.o_proj", "mlp.down_proj"),
     "gpt2": ("attn.c_proj", "mlp.c_proj"),
     "vit": ("attention.o_proj", "mlp.fc2"),
+    "neox": ("attention.dense", "mlp.dense_4h_to_h"),
+    "olmo2": ("post_attention_layernorm", "post_feedforward_layernorm"),
 }
-"""The linear maps that end a branch: what they return is added to the residual stream."""
+"""The modules that end a branch: what they return is added to the residual stream."""
 
-_READOUT = {"llama": "lm_head", "gpt2": "lm_head", "vit": "classifier"}
+_READOUT = dict.fromkeys(LAST, "lm_head") | {"vit": "classifier"}
 
 _SMALLER_WITH_DEPTH = ("gpt2",)
 """Architectures that begin the last matrix of a branch smaller by the root of the depth."""

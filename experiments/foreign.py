@@ -1,4 +1,4 @@
-"""Models that this project did not write: transformers' Llama, GPT-2 and ViT, small.
+"""Models that this project did not write: transformers' Llama, GPT-2, ViT and two more, small.
 
 Each begins with the initial weights that transformers gives it, of the same standard deviation at
 every width, and returns an object with ``logits``. Heads keep their width as models grow.
@@ -113,7 +113,55 @@ def vit(size: Size) -> nn.Module:
     return ViTForImageClassification(config)
 
 
+def neox(size: Size) -> nn.Module:
+    """``GPTNeoXForCausalLM`` on bytes: attention and MLP side by side, LayerNorm, biases, rotary.
+
+    Half of a head is rotated: a quarter, as in its own default, is no even number of these.
+    """
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    config = GPTNeoXConfig(
+        vocab_size=256,
+        hidden_size=size.width,
+        intermediate_size=4 * size.width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        max_position_embeddings=CONTEXT,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10_000.0,
+            "partial_rotary_factor": 0.5,
+        },
+        initializer_range=size.deviation,
+        use_cache=False,
+    )
+    return GPTNeoXForCausalLM(config)
+
+
+def olmo2(size: Size) -> nn.Module:
+    """``Olmo2ForCausalLM`` on bytes: norms behind branches and of queries and keys.
+
+    Two heads share a key and a value.
+    """
+    from transformers import Olmo2Config, Olmo2ForCausalLM
+
+    config = Olmo2Config(
+        vocab_size=256,
+        hidden_size=size.width,
+        intermediate_size=size.width * 8 // 3,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads // 2,
+        max_position_embeddings=CONTEXT,
+        initializer_range=size.deviation,
+        pad_token_id=None,
+        eos_token_id=None,
+        use_cache=False,
+    )
+    return Olmo2ForCausalLM(config)
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    make.__name__: functools.partial(build, make) for make in (llama, gpt2, vit)
+    make.__name__: functools.partial(build, make) for make in (llama, gpt2, vit, neox, olmo2)
 }
 """By name."""

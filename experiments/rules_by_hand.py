@@ -36,6 +36,18 @@ PLACES: dict[str, dict[str, Place]] = {
         "vit.layernorm.": "final",
         "classifier.": "readout",
     },
+    "neox": {
+        "gpt_neox.embed_in.": "input",
+        "gpt_neox.layers.": "blocks",
+        "gpt_neox.final_layer_norm.": "final",
+        "lm_head.": "readout",
+    },
+    "olmo2": {
+        "model.embed_tokens.": "input",
+        "model.layers.": "blocks",
+        "model.norm.": "final",
+        "lm_head.": "readout",
+    },
 }
 """By architecture: where parameters are whose names begin so."""
 

@@ -274,7 +274,8 @@ def compilings(
 
 def _order(work: Work) -> tuple[int, float]:
     """Long work first, so that no process is left alone with it at the end."""
-    longest = ("smollm2", "adapted-llama", "llama", "gpt2", "vit", "transformer", "resmlp")
+    languages = ("adapted-llama", "llama", "olmo2", "neox", "gpt2")
+    longest = ("smollm2", *languages, "vit", "transformer", "resmlp")
     model = longest.index(work.axis.model)
     if isinstance(work, Training):
         return model, -work.run.scale
