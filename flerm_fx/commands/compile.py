@@ -15,8 +15,9 @@ from flerm_fx.commands.factory import load_model
 from flerm_fx.commands.mapping import Mapping, parsed
 from flerm_fx.commands.match import OnUnmatched
 from flerm_fx.dump import check_dump
+from flerm_fx.dump.write import check_writable, write
 from flerm_fx.emit.compiled import CompiledModel
-from flerm_fx.errors import FlermError, shown
+from flerm_fx.errors import FlermError, InputError, shown
 from flerm_fx.laws.law import ScalingLaw
 from flerm_fx.profile.profile import BaseProfile
 
@@ -37,6 +38,16 @@ class Dump(StrEnum):
     model_explorer = "model-explorer"
 
 
+class Stack(StrEnum):
+    """A ``Stack`` is a form of a table for what never imports flerm_fx."""
+
+    json = "json"
+    regex = "regex"
+    megatron = "megatron"
+    torchtitan = "torchtitan"
+    param_groups = "param_groups"
+
+
 class Level(StrEnum):
     """A ``Level`` says what a picture shows."""
 
@@ -51,7 +62,14 @@ def compile(
     model: Annotated[
         str, typer.Option(help="The target: package.module:factory, called without arguments.")
     ],
-    dump: Annotated[Dump, typer.Option("--format", "--dump", help="What to print.")] = Dump.table,
+    dump: Annotated[
+        Dump | None,
+        typer.Option("--format", "--dump", help="What to print.", show_default="table"),
+    ] = None,
+    overrides: Annotated[
+        Stack | None,
+        typer.Option(help="In place of that: a table for a stack that never imports flerm_fx."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write it there, and print nothing.")] = None,
     level: Annotated[Level, typer.Option(help="What a picture shows.")] = Level.parameter,
     focus: Annotated[
@@ -77,12 +95,26 @@ def compile(
 
     Example: flerm-fx compile base.safetensors --model my_project.models:large --check
     """
-    check_dump(dump.value, out, level.value, focus)
+    form = dump or Dump.table
+    if overrides is None:
+        check_dump(form.value, out, level.value, focus)
+    elif dump is not None or focus is not None or level is not Level.parameter:
+        raise InputError(
+            "--overrides prints a table for another stack in place of a dump, which --format, "
+            "--level and --focus are of; leave out one or the other"
+        )
+    elif out is not None:
+        check_writable(out)
     base = ScalingLaw.load(profile) if profile.suffix == ".json" else BaseProfile.load(profile)
     compiled = compiled_model(base, model, seed, rtol, on_unmatched, mapping)
     failed = [c for c in compiled.check() if not c.passed] if check else []
-    text = compiled.dump(dump.value, out, level=level.value, focus=focus)
-    if out is None and dump is Dump.code and sys.stdout.isatty():
+    if overrides is None:
+        text = compiled.dump(form.value, out, level=level.value, focus=focus)
+    else:
+        text = compiled.overrides(overrides.value)
+        if out is not None:
+            write(text, out)
+    if out is None and form is Dump.code and sys.stdout.isatty():
         Console().print(Syntax("", "python", theme="ansi_dark").highlight(text), soft_wrap=True)
     elif out is None:
         print(text)

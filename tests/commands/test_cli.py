@@ -307,6 +307,39 @@ def test_json_never_holds_what_is_not_finite(
     assert found("diff", str(other), profile)["settings"]["optimizer_settings"][0] == {"clip": None}
 
 
+def test_compile_writes_overrides(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    profile: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ("compile", profile, "--model", "targets_of_match:wide", "--overrides")
+    code, out, err = run(capsys, *command, "json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    code, out, _ = run(capsys, *command, "param_groups", "--out", "groups.py")
+    assert (code, out) == (0, "")
+    names: dict[str, Any] = {}
+    exec((tmp_path / "groups.py").read_text(encoding="utf-8"), names)
+    model = nn.Sequential(
+        nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 3)
+    )
+    assert found.keys() == dict(model.named_parameters()).keys()
+    rates = {p: g["lr"] for g in names["param_groups"](model, 0.5) for p in g["params"]}
+    for name, parameter in model.named_parameters():
+        assert rates[parameter] == pytest.approx(0.5 * found[name])
+    for options in (("json", "--format", "json"), ("regex", "--level", "op")):
+        code, out, err = run(capsys, *command, *options)
+        assert (code, out) == (1, "")
+        assert "leave out one or the other" in err
+        assert err.count("\n") == 1
+    code, out, err = run(capsys, *command, "json", "--out", "none/out.json")
+    assert (code, out) == (1, "")
+    assert "none/out.json" in err
+    assert run(capsys, *command, "yaml")[0] == 2
+
+
 @pytest.mark.parametrize("command", ["compile", "report", "plot"])
 def test_where_to_write_is_tried_before_anything_is_read(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
