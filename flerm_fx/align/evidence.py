@@ -13,6 +13,7 @@ from flerm_fx.align.apart import Apart, apart, knows_nonlinearities
 from flerm_fx.align.doubts import Doubt
 from flerm_fx.align.ends import Ends
 from flerm_fx.align.isomorphism import neighbourhoods
+from flerm_fx.align.lists import in_each_list
 from flerm_fx.align.mass import Shares, by_target
 from flerm_fx.align.parameter_graph import on_data, parameters, sites
 from flerm_fx.align.places import Place, places, stem
@@ -167,6 +168,7 @@ class Evidence:
         answers = by_target(laid)
         alternatives = [by_target(other) for other in others]
         found: dict[str, Doubt] = {}
+        counted: set[str] = set()
         torn_off, unequal, crossed = torn(laid), self._uneven(laid), out_of_round(laid)
         out_of_row = self._out_of_row(laid)
         beside = {t for row in laid.values() if not out_of_row.isdisjoint(row) for t in row}
@@ -188,7 +190,10 @@ class Evidence:
             unknown = not alone and not any(any(self._crossing(b, t)) for b in names)
             if not reason and unknown and (t in mixed[1] or not mixed[0].isdisjoint(names)):
                 reason = "it is taken for a copy of what is elsewhere in the module tree"
-            reason = reason or (unsure or {}).get(t, "")
+                counted.add(t)
+            if not reason and unsure and t in unsure:
+                reason = unsure[t]
+                counted.add(t)
             if not reason and by_tree and alone and not self.flow.reads_alike(names[0], t):
                 reason = "the data flow around the two differs"
             if reason:
@@ -201,6 +206,9 @@ class Evidence:
                     reason = "structure allows several matchings"
                     found[t] = Doubt(t, names, reason, instead)
                     break
+        for t in _together(counted, laid) - found.keys():
+            reason = "of its list, or of what shares with it, some may be copies of others"
+            found[t] = Doubt(t, tuple(answers[t]), reason)
         return found
 
     def _uneven(self, laid: Shares) -> frozenset[str]:
@@ -317,6 +325,39 @@ def _neighbours(pg: nx.DiGraph, name: str) -> set[Hashable]:
     for site in sites(pg, name):
         found |= {("reads", pg.nodes[u]["op"]) for u in pg.pred[site] if on_data(pg, u)}
         found |= {("is read by", pg.nodes[v]["op"]) for v in pg.adj[site]}
+    return found
+
+
+def _together(targets: Collection[str], laid: Shares) -> set[str]:
+    """Return target parameters with all that share base parameters with them, and all of the lists
+    that these or those are in, on either side.
+
+    Where copies are counted wrongly, what is next to them gets too much or too little.
+
+    >>> from fractions import Fraction
+    >>> half = Fraction(1, 2)
+    >>> laid = {"h.0": {"p0": half, "p1": half}, "h.1": {"p2": half}, "out": {"p3": half}}
+    >>> sorted(_together({"p1"}, laid))
+    ['p0', 'p1', 'p2']
+    """
+    answers = by_target(laid)
+    groups: dict[Hashable, set[str]] = defaultdict(set)
+    of: dict[str, set[Hashable]] = defaultdict(set)
+    for t, row in answers.items():
+        lists = [
+            (side, at.list)
+            for side, names in enumerate((row, [t]))
+            for name in names
+            for at in in_each_list(name)[:1]
+        ]
+        for key in (*row, *lists):
+            groups[key].add(t)
+            of[t].add(key)
+    found, pending = set(targets), [*targets]
+    while pending:
+        fresh = {t for key in of[pending.pop()] for t in groups[key]} - found
+        found |= fresh
+        pending += fresh
     return found
 
 

@@ -14,7 +14,7 @@ from torch import nn
 if TYPE_CHECKING:
     import networkx as nx
 
-from flerm_fx.align.aligning import align
+from flerm_fx.align.aligning import Match, align
 from flerm_fx.align.parameter_graph import capture_graph, parameters
 from flerm_fx.align.patterns import mapped_shares
 from flerm_fx.capture.tracing import capture
@@ -81,25 +81,36 @@ def graph(stack: Stack, depths: Depths) -> nx.DiGraph:
 
 def judged(stack: Stack, pair: Pair, base: nx.DiGraph, target: nx.DiGraph) -> Outcome:
     """What comes of laying one depth over another."""
-    used = [[n for n in parameters(g) if g.nodes[n]["op"]] for g in (base, target)]
     rule = stack.rule(pair) if callable(stack.rule) else stack.rule
-    expected = expected_shares(used[0], used[1], rule or {})
+    expected = expected_shares(used(base), used(target), rule or {})
     try:
         matches = align(base, target)
     except MatchError as error:
         return Outcome(stack, pair, "refused", str(error))
-    found = {n: dict(m.base) for n, m in matches.items() if n in used[1]}
+    return Outcome(stack, pair, *held(matches, expected))
+
+
+def used(graph: nx.DiGraph) -> list[str]:
+    """The parameters of a graph that its output depends on."""
+    return [name for name in parameters(graph) if graph.nodes[name]["op"]]
+
+
+def held(
+    matches: Mapping[str, Match], expected: Mapping[str, Mapping[str, float]]
+) -> tuple[Verdict, str]:
+    """What comes of holding matches to the shares of those that are expected, and why."""
+    found = {name: dict(matches[name].base) for name in expected}
     wrong = {
-        name: (sorted(found[name]), sorted(expected[name]))
-        for name in used[1]
-        if not _same(found[name], expected[name])
+        name: (sorted(found[name]), sorted(shares))
+        for name, shares in expected.items()
+        if not _same(found[name], shares)
     }
-    doubts = [str(m.doubt) for m in matches.values() if m.doubt is not None]
+    doubts = {name: str(m.doubt) for name, m in matches.items() if m.doubt is not None}
     if wrong:
         some = "; ".join(f"{n}: {got} for {due}" for n, (got, due) in list(wrong.items())[:3])
-        silent: Verdict = "wrong, in doubt" if wrong.keys() <= _doubted(matches) else "wrong"
-        return Outcome(stack, pair, silent, f"{len(wrong)} of {len(found)}: {some}")
-    return Outcome(stack, pair, "in doubt" if doubts else "right", "; ".join(doubts[:2]))
+        silent: Verdict = "wrong, in doubt" if wrong.keys() <= doubts.keys() else "wrong"
+        return silent, f"{len(wrong)} of {len(found)}: {some}"
+    return "in doubt" if doubts else "right", "; ".join(list(doubts.values())[:2])
 
 
 def expected_shares(
@@ -126,7 +137,3 @@ def _as_regex(pattern: str) -> str:
 
 def _same(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
     return one.keys() == other.keys() and all(abs(one[k] - other[k]) < 1e-6 for k in one)
-
-
-def _doubted(matches: Mapping[str, object]) -> set[str]:
-    return {name for name, match in matches.items() if getattr(match, "doubt", None) is not None}
