@@ -29,6 +29,8 @@ def unsure(reading: Reading, evidence: Evidence) -> dict[str, str]:
       one may be another layer;
     - and there where what reads the input, or nothing stands behind, passes for a copy of what is
       within.
+
+    Where one copy is unsure so, all are: with no lists, nothing tells which repeat together.
     """
     answers = by_target(reading.shares)
     if not reading.exact:
@@ -51,6 +53,8 @@ def unsure(reading: Reading, evidence: Evidence) -> dict[str, str]:
             found[t] = "single layers in a row are taken for copies, and one may be another layer"
         elif _at_end(evidence, base, t):
             found[t] = "an end of the network is taken for a copy of what is within"
+    if found:  # what repeats with a layer, as the norm beside it does, is counted with it
+        return {t: found.get(t, "others are counted as copies that may be none") for t in copies}
     return found
 
 
