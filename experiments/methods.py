@@ -5,7 +5,7 @@ from typing import Literal
 
 from flerm_fx.probe.planner import Method as Estimator
 
-Kind = Literal["standard", "mup", "mup-rates", "completep", "compile", "law", "match"]
+Kind = Literal["standard", "mup", "mup-rates", "completep", "compile", "released", "law", "match"]
 
 Mass = Literal["recorded", "root", "equal", "equal-split"]
 
@@ -30,7 +30,8 @@ class Method:
             starts or with ``course`` to runs of them and the base, measured at each of ``at``;
             ``"match"`` finds them at each of ``at``, from those of ``compile`` on if ``compiled``;
             ``"mup-rates"`` has those of muP, on the model as it is; ``"completep"`` is
-            :mod:`experiments.completep`.
+            :mod:`experiments.completep`; ``"released"`` is what an earlier version found, which
+            that version's own program has run.
         settle: as for :func:`flerm_fx.record`, but no more than a run has steps.
         seeds: base models, under as many seeds, whose profiles are averaged.
         estimator: ``method`` of :func:`flerm_fx.measure`.
@@ -100,6 +101,7 @@ METHODS: dict[str, Method] = {
             Method(f"base-{k}", f"compile, base {k}", "compile", settle=100, seeds=1, first=k - 1)
             for k in (2, 3, 4)
         ),
+        Method("released", "compile of 0.1.0, one base", "released", settle=100, seeds=1),
         Method("law", "law", "law", settle=100),
         Method(
             "law-course",
@@ -132,6 +134,7 @@ MAIN = (
     "standard",
     "compile",
     "one-seed",
+    "released",
     "law",
     "mup-rates",
     "completep",

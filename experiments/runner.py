@@ -90,8 +90,11 @@ def applies(method: Method, axis: Axis) -> bool:
 
     muP has widths, Adam (by ``MuAdam``), and readouts that it is to shrink itself; its rates go
     with a recipe as well. CompleteP has widths and depths of foreign models. Laws are fitted to
-    widths, depths and both. What changes of the run alone is standard training's.
+    widths, depths and both. What changes of the run alone is standard training's. An earlier
+    version's methods are not run here.
     """
+    if method.kind == "released":
+        return False
     if axis.scaled in OF_RUN:
         return method.kind == "standard"
     wide = any(axis.width(scale) != 1 for scale in axis.scales)
