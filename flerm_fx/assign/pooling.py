@@ -10,11 +10,6 @@ from flerm_fx.assign.assignment import Assignment
 from flerm_fx.boundary.warned import warn
 from flerm_fx.errors import shown
 
-SPREAD = 0.3
-"""Least relative error of a multiplier of a settled start, however precisely FSLRs are measured:
-other initial weights move a parameter's FSLR by 0.2 on a target and 0.4 on a base, with other
-batches 0.25."""
-
 TRUST = math.log(4.0)
 """Standard deviation of the logarithm of a multiplier about the first guess: in the course of runs
 of two transformers, most were within a factor of 2 of it, and one, a last norm's, at a fifth."""
@@ -43,18 +38,11 @@ def pooled(
 
     with the sums over the parameters of the role, :math:`\mathrm{FSLR}_{base, k}` what each has to
     meet and :math:`s_l` the shares that each answers to. Initial weights and batches move the
-    FSLRs of single blocks by far more than they are measured to, and one block's accident is not
-    the next one's. What is left of a parameter's own multiplier is what cannot be noise, by the
-    estimate of James and Stein (Efron and Morris 1975): of n of them, whose logarithms have the
-    variance V about the role's, the part
-
-    .. math:: \max\Big(0,\ 1 - \frac{n - 3}{n - 1} \frac{\sigma^2}{V}\Big)
-
-    for n of at least 4, where :math:`\sigma^2` is the mean of their squared relative errors, of at
-    least 0.3 each. The role's own multiplier is as uncertain as its parameters' on average,
-    :math:`\bar\sigma`, and its logarithm becomes the mean of itself and that of the first guess,
-    weighted by :math:`1 / \bar\sigma^2` and :math:`1 / (\log 4)^2`, or the mean square of what is
-    known of a guess.
+    FSLRs of single blocks by far more than they are measured to, and which block of a deeper model
+    answers to which one of the base is a convention. The role's multiplier is as uncertain as its
+    parameters' on average, :math:`\bar\sigma`, and its logarithm becomes the mean of itself and
+    that of the first guess, weighted by :math:`1 / \bar\sigma^2` and :math:`1 / (\log 4)^2`, or the
+    mean square of what is known of a guess.
 
     A parameter within its noise takes part where its role is above it, and otherwise has the first
     guess.
@@ -100,32 +88,17 @@ def _of_role(
     shares = [sum(share for _, share in row.base) for row in members]
     mass = sum(s * row.target.value for s, row in zip(shares, members, strict=True))
     whole = sum(row.base_fslr for row in members) / mass
-    own = [
-        math.log(row.multiplier / (s * whole)) if row.status == "matched" else 0.0
-        for s, row in zip(shares, members, strict=True)
-    ]
-    kept = _kept(own, members)
     guessed = fmean(
         math.log(guess[row.parameter] / s) for s, row in zip(shares, members, strict=True)
     )
     uncertain = fmean(row.error for row in members if row.status == "matched") ** 2
     whole *= math.exp(uncertain / (uncertain + doubt) * (guessed - math.log(whole)))
     pooled_rows = []
-    for share, difference, row in zip(shares, own, members, strict=True):
-        m = share * whole * math.exp(kept * difference)
+    for share, row in zip(shares, members, strict=True):
+        m = share * whole
         met = m * row.target.value
         pooled_rows.append(replace(row, status="matched", multiplier=m, base_fslr=met))
     return pooled_rows
-
-
-def _kept(own: Sequence[float], members: Sequence[Assignment]) -> float:
-    """Return the part of their differences that cannot be noise."""
-    n = len(own)
-    if n < 4:
-        return 0.0
-    variance = fmean(x**2 for x in own) * n / (n - 1)
-    noise = fmean(max(SPREAD, row.error) ** 2 for row in members)
-    return max(0.0, 1.0 - (n - 3) / (n - 1) * noise / variance) if variance else 0.0
 
 
 def warn_of_implausible(
