@@ -445,6 +445,8 @@ MEASURED = {
     "ViT, 4 times as wide": ("ViT, width", "4"),
     "GPT-2, 4 times as wide": ("GPT-2, width", "4"),
     "Llama, 4 times as wide": ("Llama, width", "4"),
+    "GPT-NeoX, 4 times as wide": ("GPT-NeoX, width", "4"),
+    "OLMo 2, 4 times as wide": ("OLMo 2, width", "4"),
     "GPT-2, 4 times as deep": ("GPT-2, depth", "4"),
     "Llama, 4 times as deep": ("Llama, depth", "4"),
     "GPT-2, 4 times the initial weights": ("GPT-2, initialisation", "4"),
