@@ -10,7 +10,6 @@ right. A side *without names* has parameters ``p0``, ``p1`` and so on, in no mod
 import argparse
 import random
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,17 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-if TYPE_CHECKING:
-    import networkx as nx
-
 from flerm_fx.align.aligning import Match, align
-from flerm_fx.align.parameter_graph import capture_graph
-from flerm_fx.capture.tracing import capture
 from flerm_fx.errors import MatchError
 from zoo.depth.inputs import entries
-from zoo.depth.stack import Depths, expected_shares, held, used
-from zoo.graphs import kept
-from zoo.verdicts import Verdict, alarms
+from zoo.depth.stack import Depths, captured, expected_shares, held, used
+from zoo.verdicts import Verdict, alarms, listed
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Layer = Literal["linear", "mlp", "gated", "attention", "convolution"]
 Norm = Literal["layer", "rms"]
@@ -150,7 +146,7 @@ class Branch(nn.Module):
 
     def __init__(self, layer: Layer, plan: Plan, width: int) -> None:
         super().__init__()
-        self.layer, self.act = layer, getattr(torch, plan.activation, nn.functional.silu)
+        self.layer, self.act = layer, getattr(nn.functional, plan.activation)
 
         def linear(into: int, out: int) -> nn.Linear:
             return nn.Linear(into, out, plan.bias)
@@ -221,7 +217,7 @@ class Network(nn.Module):
 
     def __init__(self, plan: Plan, depths: Sequence[int]) -> None:
         super().__init__()
-        self.plan, self.act = plan, getattr(torch, plan.activation, nn.functional.silu)
+        self.plan, self.act = plan, getattr(nn.functional, plan.activation)
         widths = [width for _, width in plan.stages]
         self.stem = nn.Linear(FEATURES, widths[0], plan.bias)
         if plan.stem == 2:
@@ -286,14 +282,8 @@ def side(one: Drawn, depths: Depths, named: bool) -> tuple["nx.DiGraph", dict[st
     if not named:
         network = Nameless(network)
         names = {own: name for name, own in network.names.items()}
-
-    def captured() -> "nx.DiGraph":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return capture_graph(capture(network.train(), (entries(),)))
-
     parts = ["drawn", one.seed, one.number, *depths, "named" if named else "nameless"]
-    return kept("-".join(map(str, parts)), captured), names
+    return captured("-".join(map(str, parts)), lambda: network, (entries(),)), names
 
 
 def outcome(network: Drawn, names: Names) -> tuple[Verdict, str]:
@@ -334,8 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 depths = f"{network.base} to {network.target}"
                 told = message.splitlines()[0][:200]
                 print(f"{names} {network.number} {depths} {verdict}: {told}", flush=True)
-        listed = ", ".join(f"{verdict}: {number}" for verdict, number in counts.most_common())
-        print(f"names in {names}: {listed}; {alarms(counts)}", flush=True)
+        print(f"names in {names}: {listed(counts)}; {alarms(counts)}", flush=True)
         wrong += counts["wrong"]
     return int(wrong > 0)
 

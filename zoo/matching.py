@@ -24,7 +24,7 @@ from zoo.architecture import SIZES, Architecture, Size
 from zoo.graphs import kept
 from zoo.names import against
 from zoo.registry import architectures, chosen
-from zoo.verdicts import Verdict, alarms
+from zoo.verdicts import Verdict, alarms, listed
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -45,7 +45,7 @@ def main() -> int:
             for line in found:
                 counts[line[2]] += 1
                 print(f"{line[0]:<30} {line[1]:<6} {line[2]:<16} {line[3][:200]}", flush=True)
-    print(", ".join(f"{verdict}: {number}" for verdict, number in counts.most_common()))
+    print(listed(counts))
     print(alarms(counts))
     return int(counts["wrong"] > 0)
 

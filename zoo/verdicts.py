@@ -7,6 +7,16 @@ Verdict = Literal["right", "in doubt", "refused", "wrong", "wrong, in doubt"]
 """``"in doubt"`` is as names tell, with a doubt."""
 
 
+def listed(counts: Mapping[Verdict, int]) -> str:
+    """Return how many there are of each verdict, the most frequent first.
+
+    >>> listed({"in doubt": 1, "right": 2})
+    'right: 2, in doubt: 1'
+    """
+    most = sorted(counts.items(), key=lambda item: item[1], reverse=True)
+    return ", ".join(f"{verdict}: {number}" for verdict, number in most)
+
+
 def alarms(counts: Mapping[Verdict, int]) -> str:
     """Return how many of the matchings that are as names tell are in doubt.
 

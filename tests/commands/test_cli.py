@@ -203,6 +203,13 @@ def test_inspect_shows_the_ends_of_a_trajectory(
     assert "steps: 0, 2, 4" in out
 
 
+def wide() -> nn.Module:
+    """The target of that name."""
+    return nn.Sequential(
+        nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 3)
+    )
+
+
 def test_compile_prints_any_dump_and_checks(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -218,9 +225,7 @@ def test_compile_prints_any_dump_and_checks(
     assert (code, out) == (0, "")
     rows = json.loads((tmp_path / "out.json").read_text())["parameters"]
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 3)
-    )
+    model = wide()
     compiled = flerm_fx.compile(model, flerm_fx.BaseProfile.load(profile))
     found = {row["parameter"]: row["multiplier"] for row in rows}
     assert found == pytest.approx(compiled.multipliers)
@@ -322,9 +327,7 @@ def test_compile_writes_overrides(
     assert (code, out) == (0, "")
     names: dict[str, Any] = {}
     exec((tmp_path / "groups.py").read_text(encoding="utf-8"), names)
-    model = nn.Sequential(
-        nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 3)
-    )
+    model = wide()
     assert found.keys() == dict(model.named_parameters()).keys()
     rates = {p: g["lr"] for g in names["param_groups"](model, 0.5) for p in g["params"]}
     for name, parameter in model.named_parameters():

@@ -5,7 +5,7 @@ from collections import Counter
 
 from zoo.depth.registry import STACKS
 from zoo.depth.stack import outcome
-from zoo.verdicts import Verdict, alarms
+from zoo.verdicts import Verdict, alarms, listed
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
             depths = " to ".join("-".join(map(str, side)) for side in pair)
             message = "" if found.verdict == "right" else found.message.splitlines()[0][:200]
             print(f"{stack.name:<22} {depths:<16} {found.verdict:<16} {message}", flush=True)
-    print(", ".join(f"{verdict}: {number}" for verdict, number in counts.most_common()))
+    print(listed(counts))
     print(alarms(counts))
     return int(counts["wrong"] > 0)
 

@@ -69,14 +69,20 @@ def outcome(stack: Stack, pair: Pair) -> Outcome:
 
 def graph(stack: Stack, depths: Depths) -> nx.DiGraph:
     """The parameter graph of an architecture at some depths."""
+    name = "-".join([stack.kind, stack.name, *map(str, depths)])
+    return captured(name, lambda: stack.build(depths), stack.inputs())
 
-    def captured() -> nx.DiGraph:
+
+def captured(name: str, build: Callable[[], nn.Module], inputs: Inputs) -> nx.DiGraph:
+    """The parameter graph of a model in training mode, kept under a name."""
+
+    def capturing() -> nx.DiGraph:
         torch.manual_seed(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return capture_graph(capture(stack.build(depths).train(), stack.inputs()))
+            return capture_graph(capture(build().train(), inputs))
 
-    return kept("-".join([stack.kind, stack.name, *map(str, depths)]), captured)
+    return kept(name, capturing)
 
 
 def judged(stack: Stack, pair: Pair, base: nx.DiGraph, target: nx.DiGraph) -> Outcome:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from zoo.depth.stack import Stack, outcome
-from zoo.verdicts import Verdict, alarms
+from zoo.verdicts import Verdict, alarms, listed
 
 LIBRARIES = {
     "timm": "timm",
@@ -28,7 +28,7 @@ def main() -> int:
             message = "" if found.verdict == "right" else found.message.splitlines()[0][:200]
             print(f"{stack.name:<22} {depths:<20} {found.verdict:<16} {message}", flush=True)
     for library, verdicts in counts.items():
-        print(library, ", ".join(f"{verdict}: {n}" for verdict, n in verdicts.most_common()))
+        print(library, listed(verdicts))
     print(alarms(sum(counts.values(), Counter())))
     return int(any(verdicts["wrong"] for verdicts in counts.values()))
 
