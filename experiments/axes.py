@@ -87,6 +87,8 @@ class Axis:
         recipe: how runs are trained; by that optimizer at a constant rate and nothing else if None.
         swept: part of the names of the parameters whose rate is swept; all if None.
         other_rate: of all others.
+        rates: what the rate of a parameter is multiplied by, on the base and every other model, by
+            the first of these that is a part of its name; 1 for all others.
         seeds: base models whose profiles are averaged, where fewer than the method's.
         base: the key of another axis that begins with the same model, whose runs and profiles of
             it this one has, too; none if empty.
@@ -118,6 +120,7 @@ class Axis:
     recipe: Recipe | None = None
     swept: str | None = None
     other_rate: float = 0.0
+    rates: Mapping[str, float] = field(default_factory=dict)
     seeds: int = 8
     base: str = ""
     cell: float | None = 4
@@ -179,6 +182,14 @@ class Axis:
             recipe = replace(self.recipe, decay=scale * self.recipe.decay)
             return replace(self, recipe=recipe)
         return self
+
+    def factor(self, name: str) -> float:
+        """What the rate of a parameter is multiplied by.
+
+        >>> replace(AXES["llama-width"], rates={"embed": 4.0}).factor("model.embed_tokens.weight")
+        4.0
+        """
+        return next((factor for part, factor in self.rates.items() if part in name), 1.0)
 
     def width(self, scale: float) -> float:
         """How many times as wide as the base a model is.
@@ -287,6 +298,21 @@ _RUNS: dict[Scaled, tuple[float, ...]] = {
     "decay": (1, 0.1, 10, 40),
 }
 
+TUNED: dict[str, Mapping[str, float]] = {
+    "llama": {
+        "embed_tokens": 2.0,
+        "q_proj": 2.0,
+        "k_proj": 2.0,
+        "v_proj": 0.5,
+        "o_proj": 0.5,
+        "lm_head": 8.0,
+    },
+    "gpt2": {"wpe": 4.0},
+    "vit": {"mlp": 0.125},
+}
+"""Rates of kinds of parameters over the one that is best for all: what :mod:`experiments.kinds`
+finds on the base of the architecture's width."""
+
 _INIT_SCALES = (1, 0.125, 0.25, 0.5, 2, 4, 8)
 
 
@@ -383,7 +409,18 @@ def _under_the_recipe() -> list[Axis]:
         for axis in (LLAMA, GPT2)
         for scaled in WIDE_RUNS
     ]
-    return [LLAMA, GPT2, VIT, NEOX, OLMO2, ADAPTED, *deep, both, initial, mlp, *others, *wide]
+    tuned = [
+        replace(
+            axis,
+            key=axis.key.replace("-", "-kinds-"),
+            title=axis.title.replace(",", ", kinds tuned,"),
+            base=axis.base.replace("-", "-kinds-"),
+            rates=TUNED[axis.model],
+        )
+        for axis in (LLAMA, GPT2, VIT, deep[0])
+    ]
+    models = [LLAMA, GPT2, VIT, NEOX, OLMO2, ADAPTED]
+    return [*models, *deep, both, initial, mlp, *others, *wide, *tuned]
 
 
 GRIDS = {

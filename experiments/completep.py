@@ -89,10 +89,10 @@ def optimizer(axis: Axis, model: nn.Module, scale: float, lr: float) -> Optimize
 
     def settings(name: str) -> dict[str, float]:
         hidden, inside = found[name] == "hidden", found[name] in ("hidden", "vector")
-        decay = recipe.decay_of(named[name])
+        decay, factor = recipe.decay_of(named[name]), axis.factor(name)
         return {
-            "lr": lr / width if hidden else lr,
-            "weight_decay": decay * width if hidden else decay,
+            "lr": factor * (lr / width if hidden else lr),
+            "weight_decay": (decay * width if hidden else decay) / factor,
             "eps": recipe.eps / (width * depth if inside else width),
         }
 

@@ -232,7 +232,12 @@ def build(axis: Axis, scale: float, seed: int) -> nn.Module:
 def of_axis(
     axis: Axis, model: nn.Module, rate: float, found: Mapping[str, float] | None = None
 ) -> list[Optimizer]:
-    """The axis's optimizers, at a rate, with multipliers if there are any."""
+    """The axis's optimizers, at a rate, with its factors, and with multipliers if there are any."""
+    if axis.rates:
+        names = [name for name, _ in model.named_parameters()]
+        found = {
+            name: axis.factor(name) * (1.0 if found is None else found[name]) for name in names
+        }
     return optimizers(axis.optimizer, model, rate, found, axis.swept, axis.other_rate, axis.recipe)
 
 

@@ -34,6 +34,7 @@ SLOW = {
     "how-to/trainer.md",
     "how-to/lightning.md",
     "how-to/loops.md",
+    "how-to/kinds.md",
     "how-to/lora.md",
     "how-to/pretraining.md",
 }
