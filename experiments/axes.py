@@ -307,7 +307,7 @@ TUNED: dict[str, Mapping[str, float]] = {
         "o_proj": 0.5,
         "lm_head": 8.0,
     },
-    "gpt2": {"wpe": 4.0},
+    "gpt2": {"wpe": 4.0, "c_attn": 2.0, "mlp": 8.0},
     "vit": {"mlp": 0.125},
 }
 """Rates of kinds of parameters over the one that is best for all: what :mod:`experiments.kinds`

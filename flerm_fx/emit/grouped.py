@@ -9,7 +9,7 @@ from torch import nn
 
 from flerm_fx.assign.assignment import Assignment
 from flerm_fx.boundary.options import choice, flag
-from flerm_fx.emit.groups import parameter_groups
+from flerm_fx.emit.groups import parameter_groups, warn_of_group
 from flerm_fx.emit.merging import merged
 from flerm_fx.emit.overrides import GROUPED, Overrides, overrides
 from flerm_fx.emit.scaled import ScaledModel
@@ -41,7 +41,7 @@ class GroupedModel(ScaledModel):
 
     def param_groups(
         self,
-        lr: float,
+        lr: float | None = None,
         weight_decay: float | None = None,
         *,
         optimizer: int = 0,
@@ -56,7 +56,9 @@ class GroupedModel(ScaledModel):
         its rate in proportion to ``lr``. Nothing in the model changes.
 
         Args:
-            lr: the base's learning rate, of its first parameter group.
+            lr: the learning rate of the base's first parameter group (the first that has one above
+                0), to which the others keep their proportions; None for those that the base was
+                recorded at.
             weight_decay: in place of the base's, in the groups that have one if some have none;
                 None for the base's own.
             optimizer: which of the base's optimizers the groups are for, where it had several.
@@ -66,6 +68,9 @@ class GroupedModel(ScaledModel):
         Raises:
             InputError: the original model is gone (donated or deleted), a learning rate that is
                 not above 0, or an optimizer that the base did not have.
+
+        Warns:
+            UserWarning: ``lr`` is what another group of the base had.
 
         Example::
 
@@ -91,10 +96,16 @@ class GroupedModel(ScaledModel):
                 "parameters to group; keep it, or train the compiled model itself"
             )
         multipliers = self.merged_multipliers if flag("merge", merge) else self.multipliers
-        return self._groups(model, multipliers, lr, weight_decay, optimizer)
+        groups = self._groups(model, multipliers, lr, weight_decay, optimizer)
+        warn_of_group(self.procedure.optimizers, lr, optimizer, stacklevel=2)
+        return groups
 
     def base_groups(
-        self, lr: float, weight_decay: float | None = None, *, optimizer: int = 0
+        self,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        *,
+        optimizer: int = 0,
     ) -> list[dict[str, Any]]:
         """Return groups that train *this* model, with its scale nodes, as the base was trained.
 
@@ -102,13 +113,16 @@ class GroupedModel(ScaledModel):
         the base's groups did not share. One group at ``lr`` does the same where the base had one.
 
         Args:
-            lr: the base's learning rate, of its first parameter group.
+            lr: as for :meth:`param_groups`.
             weight_decay: as for :meth:`param_groups`.
             optimizer: which of the base's optimizers the groups are for, where it had several.
 
         Raises:
             InputError: the model has no scale nodes, a learning rate that is not above 0, or an
                 optimizer that the base did not have.
+
+        Warns:
+            UserWarning: ``lr`` is what another group of the base had.
 
         Example::
 
@@ -127,13 +141,15 @@ class GroupedModel(ScaledModel):
                 "the model was compiled without scale nodes (emit='param_groups'), so the base's "
                 "groups would train it without multipliers: use param_groups(lr)"
             )
-        return self._groups(self, {}, lr, weight_decay, optimizer)
+        groups = self._groups(self, {}, lr, weight_decay, optimizer)
+        warn_of_group(self.procedure.optimizers, lr, optimizer, stacklevel=2)
+        return groups
 
     def _groups(
         self,
         model: nn.Module,
         multipliers: Mapping[str, float],
-        lr: float,
+        lr: float | None,
         weight_decay: float | None,
         optimizer: int,
     ) -> list[dict[str, Any]]:

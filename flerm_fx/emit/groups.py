@@ -1,5 +1,6 @@
 """This emitter puts multipliers into an optimizer's parameter groups, and none into the model."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flerm_fx.boundary.options import checked, integer
+from flerm_fx.boundary.warned import warn
 from flerm_fx.emit.emitter import Emitter
 from flerm_fx.errors import InputError
 from flerm_fx.model.copying import copied
@@ -49,7 +51,7 @@ def parameter_groups(
     run: Optimizers,
     parameters: Mapping[str, nn.Parameter],
     multipliers: Mapping[str, float],
-    lr: float,
+    lr: float | None = None,
     weight_decay: float | None = None,
     optimizer: int = 0,
 ) -> list[dict[str, Any]]:
@@ -60,7 +62,8 @@ def parameter_groups(
         run: the base's optimizers, which hold parameters by the target's names.
         parameters: what trains, by name.
         multipliers: of those that have another one than 1.
-        lr: the base's learning rate, of its first parameter group.
+        lr: the learning rate of the base's first parameter group, to which the others keep their
+            proportions; None for those that the base had.
         weight_decay: in place of the base's, in the groups that have one if some have none; None
             for the base's own.
         optimizer: which of the base's optimizers the groups are for.
@@ -72,7 +75,7 @@ def parameter_groups(
         InputError: a learning rate that is not above 0 or moves nothing, or an optimizer that the
             base did not have.
     """
-    lr, weight_decay = checked("lr", lr), checked("weight_decay", weight_decay)
+    weight_decay = checked("weight_decay", weight_decay)
     optimizer = integer("optimizer", optimizer, 0)
     if optimizer >= run.count:
         raise InputError(
@@ -80,6 +83,7 @@ def parameter_groups(
             "counted from 0"
         )
     kinds = run.groups(optimizer)
+    lr = run.learning_rates[kinds[0]] if lr is None else checked("lr", lr)
     rates = run.scaled_to(lr, kinds[0])
     held = [p for name, p in parameters.items() if run.index(name) in kinds]
     _check_moves(held, lr, run.learning_rates[kinds[0]])
@@ -101,6 +105,30 @@ def parameter_groups(
             }
         groups[kind, m]["params"].append(parameter)
     return list(groups.values())
+
+
+def warn_of_group(run: Optimizers, lr: float | None, optimizer: int, *, stacklevel: int) -> None:
+    """Say so where a rate that is meant to be the first group's is that of another.
+
+    Args:
+        run: the base's optimizers.
+        lr: as given.
+        optimizer: which of them the groups are for.
+        stacklevel: of the warning, for the caller.
+
+    Warns:
+        UserWarning: it is.
+    """
+    first, *others = (run.learning_rates[kind] for kind in run.groups(optimizer))
+    if lr is None or math.isclose(lr, first) or not any(math.isclose(lr, o) for o in others):
+        return
+    warn(
+        f"lr is {lr:g}, which another of the base's parameter groups had: its first had "
+        f"{first:g}, and the others keep their proportions to that, so that all rates are "
+        f"{lr / first:.3g} times the base's. Leave lr out to have the base's own, or pass that of "
+        "the first group",
+        stacklevel=stacklevel + 1,
+    )
 
 
 def _check_moves(parameters: Sequence[nn.Parameter], lr: float, recorded: float) -> None:

@@ -156,7 +156,7 @@ def test_samples_go_with_methods_that_draw() -> None:
 @pytest.mark.parametrize(
     "option,value",
     [
-        *(("lr", v) for v in (0, -1.0, NAN, INFINITE, "0.1", True, None, 1e-30)),
+        *(("lr", v) for v in (0, -1.0, NAN, INFINITE, "0.1", True, 1e-30)),
         *(("weight_decay", v) for v in (NAN, INFINITE, -1.0, "0.1", True)),
         *(("optimizer", v) for v in (1, -1, True, "0", 0.0)),
         *(("merge", v) for v in (1, None, "yes")),
