@@ -160,13 +160,16 @@ class GroupedModel(ScaledModel):
     def overrides(self, format: Overrides = "json") -> str:
         """Return the multipliers as text, for a stack that does not import flerm_fx.
 
-        Each parameter's name is matched by one entry, and the entry gives its multiplier.
+        Each parameter's name is matched by one entry, and the entry gives its multiplier. Functions
+        take the learning rate of the base's first parameter group, which is what the base was
+        recorded at where they are given none; rates of other groups are in proportion.
 
         Args:
-            format: ``"json"``, from name to multiplier; ``"regex"``, JSON from regular expressions
-                that match whole names; ``"megatron"``, code of Megatron-LM's ``config_overrides``,
-                for rates alone; with decay and eps as in :meth:`param_groups`, ``"torchtitan"``,
-                code that makes torchtitan's groups, and ``"param_groups"``, those of a model.
+            format: ``"json"``, from name to multiplier of the rate that the parameter's own group
+                has; ``"regex"``, JSON from regular expressions that match whole names;
+                ``"megatron"``, code of Megatron-LM's ``config_overrides``, for rates alone; with
+                decay and eps as in :meth:`param_groups`, ``"torchtitan"``, code that makes
+                torchtitan's groups, and ``"param_groups"``, those of a model.
 
         Raises:
             InputError: another format, unprintable names, or groups of several optimizers.
@@ -183,8 +186,12 @@ class GroupedModel(ScaledModel):
         """
         choice("format", format, get_args(Overrides))
         groups: list[dict[str, Any]] = []
+        run, multipliers = self.procedure.optimizers, self.multipliers
+        lr = run.learning_rates[run.groups(0)[0]]
+        if format == "megatron" and lr:
+            multipliers = {name: m * (run.rate(name) / lr) for name, m in multipliers.items()}
         if format in GROUPED:
-            if self.procedure.optimizers.count > 1:
+            if run.count > 1:
                 raise InputError(
                     "the base was trained by several optimizers, whose groups one function does "
                     "not hold; use param_groups(lr, optimizer=...) or overrides('json')"
@@ -192,4 +199,4 @@ class GroupedModel(ScaledModel):
             names = {id(parameter): name for name, parameter in self.named_parameters()}
             for group in self._groups(self, self.multipliers, 1.0, None, 0):
                 groups.append({**group, "params": [names[id(p)] for p in group["params"]]})
-        return overrides(self.multipliers, groups, format)
+        return overrides(multipliers, groups, format, lr)

@@ -18,15 +18,19 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a whole part of a name
 
 
 def overrides(
-    multipliers: Mapping[str, float], groups: Iterable[Mapping[str, Any]], format: Overrides
+    multipliers: Mapping[str, float],
+    groups: Iterable[Mapping[str, Any]],
+    format: Overrides,
+    lr: float,
 ) -> str:
     """Return a table that gives each named parameter its multiplier, by exactly one entry.
 
     Args:
-        multipliers: by parameter.
+        multipliers: by parameter; for ``"megatron"``, of the one rate that its function takes.
         groups: for those of :data:`GROUPED`: settings of each group with the names of its
             ``"params"`` and its ``"lr"`` at a rate of 1.
         format: see :meth:`flerm_fx.CompiledModel.overrides`.
+        lr: the base's, which a function has where it is given none.
 
     Raises:
         InputError: a name has characters that are not printable, which no code should hold.
@@ -39,8 +43,8 @@ def overrides(
     if format == "regex":
         return json_text(patterns(multipliers))
     if format == "megatron":
-        return _megatron(multipliers)
-    return _torchtitan(groups) if format == "torchtitan" else _param_groups(groups)
+        return _megatron(multipliers, lr)
+    return _torchtitan(groups, lr) if format == "torchtitan" else _param_groups(groups, lr)
 
 
 def patterns(multipliers: Mapping[str, float]) -> dict[str, float]:
@@ -71,7 +75,7 @@ def _either(numbers: list[str]) -> str:
     return numbers[0] if len(numbers) == 1 else f"(?:{'|'.join(numbers)})"
 
 
-def _megatron(multipliers: Mapping[str, float]) -> str:
+def _megatron(multipliers: Mapping[str, float], lr: float) -> str:
     """Return code for Megatron-LM, which matches names as ``fnmatch`` does, with brackets
     escaped.
     """
@@ -90,7 +94,7 @@ def _megatron(multipliers: Mapping[str, float]) -> str:
         "}",
         "",
         "",
-        "def config_overrides(lr, min_lr=0.0):",
+        f"def config_overrides(lr={lr!r}, min_lr=0.0):",
         "    return {",
         "        ParamKey(name=names): ParamGroupOverride(max_lr=m * lr, min_lr=m * min_lr)",
         "        for names, m in MULTIPLIERS.items()",
@@ -103,7 +107,7 @@ _WRAPPERS = r"(?:_\w+\.)*"
 """Parts of names that wrappers add: ``_orig_mod``, ``_checkpoint_wrapped_module``."""
 
 
-def _torchtitan(groups: Iterable[Mapping[str, Any]]) -> str:
+def _torchtitan(groups: Iterable[Mapping[str, Any]], lr: float) -> str:
     """Return code for torchtitan, which searches names for expressions, those of wrapped modules
     too.
     """
@@ -124,7 +128,7 @@ def _torchtitan(groups: Iterable[Mapping[str, Any]]) -> str:
         "]",
         "",
         "",
-        'def param_groups(lr, optimizer_name="AdamW", **kwargs):',
+        f'def param_groups(lr={lr!r}, optimizer_name="AdamW", **kwargs):',
         "    return [",
         "        ParamGroupConfig(",
         "            pattern=pattern,",
@@ -137,7 +141,7 @@ def _torchtitan(groups: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _param_groups(groups: Iterable[Mapping[str, Any]]) -> str:
+def _param_groups(groups: Iterable[Mapping[str, Any]], lr: float) -> str:
     lines = ["GROUPS = ["]
     for group in groups:
         settings = {key: value for key, value in group.items() if key != "params"}
@@ -148,7 +152,7 @@ def _param_groups(groups: Iterable[Mapping[str, Any]]) -> str:
         "]",
         "",
         "",
-        "def param_groups(model, lr):",
+        f"def param_groups(model, lr={lr!r}):",
         "    named = dict(model.named_parameters())",
         "    return [",
         '        {**settings, "lr": settings["lr"] * lr, "params": [named[n] for n in names]}',

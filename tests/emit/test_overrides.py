@@ -52,8 +52,9 @@ def test_expressions_match_no_other_names() -> None:
         assert [found for one, found in table.items() if re.search(one, name)] == [m]
 
 
-def test_megatron(compiled: CompiledModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With stand-ins of its two classes, whose names match as by fnmatch."""
+@pytest.fixture
+def _megatron(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins of its two classes."""
     for path in ("megatron", "megatron.core", "megatron.core.optimizer"):
         monkeypatch.setitem(sys.modules, path, ModuleType(path))
     config = ModuleType("megatron.core.optimizer.optimizer_config")
@@ -62,6 +63,11 @@ def test_megatron(compiled: CompiledModel, monkeypatch: pytest.MonkeyPatch) -> N
     scheduler.ParamGroupOverride = dict  # type: ignore[attr-defined]
     for module in (config, scheduler):
         monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.mark.usefixtures("_megatron")
+def test_megatron(compiled: CompiledModel) -> None:
+    """Its names match as by fnmatch."""
     names: dict[str, Any] = {}
     exec(compiled.overrides("megatron"), names)
     found = names["config_overrides"](lr=0.5, min_lr=0.25)
@@ -72,7 +78,7 @@ def test_megatron(compiled: CompiledModel, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_megatron_escapes_what_its_matching_reads() -> None:
     names: dict[str, Any] = {}
-    code = overrides({"a[0]": 0.5, "a0": 2.0}, [], "megatron")
+    code = overrides({"a[0]": 0.5, "a0": 2.0}, [], "megatron", 1e-3)
     exec(code.split("\n\n")[1], names)
     keys = list(names["MULTIPLIERS"])
     assert [[fnmatch.fnmatch(n, key[0]) for key in keys] for n in ("a[0]", "a0")] == [
@@ -133,8 +139,29 @@ def test_torchtitan(compiled: CompiledModel, monkeypatch: pytest.MonkeyPatch, wr
     assert found == {each.pattern for each in groups}
 
 
+@pytest.mark.usefixtures("_megatron")
+def test_rates_of_groups_are_in_proportion_and_by_default_the_base_s() -> None:
+    base = blocks(8)
+    x, y = torch.randn(16, 4), torch.randint(3, (16,))
+    first, *others = base.parameters()
+    groups = [{"params": [first], "lr": 16e-3}, {"params": others}]
+    profile = flerm_fx.record(base, torch.optim.AdamW(groups, lr=1e-3), x, y, settle=0).profile
+    compiled = flerm_fx.compile(blocks(16), profile)
+    wanted = {n: m * (16e-3 if n == "0.weight" else 1e-3) for n, m in compiled.multipliers.items()}
+    names: dict[str, Any] = {}
+    exec(compiled.overrides("megatron"), names)
+    found = {key: o["max_lr"] for keys, o in names["config_overrides"]().items() for key in keys}
+    assert found == pytest.approx(wanted)
+    exec(compiled.overrides("param_groups"), names)
+    model = blocks(16)
+    of = {id(p): name for name, p in model.named_parameters()}
+    for group in names["param_groups"](model):
+        for parameter in group["params"]:
+            assert group["lr"] == pytest.approx(wanted[of[id(parameter)]])
+
+
 def test_what_is_refused(compiled: CompiledModel) -> None:
     with pytest.raises(InputError, match="unknown format 'yaml'; expected one of json, regex"):
         compiled.overrides("yaml")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"a\\nb is not printable"):
-        overrides({"a\nb": 1.0}, [], "json")
+        overrides({"a\nb": 1.0}, [], "json", 1e-3)
