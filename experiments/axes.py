@@ -9,7 +9,7 @@ from torch import nn
 from experiments import foreign
 from experiments.adapters import adapted_llama
 from experiments.data import Name as DataName
-from experiments.recipe import Recipe
+from experiments.recipe import PAPER, Recipe
 from experiments.smollm2 import adapted
 from models import ResMLP, Transformer
 
@@ -419,8 +419,20 @@ def _under_the_recipe() -> list[Axis]:
         )
         for axis in (LLAMA, GPT2, VIT, deep[0])
     ]
+    scheduled = [
+        replace(
+            axis,
+            key=axis.key.replace("-width", "-cosine-width"),
+            title=axis.title.replace(", width", ", cosine, width"),
+            scales=(1, 4),
+            recipe=PAPER,
+            cell=None,
+        )
+        for axis in _transformers()
+        if axis.key.endswith("-width")
+    ]
     models = [LLAMA, GPT2, VIT, NEOX, OLMO2, ADAPTED]
-    return [*models, *deep, both, initial, mlp, *others, *wide, *tuned]
+    return [*models, *deep, both, initial, mlp, *others, *wide, *tuned, *scheduled]
 
 
 GRIDS = {

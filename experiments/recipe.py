@@ -99,3 +99,8 @@ class Recipe:
             weight_decay=0.0,
             fused=True,
         )
+
+
+PAPER = Recipe(betas=(0.9, 0.999), decay=0.0, clip=math.inf, warmup=0.0, floor=0.0)
+"""Adam with the paper's scheduler: half a cosine from the first step on, to 1e-6 there and 0 here
+(``transformer_schedulerpostnormpreresnormalisedwidth.sh`` of the authors' repository)."""
