@@ -455,15 +455,40 @@ MEASURED = {
 """What the README calls the rows of the first table of results."""
 
 
+def at_best() -> dict[tuple[str, str], dict[str, str]]:
+    """The first table of results, by axis and scale."""
+    page = (DOCS / "results.md").read_text(encoding="utf-8")
+    names, *cells = rows(page.split("## At the base's best rate")[1])
+    return {(row[0], row[1]): dict(zip(names, row, strict=True)) for row in cells}
+
+
 def test_the_figures_in_the_readme_are_those_of_the_results() -> None:
     header, *shown = rows((ROOT / "README.md").read_text(encoding="utf-8"))
     assert header[1:] == ["standard training", "with flerm_fx"]
-    page = (DOCS / "results.md").read_text(encoding="utf-8")
-    names, *cells = rows(page.split("## At the base's best rate")[1])
-    results = {(row[0], row[1]): dict(zip(names, row, strict=True)) for row in cells}
     assert {row[0] for row in shown} == MEASURED.keys()
+    results = at_best()
     for label, standard, compiled in shown:
         found = results[MEASURED[label]]
+        assert (standard, compiled) == (found["standard"], found["compile"]), label
+
+
+def test_so_are_those_with_a_rate_for_each_kind() -> None:
+    pytest.importorskip("experiments")
+    from experiments.axes import AXES
+    from experiments.measures import seed_mean
+    from experiments.runner import best_rate
+    from experiments.store import Store
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    header, *shown = rows(readme[readme.index("| the large model, with a rate") - 2 :])
+    assert header[1:] == ["the small model", "standard training", "with flerm_fx"]
+    results, store = at_best(), Store(DOCS / "results")
+    for label, base, standard, compiled in shown:
+        title = label.replace(", 4 times as wide", ", kinds tuned, width")
+        (axis,) = (axis for axis in AXES.values() if axis.title == title)
+        best, runs = best_rate(axis, store), store.of(axis, "standard")
+        assert base == f"{float(seed_mean(runs, 1, [best], [0, 1, 2])[0]):.3f}", label
+        found = results[title, "4"]
         assert (standard, compiled) == (found["standard"], found["compile"]), label
 
 
