@@ -16,9 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
+from rich.console import Console
+
 from experiments import data
 from experiments.axes import AXES, Axis
-from experiments.runner import best_rate
+from experiments.methods import METHODS
+from experiments.runner import best_rate, run
 from experiments.store import Store
 from experiments.training import train
 from experiments.work import build, of_axis, start_process
@@ -129,13 +132,17 @@ def _key(factors: Mapping[str, float]) -> Factors:
 def main() -> None:
     """Tune the rates of an axis's base."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("axis", choices=[key for key, a in AXES.items() if a.model in KINDS])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    plain = [key for key, axis in AXES.items() if axis.model in KINDS and not axis.rates]
+    parser.add_argument("axis", choices=plain)
+    parser.add_argument("--seeds", type=int, default=3, help="of each trial")
+    parser.add_argument("--jobs", type=int, help="processes that sweep the one rate")
+    parser.add_argument("--out", type=Path, default=Path("results-out"), help="folder of results")
     options = parser.parse_args()
+    axis, store = AXES[options.axis], Store(options.out)
+    standard = [METHODS["standard"]]
+    run([axis.part([])], standard, options.seeds, store, Console(), options.jobs)
+    rate = best_rate(axis, store)
     start_process()
-    axis = AXES[options.axis]
-    rate = best_rate(axis, Store(options.out))
     trials = Trials(axis, rate, options.seeds, options.out / "kinds.jsonl")
     found = tuned(KINDS[axis.model], trials)
     print(f"{axis.key}, {math.log2(rate):+g} octaves: {dict(_key(found))}")
