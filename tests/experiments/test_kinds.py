@@ -57,16 +57,12 @@ def test_completep_has_the_factors_of_its_base() -> None:
 def test_a_base_of_several_rates_compiled_against_itself_has_multipliers_of_1() -> None:
     axis = replace(tiny("llama-width"), rates={"q_proj": 4.0})
     model = work.build(axis, 1, 0)
-    batches = work.probe(replace(axis, data="bytes"), 4)
-    with flerm_fx.record(
-        model,
-        of_axis(axis, model, 1e-3),
-        [x for x, _ in batches],
-        [y for _, y in batches],
-        settle=4,
-    ) as recorder:
-        pass
-    compiled = flerm_fx.compile(work.build(axis, 1, 0), recorder.profile, emit="param_groups")
+    pool = work.probe(replace(axis, data="bytes"), 4)
+    inputs, targets = [x for x, _ in pool], [y for _, y in pool]
+    run = of_axis(axis, model, 1e-3)
+    profile = flerm_fx.record(model, run, inputs, targets, settle=4, method="exact").profile
+    again = work.build(axis, 1, 0)
+    compiled = flerm_fx.compile(again, profile, emit="param_groups", method="exact")
     assert compiled.multipliers == pytest.approx(dict.fromkeys(compiled.multipliers, 1.0))
 
 
