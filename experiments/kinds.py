@@ -18,13 +18,13 @@ from statistics import fmean
 
 from rich.console import Console
 
-from experiments import data
 from experiments.axes import AXES, Axis
 from experiments.methods import METHODS
 from experiments.runner import best_rate, run
-from experiments.store import Store
-from experiments.training import train
-from experiments.work import build, of_axis, start_process
+from experiments.store import Run, Store
+from experiments.work import Training, start_process
+
+STANDARD = METHODS["standard"]
 
 KINDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "llama": (
@@ -63,22 +63,20 @@ def tuned(
     """
     factors: dict[str, float] = {}
     lowest = loss_of(factors)
-    for _ in range(SWEEPS):
-        before = dict(factors)
-        for parts in kinds:
-            for step in (2.0, 0.5):
-                moved = False
-                while True:
-                    trial = {**factors, **{p: factors.get(p, 1.0) * step for p in parts}}
-                    loss = loss_of(trial)
-                    if not loss < lowest - LEAST:
-                        break
-                    factors, lowest, moved = trial, loss, True
-                if moved:
-                    break
-        if factors == before:
-            break
+    for parts in [*kinds] * SWEEPS:
+        before = lowest
+        for step in (2.0, 0.5):
+            trial = _moved(factors, parts, step)
+            while lowest - (loss := loss_of(trial)) > LEAST:
+                factors, lowest = trial, loss
+                trial = _moved(factors, parts, step)
+            if lowest < before:  # the way down is this one
+                break
     return factors
+
+
+def _moved(factors: Mapping[str, float], parts: Iterable[str], step: float) -> dict[str, float]:
+    return {**factors, **{part: factors.get(part, 1.0) * step for part in parts}}
 
 
 class Trials:
@@ -109,9 +107,8 @@ class Trials:
         key = _key(factors), seed
         if key not in self._losses:
             axis = replace(self._axis, rates=dict(key[0]))
-            model = build(axis, 1, seed)
-            rule = of_axis(axis, model, self._rate)
-            loss = train(model, rule, data.load(axis.data), axis, seed).loss
+            trial = Run(axis.key, STANDARD.key, 1, seed, self._rate)
+            loss = Training(axis, STANDARD, trial, None, None)().loss
             line = {
                 "axis": axis.key,
                 "rate": self._rate,
@@ -139,8 +136,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results-out"), help="folder of results")
     options = parser.parse_args()
     axis, store = AXES[options.axis], Store(options.out)
-    standard = [METHODS["standard"]]
-    run([axis.part([])], standard, options.seeds, store, Console(), options.jobs)
+    run([axis.part([])], [STANDARD], options.seeds, store, Console(), options.jobs)
     rate = best_rate(axis, store)
     start_process()
     trials = Trials(axis, rate, options.seeds, options.out / "kinds.jsonl")

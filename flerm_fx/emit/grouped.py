@@ -187,8 +187,8 @@ class GroupedModel(ScaledModel):
         choice("format", format, get_args(Overrides))
         groups: list[dict[str, Any]] = []
         run, multipliers = self.procedure.optimizers, self.multipliers
-        lr = run.learning_rates[run.groups(0)[0]]
-        if format == "megatron" and lr:
+        lr = run.learning_rates[0]
+        if format == "megatron":
             multipliers = {name: m * (run.rate(name) / lr) for name, m in multipliers.items()}
         if format in GROUPED:
             if run.count > 1:

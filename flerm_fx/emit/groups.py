@@ -83,10 +83,11 @@ def parameter_groups(
             "counted from 0"
         )
     kinds = run.groups(optimizer)
-    lr = run.learning_rates[kinds[0]] if lr is None else checked("lr", lr)
+    recorded = run.learning_rates[kinds[0]]
+    lr = recorded if lr is None else checked("lr", lr)
     rates = run.scaled_to(lr, kinds[0])
     held = [p for name, p in parameters.items() if run.index(name) in kinds]
-    _check_moves(held, lr, run.learning_rates[kinds[0]])
+    _check_moves(held, lr, recorded)
     differing = run.differing(optimizer)
     some_decay = any(run.rules[kind].settings.get("weight_decay") for kind in kinds)
     groups: dict[tuple[int, float], dict[str, Any]] = {}

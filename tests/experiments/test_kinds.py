@@ -11,7 +11,8 @@ import torch
 
 import flerm_fx
 from experiments import completep, kinds, work
-from experiments.axes import TUNED
+from experiments.axes import TUNED, Axis
+from experiments.training import Outcome
 from experiments.work import of_axis
 from tests.experiments.small import tiny
 
@@ -69,11 +70,11 @@ def test_a_base_of_several_rates_compiled_against_itself_has_multipliers_of_1() 
 def test_each_trial_is_run_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[Mapping[str, float]] = []
 
-    def train(model: object, run: object, data: object, axis: kinds.Axis, seed: int) -> object:
+    def train(model: object, run: object, data: object, axis: Axis, seed: int) -> Outcome:
         ran.append(axis.rates)
-        return type("Outcome", (), {"loss": 1.0 + seed})
+        return Outcome(1.0 + seed, 1.0, 0.0)
 
-    monkeypatch.setattr(kinds, "train", train)
+    monkeypatch.setattr(work, "train", train)
     axis = replace(tiny("llama-width"), data="bytes")
     path = tmp_path / "kinds.jsonl"
     assert kinds.Trials(axis, 0.01, 2, path)({"mlp": 2.0, "q_proj": 1.0}) == 1.5
